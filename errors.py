@@ -1,0 +1,35 @@
+"""The one way a person's mistake is reported: a sentence and exit code 2.
+
+Every package may import this module; it imports nothing of Sextet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+USER_ERROR_EXIT_CODE = 2
+
+
+class UserError(Exception):
+    """A mistake that the user can mend.
+
+    The message is one sentence that says what is wrong, where (file, column
+    or flag), and what to do. Raise it at the edge where the mistake enters;
+    a bug of ours must never become one.
+    """
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turns a `UserError` into `error: <sentence>` on stderr and exit 2.
+
+    For the outermost frame of a command line. Any other exception passes
+    through with its traceback: it is a bug, and must look like one.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT_CODE)
