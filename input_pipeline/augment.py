@@ -1,0 +1,251 @@
+"""What happens to one image: the training chain and the evaluation views.
+
+Pillow and NumPy on the host, uint8 to uint8, all randomness from the generator
+that is handed in. The chain is torchvision 0.29's RandomResizedCrop,
+RandomHorizontalFlip, RandAugment, ColorJitter and RandomGrayscale, in that
+order; RandomErasing and everything between images follow on the device, in
+mixing.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline import ops
+from input_pipeline.decoding import (
+    BadImage,
+    decode,
+    open_image,
+    upright_rgb,
+)
+
+__all__ = ["VIEWS", "Augment", "BadImage", "decode", "eval_image"]
+__all__ += ["random_crop_box", "train_image"]
+
+VIEWS = ("center", "center_flip", "crop", "crop_flip")
+
+# The share of the resized short side that the centre crop keeps.
+CENTER_CROP = 224 / 256
+
+# The scale of the random crop among the evaluation views.
+VIEW_CROP_SCALE = (0.9, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """The strength of each step of the training chain.
+
+    Attributes:
+      crop_scale: smallest and largest share of the area that a crop keeps.
+      crop_ratio: narrowest and widest aspect ratio of a crop.
+      flip: probability of a mirror image.
+      randaugment_ops: operations per image; 0 leaves RandAugment out.
+      randaugment_magnitude: their strength, bin 0 to 30.
+      jitter: largest change of brightness, contrast, saturation (factors
+        around 1) and hue (share of the circle); 0 leaves one out.
+      jitter_prob: probability that an image is jittered at all.
+      grayscale: probability that an image loses its colours.
+    """
+
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    flip: float = 0.5
+    randaugment_ops: int = 2
+    randaugment_magnitude: int = 9
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_prob: float = 1.0
+    grayscale: float = 0.0
+
+
+def train_image(
+    data: bytes | np.ndarray,
+    augment: Augment,
+    size: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Decodes and augments one image.
+
+    Args:
+      data: an encoded file, or pixels uint8 `[H, W, 3]`.
+      augment: what to do and how strongly.
+      size: side of the result in pixels.
+      rng: the only source of randomness.
+
+    Returns:
+      uint8 `[size, size, 3]`.
+
+    Raises:
+      BadImage: the data cannot be read.
+    """
+    image = upright_rgb(open_image(data))
+    box = random_crop_box(
+        *image.size, augment.crop_scale, augment.crop_ratio, rng
+    )
+    image = _resized_crop(image, box, size)
+    if rng.random() < augment.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = _randaugment(image, augment, rng)
+    if rng.random() < augment.jitter_prob:
+        image = _color_jitter(image, augment.jitter, rng)
+    if rng.random() < augment.grayscale:
+        image = ops.grayscale(image)
+    return np.asarray(image)
+
+
+def random_crop_box(
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """Draws a crop as RandomResizedCrop does (Szegedy et al. 2015).
+
+    Area uniform in `scale`, aspect ratio log-uniform in `ratio`; after ten
+    crops that do not fit, the largest centred one of an allowed ratio.
+
+    Returns:
+      left, top, right, bottom in pixels.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        w = round(math.sqrt(area * aspect))
+        h = round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(height - h + 1))
+            left = int(rng.integers(width - w + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < min(ratio):
+        h = round(width / min(ratio))
+    elif width / height > max(ratio):
+        w = round(height * max(ratio))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _resized_crop(
+    image: Image.Image, box: tuple[int, int, int, int], size: int
+) -> Image.Image:
+    # Cropped before resizing, not with resize(box=…): that would let pixels
+    # outside the crop into its border, which torchvision does not.
+    if box != (0, 0, *image.size):
+        image = image.crop(box)
+    if image.size == (size, size):
+        return image
+    return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _randaugment(
+    image: Image.Image, augment: Augment, rng: np.random.Generator
+) -> Image.Image:
+    """RandAugment (Cubuk et al. 2019): operations drawn with replacement."""
+    names = tuple(ops.RANDAUGMENT)
+    for _ in range(augment.randaugment_ops):
+        name = names[rng.integers(len(names))]
+        strength = ops.magnitude(
+            name, augment.randaugment_magnitude, *image.size
+        )
+        if ops.RANDAUGMENT[name] and rng.random() < 0.5:
+            strength = -strength
+        image = ops.randaugment_op(image, name, strength)
+    return image
+
+
+def _color_jitter(
+    image: Image.Image,
+    jitter: tuple[float, float, float, float],
+    rng: np.random.Generator,
+) -> Image.Image:
+    """Brightness, contrast, saturation and hue in a random order."""
+    for step in rng.permutation(4):
+        amount = jitter[step]
+        if amount == 0:
+            continue
+        if step == 3:
+            image = ops.hue(image, rng.uniform(-amount, amount))
+            continue
+        factor = rng.uniform(max(0.0, 1 - amount), 1 + amount)
+        adjust = (ops.brightness, ops.contrast, ops.saturation)[step]
+        image = adjust(image, factor)
+    return image
+
+
+def eval_image(
+    data: bytes | np.ndarray,
+    views: Sequence[str],
+    size: int,
+    image_id: str,
+) -> np.ndarray:
+    """Decodes one image and cuts its evaluation views.
+
+    `center`: the short side resized to `round(size * 256 / 224)`, the middle
+    cut out. `crop`: a RandomResizedCrop of at least 90 % of the area, drawn
+    from the image's id alone. With `_flip`: the same, mirrored.
+
+    Args:
+      data: an encoded file, or pixels uint8 `[H, W, 3]`.
+      views: names out of `VIEWS`.
+      size: side of a view in pixels.
+      image_id: what `crop` is drawn from.
+
+    Returns:
+      uint8 `[len(views), size, size, 3]`.
+
+    Raises:
+      BadImage: the data cannot be read.
+    """
+    image = upright_rgb(open_image(data))
+    cuts: dict[str, np.ndarray] = {}
+    result = np.empty((len(views), size, size, 3), np.uint8)
+    for position, view in enumerate(views):
+        base = view.removesuffix("_flip")
+        if base not in cuts:
+            if base == "center":
+                cut = _center_view(image, size)
+            else:
+                cut = _crop_view(image, size, image_id)
+            cuts[base] = np.asarray(cut)
+        pixels = cuts[base]
+        result[position] = pixels[:, ::-1] if view != base else pixels
+    return result
+
+
+def _center_view(image: Image.Image, size: int) -> Image.Image:
+    """torchvision's Resize and CenterCrop in one call.
+
+    Resizing only what the crop keeps also bounds the memory: the whole of a
+    2000x3 image at this height would be 170,000 pixels wide.
+    """
+    width, height = image.size
+    short = round(size / CENTER_CROP)
+    if width <= height:
+        new_width, new_height = short, int(short * height / width)
+    else:
+        new_width, new_height = int(short * width / height), short
+    left = round((new_width - size) / 2.0)
+    top = round((new_height - size) / 2.0)
+    box = (
+        left * width / new_width,
+        top * height / new_height,
+        (left + size) * width / new_width,
+        (top + size) * height / new_height,
+    )
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def _crop_view(image: Image.Image, size: int, image_id: str) -> Image.Image:
+    seed = hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()
+    rng = np.random.Generator(
+        np.random.Philox(key=int.from_bytes(seed[:16], "little"))
+    )
+    box = random_crop_box(*image.size, VIEW_CROP_SCALE, (3 / 4, 4 / 3), rng)
+    return _resized_crop(image, box, size)

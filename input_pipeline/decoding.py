@@ -1,0 +1,159 @@
+"""Bytes to RGB pixels, whatever the file holds.
+
+One decoder, Pillow. Every failure is a `BadImage` with a reason, never a
+crash: what to do about it (leave the row out, keep it with the class prior) is
+the caller's decision.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+# Formats that people keep photos in. The list is closed because Pillow's full
+# list holds some that run other programs (EPS starts Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "MPO")
+
+EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".avif",
+)
+
+# Refused before any pixel is decoded. A photo of 89 megapixels is larger than
+# any camera makes; decoded it already takes 360 MB.
+MAX_PIXELS = 89_478_485
+
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(Exception):
+    """An image that cannot be read; the message is the reason in words."""
+
+
+def open_image(data: bytes | np.ndarray) -> Image.Image:
+    """Opens an image without decoding its pixels.
+
+    Args:
+      data: an encoded file, or pixels uint8 `[H, W, 3]`.
+
+    Returns:
+      A Pillow image whose size is known. `upright_rgb` decodes it.
+
+    Raises:
+      BadImage: not an image, or more than `MAX_PIXELS` pixels.
+    """
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
+            raise BadImage(
+                f"pixels are {data.dtype} {data.shape}, not uint8 [H, W, 3]"
+            )
+        if not data.size:
+            raise BadImage("the image has no pixels")
+        return Image.fromarray(data)
+    if not data:
+        raise BadImage("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise BadImage("not an image in a known format") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImage(f"more than {MAX_PIXELS} pixels") from None
+    except MemoryError:
+        raise BadImage("decoding needs too much memory") from None
+    except Exception as error:  # Pillow's parsers raise nearly anything.
+        raise BadImage(f"broken header ({error})") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width}x{height} is more than {MAX_PIXELS} pixels")
+    if width < 1 or height < 1:
+        raise BadImage("the image has no pixels")
+    return image
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Decodes what `open_image` opened, to mode RGB, the right way up.
+
+    Grey and palette images become RGB, 16-bit values are scaled to 8 bits,
+    alpha is composited over white, CMYK is converted, the EXIF orientation is
+    applied, and of an animation the first frame counts.
+
+    Raises:
+      BadImage: the pixel data is damaged or cut off.
+    """
+    try:
+        image.load()
+        turn = _orientation(image)
+        rgb = image if image.mode == "RGB" else None
+        if rgb is None or "transparency" in image.info:
+            rgb = _to_rgb(image)
+        return rgb.transpose(_TURNS[turn]) if turn in _TURNS else rgb
+    except MemoryError:
+        raise BadImage("decoding needs too much memory") from None
+    except Exception as error:
+        raise BadImage(f"damaged pixel data ({error})") from error
+
+
+def decode(data: bytes | np.ndarray) -> np.ndarray:
+    """Decodes one image.
+
+    Args:
+      data: an encoded file, or pixels uint8 `[H, W, 3]`.
+
+    Returns:
+      uint8 `[H, W, 3]`, upright (see `upright_rgb`).
+
+    Raises:
+      BadImage: the data cannot be read.
+    """
+    return np.asarray(upright_rgb(open_image(data)))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation 1 to 8; 1 where there is none or it is broken."""
+    if image.format is None:
+        return 1
+    if image.format in ("JPEG", "MPO") and "exif" not in image.info:
+        return 1
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # Broken EXIF around intact pixels: keep the pixels.
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Converts any mode to RGB without clipping 16 bits or dropping alpha."""
+    if image.mode.startswith("I"):
+        # Pillow clips these to 255 in convert(); 65535 / 257 is 255.
+        values = np.asarray(image).astype(np.int64)
+        values = np.clip(values, 0, 65535) + 128
+        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, np.float32))
+        scale = 255.0 if values.max() <= 1.0 else 1.0
+        values = np.clip(values * scale + 0.5, 0, 255)
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

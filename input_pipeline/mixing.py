@@ -1,0 +1,243 @@
+"""What happens to a batch, on the device: normalise, erase, mix.
+
+Pure functions of a key, for use inside a jitted train step. Random erasing
+and mixing run here because they are elementwise over whole batches, which a
+device does for nothing, and because they make float images of what the host
+hands over as bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+# RandomErasing gives up on an image after as many rectangles that do not fit.
+_ERASE_ATTEMPTS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """How batches are mixed; hashable, a static argument of a jitted step.
+
+    Attributes:
+      mixup_prob: probability of MixUp, else CutMix.
+      prob: probability that anything is mixed at all.
+      mixup_alpha: MixUp's lambda is drawn from Beta(alpha, alpha); 0 turns
+        MixUp off.
+      cutmix_alpha: the same for CutMix.
+      per_element: draw all of this for each image instead of once a batch.
+      erase_prob: probability of RandomErasing, per image.
+      erase_area: smallest and largest share of the image that is erased.
+      erase_ratio: smallest and largest height / width of the rectangle.
+    """
+
+    mixup_prob: float = 0.5
+    prob: float = 1.0
+    mixup_alpha: float = 1.0
+    cutmix_alpha: float = 1.0
+    per_element: bool = False
+    erase_prob: float = 0.25
+    erase_area: tuple[float, float] = (0.02, 0.2)
+    erase_ratio: tuple[float, float] = (0.3, 3.3)
+
+
+def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Bytes to zero mean and unit variance per channel.
+
+    Args:
+      images: uint8 `[..., 3]`.
+      mean: `[3]`, of values in 0 to 1.
+      std: `[3]`, the same.
+
+    Returns:
+      float32 of the same shape.
+    """
+    scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
+    offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    return images.astype(jnp.float32) * scale - offset
+
+
+def random_erasing(
+    images: jax.Array, mixing: Mixing, key: jax.Array
+) -> jax.Array:
+    """Fills a random rectangle of some images with normal noise.
+
+    Zhong et al. 2017, with torchvision's sampling: area uniform, aspect ratio
+    log-uniform, ten attempts to find a rectangle smaller than the image.
+
+    Args:
+      images: float32 `[B, H, W, C]`, normalised.
+      mixing: its `erase_…` fields are used.
+      key: a JAX random key.
+
+    Returns:
+      float32 `[B, H, W, C]`.
+    """
+    if mixing.erase_prob == 0:
+        return images
+    batch, height, width, _ = images.shape
+    choose, rectangle, noise = jax.random.split(key, 3)
+    chosen = jax.random.bernoulli(choose, mixing.erase_prob, (batch,))
+    top, left, h, w = _erase_rectangles(rectangle, batch, height, width, mixing)
+    inside = _inside(top, left, top + h, left + w, height, width)
+    inside &= chosen[:, None, None]  # [B, H, W]
+    noise = jax.random.normal(noise, images.shape, images.dtype)
+    return jnp.where(inside[..., None], noise, images)
+
+
+def _erase_rectangles(
+    key: jax.Array, batch: int, height: int, width: int, mixing: Mixing
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Top, left, height, width, each int32 `[B]`; all 0 where none fits."""
+    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
+    shape = (batch, _ERASE_ATTEMPTS)
+    low, high = mixing.erase_area
+    area = (
+        height
+        * width
+        * jax.random.uniform(area_key, shape, minval=low, maxval=high)
+    )
+    low, high = jnp.log(jnp.asarray(mixing.erase_ratio, jnp.float32))
+    ratio = jnp.exp(
+        jax.random.uniform(ratio_key, shape, minval=low, maxval=high)
+    )
+    h = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
+    w = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+    fits = (h < height) & (w < width)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    any_fits = fits.any(axis=1)
+    h = jnp.where(any_fits, jnp.take_along_axis(h, first, 1)[:, 0], 0)
+    w = jnp.where(any_fits, jnp.take_along_axis(w, first, 1)[:, 0], 0)
+    top = jax.random.randint(top_key, (batch,), 0, height - h + 1)
+    left = jax.random.randint(left_key, (batch,), 0, width - w + 1)
+    return top, left, h, w
+
+
+def mix(
+    images: jax.Array,
+    targets: jax.Array,
+    mixing: Mixing,
+    key: jax.Array,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """MixUp (Zhang et al. 2017) or CutMix (Yun et al. 2019).
+
+    An image's partner is its neighbour in the batch, which is a random one as
+    batches are shuffled. Every pixel is a weighted mean of the two, and the
+    label's lambda is the image's own share of the pixels: for CutMix one minus
+    the area of the box after clipping.
+
+    Args:
+      images: float32 `[B, H, W, C]`.
+      targets: float `[B, num_classes]`, each row a distribution.
+      mixing: what to draw.
+      key: a JAX random key.
+      mask: `[B]`; a row is left unmixed where its own or its partner's mask
+        is 0, so that no label stands for an image that is not there.
+
+    Returns:
+      images float32 `[B, H, W, C]` and targets float `[B, num_classes]`.
+    """
+    if mixing.prob == 0:
+        return images, targets
+    batch, height, width, _ = images.shape
+    draws = batch if mixing.per_element else 1
+    which, whether, mixup, cutmix = jax.random.split(key, 4)
+    share = _mixup_share(mixup, draws, mixing.mixup_alpha)
+    box, box_share = _cutmix_box(
+        cutmix, draws, height, width, mixing.cutmix_alpha
+    )
+    use_mixup = jax.random.bernoulli(which, mixing.mixup_prob, (draws,))
+    own = jnp.where(use_mixup, share, box_share)  # [draws], lambda
+    pixels = jnp.where(
+        use_mixup[:, None, None], share[:, None, None], ~box
+    )  # [draws, H, W], the image's own weight at each pixel
+    mixed = jax.random.bernoulli(whether, mixing.prob, (draws,))
+    if mask is not None:
+        mixed = mixed & (mask > 0) & (jnp.roll(mask, 1) > 0)
+    own = jnp.where(mixed, own, 1.0)[:, None]
+    pixels = jnp.where(mixed[:, None, None], pixels, 1.0)[..., None]
+    partner = jnp.roll(images, 1, axis=0)
+    images = pixels * images + (1.0 - pixels) * partner
+    targets = own * targets + (1.0 - own) * jnp.roll(targets, 1, axis=0)
+    return images, targets
+
+
+def _mixup_share(key: jax.Array, draws: int, alpha: float) -> jax.Array:
+    if alpha == 0:
+        return jnp.ones((draws,))
+    return jax.random.beta(key, alpha, alpha, (draws,))
+
+
+def _cutmix_box(
+    key: jax.Array, draws: int, height: int, width: int, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Pixels of the box, bool `[draws, H, W]`, and the share outside it."""
+    if alpha == 0:
+        box = jnp.zeros((draws, height, width), bool)
+        return box, jnp.ones((draws,))
+    lambda_key, row_key, column_key = jax.random.split(key, 3)
+    side = jnp.sqrt(1.0 - jax.random.beta(lambda_key, alpha, alpha, (draws,)))
+    half_h = jnp.floor(side * height).astype(jnp.int32) // 2
+    half_w = jnp.floor(side * width).astype(jnp.int32) // 2
+    row = jax.random.randint(row_key, (draws,), 0, height)
+    column = jax.random.randint(column_key, (draws,), 0, width)
+    top = jnp.clip(row - half_h, 0, height)
+    left = jnp.clip(column - half_w, 0, width)
+    bottom = jnp.clip(row + half_h, 0, height)
+    right = jnp.clip(column + half_w, 0, width)
+    area = (bottom - top) * (right - left)
+    share = 1.0 - area / (height * width)
+    return _inside(top, left, bottom, right, height, width), share
+
+
+def _inside(
+    top: jax.Array,
+    left: jax.Array,
+    bottom: jax.Array,
+    right: jax.Array,
+    height: int,
+    width: int,
+) -> jax.Array:
+    """Which pixels lie in rectangles `[B]`: bool `[B, H, W]`."""
+    y = jnp.arange(height)[None, :, None]
+    x = jnp.arange(width)[None, None, :]
+    top, left, bottom, right = (
+        edge[:, None, None] for edge in (top, left, bottom, right)
+    )
+    return (y >= top) & (y < bottom) & (x >= left) & (x < right)
+
+
+def prepare_train(
+    batch: dict[str, jax.Array],
+    mixing: Mixing,
+    mean: jax.Array,
+    std: jax.Array,
+    num_classes: int,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """From a batch of the pipeline to what the loss is computed on.
+
+    Label smoothing is not applied here; the loss does it, once.
+
+    Args:
+      batch: `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]`, `mask` `[B]`.
+      mixing: erasing and mixing.
+      mean: `[3]`, of values in 0 to 1.
+      std: `[3]`, the same.
+      num_classes: C.
+      key: a JAX random key, another one each step.
+
+    Returns:
+      images float32 `[B, H, W, 3]`, targets float32 `[B, C]`, weights float32
+      `[B]` (0 for images that could not be read).
+    """
+    erase_key, mix_key = jax.random.split(key)
+    images = normalize(batch["image"], mean, std)
+    images = random_erasing(images, mixing, erase_key)
+    targets = jax.nn.one_hot(batch["label"], num_classes)
+    weights = batch["mask"].astype(jnp.float32)
+    images, targets = mix(images, targets, mixing, mix_key, weights)
+    return images, targets, weights

@@ -1,0 +1,301 @@
+"""The grain chain: from row numbers to batches of NumPy arrays.
+
+The element of the chain is a whole batch, and batch `k` is a pure function of
+(seed, k): which rows it holds follows from the permutation of its epoch, and
+every image has a random generator of its own, keyed by the image's position
+in the endless stream. So a run that is rebuilt at any step goes on exactly,
+with any number of workers, and the shards of several hosts put together are
+the batch of one host. Batches go over the edge of an epoch, and nothing is
+dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+from absl import flags
+
+from errors import UserError
+from input_pipeline.augment import (
+    VIEWS,
+    Augment,
+    BadImage,
+    eval_image,
+    train_image,
+)
+from input_pipeline.sources import Images
+from input_pipeline.statistics import channel_stats
+
+__all__ = ["Batches", "channel_stats", "eval_batches", "train_batches"]
+
+# Enough steps for any training; a grain range needs an end.
+_ENDLESS = 1 << 48
+
+# Batches that wait ready-made, per worker.
+_BUFFERED_BATCHES = 2
+
+# Where the reasons for bad images travel inside a batch.
+_REASONS = "reasons"
+
+
+def train_batches(
+    images: Images,
+    rows: np.ndarray,
+    augment: Augment,
+    *,
+    size: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Batches:
+    """Endless augmented batches in a new order every epoch.
+
+    Args:
+      images: the images.
+      rows: int `[N]`, the rows of `images` to train on.
+      augment: see `train_image`.
+      size: side of the images in pixels.
+      batch_size: images per step over all shards.
+      seed: of order and augmentation.
+      start_step: number of the first batch; a stream that starts at k is the
+        stream that starts at 0 without its first k batches.
+      workers: processes that prepare batches; 0 prepares them in a thread.
+      shard: this host's number and the number of hosts.
+
+    Returns:
+      Iterator of dicts with `image` uint8 `[b, size, size, 3]`, `label` int32
+      `[b]`, `mask` float32 `[b]` (0: the image could not be read, its pixels
+      are 0), `row` int32 `[b]`, where b = batch_size / number of hosts.
+
+    Raises:
+      UserError: no rows, or a batch that the hosts cannot share evenly.
+    """
+    rows = np.asarray(rows, np.int32)
+    if len(rows) == 0:
+        raise UserError(
+            "there is no image to train on; check --config.data.fold and "
+            "--config.data.folds"
+        )
+    _check_shard(batch_size, shard)
+    maker = _TrainBatch(images, rows, augment, size, batch_size, seed, shard)
+    steps = grain.MapDataset.range(start_step, _ENDLESS)
+    return Batches(_iterate(steps.map(maker), workers), images)
+
+
+def eval_batches(
+    images: Images,
+    rows: np.ndarray,
+    *,
+    size: int,
+    batch_size: int,
+    views: Sequence[str] = ("center",),
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Batches:
+    """Every row exactly once, in order; the last batch is filled up.
+
+    Args:
+      images: the images.
+      rows: int `[N]`, the rows of `images` to evaluate.
+      size: side of a view in pixels.
+      batch_size: images per step over all shards.
+      views: names out of `augment.VIEWS`.
+      workers: processes that prepare batches; 0 prepares them in a thread.
+      shard: this host's number and the number of hosts.
+
+    Returns:
+      Iterator of dicts with `image` uint8 `[b, V, size, size, 3]`, `label`
+      int32 `[b]`, `mask` float32 `[b]` (0: filling, with row -1), `row` int32
+      `[b]`, `bad` bool `[b]` (the image could not be read, its pixels are 0).
+
+    Raises:
+      UserError: an unknown view, or a batch the hosts cannot share evenly.
+    """
+    unknown = [view for view in views if view not in VIEWS]
+    if unknown or not views:
+        raise UserError(
+            f"there is no evaluation view '{', '.join(unknown)}'; choose from "
+            f"{', '.join(VIEWS)}"
+        )
+    _check_shard(batch_size, shard)
+    rows = np.asarray(rows, np.int32)
+    maker = _EvalBatch(images, rows, size, batch_size, tuple(views), shard)
+    steps = grain.MapDataset.range(0, -(-len(rows) // batch_size))
+    return Batches(_iterate(steps.map(maker), workers), images)
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """An iterator over batches that reports bad images and can be closed."""
+
+    def __init__(self, chain: grain.DatasetIterator, images: Images):
+        self._chain = chain
+        self._images = images
+        self._reported: set[int] = set()
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = next(self._chain)
+        for row, reason in batch.pop(_REASONS):
+            if row not in self._reported:
+                self._reported.add(row)
+                print(
+                    f"bad image '{self._images.ids[row]}': {reason}",
+                    file=sys.stderr,
+                )
+        return batch
+
+    def close(self) -> None:
+        """Ends worker processes and threads; the iterator is over."""
+        chain, self._chain = self._chain, iter(())
+        if hasattr(chain, "close"):
+            chain.close()
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+
+def _check_shard(batch_size: int, shard: tuple[int, int]) -> None:
+    index, count = shard
+    if batch_size < 1 or batch_size % count or not 0 <= index < count:
+        raise UserError(
+            f"a batch of {batch_size} images cannot be shared evenly by "
+            f"{count} hosts; set --config.batch_size to a multiple of {count}"
+        )
+
+
+def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
+    # One thread: it works while the device does, and Pillow lets go of the
+    # interpreter lock. More parallelism is what worker processes are for.
+    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    chain = batches.to_iter_dataset(read)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags.
+        chain = chain.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=_BUFFERED_BATCHES
+            )
+        )
+    return iter(chain)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainBatch:
+    """Step number -> batch. Picklable, as worker processes are spawned."""
+
+    images: Images
+    rows: np.ndarray
+    augment: Augment
+    size: int
+    batch_size: int
+    seed: int
+    shard: tuple[int, int]
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        index, count = self.shard
+        first = step * self.batch_size
+        positions = range(first + index, first + self.batch_size, count)
+        side = self.size
+        pixels = np.zeros((len(positions), side, side, 3), np.uint8)
+        mask = np.ones(len(positions), np.float32)
+        rows = np.empty(len(positions), np.int32)
+        reasons = []
+        for slot, position in enumerate(positions):
+            epoch, place = divmod(position, len(self.rows))
+            row = self.rows[_order(self.seed, epoch, len(self.rows))[place]]
+            rows[slot] = row
+            try:
+                pixels[slot] = train_image(
+                    self.images.read(row),
+                    self.augment,
+                    side,
+                    _generator(self.seed, _AUGMENT, position),
+                )
+            except BadImage as error:
+                mask[slot] = 0
+                reasons.append((int(row), str(error)))
+        return {
+            "image": pixels,
+            "label": self.images.labels[rows],
+            "mask": mask,
+            "row": rows,
+            _REASONS: reasons,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalBatch:
+    """Batch number -> batch."""
+
+    images: Images
+    rows: np.ndarray
+    size: int
+    batch_size: int
+    views: tuple[str, ...]
+    shard: tuple[int, int]
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        index, count = self.shard
+        first = step * self.batch_size
+        positions = range(first + index, first + self.batch_size, count)
+        shape = (len(positions), len(self.views), self.size, self.size, 3)
+        pixels = np.zeros(shape, np.uint8)
+        rows = np.full(len(positions), -1, np.int32)
+        labels = np.full(len(positions), -1, np.int32)
+        bad = np.zeros(len(positions), bool)
+        reasons = []
+        for slot, position in enumerate(positions):
+            if position >= len(self.rows):
+                break
+            row = self.rows[position]
+            rows[slot] = row
+            labels[slot] = self.images.labels[row]
+            try:
+                pixels[slot] = eval_image(
+                    self.images.read(row),
+                    self.views,
+                    self.size,
+                    str(self.images.ids[row]),
+                )
+            except BadImage as error:
+                bad[slot] = True
+                reasons.append((int(row), str(error)))
+        return {
+            "image": pixels,
+            "label": labels,
+            "mask": (rows >= 0).astype(np.float32),
+            "row": rows,
+            "bad": bad,
+            _REASONS: reasons,
+        }
+
+
+# Independent random streams of one seed.
+_SHUFFLE, _AUGMENT = 0, 1
+
+
+def _generator(seed: int, stream: int, position: int) -> np.random.Generator:
+    """A generator of its own for every position of every stream.
+
+    Philox is counter-based: any (key, counter) can be gone to directly, and
+    2^64 draws lie between two positions.
+    """
+    return np.random.Generator(
+        np.random.Philox(key=(seed << 1) + stream, counter=position << 64)
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of an epoch: a permutation of `count` places."""
+    return _generator(seed, _SHUFFLE, epoch).permutation(count)

@@ -1,0 +1,567 @@
+"""Where images come from: digits, csv, folders, TensorFlow Datasets.
+
+`open_source(config.data)` looks at the folder, checks everything that can be
+checked without decoding an image, and returns a `Source`: the labelled images
+that the folds divide, and the images to predict. An `Images` is a list of ids
+with random access to encoded files; it holds names, no pixels, so that a
+worker process can be handed one cheaply.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from errors import UserError
+from input_pipeline import tables
+from input_pipeline.decoding import EXTENSIONS, BadImage
+
+# A larger file is not a photo; reading one would only exhaust the memory.
+MAX_FILE_BYTES = 1 << 28
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images(abc.ABC):
+    """Images by row number.
+
+    Attributes:
+      ids: str `[N]`, unique.
+      labels: int32 `[N]`, index into the source's classes; -1 unknown.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abc.abstractmethod
+    def read(self, row: int) -> bytes | np.ndarray:
+        """Returns the encoded file, or pixels uint8 `[H, W, 3]`.
+
+        Raises:
+          BadImage: there is nothing to read (a folder, a lost file).
+        """
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayImages(Images):
+    """Images that are in memory already.
+
+    Attributes:
+      pixels: uint8 `[N, H, W, 3]`.
+    """
+
+    pixels: np.ndarray
+
+    def read(self, row: int) -> np.ndarray:
+        """Returns uint8 `[H, W, 3]`."""
+        return self.pixels[row]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileImages(Images):
+    """Image files in one folder.
+
+    Attributes:
+      folder: absolute path.
+      names: per row the path inside `folder`.
+    """
+
+    folder: str
+    names: Sequence[str]
+
+    def path(self, row: int) -> str:
+        """The absolute path of a row's file."""
+        return os.path.join(self.folder, self.names[row])
+
+    def read(self, row: int) -> bytes:
+        """Returns the file's bytes."""
+        try:
+            # Without O_NONBLOCK, opening a named pipe would wait for ever.
+            file = os.open(self.path(row), os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                about = os.fstat(file)
+                if stat.S_ISDIR(about.st_mode):
+                    raise BadImage("a folder, not a file")
+                if not stat.S_ISREG(about.st_mode):
+                    raise BadImage("not a regular file")
+                if about.st_size > MAX_FILE_BYTES:
+                    raise BadImage(f"larger than {MAX_FILE_BYTES >> 20} MB")
+                with os.fdopen(os.dup(file), "rb") as stream:
+                    return stream.read()
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise BadImage(error.strerror or str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TfdsImages(Images):
+    """One split of a TensorFlow Datasets builder, read from ArrayRecord.
+
+    Attributes:
+      dataset: builder name with optional config and version.
+      split: `train`, `train[:90%]`, …
+      data_dir: the folder that holds the prepared dataset.
+      image_key: the image's feature name.
+    """
+
+    dataset: str
+    split: str
+    data_dir: str
+    image_key: str
+
+    def read(self, row: int) -> bytes:
+        """Returns the encoded image as it is stored."""
+        records = _tfds_records(
+            self.dataset, self.split, self.data_dir, self.image_key
+        )
+        return records[int(row)][self.image_key]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Everything known about one data folder before an image is decoded.
+
+    Attributes:
+      name: `digits`, `csv`, `folders` or `tfds:<name>`.
+      labelled: what the folds divide.
+      test: the rows to predict, or None; labels only where the source knows
+        them (digits), for scoring and nothing else.
+      classes: the original label values as text; in numeric order when all
+        are integers.
+      sample_submission: absolute path of the sample, or None.
+      id_column: of a submission written without a sample.
+      target_column: the same.
+      fingerprint: hash of ids, labels and file sizes; keys the caches.
+    """
+
+    name: str
+    labelled: Images
+    test: Images | None
+    classes: tuple[str, ...]
+    sample_submission: str | None
+    id_column: str
+    target_column: str
+    fingerprint: str
+
+
+def open_source(data: Any) -> Source:
+    """Opens the data that `config.data` describes.
+
+    Args:
+      data: attributes `root`, `source` and, for the chosen source, the column
+        and folder names (see configs/common.py). An empty `root` means the
+        digits; an empty `source` is found out from what is in `root`.
+
+    Returns:
+      The source, checked: every labelled row has a file and a known class.
+
+    Raises:
+      UserError: a missing folder or file, a wrong column, a bad id or label.
+    """
+    kind = data.source
+    if not kind and not data.root:
+        kind = "digits"
+    if kind == "digits":
+        return _open_digits(data)
+    if kind.startswith("tfds:"):
+        return _open_tfds(data)
+    if kind not in ("", "csv", "folders"):
+        raise UserError(
+            f"data.source is '{kind}', which is not known; choose digits, "
+            f"csv, folders or tfds:<name>{tables.did_you_mean(kind, _KINDS)}"
+        )
+    if not data.root:
+        raise UserError(
+            f"data.source is '{kind}' but data.root is empty; set "
+            "--config.data.root to the folder with the images"
+        )
+    root = Path(data.root).expanduser().absolute()
+    if not root.is_dir():
+        problem = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(
+            f"data.root {root} {problem}; set --config.data.root to the "
+            "folder with the images"
+        )
+    if kind == "csv" or (not kind and (root / data.answers).is_file()):
+        return _open_csv(data, root)
+    return _open_folders(data, root)
+
+
+_KINDS = ("digits", "csv", "folders", "tfds:")
+
+
+def _open_digits(data: Any) -> Source:
+    """The 1,797 digits that ship inside scikit-learn, a fifth held out."""
+    from sklearn import datasets, model_selection
+
+    digits = datasets.load_digits()
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    pixels = np.repeat(grey[..., None], 3, axis=-1)  # [N, 8, 8, 3]
+    ids = np.array([f"digit-{row:04d}" for row in range(len(grey))])
+    labels = digits.target.astype(np.int32)
+    train, test = model_selection.train_test_split(
+        np.arange(len(ids)), test_size=0.2, random_state=42, stratify=labels
+    )
+    train, test = np.sort(train), np.sort(test)
+    return Source(
+        name="digits",
+        labelled=ArrayImages(ids[train], labels[train], pixels[train]),
+        test=ArrayImages(ids[test], labels[test], pixels[test]),
+        classes=tuple(str(name) for name in digits.target_names),
+        sample_submission=None,
+        id_column=data.submission_id_column,
+        target_column=data.target_column,
+        fingerprint=_fingerprint(ids, labels, [pixels.size]),
+    )
+
+
+def _open_csv(data: Any, root: Path) -> Source:
+    """The competition layout: an answers csv beside folders of images."""
+    answers = tables.read_csv(root / data.answers, "data.answers")
+    ids = answers.column(data.id_column, "data.id_column")
+    targets = answers.column(data.target_column, "data.target_column")
+    answers.check_ids(ids, data.id_column)
+    for row, target in enumerate(targets):
+        if not target:
+            raise UserError(
+                f"{answers.path} has no label for id '{ids[row]}' in column "
+                f"'{data.target_column}'; fill it in or remove the row"
+            )
+    classes = _sorted_classes(targets)
+    _check_class_list(root / "classes.csv", data.target_column, classes)
+    index = {name: position for position, name in enumerate(classes)}
+    labels = np.array([index[target] for target in targets], np.int32)
+
+    train_folder = _Folder(root / data.train_images, "data.train_images")
+    names = train_folder.find_all(ids, data.extension, answers.path)
+    labelled = FileImages(np.array(ids), labels, str(train_folder.path), names)
+
+    sample = root / data.sample_submission if data.sample_submission else None
+    if sample is not None and not sample.is_file():
+        sample = None
+    test = _open_csv_test(data, root, sample)
+    return Source(
+        name="csv",
+        labelled=labelled,
+        test=test,
+        classes=classes,
+        sample_submission=None if sample is None else str(sample),
+        id_column=data.submission_id_column,
+        target_column=data.target_column,
+        fingerprint=_fingerprint(ids, labels, train_folder.sizes(names)),
+    )
+
+
+def _open_csv_test(data: Any, root: Path, sample: Path | None) -> Images | None:
+    """The rows to predict: those of the sample, else every image there is."""
+    path = root / data.test_images
+    if sample is None and not path.is_dir():
+        return None
+    folder = _Folder(path, "data.test_images")
+    if sample is None:
+        return _every_image(folder)
+    table = tables.read_csv(sample, "data.sample_submission")
+    ids = table.column(data.submission_id_column, "data.submission_id_column")
+    table.column(data.target_column, "data.target_column")
+    table.check_ids(ids, data.submission_id_column)
+    names = folder.find_all(ids, data.extension, sample)
+    return _unlabelled(ids, folder, names)
+
+
+def _open_folders(data: Any, root: Path) -> Source:
+    """One folder per class, or those inside `train/` beside a flat `test/`."""
+    train = root / "train" if (root / "train").is_dir() else root
+    test_path = None
+    if data.test_folder:
+        test_path = root / data.test_folder
+    elif train != root and (root / "test").is_dir():
+        test_path = root / "test"
+
+    names, targets = [], []
+    for folder in sorted(train.iterdir()):
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        if test_path is not None and folder == test_path:
+            continue
+        found = [name for name in os.listdir(folder) if _is_image_name(name)]
+        if not found:
+            raise UserError(
+                f"class folder {folder} holds no image "
+                f"({', '.join(EXTENSIONS)}); put images in it or remove it"
+            )
+        names += [f"{folder.name}/{name}" for name in sorted(found)]
+        targets += [folder.name] * len(found)
+    if not names:
+        raise UserError(
+            f"{train} has neither {data.answers} nor one folder of images per "
+            "class; set --config.data.root, or --config.data.answers if the "
+            "csv has another name"
+        )
+    classes = _sorted_classes(targets)
+    if len(classes) < 2:
+        raise UserError(
+            f"{train} has one class folder, '{classes[0]}', and there is "
+            "nothing to tell apart; add a folder for each other class"
+        )
+    index = {name: position for position, name in enumerate(classes)}
+    labels = np.array([index[target] for target in targets], np.int32)
+    labelled = FileImages(np.array(names), labels, str(train), names)
+    test = None
+    if test_path is not None:
+        folder = _Folder(test_path, "data.test_folder")
+        test = _every_image(folder)
+        _check_no_class_folders(folder, classes)
+    sizes = [os.path.getsize(train / name) for name in names]
+    return Source(
+        name="folders",
+        labelled=labelled,
+        test=test,
+        classes=classes,
+        sample_submission=None,
+        id_column=data.submission_id_column,
+        target_column=data.target_column,
+        fingerprint=_fingerprint(names, labels, sizes),
+    )
+
+
+def _check_no_class_folders(folder: _Folder, classes: Sequence[str]) -> None:
+    """A test folder is flat; class folders in it would be passed over."""
+    inside = [name for name in classes if (folder.path / name).is_dir()]
+    if inside:
+        raise UserError(
+            f"test folder {folder.path} has a folder '{inside[0]}' like a "
+            "class, but test images lie directly in it and have no labels; "
+            "move them up, or set --config.data.test_folder elsewhere"
+        )
+
+
+def _open_tfds(data: Any) -> Source:
+    """A prepared TensorFlow Datasets builder, without TensorFlow."""
+    name = data.source.removeprefix("tfds:")
+    labelled = _tfds_images(data, name, data.tfds_split_train)
+    classes = _tfds_classes(data, name)
+    test = None
+    if data.tfds_split_test:
+        test = _tfds_images(data, name, data.tfds_split_test)
+        # Labels of a test split are for nobody to see before the end.
+        test = dataclasses.replace(test, labels=np.full_like(test.labels, -1))
+    return Source(
+        name=data.source,
+        labelled=labelled,
+        test=test,
+        classes=classes,
+        sample_submission=None,
+        id_column=data.submission_id_column,
+        target_column=data.target_column,
+        fingerprint=_fingerprint(labelled.ids, labelled.labels, [len(name)]),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _tfds_records(dataset: str, split: str, data_dir: str, *keys: str) -> Any:
+    """Random access to some features of a split, images left encoded."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(dataset, data_dir=data_dir or None)
+    decoders = tfds.decode.PartialDecoding({key: True for key in keys})
+    skip = {
+        key: tfds.decode.SkipDecoding()
+        for key in keys
+        if isinstance(builder.info.features[key], tfds.features.Image)
+    }
+    if skip:
+        decoders = tfds.decode.PartialDecoding(
+            {key: True for key in keys}, decoders=skip
+        )
+    return builder.as_data_source(split=split, decoders=decoders)
+
+
+def _tfds_builder(data: Any, name: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data.root or None)
+    except Exception as error:
+        raise UserError(
+            f"TensorFlow Datasets cannot open '{name}' in "
+            f"{data.root or 'its default folder'}"
+        ) from error
+
+
+def _tfds_images(data: Any, name: str, split: str) -> TfdsImages:
+    records = _tfds_records(name, split, data.root, data.tfds_label)
+    labels = [int(record[data.tfds_label]) for record in records]
+    ids = [f"{split}-{row:06d}" for row in range(len(labels))]
+    return TfdsImages(
+        np.array(ids),
+        np.array(labels, np.int32),
+        name,
+        split,
+        data.root,
+        data.tfds_image,
+    )
+
+
+def _tfds_classes(data: Any, name: str) -> tuple[str, ...]:
+    builder = _tfds_builder(data, name)
+    return tuple(builder.info.features[data.tfds_label].names)
+
+
+class _Folder:
+    """A folder's listing: one pass over it instead of a question per file."""
+
+    def __init__(self, path: Path, flag: str):
+        self.path = path
+        if not path.is_dir():
+            problem = "is not a folder" if path.exists() else "does not exist"
+            raise UserError(
+                f"image folder {path} {problem}; create it or set "
+                f"--config.{flag}"
+            )
+        self._size = {}
+        with os.scandir(path) as entries:
+            for entry in entries:
+                self._size[entry.name] = entry
+        self._by_stem: dict[str, list[str]] | None = None
+
+    def image_names(self) -> list[str]:
+        """Every entry that is called like an image, numbers in their order."""
+        names = [name for name in self._size if _is_image_name(name)]
+        return sorted(names, key=_natural_order)
+
+    def find_all(
+        self, ids: Sequence[str], extension: str, table: Path
+    ) -> list[str]:
+        """The file of every id, or an error that names the first without."""
+        names = [self._find(image_id, extension) for image_id in ids]
+        if None in names:
+            culprit = ids[names.index(None)]
+            count = names.count(None)
+            others = f" (and {count - 1} more)" if count > 1 else ""
+            raise UserError(
+                f"id '{culprit}' of {table} has no image in {self.path}"
+                f"{others}; add the file, remove the row, or set "
+                "--config.data.extension"
+            )
+        return names
+
+    def _find(self, image_id: str, extension: str) -> str | None:
+        if image_id + extension in self._size:
+            return image_id + extension
+        if image_id in self._size and _is_image_name(image_id):
+            return image_id
+        if "/" in image_id:
+            for name in _candidates(image_id, extension):
+                if (self.path / name).exists():
+                    return name
+            return None
+        if self._by_stem is None:
+            self._by_stem = {}
+            for name in self.image_names():
+                self._by_stem.setdefault(_stem(name), []).append(name)
+        return self._by_stem.get(image_id, [None])[0]
+
+    def sizes(self, names: Iterable[str]) -> list[int]:
+        """Bytes per file, -1 where nobody can say."""
+        return [self._file_size(name) for name in names]
+
+    def _file_size(self, name: str) -> int:
+        try:
+            if name in self._size:
+                return self._size[name].stat().st_size
+            return (self.path / name).stat().st_size
+        except OSError:
+            return -1
+
+
+def _candidates(image_id: str, extension: str) -> list[str]:
+    names = [image_id] if _is_image_name(image_id) else []
+    names += [image_id + suffix for suffix in (extension, *EXTENSIONS)]
+    return names + [image_id + suffix.upper() for suffix in EXTENSIONS]
+
+
+def _is_image_name(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _stem(name: str) -> str:
+    return name[: name.rindex(".")]
+
+
+def _natural_order(name: str) -> list[tuple[int, int | str]]:
+    """Sorts 2.jpg before 10.jpg."""
+    return [
+        (0, int(part)) if part.isdecimal() else (1, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    ]
+
+
+def _every_image(folder: _Folder) -> FileImages:
+    names = folder.image_names()
+    if not names:
+        raise UserError(
+            f"test folder {folder.path} holds no image "
+            f"({', '.join(EXTENSIONS)}); put the images there or remove it"
+        )
+    ids = [_stem(name) for name in names]
+    if len(set(ids)) < len(ids):
+        ids = names  # 1.jpg beside 1.png: only full names tell them apart.
+    return _unlabelled(ids, folder, names)
+
+
+def _unlabelled(
+    ids: Sequence[str], folder: _Folder, names: Sequence[str]
+) -> FileImages:
+    unknown = np.full(len(ids), -1, np.int32)
+    return FileImages(np.array(ids), unknown, str(folder.path), names)
+
+
+def _sorted_classes(targets: Iterable[str]) -> tuple[str, ...]:
+    """Unique label texts, in numeric order when all are integers."""
+    unique = sorted(set(targets))
+    try:
+        return tuple(sorted(unique, key=int))
+    except ValueError:
+        return tuple(unique)
+
+
+def _check_class_list(path: Path, column: str, classes: Sequence[str]) -> None:
+    """Compares the labels with `classes.csv`, where there is one."""
+    if not path.is_file():
+        return
+    table = tables.read_csv(path, "data.root")
+    if column not in table.header:
+        return
+    listed = set(table.column(column, "data.target_column"))
+    for name, here, there in [
+        *((name, "the answers", path) for name in set(classes) - listed),
+        *((name, path, "the answers") for name in listed - set(classes)),
+    ]:
+        raise UserError(
+            f"label '{name}' is in {here} but not in {there}; make the two "
+            f"agree in column '{column}'"
+        )
+
+
+def _fingerprint(
+    ids: Iterable[str], labels: np.ndarray, sizes: Iterable[int]
+) -> str:
+    digest = hashlib.sha256()
+    digest.update("\n".join(ids).encode("utf-8", "surrogateescape"))
+    digest.update(np.ascontiguousarray(labels, "<i4").tobytes())
+    digest.update(np.array(list(sizes), "<i8").tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,122 @@
+"""Channel mean and standard deviation over all training pixels, cached."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import files
+from errors import UserError
+from input_pipeline.augment import BadImage, decode
+from input_pipeline.sources import Images
+
+# Without a word for longer than this, a person thinks that it hangs.
+_PROGRESS_SECONDS = 5.0
+
+_VALUES = np.arange(256) / 255.0
+
+
+def channel_stats(
+    images: Images,
+    rows: np.ndarray,
+    cache_dir: str | Path,
+    fingerprint: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every pixel of the training part.
+
+    Global, not averaged per image: a large image counts for more than a small
+    one, and the deviation includes the differences between images. Images
+    that cannot be read are left out.
+
+    Args:
+      images: the images.
+      rows: int `[N]`, the training rows.
+      cache_dir: folder of the json file with earlier answers.
+      fingerprint: of the source; with the rows it keys the cache.
+
+    Returns:
+      mean float32 `[3]` and std float32 `[3]`, of values in 0 to 1.
+
+    Raises:
+      UserError: none of the rows can be read.
+    """
+    rows = np.sort(np.asarray(rows, np.int64))
+    key = hashlib.sha256(fingerprint.encode() + rows.tobytes()).hexdigest()[:16]
+    path = Path(cache_dir) / "channel_stats.json"
+    known = _read_cache(path)
+    if key not in known:
+        mean, std = _measure(images, rows)
+        # Read again: another run may have added its own meanwhile.
+        known = _read_cache(path) | {
+            key: {"mean": mean.tolist(), "std": std.tolist()}
+        }
+        files.write_text(path, json.dumps(known, indent=1) + "\n")
+    answer = known[key]
+    return (
+        np.array(answer["mean"], np.float32),
+        np.array(answer["std"], np.float32),
+    )
+
+
+def _read_cache(path: Path) -> dict[str, dict[str, list[float]]]:
+    """What the cache holds; nothing where it is absent or damaged."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            key: answer
+            for key, answer in known.items()
+            if len(answer["mean"]) == 3 and len(answer["std"]) == 3
+        }
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return {}
+
+
+def _measure(images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Counts of the 256 values per channel: exact, whatever the order in which
+    # the threads finish.
+    total = np.zeros((3, 256), np.int64)
+    start = last = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        counts = pool.map(lambda row: _histogram(images, row), rows)
+        for done, count in enumerate(counts, 1):
+            total += count
+            now = time.monotonic()
+            if now - last > _PROGRESS_SECONDS:
+                last = now
+                left = (now - start) / done * (len(rows) - done)
+                print(
+                    f"channel statistics: {done} of {len(rows)} images, "
+                    f"{left:.0f} s left",
+                    file=sys.stderr,
+                )
+    pixels = total.sum(axis=1)
+    if not pixels.all():
+        raise UserError(
+            f"none of the {len(rows)} training images can be read; check "
+            "--config.data.root"
+        )
+    mean = total @ _VALUES / pixels
+    variance = total @ _VALUES**2 / pixels - mean**2
+    # Images of one colour would divide by zero.
+    return mean, np.sqrt(np.maximum(variance, 1e-6))
+
+
+def _histogram(images: Images, row: int) -> np.ndarray:
+    """Counts per channel and value, int64 `[3, 256]`."""
+    try:
+        pixels = decode(images.read(row))
+    except BadImage:
+        return np.zeros((3, 256), np.int64)
+    return np.stack(
+        [
+            np.bincount(pixels[..., channel].ravel(), minlength=256)
+            for channel in range(3)
+        ]
+    )

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import io
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.fixture
+def data_config():
+    """Makes a config.data; keywords change single fields."""
+
+    def make(**changes):
+        fields = {
+            "root": "",
+            "source": "",
+            "answers": "train_answers.csv",
+            "id_column": "img_id",
+            "target_column": "target_feature",
+            "train_images": "img_train",
+            "test_images": "img_test",
+            "extension": ".jpg",
+            "sample_submission": "sample_submission.csv",
+            "submission_id_column": "id",
+            "test_folder": "",
+            "folds": 5,
+            "fold": 0,
+            "folds_seed": 42,
+            "folds_file": "",
+            "tfds_split_train": "train",
+            "tfds_split_test": "test",
+            "tfds_image": "image",
+            "tfds_label": "label",
+        }
+        assert set(changes) <= set(fields)
+        return types.SimpleNamespace(**(fields | changes))
+
+    return make
+
+
+def photo(height=24, width=32, seed=0):
+    """Smooth colours with some noise: uint8 [height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)
+    smooth = Image.fromarray(small).resize((width, height))
+    noise = rng.integers(-12, 13, (height, width, 3))
+    return np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
+
+
+def encoded(pixels, kind="JPEG", **options):
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def competition(tmp_path):
+    """A folder in the competition's layout: 12 labelled, 4 to predict."""
+    labels = [3, 3, 3, 3, 11, 11, 11, 11, 0, 0, 0, 0]
+    lines = ["img_id,target_feature"]
+    (tmp_path / "img_train").mkdir()
+    (tmp_path / "img_test").mkdir()
+    for row, label in enumerate(labels):
+        lines.append(f"{row},{label}")
+        name = tmp_path / "img_train" / f"{row}.jpg"
+        name.write_bytes(encoded(photo(seed=row)))
+    (tmp_path / "train_answers.csv").write_text("\n".join(lines) + "\n")
+    for row in (2, 10, 1, 3):
+        name = tmp_path / "img_test" / f"{row}.jpg"
+        name.write_bytes(encoded(photo(seed=100 + row)))
+    (tmp_path / "sample_submission.csv").write_text(
+        "id,target_feature\n10,0\n1,0\n2,0\n3,0\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real photos beside the repository, where there is one."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no sample photos at {SHARED_DATA}")
+    return SHARED_DATA
