@@ -9,6 +9,7 @@ hands over as bytes.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -83,8 +84,30 @@ def random_erasing(
     top, left, h, w = _erase_rectangles(rectangle, batch, height, width, mixing)
     inside = _inside(top, left, top + h, left + w, height, width)
     inside &= chosen[:, None, None]  # [B, H, W]
-    noise = jax.random.normal(noise, images.shape, images.dtype)
+    noise = _cheap_normal(noise, images.shape)
     return jnp.where(inside[..., None], noise, images)
+
+
+def _cheap_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Normal noise, float32 of `shape`, from a hash of pixel and image seed.
+
+    JAX's own generator took 14 ms for 64 images of 64x64 on two CPU cores,
+    a tenth of a training step of a small model; this takes 2. The hash is
+    MurmurHash3's finaliser, which is random enough for what fills a hole.
+    """
+    seeds = jax.random.bits(key, (2, shape[0], 1), jnp.uint32)
+    pixels = jnp.arange(math.prod(shape[1:]), dtype=jnp.uint32)
+    bits = _murmur(_murmur(pixels[None] ^ seeds[0]) ^ seeds[1])
+    # 23 bits and a half: strictly between -1 and 1, so never infinite.
+    uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
+    noise = jax.lax.erf_inv(uniform) * math.sqrt(2.0)
+    return noise.reshape(shape)
+
+
+def _murmur(bits: jax.Array) -> jax.Array:
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
 
 
 def _erase_rectangles(
@@ -168,6 +191,13 @@ def mix(
 def _mixup_share(key: jax.Array, draws: int, alpha: float) -> jax.Array:
     if alpha == 0:
         return jnp.ones((draws,))
+    return _beta(key, draws, alpha)
+
+
+def _beta(key: jax.Array, draws: int, alpha: float) -> jax.Array:
+    """Beta(alpha, alpha), float32 `[draws]`."""
+    if alpha == 1:  # Uniform, without seconds of compilation for a sampler.
+        return jax.random.uniform(key, (draws,))
     return jax.random.beta(key, alpha, alpha, (draws,))
 
 
@@ -179,7 +209,7 @@ def _cutmix_box(
         box = jnp.zeros((draws, height, width), bool)
         return box, jnp.ones((draws,))
     lambda_key, row_key, column_key = jax.random.split(key, 3)
-    side = jnp.sqrt(1.0 - jax.random.beta(lambda_key, alpha, alpha, (draws,)))
+    side = jnp.sqrt(1.0 - _beta(lambda_key, draws, alpha))
     half_h = jnp.floor(side * height).astype(jnp.int32) // 2
     half_w = jnp.floor(side * width).astype(jnp.int32) // 2
     row = jax.random.randint(row_key, (draws,), 0, height)
