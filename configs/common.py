@@ -1,0 +1,180 @@
+"""What every recipe shares: the fields of a config, and their defaults.
+
+A recipe is a file with `get_config(variant)`; it starts from `base()` and
+lists its `stage(...)`s. Every field that exists anywhere is set here, so a
+misspelt `--config.a.b=` is caught before anything runs.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def base() -> ConfigDict:
+    """Returns the config that recipes start from, as REFERENCE recipes do.
+
+    224 px, AdamW, label smoothing .1, seed 42; each stage may say otherwise.
+    """
+    return ConfigDict(
+        {
+            "model": "miniconvnext",
+            # None: what the model's own paper says.
+            "drop_path_rate": placeholder(float),
+            "image_size": 224,
+            "dtype": "float32",  # of activations; parameters stay float32
+            "seed": 42,
+            "data": data(),
+            "augment": augment(),
+            "mixing": mixing(),
+            "stages": (),
+            # Shortens (or stretches) all stages to this many epochs in sum;
+            # 0 leaves them as written.
+            "epochs": 0.0,
+            "eval": {
+                "batch_size": 128,
+                "every_epochs": 1.0,
+                # The reference's three test-time views; logits are averaged.
+                "tta": ("center", "center_flip", "crop_flip"),
+            },
+            "checkpoint": {"keep_best": 1},
+            "log_every_steps": 20,
+            "workers": -1,  # loader processes; -1 asks the machine
+            "cache_dir": "~/.cache/sextet",  # compiled steps, channel stats
+        }
+    )
+
+
+def data() -> ConfigDict:
+    """Returns where images and labels come from (input_pipeline/sources.py).
+
+    An empty `root` means the digits that ship inside scikit-learn. The csv
+    defaults are the competition's own names.
+    """
+    return ConfigDict(
+        {
+            "root": "",
+            "source": "",  # '', 'digits', 'csv', 'folders' or 'tfds:<name>'
+            "answers": "train_answers.csv",
+            "id_column": "img_id",
+            "target_column": "target_feature",
+            "train_images": "img_train",
+            "test_images": "img_test",
+            "extension": ".jpg",
+            "sample_submission": "sample_submission.csv",
+            "submission_id_column": "id",
+            "test_folder": "",
+            "tfds_split_train": "train",
+            "tfds_split_test": "test",
+            "tfds_image": "image",
+            "tfds_label": "label",
+            "folds": 5,
+            "fold": 0,
+            "folds_seed": 42,
+            "folds_file": "",  # '' keeps them in <workdir>/folds.csv
+        }
+    )
+
+
+def augment() -> ConfigDict:
+    """Returns what happens to one training image (input_pipeline/augment.py).
+
+    RandomResizedCrop, flip, RandAugment(2, 9), ColorJitter(.4, .4, .4, .1).
+    """
+    return ConfigDict(
+        {
+            "crop_scale": (0.5, 1.0),
+            "crop_ratio": (0.75, 1.3333),
+            "flip": 0.5,
+            "randaugment_ops": 2,
+            "randaugment_magnitude": 9,
+            "jitter": (0.4, 0.4, 0.4, 0.1),
+            "jitter_prob": 1.0,
+            "grayscale": 0.0,
+        }
+    )
+
+
+def mixing() -> ConfigDict:
+    """Returns what happens to a batch on device (input_pipeline/mixing.py).
+
+    Which of MixUp and CutMix, and how strongly, is each stage's own affair.
+    """
+    return ConfigDict(
+        {
+            "prob": 1.0,  # share of the batches that are mixed
+            "erase_prob": 0.25,
+            "erase_area": (0.02, 0.2),
+            "erase_ratio": (0.3, 3.3),
+        }
+    )
+
+
+def stage(**fields) -> ConfigDict:
+    """Returns one stage of training: `fields` over the defaults.
+
+    A stage starts from the best weights so far with a fresh AdamW.
+    `learning_rate` is the peak; one_cycle begins at `learning_rate *
+    start_factor`, and every schedule but constant ends at `end_rate`.
+
+    Raises:
+      ValueError: a field that no stage has.
+    """
+    config = ConfigDict(
+        {
+            "epochs": 75.0,
+            "batch_size": 64,
+            "schedule": "cosine",  # one_cycle, cosine, warm_restarts, constant
+            "learning_rate": 3e-4,
+            "end_rate": 0.0,
+            "start_factor": 0.1,  # one_cycle: first rate / peak
+            "warmup": 0.1,  # one_cycle: share of the stage before the peak
+            "restart_epochs": 20.0,  # warm_restarts: first cycle
+            "restart_factor": 2.0,  # warm_restarts: each next one, longer
+            "weight_decay": 1e-4,
+            "betas": (0.9, 0.999),
+            "clip_norm": 0.0,  # 0: no clipping
+            "label_smoothing": 0.1,
+            "ema_decay": 0.0,  # 0: no moving average of the weights
+            "mixup_prob": 0.5,  # MixUp with this probability, else CutMix
+            "mixup_alpha": 1.0,
+            "cutmix_alpha": 1.0,
+        }
+    )
+    unknown = sorted(set(fields) - set(config))
+    if unknown:
+        raise ValueError(f"a stage has no field {', '.join(unknown)}")
+    config.update(fields)
+    return config
+
+
+def one_cycle(learning_rate: float = 3e-4, **fields) -> ConfigDict:
+    """Returns a stage with OC(lr): 10 % warm-up from lr/10, end lr/10/500."""
+    return stage(
+        schedule="one_cycle",
+        learning_rate=learning_rate,
+        end_rate=learning_rate / 10 / 500,
+        **fields,
+    )
+
+
+def for_digits(config: ConfigDict) -> ConfigDict:
+    """Turns a recipe into its `:demo`: the digits, 32 px, minutes on a CPU.
+
+    A mirrored or strongly sheared digit is another digit, so the demo keeps
+    crops and the gentler ops only, and test-time views are crops.
+    """
+    config.image_size = 32
+    config.augment.update(
+        crop_scale=(0.7, 1.0),
+        flip=0.0,
+        randaugment_ops=1,
+        randaugment_magnitude=5,
+        jitter=(0.2, 0.2, 0.0, 0.0),
+        grayscale=0.0,
+    )
+    config.mixing.erase_prob = 0.0
+    config.eval.tta = ("center", "crop")
+    config.eval.every_epochs = 3.0
+    config.log_every_steps = 10
+    return config

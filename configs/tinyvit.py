@@ -1,0 +1,55 @@
+"""TinyViT-11M from scratch, 10.6 M parameters at 16 classes.
+
+Paper: Wu et al., "TinyViT: Fast Pretraining Distillation for Small Vision
+Transformers", 2022 (architecture; trained here without distillation).
+275 epochs in four stages: one-cycle, then cosine stages with ever weaker
+mixing and ever lower floors.
+
+    python train.py --config=configs/tinyvit.py \
+        --config.data.root=/data/poses --workdir=runs/tinyvit
+
+Variants: `:short` is one one-cycle stage for small machines and small photos,
+`:demo` the digits in about a minute.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ""):
+    """Returns the recipe; `variant` is '', 'short' or 'demo'."""
+    config = common.base()
+    config.model = "tinyvit_11m"
+    if variant == "":
+        config.stages = (
+            common.one_cycle(3e-4, epochs=75.0),
+            _cosine(75.0, end_rate=1e-6, alpha=0.75),
+            _cosine(75.0, end_rate=1e-7, alpha=0.5),
+            _cosine(50.0, end_rate=1e-8, alpha=0.25),
+        )
+    elif variant == "short":
+        config.stages = (common.one_cycle(1e-3, epochs=30.0, clip_norm=1.0),)
+    elif variant == "demo":
+        config = common.for_digits(config)
+        config.model = "tinyvit_demo"
+        config.stages = (
+            common.one_cycle(2e-3, epochs=18.0, clip_norm=1.0),
+            common.stage(
+                epochs=6.0,
+                learning_rate=3e-4,
+                end_rate=1e-6,
+                mixup_alpha=0.25,
+                cutmix_alpha=0.25,
+            ),
+        )
+    else:
+        raise ValueError(f"variant {variant!r} is not one of short, demo")
+    return config
+
+
+def _cosine(epochs: float, end_rate: float, alpha: float):
+    return common.stage(
+        epochs=epochs,
+        end_rate=end_rate,
+        mixup_alpha=alpha,
+        cutmix_alpha=alpha,
+    )

@@ -1,0 +1,191 @@
+"""Trains one model from a recipe: photos in, checkpoints and logits out.
+
+    python train.py --config=configs/tinyvit.py \
+        --config.data.root=/data/poses --workdir=runs/tinyvit
+
+Without a `data.root` it trains on the digits inside scikit-learn. Run the
+same command again to continue where a run was stopped. Exit codes: 0 done;
+2 a mistake in the command or the data; 130 and 143 saved and stopped, by
+Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from errors import one_sentence
+from training import config as config_lib
+
+# The data loader's worker processes import this file anew. Everything heavy
+# is therefore imported where it is used: workers start fast, and so do
+# `--help` and the answer to a typo.
+
+
+def train(
+    arguments: config_lib.Arguments, resources: contextlib.ExitStack
+) -> int:
+    """Runs the recipe to its end, from wherever the run folder stands.
+
+    Args:
+      arguments: of the command line.
+      resources: closed by the caller, whatever happens.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UserError: the recipe, the data or the run folder is wrong, or the
+        training diverged.
+    """
+    import reports
+    from training import (
+        interrupts,
+        metrics,
+        optim,
+        run_folder,
+        runtime,
+        sharding,
+        stages,
+        state,
+    )
+    from training.checkpoints import Checkpoints
+    from training.classify import Classification
+
+    config, workdir = arguments.config, arguments.workdir
+    cache = runtime.start(config.cache_dir)
+    mesh = sharding.make_mesh()
+
+    # ---- The task: what can be refused is refused before a file is made -----
+    workers = runtime.default_workers(config.workers)
+    task = Classification(config, workdir, mesh, workers)
+    plan = stages.lay_out(config, task.num_train)
+    end = plan[-1].end
+
+    # ---- The run folder: new, half done, or finished ------------------------
+    resources.enter_context(run_folder.claim(workdir, config))
+    saved = Checkpoints(
+        workdir / "checkpoints", task.metric, config.checkpoint.keep_best
+    )
+    resources.callback(saved.close)
+    step = saved.latest() or 0
+    print_plan(arguments, task, plan, step, mesh)
+    if step == end and task.is_exported(workdir) and not arguments.export:
+        print("this run is finished; --export writes its logits once more")
+        return 0
+    task.prepare(cache)
+    recorder = metrics.Recorder(
+        workdir / "metrics.jsonl",
+        saved.history(step) if step else {},
+        plan,
+        step,
+        task.metric,
+        config.log_every_steps,
+    )
+    resources.callback(recorder.close)
+
+    # ---- Stages of steps ----------------------------------------------------
+    stop = resources.enter_context(interrupts.StopSignals())
+    while (stage := stages.stage_after(plan, step)) is not None:
+        schedule = optim.make_schedule(
+            stage.config, stage.steps, stage.steps_per_epoch
+        )
+        optimizer = optim.make_optimizer(stage.config, schedule)
+        ema_decay = stage.config.ema_decay
+        if step > stage.start:
+            now = saved.load(
+                step,
+                state.stage_like(task.blueprint, optimizer, ema_decay, mesh),
+            )
+        else:
+            weights = (
+                best_weights(saved, plan, task, mesh)
+                if stage.index
+                else state.init_weights(task.build, mesh)
+            )
+            now = state.start_stage(step, *weights, optimizer, ema_decay, mesh)
+        train_step = state.make_train_step(
+            task.blueprint,
+            task.loss(stage),
+            optimizer,
+            seed=config.seed,
+            ema_decay=ema_decay,
+            log_every_steps=config.log_every_steps,
+        )
+        recorder.start_stage(stage, schedule)
+        with contextlib.closing(task.batches(stage, step)) as batches:
+            while step < stage.end and not stop.received:
+                batch = sharding.put_batch(next(batches), mesh)
+                now, measured = train_step(now, batch)
+                step += 1
+                recorder.step(step, measured)
+                if stage.evaluates_at(step):
+                    recorder.finish_steps()
+                    scores = task.evaluate(now.weights, now.batch_stats)
+                    recorder.evaluation(step, scores)
+                    saved.save(step, now, recorder.history(), scores)
+        if stop.received:
+            recorder.finish_steps()
+            saved.save(step, now, recorder.history())
+            saved.wait()
+            print(f"stopped at step {step}; the same command continues")
+            return stop.exit_code
+
+    # ---- The best checkpoint speaks -----------------------------------------
+    print(f"predicting with the best checkpoint, step {saved.best()}")
+    print(task.export(workdir, *best_weights(saved, plan, task, mesh)))
+    print(f"logits in {workdir / 'logits'}, {reports.run_report(workdir)}")
+    return 0
+
+
+def best_weights(saved, plan, task, mesh) -> tuple[dict, dict]:
+    """Returns (params, batch_stats) of the best checkpoint so far."""
+    from training import stages, state
+
+    step = saved.best()
+    averaged = stages.stage_of(plan, step).config.ema_decay > 0
+    params, batch_stats = state.weights_like(task.blueprint, mesh)
+    name = "ema" if averaged else "params"
+    like = {name: params, "batch_stats": batch_stats}
+    loaded = saved.load(step, like)
+    return loaded[name], loaded["batch_stats"]
+
+
+def print_plan(arguments, task, plan, step, mesh) -> None:
+    """Prints what is going to happen, before it does."""
+    from training import state
+
+    config = arguments.config
+    devices = mesh.devices.ravel()
+    lines = {
+        "recipe": f"{arguments.recipe} -> {arguments.workdir}",
+        "model": f"{config.model}, "
+        f"{state.count(task.blueprint.params):,} parameters, {config.dtype}, "
+        f"{config.image_size} px",
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        **task.describe(),
+        "steps": f"{plan[-1].end:,} in {len(plan)} stage(s)",
+    }
+    for stage in plan:
+        lines[f"stage {stage.index + 1}"] = stage.describe()
+    if step:
+        lines["continues"] = f"at step {step:,}"
+    for heading, text in lines.items():
+        print(f"{heading:>10}  {text}")
+    if not config.data.root:
+        print(
+            "No data.root was given, so this trains on 1,797 small digits; "
+            "give yours with --config.data.root=FOLDER. The estimated time "
+            "follows after the first steps."
+        )
+    sys.stdout.flush()
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line and trains; returns the exit code."""
+    with one_sentence(), contextlib.ExitStack() as resources:
+        return train(config_lib.parse(argv), resources)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,406 @@
+"""The classification task: what it learns from, its loss, its logits files.
+
+A task is what train.py asks for everything that is not the same for all
+tasks. Constructing it checks everything and writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import jax_models
+from errors import UserError
+from input_pipeline import folds as folds_lib
+from input_pipeline import mixing, pipeline
+from input_pipeline.augment import Augment
+from input_pipeline.sources import Images
+from reports import scores
+from stacking import logits as logits_lib
+from training import config as config_lib
+from training import dataset, sharding
+from training.stages import Stage
+from training.state import Blueprint, LossFn, make_blueprint
+
+
+class Classification:
+    """Images to classes, validated on one fold.
+
+    Args:
+      config: of the run.
+      workdir: the run folder; `folds.csv` is kept there unless
+        `data.folds_file` says otherwise.
+      mesh: devices to lay batches out on.
+      workers: loader processes; 0 loads in this process.
+
+    Attributes:
+      metric: ranks checkpoints; higher is better.
+      data: the source with its folds.
+      blueprint: the model without its numbers.
+
+    Raises:
+      UserError: the data, the model's name or the image size is wrong.
+    """
+
+    metric = "val_macro_f1"
+
+    def __init__(
+        self, config: ConfigDict, workdir: Path, mesh: Mesh, workers: int
+    ):
+        self._config, self._mesh, self._workers = config, mesh, workers
+        self._folds_path = Path(config.data.folds_file or workdir / "folds.csv")
+        self.data = dataset.load(config.data, self._folds_path)
+        self.blueprint = make_blueprint(self.build)
+        self._check_batches()
+
+    @property
+    def num_train(self) -> int:
+        """Images in one epoch."""
+        return len(self.data.train_rows)
+
+    def build(self) -> nnx.Module:
+        """Returns the freshly initialised model."""
+        config, options = self._config, {}
+        if config.drop_path_rate is not None:
+            options["drop_path_rate"] = config.drop_path_rate
+        return jax_models.create_model(
+            config.model,
+            num_classes=self.data.num_classes,
+            rngs=nnx.Rngs(config.seed),
+            dtype=jnp.dtype(config.dtype),
+            **options,
+        )
+
+    def describe(self) -> dict[str, str]:
+        """Returns what the plan says of the data, as {heading: text}."""
+        source, config = self.data.source, self._config.data
+        test = f"{len(source.test):,} to predict" if source.test else "no test"
+        where = config.root or "inside scikit-learn (no data.root was given)"
+        return {
+            "data": f"{source.name}, {where}",
+            "classes": f"{self.data.num_classes}",
+            "images": f"{self.num_train:,} to train, "
+            f"{len(self.data.val_rows):,} to validate (fold {config.fold} of "
+            f"{config.folds}), {test}",
+        }
+
+    def prepare(self, cache: Path) -> None:
+        """Does what must be done once the run folder is ours.
+
+        Args:
+          cache: folder that keeps channel means over runs.
+        """
+        if not self._folds_path.exists():
+            labelled = self.data.source.labelled
+            folds_lib.write_folds(
+                self._folds_path,
+                labelled.ids,
+                self.data.folds,
+                self._config.data.folds_seed,
+            )
+        mean, std = self.data.channel_stats(cache)
+        self._predict_step = make_predict_step(self.blueprint, mean, std)
+        self._mean, self._std = mean, std
+
+    def batches(self, stage: Stage, step: int) -> Iterator[dict]:
+        """Returns the endless training batches of `stage`.
+
+        Args:
+          stage: of this run.
+          step: global step of the first batch wanted.
+        """
+        return pipeline.train_batches(
+            self.data.source.labelled,
+            self.data.train_rows,
+            Augment(**self._config.augment),
+            size=self._config.image_size,
+            batch_size=stage.config.batch_size,
+            # Stages shuffle differently; prime, so that seeds do not meet.
+            seed=self._config.seed + 7919 * stage.index,
+            start_step=step - stage.start,
+            workers=self._workers,
+        )
+
+    def loss(self, stage: Stage) -> LossFn:
+        """Returns the loss of `stage`: see `make_loss`."""
+        c = stage.config
+        mix = mixing.Mixing(
+            mixup_prob=c.mixup_prob,
+            mixup_alpha=c.mixup_alpha,
+            cutmix_alpha=c.cutmix_alpha,
+            **self._config.mixing,
+        )
+        return make_loss(
+            mix,
+            self._mean,
+            self._std,
+            self.data.num_classes,
+            c.label_smoothing,
+        )
+
+    def evaluate(self, params: dict, batch_stats: dict) -> dict[str, float]:
+        """Returns validation loss, macro-F1 and accuracy, on centre crops."""
+        labelled, rows = self.data.source.labelled, self.data.val_rows
+        prediction = self._predict(
+            labelled, rows, ("center",), params, batch_stats
+        )
+        return classification_metrics(
+            labelled.labels[rows], prediction.mean(self.data.class_prior)
+        )
+
+    def export(self, workdir: Path, params: dict, batch_stats: dict) -> str:
+        """Writes `logits/val.npz` and, if there are test rows, `test.npz`.
+
+        Returns:
+          A sentence on the validation score, without and with TTA.
+        """
+        source, views = self.data.source, tuple(self._config.eval.tta)
+        prior = self.data.class_prior
+        splits = [("val", source.labelled, self.data.val_rows)]
+        if source.test is not None:
+            splits.append(("test", source.test, np.arange(len(source.test))))
+        for split, images, rows in splits:
+            prediction = self._predict(images, rows, views, params, batch_stats)
+            logits = prediction.mean(prior)
+            fold = self._config.data.fold if split == "val" else -1
+            self._write_logits(
+                workdir / "logits" / f"{split}.npz", images, rows, logits, fold
+            )
+            if split == "val":
+                labels = images.labels[rows]
+                one = classification_metrics(labels, prediction.first(prior))
+                all_views = classification_metrics(labels, logits)
+        return (
+            f"validation macro-F1 {one['val_macro_f1']:.4f} with one view, "
+            f"{all_views['val_macro_f1']:.4f} with TTA ({', '.join(views)})"
+        )
+
+    def is_exported(self, workdir: Path) -> bool:
+        """Whether `export` has written all its files."""
+        splits = ["val"] + ["test"] * (self.data.source.test is not None)
+        return all(
+            (workdir / "logits" / f"{split}.npz").exists() for split in splits
+        )
+
+    def _predict(
+        self, images: Images, rows, views, params: dict, batch_stats: dict
+    ) -> Prediction:
+        batches = pipeline.eval_batches(
+            images,
+            rows,
+            size=self._config.image_size,
+            batch_size=self._config.eval.batch_size,
+            views=views,
+            workers=self._workers,
+        )
+        return predict(
+            self._predict_step, params, batch_stats, batches, rows, self._mesh
+        )
+
+    def _write_logits(self, path, images, rows, logits, fold) -> None:
+        config, source = self._config, self.data.source
+        logits_lib.write_logits(
+            path,
+            logits_lib.Logits(
+                ids=images.ids[rows],
+                logits=logits.astype(np.float32),
+                labels=images.labels[rows],
+                classes=np.array(source.classes),
+                fold=np.full(len(rows), fold, np.int32),
+                metadata={
+                    "model": config.model,
+                    "seed": config.seed,
+                    "config_hash": config_lib.config_hash(config),
+                    "folds_hash": self.data.folds_hash,
+                    "val_fold": config.data.fold,
+                    "tta_views": list(config.eval.tta),
+                    "source": source.name,
+                    "sample_submission": source.sample_submission,
+                    "id_column": source.id_column,
+                    "target_column": source.target_column,
+                    "data": config_lib.plain(config.data),
+                },
+            ),
+        )
+
+    def _check_batches(self) -> None:
+        devices = self._mesh.size
+        sizes = {
+            "eval.batch_size": self._config.eval.batch_size,
+            **{
+                f"stages[{i}].batch_size": stage.batch_size
+                for i, stage in enumerate(self._config.stages)
+            },
+        }
+        for name, size in sizes.items():
+            if size % devices:
+                raise UserError(
+                    f"{name} is {size}, which {devices} devices cannot share "
+                    f"evenly; take a multiple of {devices}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model says of some rows.
+
+    Attributes:
+      logits: float32 [N, V, C], one entry per row and test-time view.
+      bad: bool [N], rows whose image could not be read (logits are zero).
+    """
+
+    logits: np.ndarray
+    bad: np.ndarray
+
+    def mean(self, prior: np.ndarray) -> np.ndarray:
+        """Returns logits [N, C], averaged over views.
+
+        Args:
+          prior: float [C], class frequencies; an unreadable image gets their
+            logarithm, so that its row is kept and says nothing more.
+        """
+        return self._or_prior(self.logits.mean(axis=1), prior)
+
+    def first(self, prior: np.ndarray) -> np.ndarray:
+        """Returns logits [N, C] of the first view alone; see `mean`."""
+        return self._or_prior(self.logits[:, 0], prior)
+
+    def _or_prior(self, logits: np.ndarray, prior: np.ndarray) -> np.ndarray:
+        log_prior = np.log(np.maximum(prior, 1e-6)).astype(np.float32)
+        return np.where(self.bad[:, None], log_prior, logits)
+
+
+def make_loss(
+    mix: mixing.Mixing,
+    mean: np.ndarray,
+    std: np.ndarray,
+    num_classes: int,
+    label_smoothing: float,
+) -> LossFn:
+    """Returns softmax cross-entropy on mixed images and soft labels.
+
+    Label smoothing (Szegedy et al. 2016) is applied here and nowhere else.
+    Rows with mask 0 count for nothing; the mean is over the others.
+
+    Args:
+      mix: RandomErasing, MixUp and CutMix of the stage.
+      mean: float [3], channel means over 0..1 values.
+      std: float [3], channel standard deviations.
+      num_classes: C.
+      label_smoothing: share of the target that is spread over all classes.
+    """
+
+    def loss(
+        model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array
+    ) -> jax.Array:
+        images, targets, weights = mixing.prepare_train(
+            batch, mix, mean, std, num_classes, key
+        )
+        targets = optax.smooth_labels(targets, label_smoothing)
+        losses = optax.softmax_cross_entropy(model(images), targets)  # [B]
+        return (losses * weights).sum() / jnp.maximum(weights.sum(), 1.0)
+
+    return loss
+
+
+PredictStep = Callable[[dict, dict, jax.Array], jax.Array]
+
+
+def make_predict_step(
+    blueprint: Blueprint, mean: np.ndarray, std: np.ndarray
+) -> PredictStep:
+    """Returns the jitted step: (params, batch_stats, images) -> logits.
+
+    images: uint8 [B, V, H, W, 3]; all views of all rows go through the model
+    as one batch. logits: float32 [B, V, C].
+    """
+
+    @jax.jit
+    def predict_step(params, batch_stats, images):
+        model = blueprint.merge(params, batch_stats)
+        model.eval()
+        rows, views = images.shape[:2]
+        flat = images.reshape(rows * views, *images.shape[2:])
+        logits = model(mixing.normalize(flat, mean, std))
+        return logits.reshape(rows, views, -1)
+
+    return predict_step
+
+
+def predict(
+    step: PredictStep,
+    params: dict,
+    batch_stats: dict,
+    batches: Iterable[dict[str, np.ndarray]],
+    rows: np.ndarray,
+    mesh: Mesh,
+) -> Prediction:
+    """Predicts every row exactly once.
+
+    Args:
+      step: from `make_predict_step`.
+      params: of the model.
+      batch_stats: of the model.
+      batches: from `input_pipeline.pipeline.eval_batches` over `rows`.
+      rows: int [N], indices of the images, in the order of the result.
+      mesh: to lay the batches out on.
+
+    Raises:
+      RuntimeError: a row came twice or never; a bug, never a lower score.
+    """
+    position = {int(row): i for i, row in enumerate(rows)}
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    pending = None
+    for batch in batches:
+        real = batch["row"] >= 0  # The rest fills the last batch up.
+        where = np.array([position[int(row)] for row in batch["row"][real]])
+        image = sharding.put_batch({"image": batch["image"]}, mesh)["image"]
+        ahead = step(params, batch_stats, image)
+        if pending is not None:  # Fetched one late: the device stays busy.
+            found.append(_fetch(*pending))
+        pending = (where, real, batch["bad"], ahead)
+    if pending is not None:
+        found.append(_fetch(*pending))
+    where, logits, bad = (
+        np.concatenate(parts) for parts in zip(*found, strict=True)
+    )
+    if not np.array_equal(np.sort(where), np.arange(len(rows))):
+        raise RuntimeError(
+            f"{len(rows)} rows were to be predicted once each, but "
+            f"{len(where)} predictions of {len(np.unique(where))} rows came"
+        )
+    order = np.argsort(where)
+    return Prediction(logits[order], bad[order])
+
+
+def _fetch(where, real, bad, logits):
+    return where, np.asarray(logits)[real], bad[real]
+
+
+def classification_metrics(
+    labels: np.ndarray, logits: np.ndarray
+) -> dict[str, float]:
+    """Returns `val_loss`, `val_macro_f1` and `val_accuracy`.
+
+    Args:
+      labels: int [N].
+      logits: float [N, C].
+    """
+    predictions = logits.argmax(axis=1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return {
+        "val_loss": float(losses.mean()),
+        "val_macro_f1": float(
+            scores.macro_f1(labels, predictions, logits.shape[1])
+        ),
+        "val_accuracy": float(scores.accuracy(labels, predictions)),
+    }

@@ -1,0 +1,234 @@
+"""What a run tells: metrics.jsonl for programs, lines for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from errors import UserError
+from training import stages
+from training.stages import Stage
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Recorder:
+    """Logs steps and evaluations, keeps the best score, estimates the time.
+
+    `metrics.jsonl` holds one JSON object per logged step or evaluation and no
+    clock, so a run that was stopped and continued leaves the very bytes of
+    one that was not. Console lines are plain, so that they read the same in a
+    terminal, a log file and a notebook.
+
+    Args:
+      path: metrics.jsonl; made if absent.
+      history: of the checkpoint from which the run goes on, `{}` for a new
+        run. What was logged after it will be logged again, so it is cut off.
+      plan: all stages.
+      step: global step from which the run goes on.
+      metric: the validation metric that ranks evaluations.
+      every_steps: of which steps metrics.jsonl tells.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        history: dict[str, Any],
+        plan: Sequence[Stage],
+        step: int,
+        metric: str,
+        every_steps: int,
+    ):
+        self._path, self._metric, self._every = path, metric, every_steps
+        self._best = history.get("best")
+        self._plan, self._step = plan, step
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._clock = _Clock()
+        self._spoke = -math.inf
+        try:
+            self._file = open(path, "ab")  # noqa: SIM115 (see close)
+            self._file.truncate(history.get("log_bytes", 0))
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; choose a --workdir "
+                "that can be written"
+            ) from error
+
+    def start_stage(self, stage: Stage, schedule: optax.Schedule) -> None:
+        """Tells that the following steps are of `stage`."""
+        self._stage, self._schedule = stage, schedule
+        print(
+            f"stage {stage.index + 1} of {len(self._plan)}: {stage.describe()}"
+            "\ncompiling the step; the next start of this recipe is faster",
+            flush=True,
+        )
+
+    def step(self, step: int, measured: dict[str, jax.Array]) -> None:
+        """Notes that a step was dispatched.
+
+        Args:
+          step: global number of the step.
+          measured: `loss` and `grad_norm` on the device, float32 []. Fetched
+            one step later, so that the device never waits for the host.
+        """
+        self._report()
+        self._step = step
+        if step % self._every == 0:
+            self._pending = (step, measured)
+
+    def finish_steps(self) -> None:
+        """Waits for the steps so far; call before evaluating or saving."""
+        self._report()
+        self._clock.stop()
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """Logs an evaluation and says whether it is the best so far."""
+        value = scores[self._metric]
+        best = self._best is None or value > self._best["value"]
+        if best:
+            self._best = {"step": step, "value": value}
+        self._write("eval", step, {**scores, "best": best})
+        told = "  ".join(
+            f"{name} {value:.4f}" for name, value in scores.items()
+        )
+        remark = (
+            "best so far"
+            if best
+            else f"best {self._best['value']:.4f} at step {self._best['step']}"
+        )
+        print(f"{self._where(step)}  {told}  ({remark})", flush=True)
+
+    def history(self) -> dict[str, Any]:
+        """Returns what a checkpoint must remember of the log; all on disk."""
+        os.fsync(self._file.fileno())
+        return {"log_bytes": self._file.tell(), "best": self._best}
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _report(self) -> None:
+        if self._pending is None:
+            return
+        step, measured = self._pending
+        self._pending = None
+        measured = {k: float(v) for k, v in jax.device_get(measured).items()}
+        if not math.isfinite(measured["loss"]):
+            raise UserError(
+                f"the training loss is {measured['loss']} at step {step}; "
+                f"lower stages[{self._stage.index}].learning_rate or set its "
+                "clip_norm to 1.0 and use a new --workdir"
+            )
+        rate = float(self._schedule(step - 1 - self._stage.start))
+        measured = {
+            "loss": measured["loss"],
+            "learning_rate": rate,
+            "grad_norm": measured["grad_norm"],
+        }
+        self._write("train", step, measured)
+        images = stages.images_until(self._plan, step)
+        speed = self._clock.advance(images)
+        if speed is None or self._clock.now - self._spoke < (
+            SECONDS_BETWEEN_LINES
+        ):
+            return
+        left = stages.images_until(self._plan, self._plan[-1].end) - images
+        if self._spoke < 0:
+            print(
+                f"estimated time: {duration(left / speed)} for the "
+                f"{self._plan[-1].end - step:,} steps to go, evaluations "
+                "not counted",
+                flush=True,
+            )
+        self._spoke = self._clock.now
+        print(
+            f"{self._where(step)}  loss {measured['loss']:.4f}  "
+            f"lr {rate:.2e}  {speed:,.0f} img/s  "
+            f"eta {duration(left / speed)}",
+            flush=True,
+        )
+
+    def _epoch(self, step: int) -> float:
+        """Epochs done over all stages."""
+        return sum(
+            min(max(step - stage.start, 0), stage.steps) / stage.steps_per_epoch
+            for stage in self._plan
+        )
+
+    def _where(self, step: int) -> str:
+        total = self._plan[-1].end
+        width = len(str(total))
+        return (
+            f"step {step:{width}}/{total}  epoch {self._epoch(step):.1f}"
+            f"/{self._epoch(total):.0f}"
+        )
+
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        record = {
+            "kind": kind,
+            "step": step,
+            "stage": self._stage.index,
+            "epoch": round(self._epoch(step), 4),
+            **values,
+        }
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._path}: {error.strerror}; free some "
+                "space and run the same command again to continue"
+            ) from error
+
+
+class _Clock:
+    """Images per second, smoothed; pauses are left out."""
+
+    def __init__(self):
+        self.now = time.perf_counter()
+        self._mark: tuple[float, int] | None = None
+        self._speed: float | None = None
+
+    def advance(self, images: int) -> float | None:
+        """Returns the speed; None until two calls lie in one stretch.
+
+        The stretch before the first call holds the compilation.
+        """
+        self.now = time.perf_counter()
+        if self._mark is not None:
+            seconds = max(self.now - self._mark[0], 1e-9)
+            speed = (images - self._mark[1]) / seconds
+            old = speed if self._speed is None else self._speed
+            self._speed = 0.7 * old + 0.3 * speed
+        self._mark = (self.now, images)
+        return self._speed
+
+    def stop(self) -> None:
+        """Ends the stretch."""
+        self._mark = None
+
+
+def duration(seconds: float) -> str:
+    """Returns `seconds` as a person says it: '48 s', '3 min 20 s'."""
+    seconds = max(0, round(seconds))
+    parts = (
+        (seconds // 86400, "d"),
+        (seconds // 3600 % 24, "h"),
+        (seconds // 60 % 60, "min"),
+        (seconds % 60, "s"),
+    )
+    first = next((i for i, (value, _) in enumerate(parts) if value), 3)
+    return " ".join(
+        f"{value} {unit}" for value, unit in parts[first : first + 2]
+    )

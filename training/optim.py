@@ -1,0 +1,126 @@
+"""Learning-rate schedules and AdamW.
+
+A schedule maps the step inside a stage, 0 to T - 1, to a rate. The first
+step uses schedule(0) and the last uses schedule(T - 1), so a stage ends
+exactly at its floor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+SCHEDULES = ("one_cycle", "cosine", "warm_restarts", "constant")
+
+
+def make_schedule(
+    stage: ConfigDict, steps: int, steps_per_epoch: int
+) -> optax.Schedule:
+    """Returns the stage's learning rate as a function of its own step.
+
+    one_cycle: Smith & Topin 2018, with cosine annealing both ways as in
+    torch's OneCycleLR. cosine and warm_restarts: Loshchilov & Hutter 2017
+    (SGDR); a last cycle that the stage would cut is shortened to end at the
+    floor.
+
+    Args:
+      stage: a `configs.common.stage`.
+      steps: length of the stage, T.
+      steps_per_epoch: converts `restart_epochs` to steps.
+
+    Returns:
+      int32 step -> float32 rate, traceable.
+    """
+    peak, floor = stage.learning_rate, stage.end_rate
+    if stage.schedule == "constant":
+        return optax.constant_schedule(peak)
+    if stage.schedule == "cosine":
+        return lambda step: _cosine(step, steps - 1, peak, floor)
+    if stage.schedule == "one_cycle":
+        return _one_cycle(
+            steps, stage.warmup, peak * stage.start_factor, peak, floor
+        )
+    if stage.schedule == "warm_restarts":
+        first = max(1, round(stage.restart_epochs * steps_per_epoch))
+        return _warm_restarts(steps, first, stage.restart_factor, peak, floor)
+    raise ValueError(f"no schedule is called {stage.schedule!r}")
+
+
+def _cosine(step, length: int, start: float, end: float) -> jax.Array:
+    """Half a cosine from `start` at step 0 to `end` at step `length`."""
+    done = jnp.clip(step / max(length, 1), 0.0, 1.0)
+    return end + (start - end) * 0.5 * (1 + jnp.cos(math.pi * done))
+
+
+def _one_cycle(
+    steps: int, warmup: float, start: float, peak: float, end: float
+) -> optax.Schedule:
+    top = max(warmup * steps - 1, 1.0)  # step at which the peak is reached
+    rest = max(steps - 1 - top, 1.0)
+
+    def schedule(step):
+        up = _cosine(step, top, start, peak)
+        down = _cosine(step - top, rest, peak, end)
+        return jnp.where(step <= top, up, down)
+
+    return schedule
+
+
+def _warm_restarts(
+    steps: int, first: int, factor: float, peak: float, floor: float
+) -> optax.Schedule:
+    starts, lengths = [0], [first]
+    while starts[-1] + lengths[-1] < steps:
+        starts.append(starts[-1] + lengths[-1])
+        lengths.append(max(1, round(lengths[-1] * factor)))
+    lengths[-1] = steps - starts[-1]
+
+    def schedule(step):
+        cycle = jnp.searchsorted(jnp.array(starts), step, side="right") - 1
+        position = step - jnp.array(starts)[cycle]
+        length = jnp.maximum(jnp.array(lengths)[cycle] - 1, 1)
+        return _cosine(position / length, 1, peak, floor)
+
+    return schedule
+
+
+def decay_mask(params: Any) -> Any:
+    """Returns which parameters weight decay applies to: kernels alone.
+
+    Biases, norm scales, GRN's gamma and beta and attention-bias tables are
+    left out, as in the recipes of the papers (and unlike a bare AdamW).
+
+    Args:
+      params: nested dict of parameters.
+
+    Returns:
+      The same tree of bools.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: path[-1].key == "kernel" and leaf.ndim >= 2, params
+    )
+
+
+def make_optimizer(
+    stage: ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Returns AdamW (Loshchilov & Hutter 2019) as the stage asks for it.
+
+    Gradients are clipped by global norm first when `clip_norm` is set; weight
+    decay is decoupled, scaled by the learning rate, and masked (`decay_mask`).
+    """
+    adamw = optax.adamw(
+        schedule,
+        b1=stage.betas[0],
+        b2=stage.betas[1],
+        weight_decay=stage.weight_decay,
+        mask=decay_mask,
+    )
+    if not stage.clip_norm:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(stage.clip_norm), adamw)

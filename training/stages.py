@@ -1,0 +1,89 @@
+"""The stages of a run laid end to end on one axis of global steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from training import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage with its place in the run.
+
+    Attributes:
+      index: 0-based.
+      config: a `configs.common.stage`.
+      start: global step before its first step.
+      steps: its length.
+      steps_per_epoch: batches that make up one pass over the training rows.
+      eval_every: steps between evaluations; the last step always has one.
+    """
+
+    index: int
+    config: ConfigDict
+    start: int
+    steps: int
+    steps_per_epoch: int
+    eval_every: int
+
+    @property
+    def end(self) -> int:
+        """Global step after its last step."""
+        return self.start + self.steps
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether an evaluation follows global step `step`."""
+        done = step - self.start
+        return done % self.eval_every == 0 or step == self.end
+
+    def describe(self) -> str:
+        """Returns the stage in one line, for people."""
+        c = self.config
+        rates = f"lr {c.learning_rate:.2g}"
+        if c.schedule == "one_cycle":
+            rates = f"lr {c.learning_rate * c.start_factor:.2g} -> {rates[3:]}"
+        if c.schedule != "constant":
+            rates += f" -> {c.end_rate:.2g}"
+        return (
+            f"{c.epochs:g} epochs = {self.steps:,} steps of {c.batch_size}, "
+            f"{c.schedule} {rates}, weight decay {c.weight_decay:g}, "
+            f"MixUp {c.mixup_prob:.0%}, CutMix {1 - c.mixup_prob:.0%}"
+        )
+
+
+def lay_out(config: ConfigDict, num_train: int) -> list[Stage]:
+    """Returns the stages of `config` for `num_train` training rows.
+
+    An epoch is floor(rows / batch) steps, at least one; batches run on over
+    epoch edges, so no row is left out by that.
+    """
+    stages, start = [], 0
+    for index, stage in enumerate(config_lib.scaled_stages(config)):
+        per_epoch = max(1, num_train // stage.batch_size)
+        steps = max(1, round(stage.epochs * per_epoch))
+        every = max(1, round(config.eval.every_epochs * per_epoch))
+        stages.append(Stage(index, stage, start, steps, per_epoch, every))
+        start += steps
+    return stages
+
+
+def stage_after(stages: Sequence[Stage], step: int) -> Stage | None:
+    """Returns the stage that trains global step `step + 1`; None at the end."""
+    return next((stage for stage in stages if step < stage.end), None)
+
+
+def stage_of(stages: Sequence[Stage], step: int) -> Stage:
+    """Returns the stage that trained global step `step`, 1 or later."""
+    return next(stage for stage in stages if step <= stage.end)
+
+
+def images_until(stages: Sequence[Stage], step: int) -> int:
+    """Returns how many images the first `step` steps train on."""
+    return sum(
+        min(max(step - stage.start, 0), stage.steps) * stage.config.batch_size
+        for stage in stages
+    )

@@ -1,0 +1,258 @@
+"""The state of a training run and the one jitted step that advances it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jax.sharding import Mesh
+
+from training import sharding
+
+# (model, batch, key) -> mean loss over the batch's rows
+LossFn = Callable[[nnx.Module, dict[str, jax.Array], jax.Array], jax.Array]
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step reads and writes; what a checkpoint holds.
+
+    Attributes:
+      step: int32 [], steps done since the run began, over all stages.
+      params: nested dict of float32 parameters.
+      batch_stats: nested dict of BatchNorm statistics; may be empty.
+      opt_state: the optimizer's state, fresh in each stage.
+      ema: moving average of `params`; empty when the stage keeps none.
+      window: sums of loss and gradient norm, and the count of steps, since
+        the last logged step. In the state, so that resuming loses none.
+    """
+
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    opt_state: Any
+    ema: dict
+    window: dict[str, jax.Array]
+
+    @property
+    def weights(self) -> dict:
+        """The parameters to evaluate and keep: the average if there is one."""
+        return self.ema or self.params
+
+
+class Blueprint(NamedTuple):
+    """A model without its numbers: what `merge` needs to make it callable."""
+
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    batch_stats: nnx.State
+    rng: nnx.State
+
+    def merge(
+        self, params: dict, batch_stats: dict, key: jax.Array | None = None
+    ) -> nnx.Module:
+        """Returns a model with these numbers, for use inside a traced step.
+
+        Args:
+          params: nested dict, as in `TrainState`.
+          batch_stats: nested dict, as in `TrainState`.
+          key: this step's key. Each random layer of the model gets a key of
+            its own from it, so drop path and dropout are a function of the
+            key alone: nothing random needs to be saved.
+        """
+        key = jax.random.key(0) if key is None else key
+        leaves, structure = jax.tree.flatten(self.rng)
+        rng = [
+            jax.random.fold_in(key, i)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else jnp.zeros(leaf.shape, leaf.dtype)
+            for i, leaf in enumerate(leaves)
+        ]
+        return nnx.merge(
+            self.graphdef,
+            _like(self.params, params),
+            _like(self.batch_stats, batch_stats),
+            jax.tree.unflatten(structure, rng),
+            copy=True,  # else BatchNorm would write into outer-trace arrays
+        )
+
+
+def make_blueprint(build: Callable[[], nnx.Module]) -> Blueprint:
+    """Returns the blueprint of `build()`, computing and storing no number."""
+    model = nnx.eval_shape(build)
+    return Blueprint(*_split(model))
+
+
+def init_weights(
+    build: Callable[[], nnx.Module], mesh: Mesh
+) -> tuple[dict, dict]:
+    """Returns (params, batch_stats) of `build()`, made on the devices.
+
+    One compiled program: layer by layer, a large model takes many seconds.
+    """
+
+    def init():
+        _, params, batch_stats, _ = _split(build())
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+    return jax.jit(init, out_shardings=sharding.replicated(mesh))()
+
+
+def start_stage(
+    step: int,
+    params: dict,
+    batch_stats: dict,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    mesh: Mesh,
+) -> TrainState:
+    """Returns the state before the first step of a stage.
+
+    Args:
+      step: global steps done so far.
+      params: weights to start from.
+      batch_stats: statistics to start from.
+      optimizer: of the stage; its state is fresh.
+      ema_decay: of the stage; 0 keeps no average.
+      mesh: to place the state on.
+    """
+
+    start = functools.partial(_start, optimizer, ema_decay)
+    return jax.jit(start, out_shardings=sharding.replicated(mesh))(
+        jnp.int32(step), params, batch_stats
+    )
+
+
+def stage_like(
+    blueprint: Blueprint,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    mesh: Mesh,
+) -> TrainState:
+    """Returns the shapes and placements of a stage's state, to restore into."""
+    start = functools.partial(_start, optimizer, ema_decay)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = jax.eval_shape(start, step, *_pure_shapes(blueprint))
+    return _placed(shapes, mesh)
+
+
+def weights_like(blueprint: Blueprint, mesh: Mesh) -> tuple[dict, dict]:
+    """Returns (params, batch_stats) as shapes and placements."""
+    return _placed(_pure_shapes(blueprint), mesh)
+
+
+def make_train_step(
+    blueprint: Blueprint,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema_decay: float,
+    log_every_steps: int,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns the jitted step: (state, batch) -> (state, metrics).
+
+    The old state is donated: its buffers become the new one's. All randomness
+    comes from (seed, global step), whatever the layout of devices.
+
+    Metrics are means over the steps since the last logged one (a multiple of
+    `log_every_steps`, at which the window closes): `loss`, `grad_norm`.
+    """
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        model_key, loss_key = jax.random.split(key)
+
+        def loss_of(params):
+            model = blueprint.merge(params, state.batch_stats, model_key)
+            model.train()
+            loss = loss_fn(model, batch, loss_key)
+            _, _, batch_stats, _ = _split(model)
+            return loss, nnx.to_pure_dict(batch_stats)
+
+        (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params
+        )
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = (
+            optax.incremental_update(params, state.ema, 1 - ema_decay)
+            if (ema_decay)
+            else {}
+        )
+        window = {
+            "loss": state.window["loss"] + loss,
+            "grad_norm": state.window["grad_norm"] + optax.global_norm(grads),
+            "steps": state.window["steps"] + 1,
+        }
+        metrics = {
+            name: window[name] / window["steps"]
+            for name in ("loss", "grad_norm")
+        }
+        step = state.step + 1
+        closed = step % log_every_steps == 0
+        window = jax.tree.map(
+            lambda full, empty: jnp.where(closed, empty, full),
+            window,
+            _empty_window(),
+        )
+        return (
+            TrainState(step, params, batch_stats, opt_state, ema, window),
+            metrics,
+        )
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def count(params: dict) -> int:
+    """Returns the number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _start(optimizer, ema_decay, step, params, batch_stats) -> TrainState:
+    return TrainState(
+        step=step,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if ema_decay else {},
+        window=_empty_window(),
+    )
+
+
+def _pure_shapes(blueprint: Blueprint) -> tuple[dict, dict]:
+    return (
+        nnx.to_pure_dict(blueprint.params),
+        nnx.to_pure_dict(blueprint.batch_stats),
+    )
+
+
+def _placed(shapes: Any, mesh: Mesh) -> Any:
+    place = sharding.replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+    )
+
+
+def _split(model: nnx.Module):
+    return nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState)
+
+
+def _like(state: nnx.State, pure: dict) -> nnx.State:
+    """Puts the leaves of a pure dict into the wrappers of an nnx.State."""
+    return jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(pure))
+
+
+def _empty_window() -> dict[str, jax.Array]:
+    return {
+        "loss": jnp.zeros((), jnp.float32),
+        "grad_norm": jnp.zeros((), jnp.float32),
+        "steps": jnp.zeros((), jnp.int32),
+    }
