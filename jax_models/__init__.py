@@ -1,0 +1,87 @@
+"""Image models by name, as Flax NNX modules.
+
+Every name means the published network: `create_model("tinyvit_11m", 1000)`
+takes timm's weights through `import_torch` and gives timm's logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+import jax.numpy as jnp
+from flax import nnx
+
+from errors import UserError
+from jax_models import convnext, layers, tinyvit
+from jax_models.model import ImageModel
+from jax_models.torch_import import export_torch, import_torch
+
+__all__ = [
+    "ImageModel",
+    "create_model",
+    "export_torch",
+    "import_torch",
+    "list_models",
+]
+
+_FAMILIES = (
+    (convnext.ConvNeXt, convnext.VARIANTS),
+    (tinyvit.TinyViT, tinyvit.VARIANTS),
+)
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    rngs: nnx.Rngs | None = None,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    **overrides,
+) -> ImageModel:
+    """Makes a freshly initialised model, in training mode.
+
+    Args:
+      name: one of `list_models()`.
+      num_classes: width of the logits.
+      rngs: streams for the initial weights ("params") and for dropout and
+        stochastic depth ("dropout"); `nnx.Rngs(0)` when left out.
+      dtype: what the model computes in. Parameters are float32, and so are
+        the logits.
+      **overrides: fields of the architecture's `Config`, such as
+        `drop_path_rate`, `head_bias` or `remat`.
+
+    Raises:
+      UserError: no model has that name, or its `Config` has no such field.
+    """
+    found = [family for family in _FAMILIES if name in family[1]]
+    if not found:
+        close = difflib.get_close_matches(name, list_models(), 1)
+        hint = f"did you mean {close[0]}?" if close else "choose one of them"
+        raise UserError(
+            f"there is no model named {name!r} among "
+            f"{', '.join(list_models())}; {hint}"
+        )
+    model_class, variants = found[0]
+    config = variants[name]
+    fields = [field.name for field in dataclasses.fields(config)]
+    unknown = sorted(set(overrides) - set(fields))
+    if unknown:
+        raise UserError(
+            f"{name} has no option {', '.join(unknown)}; its options are "
+            f"{', '.join(fields)}"
+        )
+    # Static attributes of a module must be hashable.
+    overrides = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in overrides.items()
+    }
+    config = dataclasses.replace(config, **overrides)
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    with layers.one_draw(rngs):
+        return model_class(config, num_classes, dtype=dtype, rngs=rngs)
+
+
+def list_models() -> tuple[str, ...]:
+    """The names that `create_model` takes."""
+    return tuple(name for _, variants in _FAMILIES for name in variants)

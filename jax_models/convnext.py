@@ -1,0 +1,277 @@
+"""ConvNeXt V2, and a small ConvNeXt in the style of V1.
+
+ConvNeXt: Liu et al., "A ConvNet for the 2020s", CVPR 2022, arXiv 2201.03545.
+ConvNeXt V2: Woo et al., "ConvNeXt V2: Co-designing and Scaling ConvNets with
+Masked Autoencoders", CVPR 2023, arXiv 2301.00808; sizes in its table 9.
+
+V2 differs from V1 in the block alone: global response normalisation (GRN)
+after the activation, and no layer scale. `convnextv2_small` (depths 3-3-27-3
+with the widths of the tiny model) is not a size of the paper; it is V1's
+"small" with V2's blocks. Everything else here is as published.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jax_models import layers
+from jax_models.model import ImageModel
+
+EPSILON = 1e-6  # of every LayerNorm, and of GRN
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One row of the table of variants, and what may be overridden.
+
+    Attributes:
+      depths: blocks in each stage.
+      dims: width of each stage.
+      grn: whether the blocks have global response normalisation (V2).
+      layer_scale: start value of V1's per-channel scale of each branch;
+        None leaves it out, as V2 does.
+      torch_conv: whether timm's counterpart writes the blocks' matrices as
+        1x1 convolutions; it changes only the shapes of exported weights.
+      drop_path_rate: stochastic depth of the last block.
+      dropout: before the classifier; published models have none.
+      head_bias: see `layers.Head`.
+      remat: see `ImageModel`.
+    """
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    grn: bool = True
+    layer_scale: float | None = None
+    torch_conv: bool = False
+    drop_path_rate: float = 0.0
+    dropout: float = 0.0
+    head_bias: float | Sequence[float] | None = 0.0
+    remat: bool | tuple[int, ...] = False
+
+
+def _narrow(depth, width, **options) -> Config:
+    depths = (2, 2, depth, 2)
+    dims = (width, 2 * width, 4 * width, 8 * width)
+    return Config(depths, dims, torch_conv=True, **options)
+
+
+def _wide(depth, width, **options) -> Config:
+    depths = (3, 3, depth, 3)
+    dims = (width, 2 * width, 4 * width, 8 * width)
+    return Config(depths, dims, **options)
+
+
+VARIANTS = {
+    "miniconvnext": Config((2, 2, 2), (64, 128, 256), grn=False),
+    "miniconvnext_demo": Config((1, 1, 2), (32, 64, 96), grn=False),
+    "convnextv2_atto": _narrow(6, 40, drop_path_rate=0.1),
+    "convnextv2_femto": _narrow(6, 48, drop_path_rate=0.1),
+    "convnextv2_pico": _narrow(6, 64, drop_path_rate=0.1),
+    "convnextv2_nano": _narrow(8, 80, drop_path_rate=0.1),
+    "convnextv2_tiny": _wide(9, 96, drop_path_rate=0.2),
+    "convnextv2_small": _wide(27, 96, drop_path_rate=0.2),
+    "convnextv2_base": _wide(27, 128, drop_path_rate=0.2),
+    "convnextv2_large": _wide(27, 192, drop_path_rate=0.2),
+    "convnextv2_demo": Config(
+        (1, 1, 2, 1), (16, 32, 64, 96), drop_path_rate=0.1
+    ),
+}
+
+
+class GlobalResponseNorm(nnx.Module):
+    """Competition between channels by their energy over the image.
+
+    Woo et al. 2023, section 3.2: `x + gamma * x * N(G(x)) + beta`, with G the
+    L2 norm of a channel over the image and N the division by the mean over
+    the channels. Starts as the identity.
+    """
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.zeros((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
+        energy = jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True)
+        # The root has no slope at 0, where a channel is silent.
+        silent = energy == 0
+        norm = jnp.sqrt(jnp.where(silent, 1.0, energy))
+        norm = jnp.where(silent, 0.0, norm)
+        share = norm / (norm.mean(-1, keepdims=True) + EPSILON)
+        factor = (1 + self.scale[...] * share).astype(self.dtype)
+        return x * factor + self.bias[...].astype(self.dtype)
+
+
+class Mlp(nnx.Module):
+    """Widen four times, GELU (exact), optional GRN, narrow."""
+
+    def __init__(
+        self,
+        channels: int,
+        config: Config,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(torch_conv=config.torch_conv, dtype=dtype, rngs=rngs)
+        self.fc1 = layers.Linear(channels, 4 * channels, **options)
+        if config.grn:
+            self.grn = GlobalResponseNorm(4 * channels, dtype=dtype)
+        else:
+            self.grn = None
+        self.fc2 = layers.Linear(4 * channels, channels, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
+        x = layers.gelu(self.fc1(x))
+        if self.grn is not None:
+            x = self.grn(x)
+        return self.fc2(x)
+
+
+class Block(nnx.Module):
+    """7x7 depthwise convolution, LayerNorm, MLP, around a shortcut."""
+
+    def __init__(
+        self,
+        channels: int,
+        drop_path_rate: float,
+        config: Config,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.conv_dw = layers.DepthwiseConv(channels, 7, dtype=dtype, rngs=rngs)
+        self.norm = layers.LayerNorm(channels, epsilon=EPSILON, dtype=dtype)
+        self.mlp = Mlp(channels, config, dtype=dtype, rngs=rngs)
+        if config.layer_scale is None:
+            self.gamma = None
+        else:
+            self.gamma = nnx.Param(jnp.full((channels,), config.layer_scale))
+        self.drop_path = layers.DropPath(drop_path_rate, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
+        branch = self.mlp(self.norm(self.conv_dw(x)))
+        if self.gamma is not None:
+            branch = branch * self.gamma[...].astype(branch.dtype)
+        return x + self.drop_path(branch)
+
+
+class Downsample(nnx.Module):
+    """LayerNorm, then a convolution that halves height and width."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.norm = layers.LayerNorm(inputs, epsilon=EPSILON, dtype=dtype)
+        self.conv = layers.PatchConv(inputs, outputs, 2, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, inputs]` to `[B, h // 2, w // 2, outputs]`."""
+        return self.conv(self.norm(x))
+
+
+class Stem(nnx.Module):
+    """A matrix over patches of 4x4 pixels, then LayerNorm."""
+
+    def __init__(self, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.conv = layers.PatchConv(3, outputs, 4, dtype=dtype, rngs=rngs)
+        self.norm = layers.LayerNorm(outputs, epsilon=EPSILON, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, 3]` to `[B, H // 4, W // 4, outputs]`."""
+        return self.norm(self.conv(x))
+
+
+class Stage(nnx.Module):
+    """Halves the map (not in the first stage), then applies its blocks."""
+
+    def __init__(
+        self,
+        inputs: int | None,
+        outputs: int,
+        drop_path_rates: Sequence[float],
+        config: Config,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        if inputs is None:
+            self.downsample = None
+        else:
+            self.downsample = Downsample(
+                inputs, outputs, dtype=dtype, rngs=rngs
+            )
+        self.blocks = nnx.List(
+            Block(outputs, rate, config, dtype=dtype, rngs=rngs)
+            for rate in drop_path_rates
+        )
+
+
+class ConvNeXt(ImageModel):
+    """ConvNeXt V1-style or V2, by its `Config`.
+
+    Maps images `[B, H, W, 3]` of at least 32x32 pixels (three stages: 16x16)
+    to logits `[B, num_classes]`. The pyramid has one map per stage, at the
+    strides 4, 8, 16 and 32; sizes that these do not divide lose the rest at
+    the bottom and the right, as in the published code. Initialisation is as
+    published: matrices and filters normal with deviation .02, biases 0, GRN 0.
+    """
+
+    TORCH_NAMES = (
+        (r"^stem\.conv\.", "stem.0."),
+        (r"^stem\.norm\.", "stem.1."),
+        (r"\.downsample\.norm\.", ".downsample.0."),
+        (r"\.downsample\.conv\.", ".downsample.1."),
+    )
+
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.channels = tuple(config.dims)
+        self.strides = tuple(4 * 2**i for i in range(len(config.dims)))
+        self.stem_stride = 4
+        self.minimum_size = self.strides[-1]
+        self.remat = config.remat
+        self.stem = Stem(config.dims[0], dtype=dtype, rngs=rngs)
+        rates = layers.drop_path_rates(config.drop_path_rate, config.depths)
+        self.stages = nnx.List(
+            Stage(inputs, outputs, stage_rates, config, dtype=dtype, rngs=rngs)
+            for inputs, outputs, stage_rates in zip(
+                (None, *config.dims[:-1]), config.dims, rates, strict=True
+            )
+        )
+        self.head = layers.Head(
+            config.dims[-1],
+            num_classes,
+            norm_epsilon=EPSILON,
+            dropout=config.dropout,
+            head_bias=config.head_bias,
+            rngs=rngs,
+        )
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, 3]` to `[B, H // 4, W // 4, dims[0]]`."""
+        return self.stem(images)
+
+    def encode(self, embedded: jax.Array) -> list[jax.Array]:
+        """Maps the stem's output to the maps of every stage."""
+        x, maps = embedded, []
+        for index, stage in enumerate(self.stages):
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+            x = self.run_stage(index, stage.blocks, x)
+            maps.append(x)
+        return maps

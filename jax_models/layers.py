@@ -1,0 +1,606 @@
+"""Layers that two or more of the architectures share.
+
+All of them take channels last, keep their parameters in float32 and compute
+in the `dtype` that they were made with; statistics (means, variances) are
+always computed in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """Normal with deviation `deviation`.
+
+    The published `trunc_normal_(std=.02)` is this one: it cuts at +-2 in
+    absolute terms, a hundred deviations away.
+    """
+
+    deviation: float
+
+    def __call__(self, uniform, normal, shape):
+        """A weight of `shape` from as much noise of either kind, flat."""
+        del uniform, shape
+        return normal * self.deviation
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Uniform in +-1/sqrt(fan).
+
+    The fan is the product of all axes but the last (PyTorch's default for
+    convolutions), or the last axis where `fan_out`.
+    """
+
+    fan_out: bool = False
+
+    def __call__(self, uniform, normal, shape):
+        """A weight of `shape` from as much noise of either kind, flat."""
+        del normal
+        fan = shape[-1] if self.fan_out else math.prod(shape[:-1])
+        return uniform / math.sqrt(fan)
+
+
+@dataclasses.dataclass(frozen=True)
+class FanOut:
+    """Normal with variance 2 / (height * width * outputs).
+
+    `groups` divides the outputs: a depthwise filter's fan is its area.
+    """
+
+    groups: int = 1
+
+    def __call__(self, uniform, normal, shape):
+        """A weight of `shape` from as much noise of either kind, flat."""
+        del uniform
+        fan = math.prod(shape[:-2]) * shape[-1] / self.groups
+        return normal * math.sqrt(2 / fan)
+
+
+Initializer = Normal | Uniform | FanOut
+
+_recorded: contextvars.ContextVar[list | None] = contextvars.ContextVar(
+    "recorded", default=None
+)
+
+
+def weight(
+    rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer
+) -> nnx.Param:
+    """A random parameter of `shape`, float32, drawn now or by `one_draw`."""
+    recorded = _recorded.get()
+    if recorded is None:
+        uniform, normal = _noise(rngs, math.prod(shape))
+        value = init(uniform, normal, shape).reshape(shape)
+        return nnx.Param(value)
+    param = nnx.Param(jnp.zeros(shape))
+    recorded.append((param, init))
+    return param
+
+
+@contextlib.contextmanager
+def one_draw(rngs: nnx.Rngs) -> Iterator[None]:
+    """Draws all weights made inside the block at once, when it ends.
+
+    A generator for each weight would be compiled for each weight: 20 seconds
+    for a network of fifty layers, against less than one for a single draw.
+    """
+    recorded = []
+    token = _recorded.set(recorded)
+    try:
+        yield
+    finally:
+        _recorded.reset(token)
+    sizes = [math.prod(param.shape) for param, _ in recorded]
+    uniform, normal = _noise(rngs, sum(sizes))
+    start = 0
+    for (param, init), size in zip(recorded, sizes, strict=True):
+        cut = slice(start, start + size)
+        value = init(uniform[cut], normal[cut], param.shape)
+        param[...] = value.reshape(param.shape)
+        start += size
+
+
+def _noise(rngs, size):
+    """The same noise twice: uniform in (-1, 1), and standard normal."""
+    low = np.nextafter(np.float32(-1), np.float32(0))
+    uniform = jax.random.uniform(rngs.params(), (size,), minval=low)
+    return uniform, math.sqrt(2) * lax.erf_inv(uniform)
+
+
+class Linear(nnx.Module):
+    """A matrix over the last axis; also what a 1x1 convolution is.
+
+    Args:
+      inputs: width of the last axis of the input.
+      outputs: width of the last axis of the output.
+      torch_conv: whether PyTorch's counterpart is a 1x1 convolution, whose
+        weight has two more axes. It changes no number here.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        use_bias: bool = True,
+        init: Initializer = Normal(0.02),
+        bias_init: float | Sequence[float] = 0.0,
+        torch_conv: bool = False,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = weight(rngs, (inputs, outputs), init)
+        if use_bias:
+            start = jnp.asarray(bias_init, jnp.float32)
+            self.bias = nnx.Param(jnp.broadcast_to(start, (outputs,)))
+        else:
+            self.bias = None
+        self.torch_conv = torch_conv
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., inputs]` to `[..., outputs]`."""
+        x = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            x = x + self.bias[...].astype(self.dtype)
+        return x
+
+
+class Conv(nnx.Module):
+    """A dense two-dimensional convolution.
+
+    Args:
+      padding: "SAME" (TensorFlow's: what is odd goes below and to the right),
+        "VALID", or the number of pixels added on every side.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: str | int = "SAME",
+        use_bias: bool = True,
+        init: Initializer = Normal(0.02),
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        shape = (size, size, inputs, outputs)
+        self.kernel = weight(rngs, shape, init)
+        self.bias = nnx.Param(jnp.zeros((outputs,))) if use_bias else None
+        self.stride = stride
+        self.padding = padding
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, inputs]` to `[B, h, w, outputs]`."""
+        x = lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=_sides(self.padding),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.bias is not None:
+            x = x + self.bias[...].astype(self.dtype)
+        return x
+
+
+class PatchConv(nnx.Module):
+    """A convolution whose stride is its size: one matrix over every patch.
+
+    Rows and columns left over at the bottom and the right are dropped, as an
+    unpadded convolution drops them.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        shape = (size, size, inputs, outputs)
+        self.kernel = weight(rngs, shape, Normal(0.02))
+        self.bias = nnx.Param(jnp.zeros((outputs,)))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, inputs]` to `[B, H // size, W // size, outputs]`."""
+        kernel = self.kernel[...].astype(self.dtype)
+        size, _, inputs, outputs = kernel.shape
+        batch, height, width, _ = x.shape
+        h, w = height // size, width // size
+        x = x[:, : h * size, : w * size].astype(self.dtype)
+        x = x.reshape(batch, h, size, w, size * inputs).swapaxes(2, 3)
+        x = x.reshape(batch, h, w, size * size * inputs)
+        x = x @ kernel.reshape(size * size * inputs, outputs)
+        return x + self.bias[...].astype(self.dtype)
+
+
+class DepthwiseConv(nnx.Module):
+    """One filter for every channel.
+
+    Args:
+      padding: as for `Conv`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: str | int = "SAME",
+        use_bias: bool = True,
+        init: Initializer = Normal(0.02),
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = weight(rngs, (size, size, channels), init)
+        self.bias = nnx.Param(jnp.zeros((channels,))) if use_bias else None
+        self.stride = stride
+        self.padding = padding
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, h, w, C]`."""
+        kernel = self.kernel[...].astype(self.dtype)
+        x = x.astype(self.dtype)
+        x = depthwise_conv(x, kernel, self.stride, self.padding)
+        if self.bias is not None:
+            x = x + self.bias[...].astype(self.dtype)
+        return x
+
+
+def depthwise_conv(
+    images: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: str | int = "SAME",
+) -> jax.Array:
+    """Convolves every channel with its own filter.
+
+    XLA's grouped convolution on CPU is tens of times slower than a sum of
+    shifted products, so the CPU gets that one; other backends get their
+    library's convolution. The choice is made when the code is compiled.
+
+    Args:
+      images: `[B, H, W, C]`.
+      kernel: `[k, k, C]`.
+      stride: the same for both axes.
+      padding: "SAME", "VALID", or the pixels added on every side.
+
+    Returns:
+      `[B, h, w, C]`.
+    """
+    size = kernel.shape[0]
+    pads = _pads(padding, images.shape[1:3], size, stride)
+    return _depthwise(images, kernel, stride, pads)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(images, kernel, stride, pads):
+    return lax.platform_dependent(
+        images,
+        kernel,
+        cpu=functools.partial(_depthwise_shifted, stride=stride, pads=pads),
+        default=functools.partial(_depthwise_grouped, stride=stride, pads=pads),
+    )
+
+
+def _depthwise_forward(images, kernel, stride, pads):
+    return _depthwise(images, kernel, stride, pads), (images, kernel)
+
+
+def _depthwise_backward(stride, pads, residuals, gradient):
+    return lax.platform_dependent(
+        *residuals,
+        gradient,
+        cpu=functools.partial(
+            _depthwise_shifted_gradients, stride=stride, pads=pads
+        ),
+        default=functools.partial(
+            _depthwise_grouped_gradients, stride=stride, pads=pads
+        ),
+    )
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _depthwise_grouped(images, kernel, *, stride, pads):
+    return lax.conv_general_dilated(
+        images,
+        kernel[:, :, None, :],
+        window_strides=(stride, stride),
+        padding=pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=kernel.shape[-1],
+    )
+
+
+def _depthwise_grouped_gradients(images, kernel, gradient, *, stride, pads):
+    convolve = functools.partial(_depthwise_grouped, stride=stride, pads=pads)
+    return jax.vjp(convolve, images, kernel)[1](gradient)
+
+
+def _depthwise_shifted(images, kernel, *, stride, pads):
+    size = kernel.shape[0]
+    padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+    total = None
+    for window, weight in zip(
+        _shifts(padded, size, stride),
+        kernel.reshape(size * size, -1),
+        strict=True,
+    ):
+        term = window * weight
+        total = term if total is None else total + term
+    return total
+
+
+def _depthwise_shifted_gradients(images, kernel, gradient, *, stride, pads):
+    size = kernel.shape[0]
+    # To the images: the transposed convolution. Spread the gradient by the
+    # stride, then convolve with the filter turned by 180 degrees.
+    spread = []
+    for length, (low, high), out in zip(
+        images.shape[1:3], pads, gradient.shape[1:3], strict=True
+    ):
+        before = size - 1 - low
+        unused = length + low + high - size - (out - 1) * stride
+        spread.append((before, size - 1 - high + unused, stride - 1))
+    spread = ((0, 0, 0), *spread, (0, 0, 0))
+    dilated = lax.pad(gradient, jnp.zeros((), gradient.dtype), spread)
+    to_images = _depthwise_shifted(
+        dilated, kernel[::-1, ::-1], stride=1, pads=((0, 0), (0, 0))
+    )
+
+    # To the kernel: one product and sum per shift. Summing over the batch in
+    # a scan, and keeping the width until the end, is several times faster
+    # than k*k separate reductions, each of which reads everything.
+    def add_one(total, image_and_gradient):
+        image, slope = image_and_gradient
+        padded = jnp.pad(image, (*pads, (0, 0)))[None]
+        products = [
+            jnp.sum(
+                window[0].astype(jnp.float32) * slope.astype(jnp.float32),
+                axis=0,
+            )
+            for window in _shifts(padded, size, stride)
+        ]
+        return total + jnp.stack(products), None
+
+    zeros = jnp.zeros((size * size, *gradient.shape[2:]), jnp.float32)
+    total, _ = lax.scan(add_one, zeros, (images, gradient))
+    to_kernel = total.sum(1).reshape(kernel.shape).astype(kernel.dtype)
+    return to_images, to_kernel
+
+
+def _shifts(padded, size, stride):
+    """Yields the k*k shifted windows of `[B, H, W, C]`, row by row."""
+    height = (padded.shape[1] - size) // stride * stride + 1
+    width = (padded.shape[2] - size) // stride * stride + 1
+    for row in range(size):
+        for column in range(size):
+            yield padded[
+                :,
+                row : row + height : stride,
+                column : column + width : stride,
+            ]
+
+
+def _sides(padding):
+    """The padding as `lax.conv_general_dilated` wants it."""
+    if isinstance(padding, str):
+        return padding
+    return ((padding, padding), (padding, padding))
+
+
+def _pads(padding, lengths, size, stride):
+    """The padding in pixels: ((top, bottom), (left, right))."""
+    if not isinstance(padding, str):
+        return _sides(padding)
+    return tuple(
+        lax.padtype_to_pads(lengths, (size, size), (stride, stride), padding)
+    )
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016)."""
+
+    def __init__(self, channels: int, *, epsilon: float, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.epsilon = epsilon
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., C]` to `[..., C]`."""
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        variance = jnp.square(x).mean(-1, keepdims=True)
+        x = x * lax.rsqrt(variance + self.epsilon)
+        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) over all axes but the last.
+
+    The batch is normalised by its biased variance; the running variance is
+    updated with the unbiased one, as PyTorch and TensorFlow's fused kernel
+    do. `momentum` is the share of the old value that is kept (PyTorch's
+    convention is one minus that).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        epsilon: float,
+        momentum: float,
+        scale: float = 1.0,
+        dtype: jnp.dtype,
+    ):
+        self.scale = nnx.Param(jnp.full((channels,), scale))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.mean = nnx.BatchStat(jnp.zeros((channels,)))
+        self.var = nnx.BatchStat(jnp.ones((channels,)))
+        self.epsilon = epsilon
+        self.momentum = momentum
+        self.dtype = dtype
+        # Set by `model.train()` and `model.eval()`.
+        self.use_running_average = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, ..., C]` to `[B, ..., C]`; when training, updates."""
+        x = x.astype(jnp.float32)
+        if self.use_running_average:
+            mean, variance = self.mean[...], self.var[...]
+        else:
+            axes = tuple(range(x.ndim - 1))
+            mean = x.mean(axes)
+            variance = jnp.square(x - mean).mean(axes)
+            count = math.prod(x.shape[:-1])
+            unbiased = variance * (count / max(count - 1, 1))
+            self._update(self.mean, mean)
+            self._update(self.var, unbiased)
+        factor = lax.rsqrt(variance + self.epsilon) * self.scale[...]
+        return ((x - mean) * factor + self.bias[...]).astype(self.dtype)
+
+    def _update(self, running, batch):
+        kept = self.momentum * running[...]
+        running[...] = kept + (1 - self.momentum) * lax.stop_gradient(batch)
+
+
+class DropPath(nnx.Module):
+    """Stochastic depth (Huang et al. 2016): drops a branch per sample.
+
+    What is kept is divided by the share kept, so the mean stays. Every
+    instance owns a random stream: two blocks never share a mask.
+
+    Args:
+      rate: the share of samples whose branch is dropped, in [0, 1).
+    """
+
+    def __init__(self, rate: float, *, rngs: nnx.Rngs):
+        self.rate = float(rate)
+        self.deterministic = False
+        self.stream = rngs["dropout"].fork() if self.rate > 0 else None
+
+    def __call__(self, branch: jax.Array) -> jax.Array:
+        """Maps `[B, ...]` to `[B, ...]`."""
+        if self.deterministic or self.stream is None:
+            return branch
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        keep = 1 - self.rate
+        mask = jax.random.bernoulli(self.stream(), keep, shape)
+        return branch * (mask.astype(branch.dtype) / keep)
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Linear decay: 0 for the first block, `rate` for the last, per stage."""
+    rates = iter(np.linspace(0, rate, sum(depths)).tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+class Head(nnx.Module):
+    """Mean over the map, optional LayerNorm, dropout, and the classifier.
+
+    Computed in float32 whatever the model's dtype is.
+
+    Args:
+      norm_epsilon: of the LayerNorm between pooling and classifier; None
+        leaves the norm out.
+      head_bias: what the classifier's bias starts from: a number, one number
+        per class (such as the logarithm of the class frequencies), or None
+        for a classifier without bias.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        norm_epsilon: float | None,
+        dropout: float,
+        head_bias: float | Sequence[float] | None,
+        init: Initializer = Normal(0.02),
+        rngs: nnx.Rngs,
+    ):
+        if norm_epsilon is None:
+            self.norm = None
+        else:
+            self.norm = LayerNorm(
+                channels, epsilon=norm_epsilon, dtype=jnp.float32
+            )
+        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
+        self.fc = Linear(
+            channels,
+            num_classes,
+            use_bias=head_bias is not None,
+            init=init,
+            bias_init=0.0 if head_bias is None else head_bias,
+            dtype=jnp.float32,
+            rngs=rngs,
+        )
+        self.init = init
+        self.head_bias = head_bias
+
+    def reset(self, rngs: nnx.Rngs) -> None:
+        """Draws the classifier anew, as it was made."""
+        kernel = self.fc.kernel
+        kernel[...] = weight(rngs, kernel.shape, self.init)[...]
+        if self.fc.bias is not None:
+            start = jnp.asarray(self.head_bias, jnp.float32)
+            self.fc.bias[...] = jnp.broadcast_to(start, self.fc.bias.shape)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to logits `[B, num_classes]`, float32."""
+        x = features.astype(jnp.float32).mean((1, 2))
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.fc(self.dropout(x))
+
+
+def rematerialize(block: nnx.Module, x: jax.Array) -> jax.Array:
+    """`block(x)`, whose inner values are computed again when going backward.
+
+    Saves the memory of everything but the block's input, and costs one more
+    forward pass through it. Running statistics and random streams move on as
+    they would without it, and the numbers are the same.
+    """
+    graphdef, params, rest = nnx.split(block, nnx.Param, ...)
+
+    @jax.checkpoint
+    def apply(params, rest, x):
+        module = nnx.merge(graphdef, params, rest, copy=True)
+        y = module(x)
+        return y, nnx.state(module, nnx.Not(nnx.Param))
+
+    y, rest = apply(params, rest, x)
+    nnx.update(block, rest)
+    return y
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU (by erf), as every model here has it."""
+    return jax.nn.gelu(x, approximate=False)

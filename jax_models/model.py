@@ -1,0 +1,106 @@
+"""What every architecture offers: logits, last features, all features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import jax
+from flax import nnx
+
+from errors import UserError
+from jax_models import layers
+
+
+class ImageModel(nnx.Module):
+    """A classifier over images, in three pieces that can be used alone.
+
+    `embed` is the stem; `encode` takes the stem's output through the stages;
+    `head` pools and classifies. Masked autoencoders put their mask token
+    between the first two, segmentation reads the pyramid.
+
+    Attributes:
+      TORCH_NAMES: where the modules' names differ from timm's: regular
+        expressions and replacements, for `import_torch`.
+      strides: pixels per cell of each map in the pyramid, finest first.
+      channels: width of each map in the pyramid.
+      stem_stride: pixels per cell of `embed`'s output.
+      minimum_size: the smallest height and width that the model takes.
+      remat: which stages recompute their blocks' inner values when going
+        backward (`layers.rematerialize`): a bool for all of them, or their
+        indices.
+    """
+
+    TORCH_NAMES: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+    stem_stride: int
+    minimum_size: int
+    remat: bool | tuple[int, ...]
+    head: layers.Head
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """Maps images `[B, H, W, 3]` to the stem's `[B, h, w, C]`."""
+        raise TypeError(f"{type(self).__name__} must define embed")
+
+    def encode(self, embedded: jax.Array) -> list[jax.Array]:
+        """Maps the stem's `[B, h, w, C]` to the maps of every stage."""
+        raise TypeError(f"{type(self).__name__} must define encode")
+
+    def feature_pyramid(self, images: jax.Array) -> list[jax.Array]:
+        """Maps `[B, H, W, 3]` to a list of `[B, h, w, C]`, finest first.
+
+        The maps' strides and widths are `self.strides`, `self.channels`.
+
+        Raises:
+          UserError: the images have a size or shape that the model does not
+            take.
+        """
+        self.check(images)
+        return self.encode(self.embed(images))
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, 3]` to the last map `[B, h, w, C]`, which the head
+        pools.
+
+        Raises:
+          UserError: as `feature_pyramid`.
+        """
+        return self.feature_pyramid(images)[-1]
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, 3]` to logits `[B, num_classes]`, float32.
+
+        Raises:
+          UserError: as `feature_pyramid`.
+        """
+        return self.head(self.features(images))
+
+    def check(self, images: jax.Array) -> None:
+        """Refuses what is no batch of colour images of a possible size."""
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise UserError(
+                f"{type(self).__name__} takes images of shape [batch, height, "
+                f"width, 3], not {list(images.shape)}; put the channels last "
+                "and repeat a grey channel three times"
+            )
+        height, width = images.shape[1:3]
+        if min(height, width) < self.minimum_size:
+            raise UserError(
+                f"{type(self).__name__} takes images of at least "
+                f"{self.minimum_size} x {self.minimum_size} pixels, not "
+                f"{height} x {width}; make the images larger"
+            )
+
+    def run_stage(
+        self, stage: int, blocks: Iterable[nnx.Module], x: jax.Array
+    ) -> jax.Array:
+        """Applies the blocks of one stage in order, as `remat` says."""
+        if isinstance(self.remat, bool):
+            rematerialized = self.remat
+        else:
+            rematerialized = stage in self.remat
+        for block in blocks:
+            x = layers.rematerialize(block, x) if rematerialized else block(x)
+        return x

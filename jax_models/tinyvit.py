@@ -1,0 +1,467 @@
+"""TinyViT: convolutions where maps are large, window attention after that.
+
+Wu et al., "TinyViT: Fast Pretraining Distillation for Small Vision
+Transformers", ECCV 2022, arXiv 2207.10666; sizes in its table 9 (appendix).
+
+As published, with one freedom of arithmetic: where a map is not a multiple
+of the window, the published code pads it with zeros before the attention.
+All padded cells are then the same token, so this code never computes them:
+it gives each partial window one key that stands for all of its padding. The
+numbers are the same and maps smaller than a window cost what they contain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_models import layers
+from jax_models.model import ImageModel
+
+BN_EPSILON = 1e-5
+BN_MOMENTUM = 0.9
+LN_EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One row of the table of variants, and what may be overridden.
+
+    Attributes:
+      dims: width of each stage.
+      depths: blocks in each stage; the first has convolutions alone.
+      heads: attention heads in each stage.
+      windows: side of the attention window in each stage, in cells. The
+        published models for 384 px have 12, 12, 24, 12, for 512 px 16, 16,
+        32, 16: `import_torch` resizes the bias tables when windows differ.
+      swin_bias: bias tables over signed offsets, as Swin has them, in place
+        of one over absolute offsets.
+      mlp_norm: the LayerNorm before each MLP.
+      drop_path_rate: stochastic depth of the last block.
+      dropout: before the classifier; published models have none.
+      head_bias: see `layers.Head`.
+      remat: see `ImageModel`.
+    """
+
+    dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    windows: tuple[int, ...] = (7, 7, 14, 7)
+    swin_bias: bool = False
+    mlp_norm: bool = True
+    drop_path_rate: float = 0.0
+    dropout: float = 0.0
+    head_bias: float | Sequence[float] | None = 0.0
+    remat: bool | tuple[int, ...] = False
+
+
+VARIANTS = {
+    "tinyvit_5m": Config(
+        (64, 128, 160, 320), (2, 2, 6, 2), (2, 4, 5, 10), drop_path_rate=0.0
+    ),
+    "tinyvit_11m": Config(
+        (64, 128, 256, 448), (2, 2, 6, 2), (2, 4, 8, 14), drop_path_rate=0.1
+    ),
+    "tinyvit_21m": Config(
+        (96, 192, 384, 576), (2, 2, 6, 2), (3, 6, 12, 18), drop_path_rate=0.2
+    ),
+    "tinyvit_demo": Config(
+        (32, 48, 64, 96), (1, 1, 2, 1), (1, 2, 2, 3), (4, 4, 4, 4)
+    ),
+}
+
+
+class ConvNorm(nnx.Module):
+    """A dense convolution without bias, then BatchNorm."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        scale: float = 1.0,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(
+            use_bias=False, init=layers.Uniform(), dtype=dtype, rngs=rngs
+        )
+        if size == 1:
+            self.conv = layers.Linear(
+                inputs, outputs, torch_conv=True, **options
+            )
+        else:
+            self.conv = layers.Conv(
+                inputs,
+                outputs,
+                size,
+                stride=stride,
+                padding=size // 2,
+                **options,
+            )
+        self.bn = _batch_norm(outputs, scale, dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, inputs]` to `[B, ceil(h / stride), ..., outputs]`."""
+        return self.bn(self.conv(x))
+
+
+class DepthwiseConvNorm(nnx.Module):
+    """A 3x3 depthwise convolution without bias, then BatchNorm."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        stride: int = 1,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = layers.DepthwiseConv(
+            channels,
+            3,
+            stride=stride,
+            padding=1,
+            use_bias=False,
+            init=layers.Uniform(),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.bn = _batch_norm(channels, 1.0, dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to `[B, ceil(h / stride), ..., C]`."""
+        return self.bn(self.conv(x))
+
+
+def _batch_norm(channels, scale, dtype):
+    return layers.BatchNorm(
+        channels,
+        epsilon=BN_EPSILON,
+        momentum=BN_MOMENTUM,
+        scale=scale,
+        dtype=dtype,
+    )
+
+
+class PatchEmbed(nnx.Module):
+    """Two 3x3 convolutions with stride 2, GELU between them."""
+
+    def __init__(self, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        options = dict(stride=2, dtype=dtype, rngs=rngs)
+        self.conv1 = ConvNorm(3, outputs // 2, 3, **options)
+        self.conv2 = ConvNorm(outputs // 2, outputs, 3, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, 3]` to `[B, H / 4, W / 4, outputs]`, rounded up."""
+        return self.conv2(layers.gelu(self.conv1(x)))
+
+
+class MBConv(nnx.Module):
+    """Widen four times, 3x3 depthwise, narrow; GELU also after the sum."""
+
+    def __init__(
+        self,
+        channels: int,
+        drop_path_rate: float,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(dtype=dtype, rngs=rngs)
+        self.conv1 = ConvNorm(channels, 4 * channels, 1, **options)
+        self.conv2 = DepthwiseConvNorm(4 * channels, **options)
+        # The branch starts at zero.
+        self.conv3 = ConvNorm(4 * channels, channels, 1, scale=0.0, **options)
+        self.drop_path = layers.DropPath(drop_path_rate, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
+        branch = layers.gelu(self.conv1(x))
+        branch = layers.gelu(self.conv2(branch))
+        return layers.gelu(x + self.drop_path(self.conv3(branch)))
+
+
+class PatchMerging(nnx.Module):
+    """1x1, 3x3 depthwise with stride 2, 1x1: halves the map, rounded up."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        options = dict(dtype=dtype, rngs=rngs)
+        self.conv1 = ConvNorm(inputs, outputs, 1, **options)
+        self.conv2 = DepthwiseConvNorm(outputs, stride=2, **options)
+        self.conv3 = ConvNorm(outputs, outputs, 1, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, inputs]` to `[B, h / 2, w / 2, outputs]`."""
+        x = layers.gelu(self.conv1(x))
+        return self.conv3(layers.gelu(self.conv2(x)))
+
+
+class WindowAttention(nnx.Module):
+    """Self-attention inside windows, with a learned bias per offset.
+
+    The bias depends on the absolute offset between two cells (LeViT, Graham
+    et al. 2021) and starts at zero. With `swin_bias` it depends on the signed
+    offset (Swin, Liu et al. 2021) and starts normal with deviation .02.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        window: int,
+        swin_bias: bool,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = layers.LayerNorm(channels, epsilon=LN_EPSILON, dtype=dtype)
+        # For each head its queries, keys and values, then the next head's.
+        self.qkv = layers.Linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
+        self.proj = layers.Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.heads = heads
+        self.window = window
+        self.swin_bias = swin_bias
+        self.dtype = dtype
+        if swin_bias:
+            shape = (heads, (2 * window - 1) ** 2)
+            table = layers.weight(rngs, shape, layers.Normal(0.02))
+        else:
+            table = nnx.Param(jnp.zeros((heads, window**2)))
+        self.attention_biases = table
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
+        height, width = x.shape[1:3]
+        qkv = self.qkv(self.norm(x))
+        # What a padded cell becomes: normalising zeros leaves the bias.
+        zero = self.norm.bias[...]
+        padding = self.qkv(zero)
+        table = self.attention_biases[...]
+        bias = table[:, _bias_index(self.window, self.swin_bias)]
+        full_height = height // self.window * self.window
+        full_width = width // self.window * self.window
+        rows = []
+        for top, bottom in ((0, full_height), (full_height, height)):
+            row = [
+                self._attend(qkv[:, top:bottom, left:right], padding, bias)
+                for left, right in ((0, full_width), (full_width, width))
+                if top < bottom and left < right
+            ]
+            if row:
+                rows.append(jnp.concatenate(row, 2) if row[1:] else row[0])
+        x = jnp.concatenate(rows, 1) if rows[1:] else rows[0]
+        return self.proj(x)
+
+    def _attend(self, qkv, padding, bias):
+        """Attention over one part of the map, cut into equal windows.
+
+        Args:
+          qkv: `[B, h, w, 3C]`; h and w are multiples of the window or
+            smaller than it.
+          padding: `[3C]`, the same of a padded cell.
+          bias: `[heads, window**2, window**2]`.
+
+        Returns:
+          `[B, h, w, C]`.
+        """
+        batch, height, width, _ = qkv.shape
+        h, w = min(height, self.window), min(width, self.window)
+        rows, columns = height // h, width // w
+        cells, heads = h * w, self.heads
+        # -> [B, rows, columns, heads, cells, 3 * D]
+        qkv = qkv.reshape(batch, rows, h, columns, w, heads, -1)
+        qkv = qkv.transpose(0, 1, 3, 5, 2, 4, 6)
+        qkv = qkv.reshape(batch, rows, columns, heads, cells, -1)
+        query, key, value = jnp.split(qkv, 3, -1)
+        depth = query.shape[-1]
+        query = query * depth**-0.5
+        inside = np.zeros((self.window, self.window), bool)
+        inside[:h, :w] = True
+        inside = inside.ravel()
+        bias = bias[:, inside]
+        scores = jnp.einsum("...qd,...kd->...qk", query, key)
+        scores = scores.astype(jnp.float32) + bias[:, :, inside]
+        if cells == self.window**2:
+            weights = jax.nn.softmax(scores).astype(self.dtype)
+            x = weights @ value
+        else:
+            # Padded keys differ in their bias alone, so their exponentials
+            # add up to one key whose bias is the log of the sum.
+            _, pad_key, pad_value = jnp.split(padding.reshape(heads, -1), 3, -1)
+            pad_bias = jax.nn.logsumexp(bias[:, :, ~inside], -1)
+            pad_score = jnp.einsum("...hqd,hd->...hq", query, pad_key)
+            pad_score = pad_score.astype(jnp.float32) + pad_bias
+            scores = jnp.concatenate([scores, pad_score[..., None]], -1)
+            weights = jax.nn.softmax(scores).astype(self.dtype)
+            x = weights[..., :-1] @ value
+            x = x + weights[..., -1:] * pad_value[:, None]
+        x = x.reshape(batch, rows, columns, heads, h, w, depth)
+        x = x.transpose(0, 1, 4, 2, 5, 3, 6)
+        return x.reshape(batch, height, width, heads * depth)
+
+
+def _bias_index(window, signed):
+    """Which entry of the bias table belongs to each pair of cells.
+
+    Returns:
+      int32 `[window**2, window**2]`.
+    """
+    cells = np.stack(np.indices((window, window)), -1).reshape(-1, 2)
+    offsets = cells[:, None] - cells[None]
+    if signed:
+        offsets, side = offsets + window - 1, 2 * window - 1
+    else:
+        offsets, side = np.abs(offsets), window
+    return (offsets[..., 0] * side + offsets[..., 1]).astype(np.int32)
+
+
+class Mlp(nnx.Module):
+    """LayerNorm, widen four times, GELU, narrow."""
+
+    def __init__(
+        self, channels: int, norm: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        options = dict(dtype=dtype, rngs=rngs)
+        if norm:
+            self.norm = layers.LayerNorm(
+                channels, epsilon=LN_EPSILON, dtype=dtype
+            )
+        else:
+            self.norm = None
+        self.fc1 = layers.Linear(channels, 4 * channels, **options)
+        self.fc2 = layers.Linear(4 * channels, channels, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.fc2(layers.gelu(self.fc1(x)))
+
+
+class Block(nnx.Module):
+    """Window attention, 3x3 depthwise convolution, MLP."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        window: int,
+        drop_path_rate: float,
+        config: Config,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(dtype=dtype, rngs=rngs)
+        self.attn = WindowAttention(
+            channels, heads, window, config.swin_bias, **options
+        )
+        self.drop_path1 = layers.DropPath(drop_path_rate, rngs=rngs)
+        self.local_conv = DepthwiseConvNorm(channels, **options)
+        self.mlp = Mlp(channels, config.mlp_norm, **options)
+        self.drop_path2 = layers.DropPath(drop_path_rate, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
+        x = x + self.drop_path1(self.attn(x))
+        x = self.local_conv(x)
+        return x + self.drop_path2(self.mlp(x))
+
+
+class Stage(nnx.Module):
+    """Halves the map (not in the first stage), then applies its blocks."""
+
+    def __init__(
+        self,
+        index: int,
+        drop_path_rates: Sequence[float],
+        config: Config,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        channels = config.dims[index]
+        options = dict(dtype=dtype, rngs=rngs)
+        if index == 0:
+            self.downsample = None
+            self.blocks = nnx.List(
+                MBConv(channels, rate, **options) for rate in drop_path_rates
+            )
+        else:
+            self.downsample = PatchMerging(
+                config.dims[index - 1], channels, **options
+            )
+            self.blocks = nnx.List(
+                Block(
+                    channels,
+                    config.heads[index],
+                    config.windows[index],
+                    rate,
+                    config,
+                    **options,
+                )
+                for rate in drop_path_rates
+            )
+
+
+class TinyViT(ImageModel):
+    """TinyViT, by its `Config`.
+
+    Maps images `[B, H, W, 3]` of any size to logits `[B, num_classes]`. The
+    pyramid has one map per stage, at the strides 4, 8, 16 and 32, sizes
+    rounded up. Initialisation is as published: matrices normal with deviation
+    .02, the last BatchNorm scale of each MBConv 0, attention biases 0,
+    convolutions as PyTorch's default.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.channels = tuple(config.dims)
+        self.strides = tuple(4 * 2**i for i in range(len(config.dims)))
+        self.stem_stride = 4
+        self.minimum_size = 1
+        self.remat = config.remat
+        self.patch_embed = PatchEmbed(config.dims[0], dtype=dtype, rngs=rngs)
+        rates = layers.drop_path_rates(config.drop_path_rate, config.depths)
+        self.stages = nnx.List(
+            Stage(index, stage_rates, config, dtype=dtype, rngs=rngs)
+            for index, stage_rates in enumerate(rates)
+        )
+        self.head = layers.Head(
+            config.dims[-1],
+            num_classes,
+            norm_epsilon=LN_EPSILON,
+            dropout=config.dropout,
+            head_bias=config.head_bias,
+            rngs=rngs,
+        )
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, 3]` to `[B, H / 4, W / 4, dims[0]]`, rounded up."""
+        return self.patch_embed(images)
+
+    def encode(self, embedded: jax.Array) -> list[jax.Array]:
+        """Maps the stem's output to the maps of every stage."""
+        x, maps = embedded, []
+        for index, stage in enumerate(self.stages):
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+            x = self.run_stage(index, stage.blocks, x)
+            maps.append(x)
+        return maps
