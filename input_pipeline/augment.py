@@ -166,16 +166,16 @@ def _color_jitter(
     rng: np.random.Generator,
 ) -> Image.Image:
     """Brightness, contrast, saturation and hue in a random order."""
-    for step in rng.permutation(4):
+    order = rng.permutation(4)
+    for step in order:
         amount = jitter[step]
         if amount == 0:
             continue
         if step == 3:
-            image = ops.hue(image, rng.uniform(-amount, amount))
-            continue
-        factor = rng.uniform(max(0.0, 1 - amount), 1 + amount)
-        adjust = (ops.brightness, ops.contrast, ops.saturation)[step]
-        image = adjust(image, factor)
+            value = rng.uniform(-amount, amount)
+        else:
+            value = rng.uniform(max(0.0, 1 - amount), 1 + amount)
+        image = ops.JITTER[step](image, value)
     return image
 
 

@@ -113,29 +113,32 @@ def _murmur(bits: jax.Array) -> jax.Array:
 def _erase_rectangles(
     key: jax.Array, batch: int, height: int, width: int, mixing: Mixing
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Top, left, height, width, each int32 `[B]`; all 0 where none fits."""
+    """Top, left, height, width, each int32 `[B]`; size 0 where none fits."""
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
     shape = (batch, _ERASE_ATTEMPTS)
     low, high = mixing.erase_area
-    area = (
-        height
-        * width
-        * jax.random.uniform(area_key, shape, minval=low, maxval=high)
-    )
-    low, high = jnp.log(jnp.asarray(mixing.erase_ratio, jnp.float32))
-    ratio = jnp.exp(
-        jax.random.uniform(ratio_key, shape, minval=low, maxval=high)
-    )
+    area = jax.random.uniform(area_key, shape, minval=low, maxval=high)
+    low, high = (math.log(ratio) for ratio in mixing.erase_ratio)
+    ratio = jax.random.uniform(ratio_key, shape, minval=low, maxval=high)
+    h, w = _erase_sizes(area, jnp.exp(ratio), height, width)
+    top = jax.random.randint(top_key, (batch,), 0, height - h + 1)
+    left = jax.random.randint(left_key, (batch,), 0, width - w + 1)
+    return top, left, h, w
+
+
+def _erase_sizes(
+    area: jax.Array, ratio: jax.Array, height: int, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """The first rectangle that fits, out of `[B, attempts]`: int32 `[B]`."""
+    area = area * (height * width)
     h = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
     w = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
     fits = (h < height) & (w < width)
     first = jnp.argmax(fits, axis=1)[:, None]
-    any_fits = fits.any(axis=1)
-    h = jnp.where(any_fits, jnp.take_along_axis(h, first, 1)[:, 0], 0)
-    w = jnp.where(any_fits, jnp.take_along_axis(w, first, 1)[:, 0], 0)
-    top = jax.random.randint(top_key, (batch,), 0, height - h + 1)
-    left = jax.random.randint(left_key, (batch,), 0, width - w + 1)
-    return top, left, h, w
+    found = fits.any(axis=1)
+    h = jnp.where(found, jnp.take_along_axis(h, first, axis=1)[:, 0], 0)
+    w = jnp.where(found, jnp.take_along_axis(w, first, axis=1)[:, 0], 0)
+    return h, w
 
 
 def mix(

@@ -59,12 +59,13 @@ def magnitude(name: str, level: int, width: int, height: int) -> float:
 
 
 def _linspace(start: float, end: float, position: int) -> float:
+    """torch.linspace in float32, bit for bit: from the nearer end, fused."""
     last = NUM_MAGNITUDE_BINS - 1
-    start, end = np.float32(start), np.float32(end)
-    step = (end - start) / np.float32(last)
+    end = float(np.float32(end))
+    step = float(np.float32(end - start) / np.float32(last))
     if position < NUM_MAGNITUDE_BINS // 2:
-        return float(start + step * np.float32(position))
-    return float(end - step * np.float32(last - position))
+        return float(np.float32(start + step * position))
+    return float(np.float32(end - step * (last - position)))
 
 
 def randaugment_op(
@@ -329,3 +330,7 @@ def _hue_tables() -> _HueTables:
         chroma.ravel(),
         deduction.view("<u4").ravel(),
     )
+
+
+# ColorJitter's steps, in the order of `Augment.jitter`.
+JITTER = (brightness, contrast, saturation, hue)
