@@ -8,13 +8,14 @@ the caller's decision.
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image
 
 # Formats that people keep photos in. The list is closed because Pillow's full
 # list holds some that run other programs (EPS starts Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
 EXTENSIONS = (
     ".jpg",
@@ -29,6 +30,9 @@ EXTENSIONS = (
     ".pgm",
     ".avif",
 )
+
+# Pillow warns of oddities in files that it can read all the same.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Refused before any pixel is decoded. A photo of 89 megapixels is larger than
 # any camera makes; decoded it already takes 360 MB.

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import io
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from sample_images import encoded, photo
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -41,22 +39,6 @@ def data_config():
         return types.SimpleNamespace(**(fields | changes))
 
     return make
-
-
-def photo(height=24, width=32, seed=0):
-    """Smooth colours with some noise: uint8 [height, width, 3]."""
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)
-    smooth = Image.fromarray(small).resize((width, height))
-    noise = rng.integers(-12, 13, (height, width, 3))
-    return np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
-
-
-def encoded(pixels, kind="JPEG", **options):
-    """The bytes of an image file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture
