@@ -1,1 +1,8 @@
 """Everything a person looks at: scores, curves, pages."""
+
+from __future__ import annotations
+
+from reports.ensemble import ensemble_report
+from reports.run import run_report
+
+__all__ = ["ensemble_report", "run_report"]

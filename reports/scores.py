@@ -62,13 +62,41 @@ def accuracy(labels, predictions) -> float:
     return float(np.mean(labels == predictions)) if labels.size else 0.0
 
 
+def likelihood_loss(true: np.ndarray) -> float:
+    """Log-loss in nats from the true classes' probabilities, float [N]."""
+    if not len(true):
+        return 0.0
+    return float(-np.log(np.maximum(true, _TINY), dtype=np.float64).mean())
+
+
 def log_loss(labels, probabilities) -> float:
     """Mean negative log-likelihood in nats; 0 when there are no rows."""
     labels = np.asarray(labels, np.int64)
-    if not labels.size:
+    return likelihood_loss(
+        np.asarray(probabilities)[np.arange(len(labels)), labels]
+    )
+
+
+def calibration_gap(
+    confidence: np.ndarray, right: np.ndarray, num_bins: int = 15
+) -> float:
+    """ECE from each row's top probability and whether that class is right.
+
+    Args:
+      confidence: float [N], in [0, 1].
+      right: bool [N].
+      num_bins: of equal width.
+    """
+    if not len(right):
         return 0.0
-    picked = np.asarray(probabilities)[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(picked, _TINY), dtype=np.float64).mean())
+    confidence = np.asarray(confidence, np.float64)
+    bins = np.ceil(confidence * num_bins).astype(int) - 1
+    gap = np.bincount(
+        np.clip(bins, 0, num_bins - 1),
+        weights=np.asarray(right, np.float64) - confidence,
+        minlength=num_bins,
+    )
+    return float(np.abs(gap).sum() / len(right))
 
 
 def expected_calibration_error(
@@ -79,16 +107,14 @@ def expected_calibration_error(
     ECE of Guo et al. 2017, "On Calibration of Modern Neural Networks", over
     the top probability. 0 when there are no rows.
     """
-    labels = np.asarray(labels)
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     if not labels.size:
         return 0.0
-    probabilities = np.asarray(probabilities)
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, None)
-    bins = np.minimum(bins, num_bins - 1)
-    gap = np.bincount(bins, weights=right - confidence, minlength=num_bins)
-    return float(np.abs(gap).sum() / len(labels))
+    return calibration_gap(
+        probabilities.max(axis=1),
+        probabilities.argmax(axis=1) == labels,
+        num_bins,
+    )
 
 
 def mean_f1(confusion: np.ndarray) -> np.ndarray:

@@ -1,0 +1,253 @@
+"""Charts as SVG text, in the colours of the page (`reports.page`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reports.page import escape
+
+# Coordinates of a chart; it is scaled to the width it is given, and text of
+# 11 units stays readable down to 190 pixels.
+_WIDTH, _HEIGHT = 320, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 8, 10, 24
+# More points than pixels only make the page heavy.
+_POINTS = 240
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Attributes:
+      name: in the key.
+      x, y: float [n], in drawing order; not finite values are left out.
+      colour: a CSS colour, of the page's variables.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: str = "var(--accent)"
+
+
+def line_chart(
+    lines: Sequence[Line],
+    label: str,
+    *,
+    verticals: Sequence[float] = (),
+    mark: tuple[float, float] | None = None,
+) -> str:
+    """Lines over a common x axis.
+
+    Args:
+      lines: drawn in order.
+      label: what the chart shows, for screen readers.
+      verticals: x of faint rules, where a new stage begins.
+      mark: a point to ring, the best one.
+    """
+    lines = [_finite(line) for line in lines]
+    lines = [line for line in lines if len(line.x)]
+    if not lines:
+        return '<p class="small soft">Nothing was recorded.</p>'
+    x = np.concatenate([line.x for line in lines])
+    y = np.concatenate([line.y for line in lines])
+    x_low, x_high = float(min(x.min(), 0)), float(x.max())
+    x_high = x_high if x_high > x_low else x_low + 1
+    ticks = nice_ticks(float(y.min()), float(y.max()), 4)
+    low, high = min(ticks[0], y.min()), max(ticks[-1], y.max())
+
+    def across(value: float) -> float:
+        share = (value - x_low) / (x_high - x_low)
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+    def down(value: float) -> float:
+        share = (value - low) / (high - low)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{escape(label)}">'
+    ]
+    for tick in ticks:
+        parts.append(
+            f'<path d="M{_LEFT} {down(tick):.1f}H{_WIDTH - _RIGHT}" '
+            'stroke="var(--grid)"/>'
+            f'<text x="{_LEFT - 7}" y="{down(tick) + 4:.1f}" '
+            f'text-anchor="end">{_short(tick)}</text>'
+        )
+    for value in verticals:
+        parts.append(
+            f'<path d="M{across(value):.1f} {_TOP}V{_HEIGHT - _BOTTOM}" '
+            'stroke="var(--faint)" stroke-dasharray="2 3" opacity=".7"/>'
+        )
+    for tick in nice_ticks(x_low, x_high, 5):
+        if x_low <= tick <= x_high:
+            parts.append(
+                f'<text x="{across(tick):.1f}" y="{_HEIGHT - 7}" '
+                f'text-anchor="middle">{_short(tick)}</text>'
+            )
+    for line in lines:
+        points = " ".join(
+            f"{across(a):.1f},{down(b):.1f}"
+            for a, b in zip(line.x, line.y, strict=True)
+        )
+        if len(line.x) == 1:
+            parts.append(
+                f'<circle cx="{across(line.x[0]):.1f}" '
+                f'cy="{down(line.y[0]):.1f}" r="2.5" fill="{line.colour}"/>'
+            )
+        parts.append(
+            f'<polyline points="{points}" fill="none" '
+            f'stroke="{line.colour}" stroke-width="1.8" '
+            'stroke-linejoin="round" stroke-linecap="round"/>'
+        )
+    if mark is not None:
+        parts.append(
+            f'<circle cx="{across(mark[0]):.1f}" cy="{down(mark[1]):.1f}" '
+            'r="4" fill="var(--card)" stroke="var(--accent)" '
+            f'stroke-width="2"><title>best: {mark[1]:.4f} at epoch '
+            f"{_short(mark[0])}</title></circle>"
+        )
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def key(lines: Sequence[Line]) -> str:
+    """The colours of `lines` by name."""
+    return "".join(
+        f'<span class="key"><i style="background:{line.colour}"></i>'
+        f"{escape(line.name)}</span>"
+        for line in lines
+    )
+
+
+def nice_ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers from below `low` to above `high`."""
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(
+        power * unit for unit in (1, 2, 2.5, 5, 10) if power * unit >= rough
+    )
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _short(value: float) -> str:
+    if value and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.4g}"
+
+
+def _finite(line: Line) -> Line:
+    """The finite points, thinned to means over at most `_POINTS` stretches."""
+    x = np.asarray(line.x, np.float64)
+    y = np.asarray(line.y, np.float64)
+    fine = np.isfinite(x) & np.isfinite(y)
+    x, y = x[fine], y[fine]
+    if len(x) > _POINTS:
+        parts = np.array_split(np.arange(len(x)), _POINTS)
+        x = np.array([x[part].mean() for part in parts])
+        y = np.array([y[part].mean() for part in parts])
+    return Line(line.name, x, y, line.colour)
+
+
+def interval(
+    value: float, low: float, high: float, start: float, end: float
+) -> str:
+    """A point with its interval on a scale from `start` to `end`."""
+    width = 240
+    span = max(end - start, 1e-9)
+
+    def across(x: float) -> float:
+        return 6 + (x - start) / span * (width - 12)
+
+    return (
+        f'<svg viewBox="0 0 {width} 22" role="img" aria-label="{value:.4f}, '
+        f'between {low:.4f} and {high:.4f}">'
+        f'<path d="M0 11H{width}" stroke="var(--grid)"/>'
+        f'<path d="M{across(low):.1f} 11H{across(high):.1f}" '
+        'stroke="var(--accent)" stroke-width="5" stroke-linecap="round" '
+        'opacity=".32"/>'
+        f'<circle cx="{across(value):.1f}" cy="11" r="4" '
+        'fill="var(--accent)"/></svg>'
+    )
+
+
+def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> str:
+    """Rows: true classes; columns: answers; shade: share of the row.
+
+    Right answers and wrong ones have different colours, so that the diagonal
+    does not drown the rest.
+    """
+    count = len(classes)
+    cell = 30 if count <= 20 else max(8, 600 // count)
+    numbers, names = cell >= 24, cell >= 11
+    longest = max(len(name) for name in classes) if names else 0
+    edge = 26 + min(longest, 14) * 6.2
+    size = edge + count * cell + 4
+    parts = [
+        f'<svg viewBox="0 0 {size:.0f} {size:.0f}" role="img" '
+        'aria-label="confusion matrix" '
+        f'style="max-width:{size * 1.15:.0f}px;min-width:'
+        f'{min(size * 0.72, 520):.0f}px">'
+        f'<text x="{edge}" y="12">answer</text>'
+        f'<text transform="translate(12 {edge + 2}) rotate(-90)" '
+        'text-anchor="end">true class</text>'
+    ]
+    totals = np.maximum(confusion.sum(axis=1), 1)
+    for i in range(count):
+        y = edge + i * cell
+        if names:
+            name = _clipped(classes[i])
+            parts.append(
+                f'<text x="{edge - 6}" y="{y + cell / 2 + 4:.1f}" '
+                f'text-anchor="end">{name}</text>'
+                f'<text transform="translate({y + cell / 2 + 4:.1f} '
+                f'{edge - 6}) rotate(-90)">{name}</text>'
+            )
+        for j in range(count):
+            number = int(confusion[i, j])
+            x = edge + j * cell
+            share = number / totals[i]
+            # The square root lifts the rare mistakes out of the dark.
+            shade = 0.08 + 0.82 * math.sqrt(share) if number else 0.0
+            colour = "var(--accent)" if i == j else "var(--wrong)"
+            fill = colour if number else "var(--track)"
+            opacity = f"{shade:.2f}" if number else ".55"
+            parts.append(
+                f'<rect x="{x}" y="{y}" width="{cell - 1.5}" '
+                f'height="{cell - 1.5}" rx="{min(4, cell / 6):.1f}" '
+                f'fill="{fill}" fill-opacity="{opacity}"'
+            )
+            if not number:
+                parts.append("/>")
+                continue
+            parts.append(
+                f"><title>{escape(classes[i])} answered as "
+                f"{escape(classes[j])}: {number} of {int(totals[i])}"
+                "</title></rect>"
+            )
+            if numbers:
+                ink = "var(--card)" if shade > 0.55 else "var(--ink)"
+                parts.append(
+                    f'<text x="{x + cell / 2 - 0.7:.1f}" '
+                    f'y="{y + cell / 2 + 3.3:.1f}" text-anchor="middle" '
+                    f'style="fill:{ink};font-size:{_fit(number)}px" '
+                    f'pointer-events="none">{number}</text>'
+                )
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def _fit(number: int) -> int:
+    return {1: 11, 2: 11, 3: 10, 4: 8}.get(len(str(number)), 7)
+
+
+def _clipped(name: str) -> str:
+    return escape(name if len(name) <= 14 else name[:13] + "…")

@@ -1,0 +1,223 @@
+"""`python -m stacking`: runs in, submission and honest scores out.
+
+python -m stacking --runs 'runs/*' --out runs/stack
+python -m stacking predict --stack runs/stack --runs 'runs/*' --out new.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from threadpoolctl import threadpool_limits
+
+from errors import one_sentence
+from reports.ensemble import title
+from stacking import boosters, decide, session, submission
+from stacking.chain import Settings
+from stacking.table import score_table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and does what it says."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with one_sentence():
+        if arguments[:1] == ["predict"]:
+            _predict(_predict_parser().parse_args(arguments[1:]))
+        else:
+            _stack(_stack_parser().parse_args(arguments))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="run folders with logits/, or globs of them",
+    )
+    parser.add_argument(
+        "--sample-submission",
+        metavar="CSV",
+        help="columns and row order of the submission; default: the one the "
+        "runs were trained beside",
+    )
+    parser.add_argument(
+        "--format",
+        choices=submission.FORMATS,
+        default="labels",
+        help="what the submission holds (default: labels)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        default=_cores(),
+        help="use at most so many (default: all cores)",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _stack_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stacking",
+        description="Stacks the logits of several runs: honest scores, a "
+        "submission, and a report. `python -m stacking predict --help` is "
+        "for predicting again.",
+    )
+    _common(parser)
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--blend",
+        choices=("reference", "auto"),
+        default="reference",
+        help="reference: .4 CatBoost, .3 LightGBM, .3 soft vote; auto: "
+        "chosen on nested folds (default: reference)",
+    )
+    parser.add_argument(
+        "--decision",
+        choices=decide.RULES,
+        default="argmax",
+        help="how the blend's probabilities become an answer: the largest, "
+        "corrected for class priors, or with a threshold per class "
+        "(default: argmax)",
+    )
+    parser.add_argument(
+        "--boosters",
+        default=",".join(boosters.KINDS),
+        help="which take part, with commas, or 'none' (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--booster-seeds",
+        type=_positive,
+        default=1,
+        help="fits per inner fold, averaged (default: 1)",
+    )
+    parser.add_argument(
+        "--class-weights",
+        choices=("none", "balanced"),
+        default="none",
+        help="rows weighted by the inverse of their class's frequency in the "
+        "boosters and the regression (default: none)",
+    )
+    parser.add_argument(
+        "--trials",
+        type=_positive,
+        default=Settings.trials,
+        help="weightings that the soft vote tries (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-leak-check",
+        action="store_true",
+        help="stack even a run that is suspiciously sure of its validation "
+        "rows",
+    )
+    return parser
+
+
+def _predict_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stacking predict",
+        description="Predicts new logits with a stack made before.",
+    )
+    _common(parser)
+    parser.add_argument("--stack", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--out", required=True, type=Path, metavar="CSV")
+    parser.add_argument("--split", choices=("test", "val"), default="test")
+    return parser
+
+
+def _boosters(text: str, parser_error) -> tuple[str, ...]:
+    chosen = tuple(name for name in text.split(",") if name and name != "none")
+    unknown = [name for name in chosen if name not in boosters.KINDS]
+    if unknown:
+        parser_error(
+            f"--boosters knows {', '.join(boosters.KINDS)} and none, "
+            f"not {unknown[0]}"
+        )
+    return chosen
+
+
+def _stack(options: argparse.Namespace) -> None:
+    settings = Settings(
+        seed=options.seed,
+        trials=options.trials,
+        boosters=_boosters(options.boosters, _stack_parser().error),
+        booster_seeds=options.booster_seeds,
+        class_weights=options.class_weights,
+        blend=options.blend,
+        decision=options.decision,
+        threads=options.threads,
+    )
+    job = session.Job(
+        runs=options.runs,
+        out=options.out,
+        settings=settings,
+        sample_submission=options.sample_submission,
+        submission_format=options.format,
+        leak_check=not options.no_leak_check,
+    )
+    # A log file has room for every column.
+    console = Console(
+        highlight=False, width=None if sys.stdout.isatty() else 100
+    )
+    status = Console(stderr=True, highlight=False)
+    started = time.monotonic()
+    with (
+        threadpool_limits(limits=settings.threads),
+        status.status("reading logits") as line,
+    ):
+        results = session.stack(
+            job,
+            progress=lambda step: line.update(
+                f"{step} [dim]({time.monotonic() - started:.0f} s)[/]"
+            ),
+            note=lambda text: status.print(f"note: {text}", style="yellow"),
+        )
+    console.print(score_table(results, console.width))
+    weights = results["final"]["blend_weights"]
+    console.print(
+        "final blend: "
+        + " + ".join(f"{w:.2f} {title(name)}" for name, w in weights.items())
+    )
+    console.print(
+        f"wrote {options.out}/"
+        + ("submission.csv, " if results["test_rows"] else "")
+        + f"scores.json, report.html in {time.monotonic() - started:.0f} s",
+        soft_wrap=True,
+    )
+
+
+def _predict(options: argparse.Namespace) -> None:
+    status = Console(stderr=True, highlight=False)
+    with threadpool_limits(limits=options.threads):
+        rows = session.predict(
+            options.stack,
+            options.runs,
+            options.out,
+            split=options.split,
+            sample_submission=options.sample_submission,
+            submission_format=options.format,
+            threads=options.threads,
+            note=lambda text: status.print(f"note: {text}", style="yellow"),
+        )
+    print(f"wrote {rows:,} rows to {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The fitted chain on disk: all that is needed to predict again.
+
+    stack.json           what it is: classes, models, versions, hashes
+    chain.npz            temperatures, weights, regression
+    members/*.cbm, *.txt the boosters, in their libraries' own formats
+
+Nothing is pickled. `stack.json` is written last and names the SHA-256 of the
+other files, so a folder that was written by halves is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from errors import UserError
+from files import replacing, write_text
+from stacking.align import Table
+from stacking.boosters import Booster, Fit
+from stacking.chain import Boosted, Chain, Regression, Settings, Vote
+from stacking.logistic import Logistic
+
+FORMAT = 1
+_SUFFIX = {"catboost": "cbm", "lightgbm": "txt"}
+_LIBRARIES = ("numpy", "scipy", "optuna", "catboost", "lightgbm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A chain, and what it was made for.
+
+    Attributes:
+      chain: fitted on all validation rows.
+      description: the content of stack.json.
+    """
+
+    chain: Chain
+    description: dict[str, Any]
+
+
+def save(
+    folder: str | os.PathLike,
+    chain: Chain,
+    table: Table,
+    settings: Settings,
+    submission: dict[str, Any],
+) -> None:
+    """Writes the artifact to `folder`.
+
+    Args:
+      folder: is made if absent.
+      chain: fitted on all rows.
+      table: what it was fitted on.
+      settings: how.
+      submission: columns and sample, for `python -m stacking predict`.
+    """
+    folder = Path(folder)
+    (folder / "stack.json").unlink(missing_ok=True)
+    arrays: dict[str, np.ndarray] = {
+        "temperatures": chain.temperatures,
+        "multipliers": chain.multipliers,
+    }
+    members: list[dict[str, Any]] = []
+    files: dict[str, bytes] = {}
+    for name, member in chain.members.items():
+        entry: dict[str, Any] = {
+            "name": name,
+            "temperature": chain.member_temperatures[name],
+        }
+        if isinstance(member, Vote):
+            entry["kind"] = "vote"
+            arrays[f"{name}/weights"] = member.weights
+        elif isinstance(member, Regression):
+            entry["kind"] = "regression"
+            for part in dataclasses.fields(Logistic):
+                arrays[f"{name}/{part.name}"] = getattr(member.model, part.name)
+        else:
+            entry["kind"] = "booster"
+            entry["fits"] = []
+            for index, fit in enumerate(member.model.fits):
+                path = f"members/{name}_{index}.{_SUFFIX[fit.kind]}"
+                files[path] = fit.model
+                arrays[f"{name}/{index}/present"] = fit.present
+                entry["fits"].append({"kind": fit.kind, "file": path})
+        members.append(entry)
+    for path, content in files.items():
+        with replacing(folder / path) as temporary:
+            temporary.write_bytes(content)
+    with (
+        replacing(folder / "chain.npz") as temporary,
+        open(temporary, "wb") as file,
+    ):
+        np.savez(file, **arrays)
+    description = {
+        "format": FORMAT,
+        "classes": table.classes.tolist(),
+        "folds_hash": table.folds_hash,
+        "families": [
+            {
+                "name": family.name,
+                "model": family.model,
+                "config_hashes": family.config_hashes,
+                "runs": [str(run.path) for run in family.runs],
+            }
+            for family in table.families
+        ],
+        "settings": dataclasses.asdict(settings),
+        "members": members,
+        "blend_weights": dict(chain.blend_weights),
+        "blend_temperature": chain.blend_temperature,
+        "booster_parameters": chain.booster_parameters,
+        "submission": submission,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _LIBRARIES},
+        },
+        "sha256": {
+            path: _sha256(folder / path) for path in [*files, "chain.npz"]
+        },
+    }
+    write_text(folder / "stack.json", json.dumps(description, indent=1) + "\n")
+
+
+def load(folder: str | os.PathLike) -> Artifact:
+    """Reads an artifact and checks its hashes.
+
+    Raises:
+      UserError: it is missing, of another format, or a file has changed.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / "stack.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no stack (no stack.json); make one with "
+            f"python -m stacking --runs … --out {folder}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'stack.json'} cannot be read ({error}); stack again"
+        ) from error
+    if description.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} has format {description.get('format')}, this program "
+            f"reads {FORMAT}; stack again"
+        )
+    for path, expected in description["sha256"].items():
+        if not (folder / path).exists() or _sha256(folder / path) != expected:
+            raise UserError(
+                f"{folder / path} is not the file that stack.json describes; "
+                "restore it or stack again"
+            )
+    with np.load(folder / "chain.npz", allow_pickle=False) as archive:
+        arrays = dict(archive)
+    members = {
+        entry["name"]: _member(entry, arrays, folder)
+        for entry in description["members"]
+    }
+    chain = Chain(
+        temperatures=arrays["temperatures"],
+        members=members,
+        member_temperatures={
+            entry["name"]: entry["temperature"]
+            for entry in description["members"]
+        },
+        blend_weights=description["blend_weights"],
+        blend_temperature=description["blend_temperature"],
+        multipliers=arrays["multipliers"],
+        booster_parameters=description["booster_parameters"],
+    )
+    return Artifact(chain, description)
+
+
+def _member(entry: dict[str, Any], arrays, folder: Path):
+    name = entry["name"]
+    if entry["kind"] == "vote":
+        return Vote(arrays[f"{name}/weights"])
+    if entry["kind"] == "regression":
+        parts = {
+            part.name: arrays[f"{name}/{part.name}"]
+            for part in dataclasses.fields(Logistic)
+        }
+        return Regression(Logistic(**parts))
+    fits = [
+        Fit(
+            fit["kind"],
+            (folder / fit["file"]).read_bytes(),
+            arrays[f"{name}/{index}/present"],
+        )
+        for index, fit in enumerate(entry["fits"])
+    ]
+    return Boosted(Booster(tuple(fits)))
+
+
+def matched(artifact: Artifact, table: Table) -> np.ndarray:
+    """Where the table has each model of the artifact, int [M].
+
+    Raises:
+      UserError: the classes differ, or a model is missing, another one, or
+        one too many.
+    """
+    classes = artifact.description["classes"]
+    if table.classes.tolist() != classes:
+        odd = sorted(set(classes) ^ set(table.classes.tolist()))
+        detail = f"class {odd[0]!r} is in only one" if odd else "other order"
+        raise UserError(
+            f"the stack was made for {len(classes)} classes and these runs "
+            f"have {len(table.classes)} ({detail}); stack these runs anew"
+        )
+    # The recipe is the model: one config hash in common is enough, so that
+    # a stack of five folds can predict from the logits of one.
+    found = []
+    for family in artifact.description["families"]:
+        hashes = set(family["config_hashes"])
+        places = [
+            index
+            for index, own in enumerate(table.families)
+            if own.model == family["model"] and hashes & set(own.config_hashes)
+        ]
+        if not places:
+            raise UserError(
+                f"the stack was made with the model {family['name']} "
+                f"({family['model']}, config "
+                f"{', '.join(family['config_hashes'])}), which is not among "
+                "these runs; give the runs it was made with or stack anew"
+            )
+        found.append(places[0])
+    extra = set(range(len(table.families))) - set(found)
+    if extra:
+        raise UserError(
+            f"the stack was made without {table.families[min(extra)].name}; "
+            "leave that run out of --runs or stack anew"
+        )
+    return np.array(found)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

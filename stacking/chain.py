@@ -1,0 +1,372 @@
+"""The whole chain, from logits to the blend, as one thing that is fitted.
+
+    temperatures -> soft vote, greedy vote, regression, boosters
+                 -> their temperatures -> blend -> decision
+
+`fit_chain` sees the rows it is given and nothing else. So the honest score of
+every number in the chain is one loop (`stacking.honest`): fit on some rows,
+predict the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stacking import (
+    blend,
+    boosters,
+    calibration,
+    decide,
+    greedy,
+    logistic,
+    soft_vote,
+)
+from stacking.features import meta_features
+from stacking.splits import stratified_folds, subsample
+
+INNER_FOLDS = 3
+# More rows move the weights by less than their own noise, and cost time.
+MAX_ROWS = 25_000
+# Multiply-adds that one step of the regression may take.
+_REGRESSION_WORK = 1_000_000_000
+# Rows predicted at once: bounds memory.
+_CHUNK = 10_000
+
+BLEND = "blend"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person can choose about the chain.
+
+    Attributes:
+      seed: of everything random.
+      trials: weightings that the soft vote tries.
+      boosters: which of `boosters.KINDS` take part.
+      booster_seeds: fits per inner fold, averaged.
+      class_weights: "none", or "balanced" for rows weighted by the inverse
+        of their class's frequency.
+      blend: "reference" or "auto".
+      decision: one of `decide.RULES`.
+      threads: at most so many for the boosters.
+    """
+
+    seed: int = 0
+    trials: int = 200
+    boosters: tuple[str, ...] = boosters.KINDS
+    booster_seeds: int = 1
+    class_weights: str = "none"
+    blend: str = "reference"
+    decision: str = "argmax"
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the members see of some rows.
+
+    Attributes:
+      probabilities: float32 [M, N, C], calibrated.
+      base: float32 [N, C], their mean.
+      features: float32 [N, D].
+    """
+
+    probabilities: np.ndarray
+    base: np.ndarray
+    features: np.ndarray
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A member that weighs the models, float64 [M]."""
+
+    weights: np.ndarray
+
+    def predict(self, inputs: Inputs, threads: int) -> np.ndarray:
+        """Probabilities float32 [N, C]."""
+        del threads
+        return soft_vote.vote(inputs.probabilities, self.weights)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A member that is a logistic regression on the features."""
+
+    model: logistic.Logistic
+
+    def predict(self, inputs: Inputs, threads: int) -> np.ndarray:
+        """Probabilities float32 [N, C]."""
+        del threads
+        found = self.model.predict(inputs.features)
+        return boosters.filled(found, self.model.present, inputs.base)
+
+
+@dataclass(frozen=True)
+class Boosted:
+    """A member that is a booster on the features."""
+
+    model: boosters.Booster
+
+    def predict(self, inputs: Inputs, threads: int) -> np.ndarray:
+        """Probabilities float32 [N, C]."""
+        return self.model.predict(inputs.features, inputs.base, threads)
+
+
+Member = Vote | Regression | Boosted
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A fitted chain.
+
+    Attributes:
+      temperatures: float64 [M], of the models.
+      members: by name, in the order of the score table.
+      member_temperatures: of each member's own probabilities.
+      blend_weights: member -> weight, summing to one.
+      blend_temperature: of the weighted sum.
+      multipliers: float32 [C], see `stacking.decide`.
+      booster_parameters: booster -> parameters it was fitted with.
+    """
+
+    temperatures: np.ndarray
+    members: Mapping[str, Member]
+    member_temperatures: Mapping[str, float]
+    blend_weights: Mapping[str, float]
+    blend_temperature: float
+    multipliers: np.ndarray
+    booster_parameters: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )
+
+    def predict(
+        self, logits: np.ndarray, threads: int = 2
+    ) -> Iterator[tuple[slice, dict[str | int, np.ndarray]]]:
+        """Predicts a chunk of rows at a time.
+
+        Args:
+          logits: float32 [M, N, C].
+          threads: at most so many for the boosters.
+
+        Yields:
+          (rows, probabilities): the probabilities float32 [n, C] of each
+          model, keyed by its number, of each member by its name, and of the
+          blend as "blend".
+        """
+        for start in range(0, logits.shape[1], _CHUNK):
+            rows = slice(start, min(start + _CHUNK, logits.shape[1]))
+            inputs = make_inputs(logits[:, rows], self.temperatures)
+            found: dict[str | int, np.ndarray] = dict(
+                enumerate(inputs.probabilities)
+            )
+            for name, member in self.members.items():
+                found[name] = calibration.calibrated(
+                    member.predict(inputs, threads),
+                    self.member_temperatures[name],
+                )
+            total = weighted(found, self.blend_weights)
+            found[BLEND] = calibration.calibrated(total, self.blend_temperature)
+            yield rows, found
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """The blend's answer for its probabilities, int [N]."""
+        return decide.decide(probabilities, self.multipliers)
+
+
+def make_inputs(logits: np.ndarray, temperatures: np.ndarray) -> Inputs:
+    """Calibrates logits float32 [M, N, C] and derives the features."""
+    log_probs = np.empty(logits.shape, np.float32)
+    for model, temperature in enumerate(temperatures):
+        log_probs[model] = calibration.log_softmax(logits[model], temperature)
+    probabilities = np.exp(log_probs)
+    return Inputs(
+        probabilities, probabilities.mean(axis=0), meta_features(log_probs)
+    )
+
+
+def weighted(
+    probabilities: Mapping[Any, np.ndarray], weights: Mapping[str, float]
+) -> np.ndarray:
+    """The weighted sum of members' probabilities, float32 [N, C]."""
+    terms = [
+        probabilities[name] * np.float32(weight)
+        for name, weight in weights.items()
+    ]
+    return sum(terms[1:], start=terms[0])
+
+
+def fit_chain(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    settings: Settings,
+    *,
+    booster_parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Chain:
+    """Fits every part of the chain on the rows given.
+
+    Members are judged (their temperatures, the blend, the decision) by their
+    predictions on inner folds, which they make without the rows concerned.
+
+    Args:
+      logits: float32 [M, N, C].
+      labels: int [N].
+      settings: what was chosen.
+      booster_parameters: booster -> the library's parameters, in place of
+        `boosters.PARAMETERS`.
+      progress: called with a few words before each slow step.
+    """
+    sample = subsample(labels, MAX_ROWS, settings.seed)
+    if len(sample) < len(labels):
+        logits, labels = logits[:, sample], labels[sample]
+    progress("temperatures")
+    temperatures = np.array(
+        [calibration.fit_temperature(model, labels) for model in logits]
+    )
+    inputs = make_inputs(logits, temperatures)
+    folds = stratified_folds(labels, INNER_FOLDS, settings.seed + 1)
+    parameters = {
+        kind: dict((booster_parameters or boosters.PARAMETERS)[kind])
+        for kind in settings.boosters
+    }
+
+    members: dict[str, Member] = {}
+    out_of_fold: dict[str, np.ndarray] = {}
+    progress("soft vote")
+    members["soft_vote"], out_of_fold["soft_vote"] = _fit_vote(
+        inputs, labels, folds, _searched(settings)
+    )
+    progress("greedy vote")
+    members["greedy_vote"], out_of_fold["greedy_vote"] = _fit_vote(
+        inputs, labels, folds, lambda p, y, share: greedy.select(p, y)
+    )
+    row_weights = class_weights(labels, settings.class_weights)
+    progress("logistic regression")
+    members["logistic"], out_of_fold["logistic"] = _fit_regression(
+        inputs, labels, folds, row_weights, settings.seed
+    )
+    for kind in settings.boosters:
+        booster, out_of_fold[kind] = boosters.fit_booster(
+            kind,
+            inputs.features,
+            labels,
+            inputs.base,
+            folds,
+            row_weights,
+            parameters[kind],
+            seeds=settings.booster_seeds,
+            seed=settings.seed,
+            threads=settings.threads,
+            progress=progress,
+        )
+        members[kind] = Boosted(booster)
+
+    progress("blend")
+    member_temperatures = {}
+    for name, probabilities in out_of_fold.items():
+        member_temperatures[name] = calibration.fit_temperature(
+            calibration.log_probabilities(probabilities), labels
+        )
+        out_of_fold[name] = calibration.calibrated(
+            probabilities, member_temperatures[name]
+        )
+    if settings.blend == "auto":
+        weights = blend.choose(out_of_fold, labels, folds, settings.seed)
+    else:
+        weights = blend.preset(members)
+    total = weighted(out_of_fold, weights)
+    blend_temperature = calibration.fit_temperature(
+        calibration.log_probabilities(total), labels
+    )
+    return Chain(
+        temperatures=temperatures,
+        members=members,
+        member_temperatures=member_temperatures,
+        blend_weights=weights,
+        blend_temperature=blend_temperature,
+        multipliers=decide.fit_multipliers(
+            settings.decision,
+            calibration.calibrated(total, blend_temperature),
+            labels,
+            folds,
+        ),
+        booster_parameters=parameters,
+    )
+
+
+def class_weights(labels: np.ndarray, kind: str) -> np.ndarray:
+    """Row weights float64 [N] with mean one: equal, or "balanced"."""
+    weights = np.ones(len(labels))
+    if kind == "balanced":
+        weights /= np.bincount(labels)[labels]
+    return weights / weights.mean()
+
+
+def _searched(settings: Settings):
+    """The soft vote's search; `share` of the trials for an inner fold."""
+
+    def fit(probabilities, labels, share):
+        trials = max(1, round(settings.trials * share))
+        return soft_vote.fit_weights(
+            probabilities, labels, trials, settings.seed
+        )
+
+    return fit
+
+
+def _fit_vote(inputs, labels, folds, fit) -> tuple[Vote, np.ndarray]:
+    """A vote's weights from all rows, and its out-of-fold probabilities."""
+    out_of_fold = np.zeros_like(inputs.base)
+    inner = np.unique(folds)
+    for fold in inner:
+        kept, held = folds != fold, folds == fold
+        weights = fit(
+            inputs.probabilities[:, kept], labels[kept], 1 / len(inner)
+        )
+        out_of_fold[held] = soft_vote.vote(
+            inputs.probabilities[:, held], weights
+        )
+    return Vote(fit(inputs.probabilities, labels, 1.0)), out_of_fold
+
+
+def _fit_regression(
+    inputs, labels, folds, row_weights, seed
+) -> tuple[Regression, np.ndarray]:
+    """The regression with the best penalty, and its out-of-fold rows."""
+    work = inputs.features.shape[1] * inputs.base.shape[1]
+    used = np.zeros(len(labels), bool)
+    used[subsample(labels, _REGRESSION_WORK // work, seed)] = True
+
+    def fit(rows, penalty):
+        return Regression(
+            logistic.fit(
+                inputs.features[rows],
+                labels[rows],
+                penalty,
+                row_weights[rows],
+            )
+        )
+
+    best_loss, best_penalty, best_oof = np.inf, 0.0, None
+    for penalty in logistic.PENALTIES:
+        out_of_fold = np.zeros_like(inputs.base)
+        for fold in np.unique(folds):
+            held = folds == fold
+            out_of_fold[held] = fit(used & ~held, penalty).predict(
+                _rows(inputs, held), 1
+            )
+        true = out_of_fold[np.arange(len(labels)), labels]
+        loss = -(row_weights * np.log(np.maximum(true, 1e-7))).mean()
+        if loss < best_loss:
+            best_loss, best_penalty, best_oof = loss, penalty, out_of_fold
+    return fit(used, best_penalty), best_oof
+
+
+def _rows(inputs: Inputs, rows: np.ndarray) -> Inputs:
+    return Inputs(
+        inputs.probabilities[:, rows], inputs.base[rows], inputs.features[rows]
+    )

@@ -1,0 +1,311 @@
+"""What `python -m stacking` does, from run folders to files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from errors import UserError
+from files import write_text
+from reports import scores
+from reports.ensemble import Answers, ensemble_report
+from stacking import artifact, leaks, submission
+from stacking.align import Rows, Table, find_runs, make_table, read_runs
+from stacking.chain import BLEND, Chain, Settings, fit_chain
+from stacking.honest import Scored, out_of_fold, predict_scored
+
+MIN_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a person asked for.
+
+    Attributes:
+      runs: folders or globs.
+      out: where everything is written.
+      settings: of the chain.
+      sample_submission: path, or None for the one that the runs name.
+      submission_format: "labels" or "probabilities".
+      leak_check: whether a run surer of validation than of test rows stops
+        the stack.
+    """
+
+    runs: Sequence[str]
+    out: Path
+    settings: Settings
+    sample_submission: str | None = None
+    submission_format: str = "labels"
+    leak_check: bool = True
+
+
+def stack(
+    job: Job,
+    progress: Callable[[str], None] = lambda step: None,
+    note: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Scores and fits the chain and writes every file.
+
+    Args:
+      job: what is asked for.
+      progress: called with a few words before each slow step.
+      note: called with a line worth keeping.
+
+    Returns:
+      The content of scores.json.
+    """
+    runs = read_runs(find_runs(job.runs, job.out, note), ("val", "test"))
+    table = make_table(runs)
+    _check_rows(table)
+    found_leaks = leaks.suspicions(runs)
+    if job.leak_check:
+        leaks.refuse_leaks(found_leaks)
+    layout = _submission_layout(table, job.sample_submission)
+    template = None
+    if table.test is None:
+        note("no run has test logits: scores only, no submission")
+    else:
+        template = _template(layout, table.test.ids)
+        # Refuse a sample that does not fit before the work, not after.
+        _submission_rows(
+            template,
+            table.test.ids,
+            table.classes,
+            None,
+            job.submission_format,
+        )
+
+    logits, labels = table.val.logits, table.val.labels
+    found, _ = out_of_fold(logits, labels, job.settings, progress=progress)
+    chain = fit_chain(
+        logits,
+        labels,
+        job.settings,
+        progress=lambda step: progress(f"final fit: {step}"),
+    )
+    progress("writing")
+    artifact.save(job.out, chain, table, job.settings, layout)
+    # Predicted by what was written, as `predict` will.
+    chain = artifact.load(job.out).chain
+    predicted = probabilities = None
+    if template is not None:
+        predicted, probabilities = predict_rows(
+            chain, table.test.logits, job.settings.threads
+        )
+        submission.write_submission(
+            job.out / "submission.csv",
+            _submission_rows(
+                template,
+                table.test.ids,
+                table.classes,
+                (predicted, probabilities),
+                job.submission_format,
+            ),
+        )
+    test_found = None
+    if table.test is not None and (table.test.labels >= 0).all():
+        test_found = predict_scored(
+            chain, table.test.logits, table.test.labels, job.settings.threads
+        )
+    results = _results(job, table, chain, found, test_found, found_leaks)
+    write_text(job.out / "scores.json", json.dumps(results, indent=1) + "\n")
+    answers = [_answers("validation, out of fold", table.val, found)]
+    if test_found is not None:
+        answers.append(_answers("test", table.test, test_found))
+    ensemble_report(
+        job.out / "report.html",
+        results,
+        answers,
+        data=runs[0].metadata.get("data"),
+    )
+    return results
+
+
+def predict(
+    folder: Path,
+    runs: Sequence[str],
+    out: Path,
+    *,
+    split: str = "test",
+    sample_submission: str | None = None,
+    submission_format: str = "labels",
+    threads: int = 2,
+    note: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Predicts new logits with a stack made before.
+
+    Args:
+      folder: of the stack.
+      runs: folders or globs, of the models the stack was made with.
+      out: the csv file to write.
+      split: which logits to predict.
+      sample_submission: path, or None for the one the stack was made with.
+      submission_format: "labels" or "probabilities".
+      threads: at most so many.
+      note: called with a line worth keeping.
+
+    Returns:
+      The number of rows written.
+    """
+    loaded = artifact.load(folder)
+    found = read_runs(find_runs(runs, folder, note), (split,))
+    table = make_table(found, (split,))
+    rows: Rows = getattr(table, split)
+    order = artifact.matched(loaded, table)
+    predicted = predict_rows(loaded.chain, rows.logits[order], threads)
+    layout = dict(loaded.description["submission"])
+    if sample_submission:
+        layout["sample"] = sample_submission
+    elif split != "test":
+        layout["sample"] = None
+    template = _template(layout, rows.ids)
+    submission.write_submission(
+        out,
+        _submission_rows(
+            template, rows.ids, table.classes, predicted, submission_format
+        ),
+    )
+    return len(rows.ids)
+
+
+def predict_rows(
+    chain: Chain, logits: np.ndarray, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The blend's (answers int32 [N], probabilities float32 [N, C])."""
+    _, rows, classes = logits.shape
+    probabilities = np.empty((rows, classes), np.float32)
+    for chunk, found in chain.predict(logits, threads):
+        probabilities[chunk] = found[BLEND]
+    return chain.decide(probabilities).astype(np.int32), probabilities
+
+
+def _check_rows(table: Table) -> None:
+    rows = len(table.val.ids)
+    if rows < MIN_ROWS:
+        raise UserError(
+            f"the runs share only {rows} validation rows, too few to fit "
+            f"and score a stack; give at least {MIN_ROWS}"
+        )
+    if len(np.unique(table.val.labels)) < 2:
+        raise UserError(
+            "all validation rows have one label; there is nothing to stack"
+        )
+
+
+def _submission_layout(table: Table, sample: str | None) -> dict[str, Any]:
+    """Columns and sample, from the flag or from what the runs recorded."""
+    metadata = table.families[0].runs[0].metadata
+    return {
+        "sample": sample or metadata.get("sample_submission") or None,
+        "id_column": metadata.get("id_column") or "id",
+        "target_column": metadata.get("target_column") or "label",
+    }
+
+
+def _template(layout: dict[str, Any], ids: np.ndarray) -> submission.Template:
+    if layout["sample"]:
+        return submission.read_sample(layout["sample"])
+    columns = (layout["id_column"], layout["target_column"])
+    return submission.Template(columns, ids, "the test rows")
+
+
+def _submission_rows(template, ids, classes, predicted, kind):
+    if predicted is None:
+        predicted = (
+            np.zeros(len(ids), np.int32),
+            np.zeros((len(ids), len(classes)), np.float32),
+        )
+    return submission.make_rows(template, ids, classes, *predicted, kind)
+
+
+def _answers(title: str, rows: Rows, found: dict[Any, Scored]) -> Answers:
+    blend = found[BLEND]
+    return Answers(
+        title=title,
+        ids=rows.ids,
+        labels=rows.labels,
+        predicted=blend.predicted,
+        confidence=blend.confidence,
+        true=blend.true,
+    )
+
+
+def _results(job, table, chain, found, test_found, found_leaks):
+    """The content of scores.json."""
+    names = dict(enumerate(table.names))
+    classes = len(table.classes)
+
+    def summaries(scored, labels):
+        return {
+            names.get(key, key): entry.summary(labels, classes)
+            for key, entry in scored.items()
+        }
+
+    labels = table.val.labels
+    most_common = np.bincount(labels, minlength=classes).argmax()
+    return {
+        "rows": len(labels),
+        "test_rows": 0 if table.test is None else len(table.test.ids),
+        "classes": table.classes.tolist(),
+        "folds_hash": table.folds_hash,
+        "families": [
+            {
+                "name": family.name,
+                "model": family.model,
+                "runs": [str(run.path) for run in family.runs],
+            }
+            for family in table.families
+        ],
+        "settings": dataclasses.asdict(job.settings),
+        "most_common_class": {
+            "macro_f1": scores.macro_f1(
+                labels, np.full(len(labels), most_common), classes
+            ),
+            "accuracy": float(np.mean(labels == most_common)),
+        },
+        "scores": summaries(found, labels),
+        "test_scores": (
+            None
+            if test_found is None
+            else summaries(test_found, table.test.labels)
+        ),
+        "final": {
+            "temperatures": dict(
+                zip(table.names, chain.temperatures.tolist(), strict=True)
+            ),
+            "soft_vote_weights": dict(
+                zip(
+                    table.names,
+                    chain.members["soft_vote"].weights.tolist(),
+                    strict=True,
+                )
+            ),
+            "greedy_vote_weights": dict(
+                zip(
+                    table.names,
+                    chain.members["greedy_vote"].weights.tolist(),
+                    strict=True,
+                )
+            ),
+            "member_temperatures": dict(chain.member_temperatures),
+            "blend_weights": dict(chain.blend_weights),
+            "blend_temperature": chain.blend_temperature,
+            "multipliers": chain.multipliers.tolist(),
+            "booster_parameters": chain.booster_parameters,
+        },
+        "leak_check": [
+            {
+                "run": str(suspicion.run.path),
+                "surer_of_validation": suspicion.surer,
+                "excess": suspicion.excess,
+                "standard_errors": suspicion.standard_errors,
+            }
+            for suspicion in found_leaks
+        ],
+    }
