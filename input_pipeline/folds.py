@@ -128,12 +128,12 @@ def read_folds(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         for row in csv.reader(lines[1:]):
             image_id, fold = row
-            ids.append(image_id)
             folds.append(int(fold))
+            ids.append(image_id)
     except (ValueError, csv.Error):
+        line = len(ids) + 2 + (noted_hash is not None)
         raise UserError(
-            f"the folds file {path} has no 'id,number' in line "
-            f"{len(ids) + 2 + (noted_hash is not None)}; {remedy}"
+            f"the folds file {path} has no 'id,number' in line {line}; {remedy}"
         ) from None
     if len(set(ids)) < len(ids) or not ids or min(folds) < 0:
         raise UserError(

@@ -2,20 +2,13 @@
 
 `open_source(config.data)` looks at the folder, checks everything that can be
 checked without decoding an image, and returns a `Source`: the labelled images
-that the folds divide, and the images to predict. An `Images` is a list of ids
-with random access to encoded files; it holds names, no pixels, so that a
-worker process can be handed one cheaply.
+that the folds divide, and the images to predict.
 """
 
 from __future__ import annotations
 
-import abc
-import dataclasses
-import functools
-import hashlib
 import os
 import re
-import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,137 +17,16 @@ import numpy as np
 
 from errors import UserError
 from input_pipeline import tables
-from input_pipeline.decoding import EXTENSIONS, BadImage
+from input_pipeline.decoding import EXTENSIONS
+from input_pipeline.images import (
+    ArrayImages,
+    FileImages,
+    Images,
+    Source,
+    fingerprint,
+)
 
-# A larger file is not a photo; reading one would only exhaust the memory.
-MAX_FILE_BYTES = 1 << 28
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Images(abc.ABC):
-    """Images by row number.
-
-    Attributes:
-      ids: str `[N]`, unique.
-      labels: int32 `[N]`, index into the source's classes; -1 unknown.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @abc.abstractmethod
-    def read(self, row: int) -> bytes | np.ndarray:
-        """Returns the encoded file, or pixels uint8 `[H, W, 3]`.
-
-        Raises:
-          BadImage: there is nothing to read (a folder, a lost file).
-        """
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ArrayImages(Images):
-    """Images that are in memory already.
-
-    Attributes:
-      pixels: uint8 `[N, H, W, 3]`.
-    """
-
-    pixels: np.ndarray
-
-    def read(self, row: int) -> np.ndarray:
-        """Returns uint8 `[H, W, 3]`."""
-        return self.pixels[row]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FileImages(Images):
-    """Image files in one folder.
-
-    Attributes:
-      folder: absolute path.
-      names: per row the path inside `folder`.
-    """
-
-    folder: str
-    names: Sequence[str]
-
-    def path(self, row: int) -> str:
-        """The absolute path of a row's file."""
-        return os.path.join(self.folder, self.names[row])
-
-    def read(self, row: int) -> bytes:
-        """Returns the file's bytes."""
-        try:
-            # Without O_NONBLOCK, opening a named pipe would wait for ever.
-            file = os.open(self.path(row), os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                about = os.fstat(file)
-                if stat.S_ISDIR(about.st_mode):
-                    raise BadImage("a folder, not a file")
-                if not stat.S_ISREG(about.st_mode):
-                    raise BadImage("not a regular file")
-                if about.st_size > MAX_FILE_BYTES:
-                    raise BadImage(f"larger than {MAX_FILE_BYTES >> 20} MB")
-                with os.fdopen(os.dup(file), "rb") as stream:
-                    return stream.read()
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise BadImage(error.strerror or str(error)) from error
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TfdsImages(Images):
-    """One split of a TensorFlow Datasets builder, read from ArrayRecord.
-
-    Attributes:
-      dataset: builder name with optional config and version.
-      split: `train`, `train[:90%]`, …
-      data_dir: the folder that holds the prepared dataset.
-      image_key: the image's feature name.
-    """
-
-    dataset: str
-    split: str
-    data_dir: str
-    image_key: str
-
-    def read(self, row: int) -> bytes:
-        """Returns the encoded image as it is stored."""
-        records = _tfds_records(
-            self.dataset, self.split, self.data_dir, self.image_key
-        )
-        return records[int(row)][self.image_key]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Source:
-    """Everything known about one data folder before an image is decoded.
-
-    Attributes:
-      name: `digits`, `csv`, `folders` or `tfds:<name>`.
-      labelled: what the folds divide.
-      test: the rows to predict, or None; labels only where the source knows
-        them (digits), for scoring and nothing else.
-      classes: the original label values as text; in numeric order when all
-        are integers.
-      sample_submission: absolute path of the sample, or None.
-      id_column: of a submission written without a sample.
-      target_column: the same.
-      fingerprint: hash of ids, labels and file sizes; keys the caches.
-    """
-
-    name: str
-    labelled: Images
-    test: Images | None
-    classes: tuple[str, ...]
-    sample_submission: str | None
-    id_column: str
-    target_column: str
-    fingerprint: str
+__all__ = ["ArrayImages", "FileImages", "Images", "Source", "open_source"]
 
 
 def open_source(data: Any) -> Source:
@@ -177,7 +49,9 @@ def open_source(data: Any) -> Source:
     if kind == "digits":
         return _open_digits(data)
     if kind.startswith("tfds:"):
-        return _open_tfds(data)
+        from input_pipeline import tfds_source
+
+        return tfds_source.open_tfds(data)
     if kind not in ("", "csv", "folders"):
         raise UserError(
             f"data.source is '{kind}', which is not known; choose digits, "
@@ -224,7 +98,7 @@ def _open_digits(data: Any) -> Source:
         sample_submission=None,
         id_column=data.submission_id_column,
         target_column=data.target_column,
-        fingerprint=_fingerprint(ids, labels, [pixels.size]),
+        fingerprint=fingerprint(ids, labels, [pixels.size]),
     )
 
 
@@ -241,7 +115,15 @@ def _open_csv(data: Any, root: Path) -> Source:
                 f"'{data.target_column}'; fill it in or remove the row"
             )
     classes = _sorted_classes(targets)
-    _check_class_list(root / "classes.csv", data.target_column, classes)
+    if len(classes) < 2:
+        raise UserError(
+            f"{answers.path}: every label in column '{data.target_column}' is "
+            f"'{classes[0]}', so there is nothing to tell apart; set "
+            "--config.data.target_column to the column with the classes"
+        )
+    _check_class_list(
+        root / "classes.csv", answers.path, data.target_column, classes
+    )
     index = {name: position for position, name in enumerate(classes)}
     labels = np.array([index[target] for target in targets], np.int32)
 
@@ -261,7 +143,7 @@ def _open_csv(data: Any, root: Path) -> Source:
         sample_submission=None if sample is None else str(sample),
         id_column=data.submission_id_column,
         target_column=data.target_column,
-        fingerprint=_fingerprint(ids, labels, train_folder.sizes(names)),
+        fingerprint=fingerprint(ids, labels, train_folder.sizes(names)),
     )
 
 
@@ -333,7 +215,7 @@ def _open_folders(data: Any, root: Path) -> Source:
         sample_submission=None,
         id_column=data.submission_id_column,
         target_column=data.target_column,
-        fingerprint=_fingerprint(names, labels, sizes),
+        fingerprint=fingerprint(names, labels, sizes),
     )
 
 
@@ -346,78 +228,6 @@ def _check_no_class_folders(folder: _Folder, classes: Sequence[str]) -> None:
             "class, but test images lie directly in it and have no labels; "
             "move them up, or set --config.data.test_folder elsewhere"
         )
-
-
-def _open_tfds(data: Any) -> Source:
-    """A prepared TensorFlow Datasets builder, without TensorFlow."""
-    name = data.source.removeprefix("tfds:")
-    labelled = _tfds_images(data, name, data.tfds_split_train)
-    classes = _tfds_classes(data, name)
-    test = None
-    if data.tfds_split_test:
-        test = _tfds_images(data, name, data.tfds_split_test)
-        # Labels of a test split are for nobody to see before the end.
-        test = dataclasses.replace(test, labels=np.full_like(test.labels, -1))
-    return Source(
-        name=data.source,
-        labelled=labelled,
-        test=test,
-        classes=classes,
-        sample_submission=None,
-        id_column=data.submission_id_column,
-        target_column=data.target_column,
-        fingerprint=_fingerprint(labelled.ids, labelled.labels, [len(name)]),
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _tfds_records(dataset: str, split: str, data_dir: str, *keys: str) -> Any:
-    """Random access to some features of a split, images left encoded."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(dataset, data_dir=data_dir or None)
-    decoders = tfds.decode.PartialDecoding({key: True for key in keys})
-    skip = {
-        key: tfds.decode.SkipDecoding()
-        for key in keys
-        if isinstance(builder.info.features[key], tfds.features.Image)
-    }
-    if skip:
-        decoders = tfds.decode.PartialDecoding(
-            {key: True for key in keys}, decoders=skip
-        )
-    return builder.as_data_source(split=split, decoders=decoders)
-
-
-def _tfds_builder(data: Any, name: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.builder(name, data_dir=data.root or None)
-    except Exception as error:
-        raise UserError(
-            f"TensorFlow Datasets cannot open '{name}' in "
-            f"{data.root or 'its default folder'}"
-        ) from error
-
-
-def _tfds_images(data: Any, name: str, split: str) -> TfdsImages:
-    records = _tfds_records(name, split, data.root, data.tfds_label)
-    labels = [int(record[data.tfds_label]) for record in records]
-    ids = [f"{split}-{row:06d}" for row in range(len(labels))]
-    return TfdsImages(
-        np.array(ids),
-        np.array(labels, np.int32),
-        name,
-        split,
-        data.root,
-        data.tfds_image,
-    )
-
-
-def _tfds_classes(data: Any, name: str) -> tuple[str, ...]:
-    builder = _tfds_builder(data, name)
-    return tuple(builder.info.features[data.tfds_label].names)
 
 
 class _Folder:
@@ -539,7 +349,9 @@ def _sorted_classes(targets: Iterable[str]) -> tuple[str, ...]:
         return tuple(unique)
 
 
-def _check_class_list(path: Path, column: str, classes: Sequence[str]) -> None:
+def _check_class_list(
+    path: Path, answers: Path, column: str, classes: Sequence[str]
+) -> None:
     """Compares the labels with `classes.csv`, where there is one."""
     if not path.is_file():
         return
@@ -548,20 +360,10 @@ def _check_class_list(path: Path, column: str, classes: Sequence[str]) -> None:
         return
     listed = set(table.column(column, "data.target_column"))
     for name, here, there in [
-        *((name, "the answers", path) for name in set(classes) - listed),
-        *((name, path, "the answers") for name in listed - set(classes)),
+        *((name, answers, path) for name in sorted(set(classes) - listed)),
+        *((name, path, answers) for name in sorted(listed - set(classes))),
     ]:
         raise UserError(
             f"label '{name}' is in {here} but not in {there}; make the two "
             f"agree in column '{column}'"
         )
-
-
-def _fingerprint(
-    ids: Iterable[str], labels: np.ndarray, sizes: Iterable[int]
-) -> str:
-    digest = hashlib.sha256()
-    digest.update("\n".join(ids).encode("utf-8", "surrogateescape"))
-    digest.update(np.ascontiguousarray(labels, "<i4").tobytes())
-    digest.update(np.array(list(sizes), "<i8").tobytes())
-    return digest.hexdigest()[:16]
