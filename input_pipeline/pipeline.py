@@ -11,6 +11,7 @@ dropped.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import sys
@@ -87,7 +88,7 @@ def train_batches(
     _check_shard(batch_size, shard)
     maker = _TrainBatch(images, rows, augment, size, batch_size, seed, shard)
     steps = grain.MapDataset.range(start_step, _ENDLESS)
-    return Batches(_iterate(steps.map(maker), workers), images)
+    return Batches(_chain(steps.map(maker), workers), images, workers)
 
 
 def eval_batches(
@@ -129,19 +130,39 @@ def eval_batches(
     rows = np.asarray(rows, np.int32)
     maker = _EvalBatch(images, rows, size, batch_size, tuple(views), shard)
     steps = grain.MapDataset.range(0, -(-len(rows) // batch_size))
-    return Batches(_iterate(steps.map(maker), workers), images)
+    return Batches(_chain(steps.map(maker), workers), images, workers)
+
+
+class WorkerDied(Exception):
+    """A worker process ended on its own, as when the memory runs out."""
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
     """An iterator over batches that reports bad images and can be closed."""
 
-    def __init__(self, chain: grain.DatasetIterator, images: Images):
-        self._chain = chain
+    def __init__(self, chain: grain.IterDataset, images: Images, workers: int):
+        self._chain = iter(chain)
         self._images = images
+        self._workers = workers
         self._reported: set[int] = set()
+        # Worker processes must be gone before the interpreter takes apart
+        # the modules that end them.
+        atexit.register(self.close)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._chain)
+        if self._chain is None:
+            raise StopIteration
+        try:
+            batch = next(self._chain)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise WorkerDied(
+                f"one of {self._workers} loader processes was killed, most "
+                "likely because memory or /dev/shm ran out; start again with "
+                f"--config.workers={self._workers // 2}, which goes on with "
+                "the same batches"
+            ) from error
         for row, reason in batch.pop(_REASONS):
             if row not in self._reported:
                 self._reported.add(row)
@@ -149,12 +170,15 @@ class Batches(Iterator[dict[str, np.ndarray]]):
                     f"bad image '{self._images.ids[row]}': {reason}",
                     file=sys.stderr,
                 )
-        return batch
+        # Images from workers lie in shared memory, which would fill up, or
+        # outlive the process, if a caller kept them.
+        return {name: _owned(values) for name, values in batch.items()}
 
     def close(self) -> None:
         """Ends worker processes and threads; the iterator is over."""
-        chain, self._chain = self._chain, iter(())
-        if hasattr(chain, "close"):
+        chain, self._chain = self._chain, None
+        if chain is not None:
+            atexit.unregister(self.close)
             chain.close()
 
     def __enter__(self) -> Batches:
@@ -162,6 +186,10 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def __exit__(self, *error: Any) -> None:
         self.close()
+
+
+def _owned(values: np.ndarray) -> np.ndarray:
+    return values if type(values) is np.ndarray else np.array(values)
 
 
 def _check_shard(batch_size: int, shard: tuple[int, int]) -> None:
@@ -173,7 +201,7 @@ def _check_shard(batch_size: int, shard: tuple[int, int]) -> None:
         )
 
 
-def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
+def _chain(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
     # One thread: it works while the device does, and Pillow lets go of the
     # interpreter lock. More parallelism is what worker processes are for.
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
@@ -186,7 +214,7 @@ def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
                 num_workers=workers, per_worker_buffer_size=_BUFFERED_BATCHES
             )
         )
-    return iter(chain)
+    return chain
 
 
 @dataclasses.dataclass(frozen=True)
