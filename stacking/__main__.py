@@ -37,6 +37,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _one_blas_thread() -> threadpool_limits:
+    """Jobs run side by side instead: no sum depends on how many threads."""
+    return threadpool_limits(limits=1, user_api="blas")
+
+
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs",
@@ -179,7 +184,7 @@ def _stack(options: argparse.Namespace) -> None:
     status = Console(stderr=True, highlight=False)
     started = time.monotonic()
     with (
-        threadpool_limits(limits=settings.threads),
+        _one_blas_thread(),
         status.status("reading logits") as line,
     ):
         results = session.stack(
@@ -205,7 +210,7 @@ def _stack(options: argparse.Namespace) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     status = Console(stderr=True, highlight=False)
-    with threadpool_limits(limits=options.threads):
+    with _one_blas_thread():
         rows = session.predict(
             options.stack,
             options.runs,

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,99 +113,106 @@ def filled(
     return spread
 
 
-def fit_booster(
-    kind: str,
+@dataclass(frozen=True)
+class Task:
+    """One fit to be done.
+
+    Attributes:
+      kind: "catboost" or "lightgbm".
+      fold: the inner fold that is left out and stopped on.
+      seed: of the library.
+    """
+
+    kind: str
+    fold: int
+    seed: int
+
+
+def plan(
+    kinds: Sequence[str], folds: np.ndarray, seeds: int, seed: int
+) -> list[Task]:
+    """One task per booster, seed and inner fold; `folds` is int [N]."""
+    return [
+        Task(kind, int(fold), seed + 1000 * repeat + int(fold))
+        for kind in kinds
+        for repeat in range(seeds)
+        for fold in np.unique(folds)
+    ]
+
+
+def fit(
+    task: Task,
     features: np.ndarray,
     labels: np.ndarray,
-    base: np.ndarray,
     folds: np.ndarray,
     row_weights: np.ndarray,
     parameters: Mapping[str, Any],
-    *,
-    seeds: int,
-    seed: int,
-    threads: int,
-    progress: Callable[[str], None] = lambda step: None,
-) -> tuple[Booster, np.ndarray]:
-    """Fits one booster per inner fold and seed.
+) -> Fit:
+    """Does one task, on one thread.
+
+    Threads of one fit would wait for each other at every node of every small
+    tree. Fits side by side lose nothing, and no answer depends on the number
+    of threads.
 
     Args:
-      kind: "catboost" or "lightgbm".
+      task: what to fit.
       features: float32 [N, D].
       labels: int [N].
-      base: float32 [N, C], probabilities for classes a fit never saw.
       folds: int [N], the inner folds.
       row_weights: float [N], mean one.
-      parameters: the library's own names; `PARAMETERS[kind]` is the default.
-      seeds: fits per fold, averaged.
-      seed: the first of them.
-      threads: at most so many.
-      progress: called with a line before each fit.
+      parameters: the library's own names; see `PARAMETERS`.
+    """
+    kept = np.flatnonzero(folds != task.fold)
+    present, targets = np.unique(labels[kept], return_inverse=True)
+    present = present.astype(np.int32)
+    if len(present) < 2:
+        return Fit(task.kind, b"", present)
+    # Neither library can score a class that it was not told of.
+    held = np.flatnonzero((folds == task.fold) & np.isin(labels, present))
+    library = _fit_catboost if task.kind == "catboost" else _fit_lightgbm
+    model = library(
+        (features[kept], targets, row_weights[kept]),
+        (
+            features[held],
+            np.searchsorted(present, labels[held]),
+            row_weights[held],
+        ),
+        len(present),
+        dict(parameters),
+        task.seed,
+    )
+    return Fit(task.kind, model, present)
+
+
+def average(
+    tasks: Sequence[Task],
+    fits: Sequence[Fit],
+    features: np.ndarray,
+    base: np.ndarray,
+    folds: np.ndarray,
+    threads: int,
+) -> tuple[Booster, np.ndarray]:
+    """The booster of all fits of one kind, and its out-of-fold rows.
 
     Returns:
       The booster, and float32 [N, C]: each row's probabilities from the fits
       that left its fold out.
     """
-    inner = [int(fold) for fold in np.unique(folds)]
-    plan = [(repeat, fold) for repeat in range(seeds) for fold in inner]
-    # LightGBM's threads wait for each other at every node of every small
-    # tree; whole fits side by side lose nothing, and no answer depends on
-    # the number of threads. CatBoost holds a global lock, and uses them well.
-    side_by_side = threads if kind == "lightgbm" else 1
-    each = 1 if kind == "lightgbm" else threads
-
-    def fit(step: tuple[int, int]) -> Fit:
-        repeat, fold = step
-        progress(f"{kind} {plan.index(step) + 1}/{len(plan)}")
-        return _fit(
-            kind,
-            features,
-            labels,
-            row_weights,
-            np.flatnonzero(folds != fold),
-            np.flatnonzero(folds == fold),
-            parameters,
-            seed + 1000 * repeat + fold,
-            each,
-        )
-
-    with ThreadPoolExecutor(side_by_side) as pool:
-        fits = list(pool.map(fit, plan))
     out_of_fold = np.zeros_like(base)
-    for (_, fold), fitted in zip(plan, fits, strict=True):
-        held = folds == fold
-        out_of_fold[held] += fitted.predict(
-            features[held], base[held], threads
-        ) / np.float32(seeds)
-    return Booster(tuple(fits)), out_of_fold
+    count = np.zeros((len(base), 1), np.float32)
+    for task, fitted in zip(tasks, fits, strict=True):
+        held = folds == task.fold
+        out_of_fold[held] += fitted.predict(features[held], base[held], threads)
+        count[held] += 1
+    return Booster(tuple(fits)), out_of_fold / count
 
 
-def _fit(
-    kind, features, labels, row_weights, kept, held, parameters, seed, threads
-) -> Fit:
-    present, targets = np.unique(labels[kept], return_inverse=True)
-    present = present.astype(np.int32)
-    if len(present) < 2:
-        return Fit(kind, b"", present)
-    # Neither library can score a class that it was not told of.
-    held = held[np.isin(labels[held], present)]
-    train = (features[kept], targets, row_weights[kept])
-    stop = (
-        features[held],
-        np.searchsorted(present, labels[held]),
-        row_weights[held],
-    )
-    fit = _fit_catboost if kind == "catboost" else _fit_lightgbm
-    model = fit(train, stop, len(present), dict(parameters), seed, threads)
-    return Fit(kind, model, present)
-
-
-def _fit_catboost(train, stop, classes, parameters, seed, threads) -> bytes:
+def _fit_catboost(train, stop, classes, parameters, seed) -> bytes:
     settings = {
         "loss_function": "MultiClass",
         "classes_count": classes,
         "random_seed": seed,
-        "thread_count": threads,
+        "thread_count": 1,
         "verbose": False,
         "allow_writing_files": False,
         **parameters,
@@ -228,12 +234,12 @@ def _fit_catboost(train, stop, classes, parameters, seed, threads) -> bytes:
         return path.read_bytes()
 
 
-def _fit_lightgbm(train, stop, classes, parameters, seed, threads) -> bytes:
+def _fit_lightgbm(train, stop, classes, parameters, seed) -> bytes:
     settings = {
         "objective": "multiclass",
         "num_class": classes,
         "seed": seed,
-        "num_threads": threads,
+        "num_threads": 1,
         "verbose": -1,
         "deterministic": True,
         "force_row_wise": True,
@@ -256,7 +262,7 @@ def _fit_lightgbm(train, stop, classes, parameters, seed, threads) -> bytes:
     return text.encode()
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=32)
 def _loaded(kind: str, model: bytes):
     if kind == "catboost":
         return catboost.CatBoost().load_model(blob=model)

@@ -11,6 +11,7 @@ predict the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -234,36 +235,45 @@ def fit_chain(
         for kind in settings.boosters
     }
 
-    members: dict[str, Member] = {}
-    out_of_fold: dict[str, np.ndarray] = {}
-    progress("soft vote")
-    members["soft_vote"], out_of_fold["soft_vote"] = _fit_vote(
-        inputs, labels, folds, _searched(settings)
-    )
-    progress("greedy vote")
-    members["greedy_vote"], out_of_fold["greedy_vote"] = _fit_vote(
-        inputs, labels, folds, lambda p, y, share: greedy.select(p, y)
-    )
     row_weights = class_weights(labels, settings.class_weights)
-    progress("logistic regression")
-    members["logistic"], out_of_fold["logistic"] = _fit_regression(
-        inputs, labels, folds, row_weights, settings.seed
+    tasks = boosters.plan(
+        settings.boosters, folds, settings.booster_seeds, settings.seed
     )
-    for kind in settings.boosters:
-        booster, out_of_fold[kind] = boosters.fit_booster(
-            kind,
+
+    def fit_booster(task: boosters.Task) -> boosters.Fit:
+        fitted = boosters.fit(
+            task,
             inputs.features,
             labels,
-            inputs.base,
             folds,
             row_weights,
-            parameters[kind],
-            seeds=settings.booster_seeds,
-            seed=settings.seed,
-            threads=settings.threads,
-            progress=progress,
+            parameters[task.kind],
         )
-        members[kind] = Boosted(booster)
+        progress(f"{task.kind}, inner fold {task.fold + 1}")
+        return fitted
+
+    # One pool for everything: never more than `threads` jobs at once.
+    progress("votes and boosters")
+    with ThreadPoolExecutor(settings.threads) as pool:
+        others = {
+            name: pool.submit(job, inputs, labels, folds, row_weights, settings)
+            for name, job in _OTHERS.items()
+        }
+        fits = list(pool.map(fit_booster, tasks))
+        fitted = {name: job.result() for name, job in others.items()}
+    for kind in settings.boosters:
+        own = [index for index, task in enumerate(tasks) if task.kind == kind]
+        booster, out_of_booster = boosters.average(
+            [tasks[index] for index in own],
+            [fits[index] for index in own],
+            inputs.features,
+            inputs.base,
+            folds,
+            settings.threads,
+        )
+        fitted[kind] = Boosted(booster), out_of_booster
+    members = {name: member for name, (member, _) in fitted.items()}
+    out_of_fold = {name: found for name, (_, found) in fitted.items()}
 
     progress("blend")
     member_temperatures = {}
@@ -306,20 +316,33 @@ def class_weights(labels: np.ndarray, kind: str) -> np.ndarray:
     return weights / weights.mean()
 
 
-def _searched(settings: Settings):
-    """The soft vote's search; `share` of the trials for an inner fold."""
+def _fit_soft_vote(inputs, labels, folds, row_weights, settings):
+    del row_weights
 
-    def fit(probabilities, labels, share):
+    def search(probabilities, labels, share):
         trials = max(1, round(settings.trials * share))
         return soft_vote.fit_weights(
             probabilities, labels, trials, settings.seed
         )
 
-    return fit
+    return _fit_vote(inputs, labels, folds, search)
+
+
+def _fit_greedy_vote(inputs, labels, folds, row_weights, settings):
+    del row_weights, settings
+
+    def select(probabilities, labels, share):
+        del share
+        return greedy.select(probabilities, labels)
+
+    return _fit_vote(inputs, labels, folds, select)
 
 
 def _fit_vote(inputs, labels, folds, fit) -> tuple[Vote, np.ndarray]:
-    """A vote's weights from all rows, and its out-of-fold probabilities."""
+    """A vote's weights from all rows, and its out-of-fold probabilities.
+
+    `fit` takes probabilities, labels and the share of the trials to spend.
+    """
     out_of_fold = np.zeros_like(inputs.base)
     inner = np.unique(folds)
     for fold in inner:
@@ -334,12 +357,12 @@ def _fit_vote(inputs, labels, folds, fit) -> tuple[Vote, np.ndarray]:
 
 
 def _fit_regression(
-    inputs, labels, folds, row_weights, seed
+    inputs, labels, folds, row_weights, settings
 ) -> tuple[Regression, np.ndarray]:
     """The regression with the best penalty, and its out-of-fold rows."""
     work = inputs.features.shape[1] * inputs.base.shape[1]
     used = np.zeros(len(labels), bool)
-    used[subsample(labels, _REGRESSION_WORK // work, seed)] = True
+    used[subsample(labels, _REGRESSION_WORK // work, settings.seed)] = True
 
     def fit(rows, penalty):
         return Regression(
@@ -364,6 +387,14 @@ def _fit_regression(
         if loss < best_loss:
             best_loss, best_penalty, best_oof = loss, penalty, out_of_fold
     return fit(used, best_penalty), best_oof
+
+
+# Members that are no boosters: each is fitted with its out-of-fold rows.
+_OTHERS = {
+    "soft_vote": _fit_soft_vote,
+    "greedy_vote": _fit_greedy_vote,
+    "logistic": _fit_regression,
+}
 
 
 def _rows(inputs: Inputs, rows: np.ndarray) -> Inputs:

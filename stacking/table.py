@@ -10,10 +10,6 @@ from rich.table import Table
 from reports.ensemble import title
 
 
-# Below this width the calibration error is left to the report.
-_WIDE = 96
-
-
 def score_table(results: dict[str, Any], width: int) -> Table:
     """One row per model and member, from the content of scores.json.
 
@@ -22,16 +18,18 @@ def score_table(results: dict[str, Any], width: int) -> Table:
       width: of the terminal, in characters.
     """
     scores, test = results["scores"], results["test_scores"]
-    calibration = width >= _WIDE
+    longest = max(len(title(name)) for name in scores)
+    # Where it does not fit, the calibration error is left to the report.
+    calibration = width >= longest + (83 if test else 63)
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"Out-of-fold scores on {results['rows']:,} validation rows",
         title_justify="left",
         title_style="bold",
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, 1),
     )
-    table.add_column("", overflow="fold")
+    table.add_column("", no_wrap=True)
     heads = ["macro-F1", "95 % interval", "accuracy", "log-loss"]
     heads += ["ECE"] if calibration else []
     heads += ["test F1", "test acc"] if test else []
