@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -84,7 +86,11 @@ def _measure(images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     total = np.zeros((3, 256), np.int64)
     start = last = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        counts = pool.map(lambda row: _histogram(images, row), rows)
+        # In portions, for the pool queues everything that it is handed.
+        counts = itertools.chain.from_iterable(
+            pool.map(functools.partial(_histogram, images), portion)
+            for portion in np.array_split(rows, len(rows) // 1024 + 1)
+        )
         for done, count in enumerate(counts, 1):
             total += count
             now = time.monotonic()
