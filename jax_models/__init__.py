@@ -10,10 +10,11 @@ import dataclasses
 import difflib
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from errors import UserError
-from jax_models import convnext, layers, tinyvit
+from jax_models import convnext, efficientnetv2, layers, tinyvit
 from jax_models.model import ImageModel
 from jax_models.torch_import import export_torch, import_torch
 
@@ -28,6 +29,7 @@ __all__ = [
 _FAMILIES = (
     (convnext.ConvNeXt, convnext.VARIANTS),
     (tinyvit.TinyViT, tinyvit.VARIANTS),
+    (efficientnetv2.EfficientNetV2, efficientnetv2.VARIANTS),
 )
 
 
@@ -71,9 +73,9 @@ def create_model(
             f"{name} has no option {', '.join(unknown)}; its options are "
             f"{', '.join(fields)}"
         )
-    # Static attributes of a module must be hashable.
+    # Modules keep options as static attributes, which must be hashable.
     overrides = {
-        key: tuple(value) if isinstance(value, list) else value
+        key: tuple(value) if isinstance(value, (list, np.ndarray)) else value
         for key, value in overrides.items()
     }
     config = dataclasses.replace(config, **overrides)

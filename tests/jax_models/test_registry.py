@@ -36,5 +36,5 @@ def test_a_wrong_name_suggests_the_nearest():
 
 
 def test_a_wrong_option_lists_the_options():
-    with pytest.raises(UserError, match="droppath.*drop_path_rate"):
+    with pytest.raises(UserError, match=r"droppath.*drop_path_rate"):
         jax_models.create_model("tinyvit_11m", 16, droppath=0.1)

@@ -1,0 +1,64 @@
+"""Models with weights from the golden recipe, and quick ways to run them."""
+
+from __future__ import annotations
+
+import functools
+
+import golden_recipe as recipe
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import jax_models
+from jax_models.model import ImageModel
+
+
+@pytest.fixture(scope="session")
+def golden_model():
+    """`golden_model(name)`: the model that the goldens were made with.
+
+    Without drop path and dropout, so that its training mode is exact too.
+    """
+
+    @functools.cache
+    def split(name):
+        def make():
+            return jax_models.create_model(
+                name, recipe.CLASSES, drop_path_rate=0.0, dropout=0.0
+            )
+
+        # Not drawn, only shaped: every value comes from the recipe.
+        model = nnx.eval_shape(make)
+        graphdef, state = nnx.split(model)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), state)
+        model = nnx.merge(graphdef, zeros)
+        shapes = {
+            key: value.shape
+            for key, value in jax_models.export_torch(model).items()
+        }
+        jax_models.import_torch(model, recipe.state_dict(shapes))
+        return nnx.split(model)
+
+    return lambda name: nnx.merge(*split(name), copy=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_block(graphdef, state, x):
+    return nnx.merge(graphdef, state)(x)
+
+
+@pytest.fixture
+def compiled_blocks(monkeypatch):
+    """Compiles block by block, in evaluation mode.
+
+    Blocks of a stage have the same program, so each is compiled once, where
+    compiling the whole network would compile every block.
+    """
+
+    def run_stage(self, stage, blocks, x):
+        for block in blocks:
+            x = _run_block(*nnx.split(block), x)
+        return x
+
+    monkeypatch.setattr(ImageModel, "run_stage", run_stage)

@@ -1,0 +1,217 @@
+"""Asks timm for the numbers that tests/jax_models compares with.
+
+Runs in an environment of its own, where requirements-torch.txt is installed
+and Sextet is not:
+
+    python -m venv /tmp/torch && /tmp/torch/bin/pip install \\
+        -r requirements-torch.txt
+    /tmp/torch/bin/python tools/make_model_goldens.py [NAME ...]
+
+Writes one small file per model to tests/jax_models/goldens. Weights and
+images are not in them: both sides make those from names and a seed
+(tests/jax_models/golden_recipe.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "jax_models"))
+
+import golden_recipe as recipe  # noqa: E402
+
+
+def declare_torchvision_operators():
+    """Lets torchvision, which timm imports, load beside a CPU-only torch.
+
+    Its compiled operators are missing there, and it stops at the first one
+    that it describes. Nothing here calls them.
+    """
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(
+            f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+    return library
+
+
+LIBRARY = declare_torchvision_operators()
+
+import timm  # noqa: E402
+from timm.models import convnext, efficientnet, tiny_vit  # noqa: E402
+from timm.models._efficientnet_builder import decode_arch_def  # noqa: E402
+
+
+class ThreeStages(torch.nn.Module):
+    """ConvNeXt with three stages, from timm's with four."""
+
+    def __init__(self, depths, dims):
+        super().__init__()
+        whole = convnext.ConvNeXt(
+            depths=(*depths, 1),
+            dims=(*dims, 8),
+            num_classes=recipe.CLASSES,
+            ls_init_value=None,
+        )
+        short = convnext.NormMlpClassifierHead(
+            dims[-1], recipe.CLASSES, norm_layer=convnext.LayerNorm2d
+        )
+        self.stem = whole.stem
+        self.stages = whole.stages[:3]
+        self.head = short
+
+    def forward(self, x):
+        """Maps `[B, 3, H, W]` to logits."""
+        return self.head(self.stages(self.stem(x)))
+
+
+def make(name):
+    """timm's counterpart of our model `name`, without any randomness."""
+    if name == "miniconvnext":
+        return ThreeStages((2, 2, 2), (64, 128, 256))
+    if name == "miniconvnext_demo":
+        return ThreeStages((1, 1, 2), (32, 64, 96))
+    if name == "convnextv2_demo":
+        return convnext.ConvNeXt(
+            depths=(1, 1, 2, 1),
+            dims=(16, 32, 64, 96),
+            num_classes=recipe.CLASSES,
+            use_grn=True,
+            ls_init_value=None,
+        )
+    if name == "tinyvit_demo":
+        return tiny_vit.TinyVit(
+            embed_dims=(32, 48, 64, 96),
+            depths=(1, 1, 2, 1),
+            num_heads=(1, 2, 2, 3),
+            window_sizes=(4, 4, 4, 4),
+            num_classes=recipe.CLASSES,
+            drop_path_rate=0.0,
+        )
+    # TensorFlow's momentum .99 is PyTorch's .01; timm keeps PyTorch's default.
+    tensorflow = dict(bn_eps=1e-3, bn_momentum=0.01, pad_type="same")
+    if name == "efficientnetv2_demo":
+        rows = [
+            ["cn_r1_k3_s1_e1_c16_skip"],
+            ["er_r1_k3_s2_e2_c24"],
+            ["ir_r1_k3_s2_e4_c48_se0.25"],
+            ["ir_r2_k3_s2_e4_c64_se0.25"],
+        ]
+        return efficientnet.EfficientNet(
+            block_args=decode_arch_def(rows),
+            num_classes=recipe.CLASSES,
+            num_features=256,
+            stem_size=16,
+            round_chs_fn=int,
+            pad_type="same",
+            act_layer=torch.nn.SiLU,
+            norm_layer=functools.partial(
+                torch.nn.BatchNorm2d, eps=1e-3, momentum=0.01
+            ),
+        )
+    options = tensorflow if name.startswith("efficientnet") else {}
+    return timm.create_model(
+        recipe.MODELS[name],
+        num_classes=recipe.CLASSES,
+        drop_path_rate=0.0,
+        **options,
+    )
+
+
+def blocks(model):
+    """Yields (stage.block, module) for every block of every stage."""
+    for path, module in model.named_modules():
+        parts = path.split(".")
+        match parts:
+            case ["stages", stage, "blocks", block]:
+                yield f"{stage}.{block}", module
+            case ["blocks", stage, block]:
+                yield f"{stage}.{block}", module
+
+
+def nchw(images):
+    """Images with the channels first, as a tensor."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def goldens(name):
+    """Everything that is compared, by name."""
+    model = make(name)
+    shapes = {key: tuple(v.shape) for key, v in model.state_dict().items()}
+    weights = {
+        key: torch.from_numpy(value)
+        for key, value in recipe.state_dict(shapes).items()
+    }
+    model.load_state_dict(weights)
+    found = {}
+    model.eval()
+    with torch.no_grad():
+        for height, width in recipe.SIZES:
+            images = nchw(recipe.images(1, height, width, 3))
+            found[f"logits {height}x{width}"] = model(images).numpy()
+
+    hooks = [
+        module.register_forward_hook(
+            lambda module, _, output, label=label: found.update(
+                {f"block {label}": recipe.sample(channels_last(module, output))}
+            )
+        )
+        for label, module in blocks(model)
+    ]
+    images = recipe.images(*recipe.CLOSE_LOOK)
+    with torch.no_grad():
+        model(nchw(images))
+    for hook in hooks:
+        hook.remove()
+
+    model.train()
+    images = nchw(images).requires_grad_()
+    logits = model(images)
+    labels = torch.from_numpy(recipe.labels(len(images)))
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    loss.backward()
+    found["train logits"] = logits.detach().numpy()
+    found["train loss"] = loss.detach().numpy()
+    slope = images.grad.permute(0, 2, 3, 1)
+    found["gradient images"] = recipe.sample(slope, 512)
+    parameters = dict(model.named_parameters())
+    for key in recipe.gradient_names(parameters):
+        found[f"gradient {key}"] = recipe.sample(parameters[key].grad)
+    statistics = {
+        key: value.numpy()
+        for key, value in model.state_dict().items()
+        if "running" in key
+    }
+    for key, value in statistics.items():
+        found[f"updated {key}"] = recipe.sample(value, 8)
+    return found
+
+
+def channels_last(module, output):
+    """A block's output as `[B, h, w, C]`."""
+    if isinstance(module, tiny_vit.TinyVitBlock):
+        return output
+    return output.permute(0, 2, 3, 1)
+
+
+def main():
+    """Writes the files."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", default=list(recipe.MODELS))
+    folder = ROOT / "tests" / "jax_models" / "goldens"
+    folder.mkdir(exist_ok=True)
+    for name in parser.parse_args().names:
+        path = folder / f"{name}.npz"
+        np.savez_compressed(path, **goldens(name))
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size // 1024} KiB")
+
+
+if __name__ == "__main__":
+    main()
