@@ -166,14 +166,14 @@ def for_digits(config: ConfigDict) -> ConfigDict:
     """
     config.image_size = 32
     config.augment.update(
-        crop_scale=(0.7, 1.0),
+        crop_scale=(0.8, 1.0),
         flip=0.0,
         randaugment_ops=1,
         randaugment_magnitude=5,
         jitter=(0.2, 0.2, 0.0, 0.0),
         grayscale=0.0,
     )
-    config.mixing.erase_prob = 0.0
+    config.mixing.update(prob=0.5, erase_prob=0.0)
     config.eval.tta = ("center", "crop")
     config.eval.every_epochs = 3.0
     config.log_every_steps = 10

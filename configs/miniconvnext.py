@@ -44,9 +44,9 @@ def get_config(variant: str = ""):
         config = common.for_digits(config)
         config.model = "miniconvnext_demo"
         config.stages = (
-            common.one_cycle(2e-3, epochs=18.0, mixup_prob=0.3),
+            common.one_cycle(4e-3, epochs=18.0, mixup_prob=0.8),
             common.stage(
-                epochs=6.0, learning_rate=3e-4, end_rate=1e-6, mixup_prob=0.2
+                epochs=6.0, learning_rate=3e-4, end_rate=1e-6, mixup_prob=0.8
             ),
         )
     else:

@@ -101,12 +101,10 @@ class Checkpoints:
             the structure to fill and the placement to restore onto. A part of
             what was saved is enough.
         """
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=x.sharding
-            ),
-            _flatten(like),
-        )
+        abstract = {
+            key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            for key, x in _flatten(like).items()
+        }
         flat = self._checkpointer.load(step, abstract)
         return jax.tree.unflatten(
             jax.tree.structure(like), [flat[key] for key in abstract]

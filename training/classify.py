@@ -305,6 +305,7 @@ def make_loss(
         images, targets, weights = mixing.prepare_train(
             batch, mix, mean, std, num_classes, key
         )
+        images = jax.lax.optimization_barrier(images)
         targets = optax.smooth_labels(targets, label_smoothing)
         losses = optax.softmax_cross_entropy(model(images), targets)  # [B]
         return (losses * weights).sum() / jnp.maximum(weights.sum(), 1.0)

@@ -22,6 +22,8 @@ from errors import UserError
 # number in it: they may differ between a run and its continuation.
 FREE_FIELDS = frozenset({"workers", "cache_dir", "data.folds_file"})
 
+SCHEDULES = ("one_cycle", "cosine", "warm_restarts", "constant")
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -99,7 +101,13 @@ def load(recipe: str) -> ConfigDict:
     if spec is None:
         raise UserError(f"{path} is not a Python file; check --config")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(
+            f"{path} is not valid Python (line {error.lineno}: {error.msg}); "
+            "mend it or check --config"
+        ) from error
     if not hasattr(module, "get_config"):
         raise UserError(
             f"{path} has no get_config(variant); choose a recipe in configs/"
@@ -153,6 +161,11 @@ def problems(config: ConfigDict) -> Iterator[str]:
             yield f"{where}.epochs is {stage.epochs}: it must be positive"
         if stage.batch_size < 2:
             yield f"{where}.batch_size is {stage.batch_size}: take 2 or more"
+        if stage.schedule not in SCHEDULES:
+            yield (
+                f"{where}.schedule is {stage.schedule!r}: choose one of "
+                f"{', '.join(SCHEDULES)}"
+            )
         if stage.learning_rate <= 0:
             yield f"{where}.learning_rate must be positive"
         if not 0 <= stage.label_smoothing < 1:

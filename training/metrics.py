@@ -69,8 +69,8 @@ class Recorder:
         """Tells that the following steps are of `stage`."""
         self._stage, self._schedule = stage, schedule
         print(
-            f"stage {stage.index + 1} of {len(self._plan)}: {stage.describe()}"
-            "\ncompiling the step; the next start of this recipe is faster",
+            f"stage {stage.index + 1} of {len(self._plan)}: compiling the step "
+            "(kept, so the next start is faster)",
             flush=True,
         )
 

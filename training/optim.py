@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-SCHEDULES = ("one_cycle", "cosine", "warm_restarts", "constant")
-
 
 def make_schedule(
     stage: ConfigDict, steps: int, steps_per_epoch: int

@@ -189,7 +189,7 @@ def make_train_step(
         )
         window = {
             "loss": state.window["loss"] + loss,
-            "grad_norm": state.window["grad_norm"] + optax.global_norm(grads),
+            "grad_norm": state.window["grad_norm"] + optax.tree.norm(grads),
             "steps": state.window["steps"] + 1,
         }
         metrics = {

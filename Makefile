@@ -1,0 +1,98 @@
+# Everything starts here: each target sets up .venv by itself when it must.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo ensemble test test-slow lint format clean
+
+# ---- Settings: make ensemble DATA=/data/poses SIZE=64 ----------------------
+DATA ?=
+RUNS ?= runs/ensemble
+MODELS ?= miniconvnext tinyvit
+# Small machines: VARIANT=short takes one short stage instead of the full
+# recipe, SIZE the side of an image in pixels, EPOCHS the length of a recipe.
+VARIANT ?=
+SIZE ?=
+EPOCHS ?=
+# Further fields for every train.py: ARGS='--config.data.answers=labels.csv'
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+DEMO := runs/demo
+
+help:
+	@echo 'make demo      train small models on digits, stack them (minutes)'
+	@echo 'make test      lint and tests; make test-slow runs the long ones'
+	@echo 'make ensemble DATA=/data/poses   the whole competition, resumable'
+	@echo '               SIZE=64 EPOCHS=30 VARIANT=short for small machines'
+	@echo 'make setup     only make $(VENV);  make clean  remove it'
+
+# ---- Set-up -----------------------------------------------------------------
+setup: $(READY)
+
+# The first Python on this machine that Sextet is tested with. A name alone
+# does not tell: version managers leave names behind that do not run.
+$(READY): requirements.txt constraints.txt stacking/requirements.txt
+	@python=; for name in python3 python3.12 python3.11; do \
+	  if $$name -c 'import sys; sys.exit(sys.version_info[:2] not in \
+	    ((3, 11), (3, 12)))' 2>/dev/null; then python=$$name; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo 'error: Sextet needs Python 3.11 or 3.12; install one' >&2; \
+	  exit 2; \
+	fi; \
+	echo "setting up $(VENV) with $$($$python --version) (a few minutes)"; \
+	if ! $$python -m venv $(VENV); then \
+	  echo 'error: Python has no venv module; apt install python3-venv' >&2; \
+	  exit 2; \
+	fi
+	@$(PY) -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt -c constraints.txt
+	@touch $@
+	@echo '$(VENV) is ready'
+
+# ---- The demo: digits, small models, one stacked answer ----------------------
+demo: $(READY)
+	@for model in $(MODELS); do \
+	  echo "== $$model"; \
+	  $(PY) train.py --config=configs/$$model.py:demo \
+	    --workdir=$(DEMO)/$$model; \
+	done
+	@$(PY) -m stacking --runs $(addprefix $(DEMO)/,$(MODELS)) --out $(DEMO)
+
+# ---- The real thing: stop it and start it again as you like ------------------
+ensemble: $(READY)
+	@if [ -z '$(DATA)' ]; then \
+	  echo 'error: say where the photos are: make ensemble DATA=FOLDER' >&2; \
+	  exit 2; \
+	fi
+	@for model in $(MODELS); do \
+	  echo "== $$model"; \
+	  $(PY) train.py --config=configs/$$model.py$(if $(VARIANT),:$(VARIANT)) \
+	    --workdir=$(RUNS)/$$model --config.data.root='$(DATA)' \
+	    $(if $(SIZE),--config.image_size=$(SIZE)) \
+	    $(if $(EPOCHS),--config.epochs=$(EPOCHS)) $(ARGS); \
+	done
+	@$(PY) -m stacking --runs $(addprefix $(RUNS)/,$(MODELS)) \
+	  --out $(RUNS)/stack
+
+# ---- Checks -----------------------------------------------------------------
+lint: $(READY)
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --check --quiet . || \
+	  { echo 'error: run make format' >&2; exit 1; }
+
+format: $(READY)
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+test: lint
+	@$(PY) -m pytest -q -m 'not slow'
+
+test-slow: $(READY)
+	@$(PY) -m pytest -q -m slow
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,15 @@
+"""What every test relies on: a CPU, compiled code kept, parsed absl flags."""
+
+import os
+from pathlib import Path
+
+# Before the first import of JAX, which reads them once.
+os.environ["JAX_PLATFORMS"] = "cpu"
+_CACHE = Path("~/.cache/sextet/tests").expanduser()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+from absl import flags
+
+flags.FLAGS.mark_as_parsed()  # grain's worker pool asks.

@@ -1,0 +1,104 @@
+"""The command line: overrides, and one sentence for every mistake."""
+
+import json
+
+import pytest
+
+from errors import UserError
+from training import config as config_lib
+
+DEMO = "--config=configs/tinyvit.py:demo"
+
+
+def test_overrides_reach_fields_stages_and_placeholders():
+    arguments = config_lib.parse(
+        [
+            DEMO,
+            "--config.data.root=/photos",
+            "--config.stages[1].epochs=7",
+            "--config.drop_path_rate=0.2",
+            "--config.eval.tta=('center',)",
+        ]
+    )
+    config = arguments.config
+    assert config.data.root == "/photos"
+    assert config.stages[1].epochs == 7.0
+    assert config.drop_path_rate == 0.2
+    assert config.eval.tta == ("center",)
+    assert str(arguments.workdir) == "runs/tinyvit-demo"
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--config=configs/nope.py"], ["configs/nope.py", "tinyvit.py"]),
+        (["--config=configs/tinyvit.py:dmeo"], ["'dmeo'", "short, demo"]),
+        (["--config=README.md"], ["README.md", "config"]),
+        ([DEMO, "--config.data.rot=x"], ["data.rot", "config.data.root"]),
+        ([DEMO, "--config.fold=1"], ["'fold'", "config.data.fold"]),
+        ([DEMO, "--config.stages[5].epochs=1"], ["stages[5].epochs"]),
+        ([DEMO, "--config.image_size=big"], ["image_size=big"]),
+        ([DEMO, "--wrkdir=x"], ["--wrkdir=x", "--workdir"]),
+        ([DEMO, "surplus"], ["'surplus'"]),
+        ([DEMO, "--config.data.fold=9"], ["data.fold is 9", "0 to 4"]),
+        ([DEMO, "--config.dtype=float16"], ["'float16'", "bfloat16"]),
+        ([DEMO, "--config.image_size=8"], ["image_size is 8"]),
+        (
+            [DEMO, "--config.stages[0].schedule=one_cicle"],
+            ["stages[0].schedule", "one_cycle"],
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(argv, parts):
+    with pytest.raises(UserError) as caught:
+        config_lib.parse(argv)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    for part in parts:
+        assert part in sentence
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(UserError) as caught:
+        config_lib.parse(
+            [DEMO, "--config.data.fold=9", "--config.stages[0].epochs=-1"]
+        )
+    assert "data.fold" in str(caught.value)
+    assert "stages[0].epochs" in str(caught.value)
+
+
+def test_hash_changes_with_what_shapes_the_run_and_with_nothing_else():
+    def hash_of(*overrides):
+        return config_lib.config_hash(
+            config_lib.parse([DEMO, *overrides]).config
+        )
+
+    assert hash_of() == hash_of("--config.workers=3", "--config.cache_dir=/x")
+    assert hash_of() != hash_of("--config.seed=1")
+    assert hash_of() != hash_of("--config.stages[1].weight_decay=0.5")
+
+
+def test_differences_name_field_and_both_values():
+    config = config_lib.parse([DEMO]).config
+    earlier = json.loads(json.dumps(config_lib.plain(config)))
+    assert config_lib.differences(config, earlier) == []
+    earlier["seed"] = 7
+    earlier["stages"][0]["epochs"] = 1.5
+    earlier["workers"] = 12
+    assert config_lib.differences(config, earlier) == [
+        "seed: 7 -> 42",
+        "stages.0.epochs: 1.5 -> 18.0",
+    ]
+
+
+def test_epochs_scale_all_stages_in_proportion():
+    config = config_lib.parse(
+        ["--config=configs/miniconvnext.py", "--config.epochs=35"]
+    ).config
+    stages = config_lib.scaled_stages(config)
+    assert sum(stage.epochs for stage in stages) == pytest.approx(35)
+    assert [stage.epochs for stage in stages] == pytest.approx(
+        [7.5, 7.5, 10, 5, 5]
+    )
+    assert stages[2].restart_epochs == pytest.approx(2)
+    assert config.stages[0].epochs == 75  # The recipe itself is unchanged.

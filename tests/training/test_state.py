@@ -1,0 +1,149 @@
+"""The train step: one key, one answer; nothing left behind."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from tiny import Run, loss_fn
+
+from training import state as state_lib
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_same_seed_same_numbers_and_another_seed_others():
+    first, _ = Run().train(Run().start(), 5)
+    second, _ = Run().train(Run().start(), 5)
+    assert_same_bits(first, second)
+    other_run = Run(seed=2)
+    other, _ = other_run.train(other_run.start(), 5)
+    assert any(
+        (x != y).any()
+        for x, y in zip(leaves(first.params), leaves(other.params), strict=True)
+    )
+
+
+def test_going_on_from_a_copied_state_gives_the_same_bits():
+    run = Run(ema_decay=0.9)
+    whole, _ = run.train(run.start(), 7)
+    half, _ = run.train(run.start(), 3)
+    copied = jax.tree.map(lambda x: jnp.array(np.asarray(x)), half)
+    resumed, _ = Run(ema_decay=0.9).train(copied, 4)
+    assert_same_bits(whole, resumed)
+
+
+def test_step_moves_every_parameter_and_the_batch_statistics():
+    run = Run()
+    before = jax.tree.map(np.asarray, run.start())
+    after, _ = run.train(run.start(), 1)
+    for name in ("params", "batch_stats"):
+        old = dict(nnx.traversals.flatten_mapping(getattr(before, name)))
+        new = dict(nnx.traversals.flatten_mapping(getattr(after, name)))
+        assert old, name
+        for path, value in old.items():
+            # A bias in front of BatchNorm has no gradient: its mean absorbs it.
+            if path != ("conv", "bias"):
+                assert (value != new[path]).any(), (name, path)
+
+
+def test_gradient_and_update_equal_those_written_out():
+    run = Run()
+    state = run.start()
+    batch = run.batch(0)
+    key = jax.random.fold_in(jax.random.key(1), 0)
+    model_key, loss_key = jax.random.split(key)
+
+    def loss_of(params):
+        model = run.blueprint.merge(params, state.batch_stats, model_key)
+        model.train()
+        return loss_fn(model, batch, loss_key)
+
+    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    updates, _ = run.optimizer.update(grads, state.opt_state, state.params)
+    expected = optax.apply_updates(state.params, updates)
+    after, measured = run.train_step(state, batch)
+    # A bias in front of BatchNorm has a gradient of rounding noise alone.
+    del after.params["conv"]["bias"], expected["conv"]["bias"]
+    for x, y in zip(leaves(after.params), leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-6)
+    assert float(measured["loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_every_random_layer_has_a_key_of_its_own_each_step():
+    blueprint = Run().blueprint
+    run = Run()
+    state = run.start()
+
+    def masks(key):
+        model = blueprint.merge(state.params, state.batch_stats, key)
+        model.train()
+        ones = jnp.ones((1, 64))
+        return np.asarray(model.first(ones)), np.asarray(model.second(ones))
+
+    first, second = masks(jax.random.key(0))
+    later, _ = masks(jax.random.key(1))
+    again, _ = masks(jax.random.key(0))
+    assert (first != second).any()
+    assert (first != later).any()
+    np.testing.assert_array_equal(first, again)
+
+
+def test_ema_is_the_average_and_is_what_counts():
+    run = Run(ema_decay=0.75)
+    state = run.start()
+    expected = jax.tree.map(np.asarray, state.params)
+    for _ in range(3):
+        state, _ = run.train(state, 1)
+        expected = jax.tree.map(
+            lambda mean, new: 0.75 * mean + 0.25 * np.asarray(new),
+            expected,
+            state.params,
+        )
+    for x, y in zip(leaves(state.ema), leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    assert state.weights is state.ema
+    plain = Run()
+    assert plain.start().ema == {}
+
+
+def test_metrics_are_means_since_the_last_logged_step():
+    run = Run(log_every_steps=3)
+    single = Run(log_every_steps=1)
+    state, alone = run.start(), single.start()
+    losses, windows = [], []
+    for step in range(6):
+        state, measured = run.train_step(state, run.batch(step))
+        windows.append(float(measured["loss"]))
+        alone, measured = single.train_step(alone, single.batch(step))
+        losses.append(float(measured["loss"]))
+    assert windows[2] == pytest.approx(np.mean(losses[:3]), rel=1e-5)
+    assert windows[5] == pytest.approx(np.mean(losses[3:]), rel=1e-5)
+
+
+def test_the_old_state_is_donated():
+    run = Run()
+    state = run.start()
+    run.train_step(state, run.batch(0))
+    assert state.params["head"]["kernel"].is_deleted()
+
+
+def test_shapes_to_restore_into_are_those_of_a_fresh_stage():
+    run = Run(ema_decay=0.5, clip_norm=1.0)
+    like = state_lib.stage_like(run.blueprint, run.optimizer, 0.5, run.mesh)
+    fresh = run.start(step=17)
+    assert int(fresh.step) == 17
+    assert jax.tree.structure(like) == jax.tree.structure(fresh)
+    for shape, array in zip(
+        jax.tree.leaves(like), jax.tree.leaves(fresh), strict=True
+    ):
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        assert shape.sharding.is_equivalent_to(array.sharding, array.ndim)

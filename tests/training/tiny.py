@@ -1,0 +1,74 @@
+"""A tiny model with all that a real one has, and state around it."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from configs import common
+from training import optim, sharding
+from training import state as state_lib
+
+
+class Tiny(nnx.Module):
+    """Convolution, BatchNorm, two dropouts and a head: 8x8 images."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.first = nnx.Dropout(0.3, rngs=rngs)
+        self.second = nnx.Dropout(0.3, rngs=rngs)
+        self.head = nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, images):
+        x = jax.nn.relu(self.norm(self.conv(images)))
+        x = self.second(self.first(x.mean(axis=(1, 2))))
+        return self.head(x)
+
+
+def build() -> Tiny:
+    return Tiny(nnx.Rngs(0))
+
+
+def loss_fn(model, batch, key):
+    noise = 0.01 * jax.random.normal(key, batch["image"].shape)
+    logits = model(batch["image"] + noise)
+    targets = jax.nn.one_hot(batch["label"], 4)
+    return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+
+class Run:
+    """A stage of training of the tiny model."""
+
+    def __init__(self, ema_decay=0.0, log_every_steps=4, seed=1, **fields):
+        self.mesh = sharding.make_mesh()
+        self.blueprint = state_lib.make_blueprint(build)
+        stage = common.stage(weight_decay=0.1, **fields)
+        self.optimizer = optim.make_optimizer(stage, lambda step: 1e-2)
+        self.ema_decay = ema_decay
+        self.train_step = state_lib.make_train_step(
+            self.blueprint,
+            loss_fn,
+            self.optimizer,
+            seed=seed,
+            ema_decay=ema_decay,
+            log_every_steps=log_every_steps,
+        )
+
+    def start(self, step=0):
+        """The state before the first step; donated by `train`."""
+        weights = state_lib.init_weights(build, self.mesh)
+        return state_lib.start_stage(
+            step, *weights, self.optimizer, self.ema_decay, self.mesh
+        )
+
+    def batch(self, step):
+        key = jax.random.key(1000 + step)
+        images = jax.random.normal(key, (8, 8, 8, 3))
+        return {"image": images, "label": jnp.arange(8) % 4}
+
+    def train(self, state, steps):
+        for _ in range(steps):
+            state, measured = self.train_step(
+                state, self.batch(int(state.step))
+            )
+        return state, measured
