@@ -190,6 +190,10 @@ def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> str:
     numbers, names = cell >= 24, cell >= 11
     longest = max(len(name) for name in classes) if names else 0
     edge = 26 + min(longest, 14) * 6.2
+    # Short names stand upright above their columns.
+    turn = "" if longest <= 3 else " rotate(-90)"
+    anchor = "middle" if longest <= 3 else "start"
+    shift = -0.7 if longest <= 3 else 4
     size = edge + count * cell + 4
     parts = [
         f'<svg viewBox="0 0 {size:.0f} {size:.0f}" role="img" '
@@ -208,8 +212,8 @@ def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> str:
             parts.append(
                 f'<text x="{edge - 6}" y="{y + cell / 2 + 4:.1f}" '
                 f'text-anchor="end">{name}</text>'
-                f'<text transform="translate({y + cell / 2 + 4:.1f} '
-                f'{edge - 6}) rotate(-90)">{name}</text>'
+                f'<text transform="translate({y + cell / 2 + shift:.1f} '
+                f'{edge - 6}){turn}" text-anchor="{anchor}">{name}</text>'
             )
         for j in range(count):
             number = int(confusion[i, j])

@@ -116,7 +116,7 @@ def _score_section(results: dict[str, Any]) -> str:
     highs = [entry["macro_f1_interval"][1] for entry in scores.values()]
     best = max(entry["macro_f1"] for entry in scores.values())
     head = (
-        "<tr><th></th><th>macro-F1</th><th>95 % interval</th>"
+        "<tr><th></th><th>macro-F1</th><th class=middle>95 % interval</th>"
         "<th>accuracy</th><th>log-loss</th><th>ECE</th>"
     )
     if test:
@@ -171,12 +171,15 @@ def _weights_section(results: dict[str, Any]) -> str:
 def _weight_block(name: str, weights: dict[str, float]) -> str:
     rows = "".join(
         f"<tr><td>{escape(title(member))}</td>"
-        f'<td class="plot" style="min-width:90px"><div class="bar"><i '
+        f'<td class="plot"><div class="bar"><i '
         f'style="width:{100 * weight:.1f}%;background:var(--accent)"></i>'
         f"</div></td><td>{weight:.2f}</td></tr>"
         for member, weight in sorted(weights.items(), key=lambda item: -item[1])
     )
-    return f'<div class="card"><h3>{name}</h3><table>{rows}</table></div>'
+    return (
+        f'<div class="card"><h3>{name}</h3>'
+        f'<table class="weights">{rows}</table></div>'
+    )
 
 
 def _curves_section(families: Sequence[dict[str, Any]]) -> str:

@@ -50,18 +50,18 @@ def confusion_section(answers: Answers, classes: Sequence[str]) -> str:
         "went wrong. Rows are true classes, columns are answers; the shade "
         "is the share of the row."
     )
-    body = ""
+    parts = []
     if len(classes) <= _HEATMAP_CLASSES:
-        body = (
-            f'<div class="card scroll">'
-            f"{confusion_heatmap(confusion, classes)}</div>"
-        )
-    return section(f"Confusions, {answers.title}", body, note) + _pairs(
-        confusion, classes
-    )
+        heatmap = confusion_heatmap(confusion, classes)
+        parts.append(f'<div class="card scroll">{heatmap}</div>')
+    if wrong:
+        parts.append(_pairs(confusion, classes))
+    body = f'<div class="split">{"".join(parts)}</div>'
+    return section(f"Confusions, {answers.title}", body, note)
 
 
 def _pairs(confusion: np.ndarray, classes: Sequence[str]) -> str:
+    """The pairs of classes most often confused."""
     off = confusion.copy()
     np.fill_diagonal(off, 0)
     order = np.argsort(-off, axis=None, kind="stable")[:_PAIRS]
@@ -72,12 +72,10 @@ def _pairs(confusion: np.ndarray, classes: Sequence[str]) -> str:
         for i, j in (divmod(int(cell), len(classes)) for cell in order)
         if off[i, j] > 0
     ]
-    if not rows:
-        return ""
     return (
-        '<details class="card"><summary>Most frequent confusions</summary>'
-        '<div class="scroll"><table><tr><th>true → answer</th><th>rows</th>'
-        f"<th>of the class</th></tr>{''.join(rows)}</table></div></details>"
+        '<div class="card scroll"><h3>Most frequent</h3><table>'
+        "<tr><th>true → answer</th><th>rows</th><th>of its class</th></tr>"
+        f"{''.join(rows)}</table></div>"
     )
 
 

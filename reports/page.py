@@ -61,6 +61,7 @@ th { font-weight: 500; color: var(--soft); font-size: 13px;
   text-align: right; padding: 4px 10px 8px; white-space: nowrap; }
 td { padding: 7px 10px; text-align: right; border-top: 1px solid var(--line);
   white-space: nowrap; }
+th.middle { text-align: center; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 tr.break td { border-top: 1px solid var(--faint); }
@@ -69,7 +70,14 @@ td.best { color: var(--accent); font-weight: 640; }
 td.plot { width: 34%; min-width: 180px; padding-top: 0; padding-bottom: 0; }
 .grid { display: grid; gap: 16px; margin-top: 16px;
   grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); }
-.grid .card { margin: 0; }
+.grid .card, .split .card { margin: 0; }
+.split { display: flex; flex-wrap: wrap; gap: 16px; margin-top: 16px; }
+.split > :first-child { flex: 3 1 400px; }
+.split > :last-child { flex: 2 1 280px; }
+.weights td { padding-left: 6px; padding-right: 6px; }
+.weights td:first-child { max-width: 170px; overflow: hidden;
+  text-overflow: ellipsis; }
+.weights td.plot { min-width: 60px; width: 40%; }
 .wide { grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); }
 .pair { display: grid; gap: 12px;
   grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }

@@ -20,6 +20,7 @@ from errors import one_sentence
 from reports.ensemble import title
 from stacking import boosters, decide, session, submission
 from stacking.chain import Settings
+from stacking.honest import OUTER_FOLDS
 from stacking.table import score_table
 
 
@@ -127,6 +128,21 @@ def _stack_parser() -> argparse.ArgumentParser:
         help="weightings that the soft vote tries (default: %(default)s)",
     )
     parser.add_argument(
+        "--search",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="search the boosters' parameters for so long in all (default: "
+        "use the built-in ones)",
+    )
+    parser.add_argument(
+        "--search-storage",
+        type=Path,
+        metavar="FILE",
+        help="where the search is kept and resumed (default: "
+        "OUT/search.journal)",
+    )
+    parser.add_argument(
         "--no-leak-check",
         action="store_true",
         help="stack even a run that is suspiciously sure of its validation "
@@ -159,14 +175,21 @@ def _boosters(text: str, parser_error) -> tuple[str, ...]:
 
 
 def _stack(options: argparse.Namespace) -> None:
+    kinds = _boosters(options.boosters, _stack_parser().error)
+    # One search per booster, for each outer fold and for the final fit.
+    searches = len(kinds) * (OUTER_FOLDS + 1)
     settings = Settings(
         seed=options.seed,
         trials=options.trials,
-        boosters=_boosters(options.boosters, _stack_parser().error),
+        boosters=kinds,
         booster_seeds=options.booster_seeds,
         class_weights=options.class_weights,
         blend=options.blend,
         decision=options.decision,
+        search_seconds=options.search / searches if kinds else 0.0,
+        search_storage=str(
+            options.search_storage or options.out / "search.journal"
+        ),
         threads=options.threads,
     )
     job = session.Job(

@@ -115,8 +115,8 @@ def find_runs(
 ) -> list[Path]:
     """Run folders named by `patterns`, which may be globs.
 
-    Folders without logits are passed over, with a note, if a glob named them
-    or there are several; `out` itself silently.
+    Folders without logits are passed over with a note (a glob names them
+    too), `out` and other stacks silently.
 
     Raises:
       UserError: nothing is there, or the only folder named has no logits.
@@ -128,7 +128,7 @@ def find_runs(
     own = Path(out).resolve() if out is not None else None
     runs = []
     for path in named:
-        if path.resolve() == own:
+        if path.resolve() == own or (path / "stack.json").exists():
             continue
         if any(logits_path(path, split).exists() for split in SPLITS):
             runs.append(path)

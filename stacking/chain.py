@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from stacking import (
     decide,
     greedy,
     logistic,
+    search,
     soft_vote,
 )
 from stacking.features import meta_features
@@ -53,6 +55,9 @@ class Settings:
         of their class's frequency.
       blend: "reference" or "auto".
       decision: one of `decide.RULES`.
+      search_seconds: for each search over one booster's parameters; 0 for
+        none.
+      search_storage: file of the searches.
       threads: at most so many for the boosters.
     """
 
@@ -63,6 +68,8 @@ class Settings:
     class_weights: str = "none"
     blend: str = "reference"
     decision: str = "argmax"
+    search_seconds: float = 0.0
+    search_storage: str = ""
     threads: int = 2
 
 
@@ -205,7 +212,6 @@ def fit_chain(
     labels: np.ndarray,
     settings: Settings,
     *,
-    booster_parameters: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Chain:
     """Fits every part of the chain on the rows given.
@@ -217,8 +223,6 @@ def fit_chain(
       logits: float32 [M, N, C].
       labels: int [N].
       settings: what was chosen.
-      booster_parameters: booster -> the library's parameters, in place of
-        `boosters.PARAMETERS`.
       progress: called with a few words before each slow step.
     """
     sample = subsample(labels, MAX_ROWS, settings.seed)
@@ -230,12 +234,13 @@ def fit_chain(
     )
     inputs = make_inputs(logits, temperatures)
     folds = stratified_folds(labels, INNER_FOLDS, settings.seed + 1)
+    row_weights = class_weights(labels, settings.class_weights)
     parameters = {
-        kind: dict((booster_parameters or boosters.PARAMETERS)[kind])
+        kind: _parameters(
+            kind, inputs, labels, folds, row_weights, settings, progress
+        )
         for kind in settings.boosters
     }
-
-    row_weights = class_weights(labels, settings.class_weights)
     tasks = boosters.plan(
         settings.boosters, folds, settings.booster_seeds, settings.seed
     )
@@ -314,6 +319,27 @@ def class_weights(labels: np.ndarray, kind: str) -> np.ndarray:
     if kind == "balanced":
         weights /= np.bincount(labels)[labels]
     return weights / weights.mean()
+
+
+def _parameters(
+    kind, inputs, labels, folds, row_weights, settings, progress
+) -> dict[str, Any]:
+    """A booster's parameters: the defaults, or those of a search."""
+    if not settings.search_seconds:
+        return dict(boosters.PARAMETERS[kind])
+    return search.best_parameters(
+        kind,
+        inputs.features,
+        labels,
+        inputs.base,
+        folds,
+        row_weights,
+        seconds=settings.search_seconds,
+        storage=Path(settings.search_storage),
+        seed=settings.seed,
+        threads=settings.threads,
+        progress=progress,
+    )
 
 
 def _fit_soft_vote(inputs, labels, folds, row_weights, settings):

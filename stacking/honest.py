@@ -7,7 +7,7 @@ decision) was fitted on the other four.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,41 +119,31 @@ def out_of_fold(
     labels: np.ndarray,
     settings: Settings,
     *,
-    booster_parameters: Callable[[np.ndarray, str], Mapping | None]
-    | None = None,
     progress: Callable[[str], None] = lambda step: None,
-) -> tuple[dict[Any, Scored], list[Chain]]:
+) -> dict[Any, Scored]:
     """Predicts every row by a chain that was fitted without it.
 
     Args:
       logits: float32 [M, N, C].
       labels: int [N].
       settings: of the chain.
-      booster_parameters: (rows to fit on, name of the fit) -> parameters, for
-        a search that must not see the other rows.
       progress: called with a few words before each slow step.
 
     Returns:
-      The predictions, as `predict_scored`, and the five chains.
+      The predictions, as `predict_scored`.
     """
     folds = stratified_folds(labels, OUTER_FOLDS, settings.seed)
-    found = {}
-    chains = []
+    found: dict[Any, Scored] = {}
     for fold in np.unique(folds):
         kept = np.flatnonzero(folds != fold)
         held = np.flatnonzero(folds == fold)
         name = f"fold {fold + 1}/{OUTER_FOLDS}"
-        parameters = (
-            booster_parameters(kept, name) if booster_parameters else None
-        )
         chain = fit_chain(
             logits[:, kept],
             labels[kept],
             settings,
-            booster_parameters=parameters,
             progress=lambda step, name=name: progress(f"{name}: {step}"),
         )
-        chains.append(chain)
         if not found:
             keys = [*range(len(logits)), *chain.members, BLEND]
             found = {key: Scored.empty(len(labels)) for key in keys}
@@ -165,4 +155,4 @@ def out_of_fold(
             found,
             held,
         )
-    return found, chains
+    return found

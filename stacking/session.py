@@ -82,7 +82,7 @@ def stack(
         )
 
     logits, labels = table.val.logits, table.val.labels
-    found, _ = out_of_fold(logits, labels, job.settings, progress=progress)
+    found = out_of_fold(logits, labels, job.settings, progress=progress)
     chain = fit_chain(
         logits,
         labels,

@@ -1,0 +1,142 @@
+"""Optuna search over the boosters' parameters, bounded in time, resumable.
+
+A search belongs to the exact rows, features and folds it was made on: its
+name is their hash. So each outer fold has a search of its own, which never
+sees the rows that it will be scored on, and a storage file that holds many
+searches cannot mix them up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from stacking import boosters
+from stacking.boosters import PARAMETERS
+
+_SPENT = "seconds spent"
+
+
+def best_parameters(
+    kind: str,
+    features: np.ndarray,
+    labels: np.ndarray,
+    base: np.ndarray,
+    folds: np.ndarray,
+    row_weights: np.ndarray,
+    *,
+    seconds: float,
+    storage: Path,
+    seed: int,
+    threads: int,
+    progress: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Parameters of the lowest log-loss over the inner folds.
+
+    The defaults are tried first. Time spent in earlier calls on the same
+    storage counts, so a stopped search goes on where it was, and a finished
+    one costs nothing.
+
+    Args:
+      kind: "catboost" or "lightgbm".
+      features: float32 [N, D].
+      labels: int [N].
+      base: float32 [N, C], for classes that a fit never saw.
+      folds: int [N], the inner folds.
+      row_weights: float [N], mean one.
+      seconds: to spend in all; a trial that has begun is finished.
+      storage: file of the searches; is made if absent.
+      seed: of sampler and boosters.
+      threads: fits side by side.
+      progress: called with a few words after each trial.
+    """
+    name = _name(kind, features, labels, folds, row_weights, seed)
+    study = _open(storage, name, seed)
+    tasks = boosters.plan((kind,), folds, 1, seed)
+
+    def loss(parameters: dict[str, Any]) -> float:
+        with ThreadPoolExecutor(threads) as pool:
+            fits = list(
+                pool.map(
+                    lambda task: boosters.fit(
+                        task, features, labels, folds, row_weights, parameters
+                    ),
+                    tasks,
+                )
+            )
+        _, found = boosters.average(tasks, fits, features, base, folds, threads)
+        true = found[np.arange(len(labels)), labels]
+        return float(-(row_weights * np.log(np.maximum(true, 1e-7))).mean())
+
+    while True:
+        spent = float(study.user_attrs.get(_SPENT, 0.0))
+        done = study.get_trials(
+            deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)
+        )
+        if done and spent >= seconds:
+            break
+        started = time.monotonic()
+        trial = study.ask()
+        parameters = _suggest(kind, trial) if done else dict(PARAMETERS[kind])
+        trial.set_user_attr("parameters", parameters)
+        study.tell(trial, loss(parameters))
+        spent += time.monotonic() - started
+        study.set_user_attr(_SPENT, spent)
+        progress(
+            f"{kind} search, trial {len(done) + 1}, log-loss "
+            f"{study.best_value:.4f}, {max(seconds - spent, 0):.0f} s left"
+        )
+    return dict(study.best_trial.user_attrs["parameters"])
+
+
+def _suggest(kind: str, trial: optuna.Trial) -> dict[str, Any]:
+    if kind == "catboost":
+        return {
+            **PARAMETERS[kind],
+            "learning_rate": trial.suggest_float("rate", 0.03, 0.3, log=True),
+            "depth": trial.suggest_int("depth", 2, 6),
+            "l2_leaf_reg": trial.suggest_float("l2", 1.0, 30.0, log=True),
+            "rsm": trial.suggest_float("columns", 0.05, 1.0, log=True),
+        }
+    return {
+        **PARAMETERS[kind],
+        "learning_rate": trial.suggest_float("rate", 0.02, 0.2, log=True),
+        "max_depth": -1,
+        "num_leaves": trial.suggest_int("leaves", 4, 31, log=True),
+        "lambda_l2": trial.suggest_float("l2", 0.1, 50.0, log=True),
+        "min_data_in_leaf": trial.suggest_int("leaf_rows", 1, 30, log=True),
+        "feature_fraction": trial.suggest_float("columns", 0.05, 1.0, log=True),
+    }
+
+
+def _name(kind, features, labels, folds, row_weights, seed) -> str:
+    digest = hashlib.sha256()
+    for array in (features, labels, folds, row_weights):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return f"{kind} seed {seed} {digest.hexdigest()[:16]}"
+
+
+def _open(storage: Path, name: str, seed: int) -> optuna.Study:
+    storage.parent.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.create_study(
+            direction="minimize",
+            sampler=optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, n_startup_trials=8
+            ),
+            storage=JournalStorage(JournalFileBackend(str(storage))),
+            study_name=name,
+            load_if_exists=True,
+        )

@@ -1,0 +1,66 @@
+"""A run that has seen its validation rows is caught; an honest one is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_up_runs import made_up, write_run
+
+from errors import UserError
+from stacking.align import find_runs, read_runs
+from stacking.leaks import refuse_leaks, suspicions
+
+
+def write_runs(folder, seed, leak=None, harder=0.0, rows=300):
+    """Three runs; `leak` of them learnt some rows by heart."""
+    logits, labels = made_up(2 * rows, 4, 3, seed=seed)
+    logits[:, rows:] *= 1 - harder
+    if leak is not None:
+        logits[leak, np.arange(rows), labels[:rows]] += 2.0
+    for index in range(3):
+        write_run(
+            folder / f"run{index}",
+            (logits[index, :rows], labels[:rows]),
+            (logits[index, rows:], np.full(rows, -1, np.int32)),
+        )
+    return suspicions(read_runs(find_runs([f"{folder}/*"]), ("val", "test")))
+
+
+def test_planted_leak_stops_the_stack_and_is_named(tmp_path):
+    found = write_runs(tmp_path, seed=0, leak=1)
+    with pytest.raises(UserError, match=r"/run1 has seen its validation") as e:
+        refuse_leaks(found)
+    assert "leave it out" in str(e.value) and "\n" not in str(e.value)
+    assert [suspicion.is_leak for suspicion in found] == [False, True, False]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_honest_runs_pass(tmp_path, seed):
+    refuse_leaks(write_runs(tmp_path, seed=seed, rows=200))
+
+
+def test_harder_test_images_accuse_nobody(tmp_path):
+    refuse_leaks(write_runs(tmp_path, seed=0, harder=0.5))
+
+
+def test_scale_of_the_logits_does_not_matter(tmp_path):
+    first = write_runs(tmp_path / "a", seed=0, leak=1)
+    logits, labels = made_up(600, 4, 3, seed=0)
+    logits[1, np.arange(300), labels[:300]] += 2.0
+    for index in range(3):
+        scaled = logits[index] * 10.0 ** (index - 1)
+        write_run(
+            tmp_path / "b" / f"run{index}",
+            (scaled[:300], labels[:300]),
+            (scaled[300:], np.full(300, -1, np.int32)),
+        )
+    runs = read_runs(find_runs([f"{tmp_path}/b/*"]), ("val", "test"))
+    for one, two in zip(first, suspicions(runs), strict=True):
+        assert one.excess == pytest.approx(two.excess, abs=1e-3)
+
+
+def test_one_run_alone_cannot_be_judged(tmp_path):
+    logits, labels = made_up(40, 4, 1, seed=0)
+    write_run(tmp_path / "a", (logits[0], labels), (logits[0], labels))
+    runs = read_runs([tmp_path / "a"], ("val", "test"))
+    assert suspicions(runs) == []
