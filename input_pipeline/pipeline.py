@@ -91,6 +91,16 @@ def train_batches(
     return Batches(_chain(steps.map(maker), workers), images, workers)
 
 
+def check_views(views: Sequence[str]) -> None:
+    """Raises a UserError unless every view is one of `augment.VIEWS`."""
+    unknown = [view for view in views if view not in VIEWS]
+    if unknown or not views:
+        raise UserError(
+            f"there is no evaluation view '{', '.join(unknown)}'; choose from "
+            f"{', '.join(VIEWS)}"
+        )
+
+
 def eval_batches(
     images: Images,
     rows: np.ndarray,
@@ -120,12 +130,7 @@ def eval_batches(
     Raises:
       UserError: an unknown view, or a batch the hosts cannot share evenly.
     """
-    unknown = [view for view in views if view not in VIEWS]
-    if unknown or not views:
-        raise UserError(
-            f"there is no evaluation view '{', '.join(unknown)}'; choose from "
-            f"{', '.join(VIEWS)}"
-        )
+    check_views(views)
     _check_shard(batch_size, shard)
     rows = np.asarray(rows, np.int32)
     maker = _EvalBatch(images, rows, size, batch_size, tuple(views), shard)

@@ -105,6 +105,7 @@ class Checkpoints:
             key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for key, x in _flatten(like).items()
         }
+        self.wait()  # A checkpoint still being written has no files yet.
         flat = self._checkpointer.load(step, abstract)
         return jax.tree.unflatten(
             jax.tree.structure(like), [flat[key] for key in abstract]

@@ -58,6 +58,7 @@ class Classification:
     ):
         self._config, self._mesh, self._workers = config, mesh, workers
         self._folds_path = Path(config.data.folds_file or workdir / "folds.csv")
+        pipeline.check_views(config.eval.tta)
         self.data = dataset.load(config.data, self._folds_path)
         self.blueprint = make_blueprint(self.build)
         self._check_batches()
