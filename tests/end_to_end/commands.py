@@ -1,0 +1,89 @@
+"""Runs the real commands, as a user would, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path("~/.cache/sextet/tests").expanduser()
+
+# Two stages, four evaluations, 36 steps: seconds, once the step is compiled.
+SHORT = (
+    "--config=configs/miniconvnext.py:demo",
+    "--config.epochs=2",
+    "--config.eval.every_epochs=0.5",
+    "--config.log_every_steps=3",
+    f"--config.cache_dir={CACHE}",
+)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def run(*arguments: str, timeout: float = 300):
+    """Runs `python <arguments>` in the repo; returns the finished process."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def train(workdir: Path, *arguments: str):
+    return run("train.py", f"--workdir={workdir}", *SHORT, *arguments)
+
+
+def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+    """Starts a training in the background, its output in `<workdir>.out`."""
+    output = open(f"{workdir}.out", "a")  # noqa: SIM115 (the child keeps it)
+    return subprocess.Popen(
+        command("train.py", f"--workdir={workdir}", *SHORT, *arguments),
+        cwd=ROOT,
+        env=environment(),
+        stdout=output,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def records(workdir: Path) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def write_competition(
+    root: Path, classes=("0", "1", "4"), per_class: int = 10, tests: int = 6
+) -> None:
+    """A folder in the competition's layout; a class is a shade of colour."""
+    generator = np.random.default_rng(0)
+    (root / "img_train").mkdir(parents=True)
+    (root / "img_test").mkdir()
+    rows = ["img_id,target_feature"]
+    for i in range(per_class * len(classes)):
+        label = i % len(classes)
+        _write_photo(root / f"img_train/{i}.jpg", label, generator)
+        rows.append(f"{i},{classes[label]}")
+    (root / "train_answers.csv").write_text("\n".join(rows) + "\n")
+    sample = ["id,target_feature"]
+    for i in range(tests):
+        _write_photo(root / f"img_test/{900 + i}.jpg", i % 3, generator)
+        sample.append(f"{900 + i},{classes[0]}")
+    (root / "sample_submission.csv").write_text("\n".join(sample) + "\n")
+
+
+def _write_photo(path: Path, label: int, generator) -> None:
+    pixels = generator.integers(0, 60, (40, 48, 3)) + 60 * label
+    Image.fromarray(pixels.astype(np.uint8)).save(path)

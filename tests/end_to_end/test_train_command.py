@@ -1,0 +1,207 @@
+"""train.py on the digits: what it says, what it leaves, how it stops."""
+
+import json
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+from commands import records, run, start, train
+
+from stacking.logits import read_logits
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody stopped: (workdir, finished process)."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    process = train(workdir)
+    assert process.returncode == 0, process.stderr
+    return workdir, process
+
+
+def test_it_says_what_it_will_do_and_then_how_it_goes(whole):
+    output = whole[1].stdout
+    for part in (
+        "miniconvnext_demo",
+        "parameters",
+        "1 x cpu",
+        "1,149 to train, 288 to validate (fold 0 of 5), 360 to predict",
+        "No data.root was given",
+        "stage 1",
+        "one_cycle",
+        "best so far",
+        "with TTA",
+    ):
+        assert part in output
+    # The plan stands before the first step.
+    assert output.index("36 in 2 stage(s)") < output.index("step ")
+
+
+def test_progress_has_speed_loss_rate_and_time_to_go(tmp_path):
+    process = train(tmp_path / "slow", "--config.epochs=9")
+    line = re.search(
+        r"step +\d+/\d+  epoch [\d.]+/9  loss [\d.]+  lr \S+  "
+        r"[\d,]+ img/s  eta .+",
+        process.stdout,
+    )
+    assert line, process.stdout
+    assert "estimated time: " in process.stdout
+
+
+def test_it_leaves_the_run_folder_of_the_contract(whole):
+    workdir, _ = whole
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"] == "miniconvnext_demo"
+    assert (workdir / "report.html").stat().st_size > 1000
+    assert (workdir / "folds.csv").exists()
+    found = records(workdir)
+    steps = [r["step"] for r in found if r["kind"] == "train"]
+    assert steps == list(range(3, 37, 3))
+    evaluated = [r["step"] for r in found if r["kind"] == "eval"]
+    assert evaluated == sorted(set(evaluated))
+    # Each stage ends with an evaluation.
+    assert {26, 36} <= set(evaluated) or evaluated[-1] == 36
+    assert all(np.isfinite(r["loss"]) for r in found if r["kind"] == "train")
+
+
+def test_logits_files_hold_each_row_once_with_its_truth(whole):
+    workdir, _ = whole
+    val = read_logits(workdir / "logits/val.npz")
+    test = read_logits(workdir / "logits/test.npz")
+    assert (len(val), len(test)) == (288, 360)
+    assert len(set(val.ids)) == 288 and not set(val.ids) & set(test.ids)
+    assert (val.fold == 0).all() and (test.fold == -1).all()
+    assert list(val.classes) == [str(digit) for digit in range(10)]
+    assert val.metadata["tta_views"] == ["center", "crop"]
+    assert val.metadata["folds_hash"] == test.metadata["folds_hash"]
+
+
+def test_the_logits_are_those_of_the_best_checkpoint(whole):
+    workdir, process = whole
+    best = max(r["val_macro_f1"] for r in records(workdir) if "best" in r)
+    said = re.search(r"macro-F1 ([\d.]+) with one view", process.stdout)
+    assert float(said[1]) == pytest.approx(best, abs=6e-5)
+
+
+def test_a_finished_run_says_so_and_exports_on_request(whole):
+    workdir, _ = whole
+    before = (workdir / "logits/val.npz").read_bytes()
+    again = train(workdir)
+    assert again.returncode == 0
+    assert "finished" in again.stdout
+    (workdir / "logits/val.npz").unlink()
+    exported = train(workdir, "--export")
+    assert exported.returncode == 0, exported.stderr
+    old = np.frombuffer(before, np.uint8).tobytes()
+    assert (workdir / "logits/val.npz").read_bytes() == old
+
+
+def test_same_command_same_numbers_elsewhere(whole, tmp_path):
+    twin = tmp_path / "twin"
+    assert train(twin).returncode == 0
+    assert_same_run(twin, whole[0])
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_killed_at_any_moment_it_continues_bit_by_bit(whole, tmp_path, workers):
+    workdir = tmp_path / "killed"
+    generator = np.random.default_rng(int(workers))
+    kills = 0
+    while kills < 4:
+        process = start(workdir, f"--config.workers={workers}")
+        # Start-up takes seconds; the moments after it are the telling ones.
+        wait_for_step(workdir, process, records_so_far(workdir))
+        time.sleep(generator.uniform(0, 1.0))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    assert kills >= 2, "the run ended before it could be killed twice"
+    process = train(workdir, f"--config.workers={workers}")
+    assert process.returncode == 0, process.stderr
+    assert_same_run(workdir, whole[0])
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_asked_to_stop_it_saves_and_continues_later(
+    whole, tmp_path, number, code
+):
+    workdir = tmp_path / "stopped"
+    process = start(workdir)
+    wait_for_step(workdir, process, 0)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == code
+    output = (tmp_path / "stopped.out").read_text()
+    stopped = re.search(r"stopped at step (\d+)", output)
+    assert stopped, output
+    again = train(workdir)
+    assert again.returncode == 0, again.stderr
+    assert f"at step {stopped[1]}" in again.stdout
+    assert_same_run(workdir, whole[0])
+
+
+def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
+    workdir = tmp_path / "shared"
+    first = start(workdir)
+    try:
+        wait_for_step(workdir, first, 0)
+        second = train(workdir)
+        assert second.returncode == 2
+        assert "another process" in second.stderr
+        assert str(workdir) in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+    # The lock does not outlive the killed process.
+    assert train(workdir).returncode == 0
+
+
+def test_another_config_in_the_same_folder_is_refused(whole):
+    workdir, _ = whole
+    before = sorted(p.name for p in workdir.iterdir())
+    process = train(workdir, "--config.seed=7")
+    assert process.returncode == 2
+    assert "seed: 42 -> 7" in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert sorted(p.name for p in workdir.iterdir()) == before
+
+
+def test_help_answers_at_once_and_tells_how_to_set_a_field():
+    began = time.perf_counter()
+    process = run("train.py", "--help")
+    assert process.returncode == 0
+    assert "--config.data.root=" in process.stdout
+    # Without JAX this takes a fifth of a second; the bound is for busy days.
+    assert time.perf_counter() - began < 10
+
+
+def records_so_far(workdir) -> int:
+    return len(records(workdir)) if (workdir / "metrics.jsonl").exists() else 0
+
+
+def wait_for_step(workdir, process, count, seconds=240):
+    """Returns when the process has logged more than `count` records."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until and process.poll() is None:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") > count:
+            return
+        time.sleep(0.02)
+    output = workdir.with_name(workdir.name + ".out").read_text()
+    assert process.poll() == 0, f"no step was logged:\n{output}"
+
+
+def assert_same_run(one, other):
+    """Metrics and logits are equal to the last bit."""
+    first = (one / "metrics.jsonl").read_bytes()
+    assert first == (other / "metrics.jsonl").read_bytes()
+    for split in ("val", "test"):
+        a = read_logits(one / f"logits/{split}.npz")
+        b = read_logits(other / f"logits/{split}.npz")
+        np.testing.assert_array_equal(a.ids, b.ids)
+        np.testing.assert_array_equal(a.logits, b.logits)
