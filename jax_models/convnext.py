@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import layers
+from jax_models import layers, norms
 from jax_models.model import ImageModel
 
 EPSILON = 1e-6  # of every LayerNorm, and of GRN
@@ -148,7 +148,7 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.conv_dw = layers.DepthwiseConv(channels, 7, dtype=dtype, rngs=rngs)
-        self.norm = layers.LayerNorm(channels, epsilon=EPSILON, dtype=dtype)
+        self.norm = norms.LayerNorm(channels, epsilon=EPSILON, dtype=dtype)
         self.mlp = Mlp(channels, config, dtype=dtype, rngs=rngs)
         if config.layer_scale is None:
             self.gamma = None
@@ -170,7 +170,7 @@ class Downsample(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
-        self.norm = layers.LayerNorm(inputs, epsilon=EPSILON, dtype=dtype)
+        self.norm = norms.LayerNorm(inputs, epsilon=EPSILON, dtype=dtype)
         self.conv = layers.PatchConv(inputs, outputs, 2, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -183,7 +183,7 @@ class Stem(nnx.Module):
 
     def __init__(self, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.conv = layers.PatchConv(3, outputs, 4, dtype=dtype, rngs=rngs)
-        self.norm = layers.LayerNorm(outputs, epsilon=EPSILON, dtype=dtype)
+        self.norm = norms.LayerNorm(outputs, epsilon=EPSILON, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, 3]` to `[B, H // 4, W // 4, outputs]`."""
@@ -271,7 +271,8 @@ class ConvNeXt(ImageModel):
         x, maps = embedded, []
         for index, stage in enumerate(self.stages):
             if stage.downsample is not None:
-                x = stage.downsample(x)
-            x = self.run_stage(index, stage.blocks, x)
+                x = self.run_block(index, stage.downsample, x)
+            for block in stage.blocks:
+                x = self.run_block(index, block, x)
             maps.append(x)
         return maps

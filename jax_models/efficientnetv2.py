@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import layers
+from jax_models import layers, norms
 from jax_models.model import ImageModel
 
 BN_EPSILON = 1e-3
@@ -269,7 +269,7 @@ def _pointwise(inputs, outputs, dtype, rngs, use_bias=False):
 
 
 def _batch_norm(channels, dtype):
-    return layers.BatchNorm(
+    return norms.BatchNorm(
         channels, epsilon=BN_EPSILON, momentum=BN_MOMENTUM, dtype=dtype
     )
 
@@ -354,7 +354,8 @@ class EfficientNetV2(ImageModel):
         """Maps the stem's output to the last map at each stride."""
         x, maps = embedded, []
         for index, blocks in enumerate(self.blocks):
-            x = self.run_stage(index, blocks, x)
+            for block in blocks:
+                x = self.run_block(index, block, x)
             if index in self.taps:
                 maps.append(x)
         return maps

@@ -20,6 +20,7 @@ from flax import nnx
 from jax import lax
 
 from jax_models.depthwise import depthwise_conv
+from jax_models.norms import LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,73 +282,6 @@ def _sides(padding):
     if isinstance(padding, str):
         return padding
     return ((padding, padding), (padding, padding))
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis (Ba et al. 2016)."""
-
-    def __init__(self, channels: int, *, epsilon: float, dtype: jnp.dtype):
-        self.scale = nnx.Param(jnp.ones((channels,)))
-        self.bias = nnx.Param(jnp.zeros((channels,)))
-        self.epsilon = epsilon
-        self.dtype = dtype
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[..., C]` to `[..., C]`."""
-        x = x.astype(jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        variance = jnp.square(x).mean(-1, keepdims=True)
-        x = x * lax.rsqrt(variance + self.epsilon)
-        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) over all axes but the last.
-
-    The batch is normalised by its biased variance; the running variance is
-    updated with the unbiased one, as PyTorch and TensorFlow's fused kernel
-    do. `momentum` is the share of the old value that is kept (PyTorch's
-    convention is one minus that).
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        epsilon: float,
-        momentum: float,
-        scale: float = 1.0,
-        dtype: jnp.dtype,
-    ):
-        self.scale = nnx.Param(jnp.full((channels,), scale))
-        self.bias = nnx.Param(jnp.zeros((channels,)))
-        self.mean = nnx.BatchStat(jnp.zeros((channels,)))
-        self.var = nnx.BatchStat(jnp.ones((channels,)))
-        self.epsilon = epsilon
-        self.momentum = momentum
-        self.dtype = dtype
-        # Set by `model.train()` and `model.eval()`.
-        self.use_running_average = False
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, ..., C]` to `[B, ..., C]`; when training, updates."""
-        x = x.astype(jnp.float32)
-        if self.use_running_average:
-            mean, variance = self.mean[...], self.var[...]
-        else:
-            axes = tuple(range(x.ndim - 1))
-            mean = x.mean(axes)
-            variance = jnp.square(x - mean).mean(axes)
-            count = math.prod(x.shape[:-1])
-            unbiased = variance * (count / max(count - 1, 1))
-            self._update(self.mean, mean)
-            self._update(self.var, unbiased)
-        factor = lax.rsqrt(variance + self.epsilon) * self.scale[...]
-        return ((x - mean) * factor + self.bias[...]).astype(self.dtype)
-
-    def _update(self, running, batch):
-        kept = self.momentum * running[...]
-        running[...] = kept + (1 - self.momentum) * lax.stop_gradient(batch)
 
 
 class DropPath(nnx.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 import jax
@@ -93,14 +92,12 @@ class ImageModel(nnx.Module):
                 f"{height} x {width}; make the images larger"
             )
 
-    def run_stage(
-        self, stage: int, blocks: Iterable[nnx.Module], x: jax.Array
+    def run_block(
+        self, stage: int, block: nnx.Module, x: jax.Array
     ) -> jax.Array:
-        """Applies the blocks of one stage in order, as `remat` says."""
+        """Applies one block of a stage, as `remat` says for that stage."""
         if isinstance(self.remat, bool):
             rematerialized = self.remat
         else:
             rematerialized = stage in self.remat
-        for block in blocks:
-            x = layers.rematerialize(block, x) if rematerialized else block(x)
-        return x
+        return layers.rematerialize(block, x) if rematerialized else block(x)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_models import layers
+from jax_models import layers, norms
 from jax_models.model import ImageModel
 
 BN_EPSILON = 1e-5
@@ -142,7 +142,7 @@ class DepthwiseConvNorm(nnx.Module):
 
 
 def _batch_norm(channels, scale, dtype):
-    return layers.BatchNorm(
+    return norms.BatchNorm(
         channels,
         epsilon=BN_EPSILON,
         momentum=BN_MOMENTUM,
@@ -224,7 +224,7 @@ class WindowAttention(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.norm = layers.LayerNorm(channels, epsilon=LN_EPSILON, dtype=dtype)
+        self.norm = norms.LayerNorm(channels, epsilon=LN_EPSILON, dtype=dtype)
         # For each head its queries, keys and values, then the next head's.
         self.qkv = layers.Linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
         self.proj = layers.Linear(channels, channels, dtype=dtype, rngs=rngs)
@@ -333,7 +333,7 @@ class Mlp(nnx.Module):
     ):
         options = dict(dtype=dtype, rngs=rngs)
         if norm:
-            self.norm = layers.LayerNorm(
+            self.norm = norms.LayerNorm(
                 channels, epsilon=LN_EPSILON, dtype=dtype
             )
         else:
@@ -461,7 +461,8 @@ class TinyViT(ImageModel):
         x, maps = embedded, []
         for index, stage in enumerate(self.stages):
             if stage.downsample is not None:
-                x = stage.downsample(x)
-            x = self.run_stage(index, stage.blocks, x)
+                x = self.run_block(index, stage.downsample, x)
+            for block in stage.blocks:
+                x = self.run_block(index, block, x)
             maps.append(x)
         return maps

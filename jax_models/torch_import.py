@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from errors import UserError
-from jax_models import convnext, layers, torch_files
+from jax_models import convnext, layers, norms, torch_files
 from jax_models.model import ImageModel
 
 # What BatchNorm counts in PyTorch; with a fixed momentum nothing reads it.
@@ -113,7 +113,7 @@ def import_torch(
         )
     for name, value in values.items():
         variable = entries[name].variable
-        variable[...] = jnp.asarray(value, variable.dtype)
+        variable[...] = jnp.asarray(value, jnp.float32)
     if resized:
         warnings.warn(
             f"resized the attention biases {', '.join(resized)} of {source} "
@@ -199,12 +199,12 @@ def _layer_entries(module) -> dict[str, _Entry]:
             rules = {
                 "kernel": ("weight", depthwise_to_torch, depthwise_from_torch)
             }
-        case layers.BatchNorm():
+        case norms.BatchNorm():
             rules = scale | {
                 "mean": ("running_mean", same, same),
                 "var": ("running_var", same, same),
             }
-        case layers.LayerNorm() | convnext.GlobalResponseNorm():
+        case norms.LayerNorm() | convnext.GlobalResponseNorm():
             rules = scale
         case _:
             rules = {}
