@@ -73,7 +73,11 @@ def test_single_adjustments():
 
 
 def test_color_jitter_in_every_recorded_order():
-    """One grey level off in one step can be two or three after the next."""
+    """Each step is at most one level off; a later hue step widens that.
+
+    A turned hue moves in steps of 6 / 255 of the spread, so that two colours
+    one level apart can come out several levels apart.
+    """
     image = Image.fromarray(GOLDENS["small"])
     orders = set()
     parameters = GOLDENS["jitter/parameters"]
@@ -85,7 +89,7 @@ def test_color_jitter_in_every_recorded_order():
             result = ops.JITTER[step](result, (b, c, s, h)[step])
         difference = np.abs(np.asarray(result).astype(int) - golden)
         assert np.percentile(difference, 99) <= 3
-        assert difference.mean() < 0.4
+        assert difference.mean() < 0.5
         orders.add(tuple(order))
     assert len(orders) > 8
 
