@@ -243,6 +243,7 @@ class ConvNeXt(ImageModel):
         self.channels = tuple(config.dims)
         self.strides = tuple(4 * 2**i for i in range(len(config.dims)))
         self.stem_stride = 4
+        self.stem_channels = config.dims[0]
         self.minimum_size = self.strides[-1]
         self.remat = config.remat
         self.stem = Stem(config.dims[0], dtype=dtype, rngs=rngs)

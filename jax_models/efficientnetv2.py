@@ -304,6 +304,7 @@ class EfficientNetV2(ImageModel):
         rngs: nnx.Rngs,
     ):
         self.stem_stride = 2
+        self.stem_channels = config.stem
         self.minimum_size = 1
         self.remat = config.remat
         self.conv_stem = _conv(3, config.stem, 2, dtype, rngs)

@@ -24,6 +24,7 @@ class ImageModel(nnx.Module):
       strides: pixels per cell of each map in the pyramid, finest first.
       channels: width of each map in the pyramid.
       stem_stride: pixels per cell of `embed`'s output.
+      stem_channels: width of `embed`'s output.
       minimum_size: the smallest height and width that the model takes.
       remat: which stages recompute their blocks' inner values when going
         backward (`layers.rematerialize`): a bool for all of them, or their
@@ -35,6 +36,7 @@ class ImageModel(nnx.Module):
     strides: tuple[int, ...]
     channels: tuple[int, ...]
     stem_stride: int
+    stem_channels: int
     minimum_size: int
     remat: bool | tuple[int, ...]
     head: layers.Head
