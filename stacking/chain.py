@@ -35,7 +35,7 @@ INNER_FOLDS = 3
 # More rows move the weights by less than their own noise, and cost time.
 MAX_ROWS = 25_000
 # Multiply-adds that one step of the regression may take.
-_REGRESSION_WORK = 1_000_000_000
+_REGRESSION_WORK = 300_000_000
 # Rows predicted at once: bounds memory.
 _CHUNK = 10_000
 

@@ -27,14 +27,11 @@ def select(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     score = VoteScore(probabilities, labels)
     counts = np.zeros(members)
     best_counts, best_score = counts, -np.inf
-    flat, true = np.float32(0), np.float32(0)
-    for step in range(STEPS if members > 1 else 1):
-        values = [
-            score.of_sum(*score.added(flat, true, member, step))
-            for member in range(members)
-        ]
-        chosen = int(np.argmax(values))
-        flat, true = score.added(flat, true, chosen, step)
+    total = None
+    for _ in range(STEPS if members > 1 else 1):
+        values = score.with_each(total, counts)
+        chosen = int(values.argmax())
+        total = score.take(total, chosen)
         counts[chosen] += 1
         if values[chosen] > best_score:
             best_counts, best_score = counts.copy(), values[chosen]

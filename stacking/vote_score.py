@@ -32,24 +32,36 @@ class VoteScore:
     def __call__(self, weights: np.ndarray) -> float:
         """Macro-F1, less a trace of log-loss, of the vote `weights` [M]."""
         weights = np.asarray(weights, np.float32)
-        weights = weights / weights.sum()
-        return self.of_sum(weights @ self._flat, weights @ self._true)
+        return self._of_sum(
+            weights @ self._flat, weights @ self._true, weights.sum()
+        )
 
-    def of_sum(self, flat: np.ndarray, true: np.ndarray) -> float:
-        """The same for a sum [N * C] and its true classes' share [N]."""
-        vote = flat.reshape(-1, self.num_classes)
-        f1 = scores.macro_f1(self.labels, vote.argmax(axis=1), self.num_classes)
-        log_loss = -np.log(np.maximum(true, 1e-15)).mean()
-        return f1 - TIE_BREAK * float(log_loss)
+    def take(self, total: np.ndarray | None, member: int) -> np.ndarray:
+        """The sum [N * C] `total` with one more member in it."""
+        own = self._flat[member]
+        return own.copy() if total is None else total + own
 
-    def added(self, flat, true, member: int, count: int):
-        """The mean of `count` votes `flat`, `true` and one of `member`.
+    def with_each(self, total: np.ndarray | None, counts: np.ndarray):
+        """Scores of `total` [N * C], made of `counts` [M], plus each member.
 
         Returns:
-          (flat [N * C], true [N]) of the larger vote.
+          One score per member, float [M].
         """
-        share = np.float32(1.0 / (count + 1))
-        return (
-            flat + (self._flat[member] - flat) * share,
-            true + (self._true[member] - true) * share,
+        true = counts.astype(np.float32) @ self._true
+        members = range(len(self._flat))
+        return np.array(
+            [
+                self._of_sum(
+                    self.take(total, member),
+                    true + self._true[member],
+                    counts.sum() + 1,
+                )
+                for member in members
+            ]
         )
+
+    def _of_sum(self, flat, true, total_weight) -> float:
+        vote = flat.reshape(-1, self.num_classes)
+        f1 = scores.macro_f1(self.labels, vote.argmax(axis=1), self.num_classes)
+        log_loss = -np.log(np.maximum(true / total_weight, 1e-15)).mean()
+        return f1 - TIE_BREAK * float(log_loss)

@@ -5,6 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from made_up_runs import CLASSES, made_up, write_run
+from threadpoolctl import threadpool_limits
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_blas_thread():
+    """As the command does: small sums are slower on two threads."""
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 @pytest.fixture
