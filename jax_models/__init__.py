@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from errors import UserError
-from jax_models import convnext, efficientnetv2, layers, tinyvit
+from jax_models import convnext, costs, efficientnetv2, layers, tinyvit
 from jax_models.model import ImageModel
 from jax_models.torch_import import export_torch, import_torch
 
@@ -84,6 +85,29 @@ def create_model(
         return model_class(config, num_classes, dtype=dtype, rngs=rngs)
 
 
-def list_models() -> tuple[str, ...]:
-    """The names that `create_model` takes."""
-    return tuple(name for _, variants in _FAMILIES for name in variants)
+class ModelNames(tuple):
+    """The names of the models; as text, a table with what each costs."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'model':<22}{'parameters':>14}{'multiply-adds':>16}",
+            f"{'':<22}{'1000 classes':>14}{'224 x 224':>16}",
+        ]
+        for name in self:
+            # Only the shapes: nothing is drawn or computed.
+            model = nnx.eval_shape(functools.partial(create_model, name, 1000))
+            found = costs.measure(model)
+            lines.append(
+                f"{name:<22}{found.parameters:>14,}"
+                f"{found.multiply_adds / 1e9:>14.2f} G"
+            )
+        return "\n".join(lines)
+
+
+def list_models() -> ModelNames:
+    """The names that `create_model` takes.
+
+    `print(list_models())` shows a table: parameters, and multiply-adds for
+    one image of 224 x 224 pixels.
+    """
+    return ModelNames(name for _, variants in _FAMILIES for name in variants)

@@ -92,8 +92,8 @@ class GlobalResponseNorm(nnx.Module):
     """
 
     def __init__(self, channels: int, *, dtype: jnp.dtype):
-        self.scale = nnx.Param(jnp.zeros((channels,)))
-        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.scale = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -153,7 +153,9 @@ class Block(nnx.Module):
         if config.layer_scale is None:
             self.gamma = None
         else:
-            self.gamma = nnx.Param(jnp.full((channels,), config.layer_scale))
+            self.gamma = nnx.Param(
+                jnp.full((channels,), config.layer_scale, jnp.float32)
+            )
         self.drop_path = layers.DropPath(drop_path_rate, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -16,6 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+# Networks have tens of these in a few shapes. Compiled as functions of their
+# own they are traced once per shape; XLA inlines them again.
+_trace_once = functools.partial(jax.jit, static_argnames=("stride", "pads"))
+
 
 def depthwise_conv(
     images: jax.Array,
@@ -90,6 +94,7 @@ def _slopes_by_transposition(form, images, kernel, slope, **options):
     return jax.vjp(convolve, images, kernel)[1](slope)
 
 
+@_trace_once
 def _grouped(images, kernel, *, stride, pads):
     """The convolution of the backend's library."""
     return lax.conv_general_dilated(
@@ -102,6 +107,7 @@ def _grouped(images, kernel, *, stride, pads):
     )
 
 
+@_trace_once
 def _matrices(images, kernel, *, stride, pads):
     """As one matrix per channel, from all cells of the map to all."""
     batch, height, width, channels = images.shape
@@ -136,6 +142,7 @@ def _matrix_entries(height, width, size, stride, pads):
     return entries.reshape(size * size, -1), tuple(outputs)
 
 
+@_trace_once
 def _shifts(images, kernel, *, stride, pads):
     """As the sum of k*k shifted products, which XLA fuses into one loop.
 
@@ -182,6 +189,7 @@ def _shifts_of_part(images, kernel, stride, pads):
     return total
 
 
+@_trace_once
 def _shifts_slopes(images, kernel, slope, *, stride, pads):
     """The gradients of `_shifts`."""
     size = kernel.shape[0]

@@ -223,7 +223,7 @@ class MBConv(nnx.Module):
             3,
             stride=stride,
             use_bias=False,
-            init=layers.FanOut(groups=inside),
+            init=layers.FanOut(depthwise=True),
             dtype=dtype,
             rngs=rngs,
         )

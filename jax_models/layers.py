@@ -60,15 +60,18 @@ class Uniform:
 class FanOut:
     """Normal with variance 2 / (height * width * outputs).
 
-    `groups` divides the outputs: a depthwise filter's fan is its area.
+    A `depthwise` filter `[height, width, channels]` has one output.
     """
 
-    groups: int = 1
+    depthwise: bool = False
 
     def __call__(self, uniform, normal, shape):
         """A weight of `shape` from as much noise of either kind, flat."""
         del uniform
-        fan = math.prod(shape[:-2]) * shape[-1] / self.groups
+        if self.depthwise:
+            fan = math.prod(shape[:-1])
+        else:
+            fan = math.prod(shape[:-2]) * shape[-1]
         return normal * math.sqrt(2 / fan)
 
 
@@ -88,7 +91,7 @@ def weight(
         uniform, normal = _noise(rngs, math.prod(shape))
         value = init(uniform, normal, shape).reshape(shape)
         return nnx.Param(value)
-    param = nnx.Param(jnp.zeros(shape))
+    param = nnx.Param(jnp.zeros(shape, jnp.float32))
     recorded.append((param, init))
     return param
 
@@ -119,7 +122,9 @@ def one_draw(rngs: nnx.Rngs) -> Iterator[None]:
 def _noise(rngs, size):
     """The same noise twice: uniform in (-1, 1), and standard normal."""
     low = np.nextafter(np.float32(-1), np.float32(0))
-    uniform = jax.random.uniform(rngs.params(), (size,), minval=low)
+    uniform = jax.random.uniform(
+        rngs.params(), (size,), jnp.float32, minval=low
+    )
     return uniform, math.sqrt(2) * lax.erf_inv(uniform)
 
 
@@ -189,7 +194,9 @@ class Conv(nnx.Module):
     ):
         shape = (size, size, inputs, outputs)
         self.kernel = weight(rngs, shape, init)
-        self.bias = nnx.Param(jnp.zeros((outputs,))) if use_bias else None
+        self.bias = (
+            nnx.Param(jnp.zeros((outputs,), jnp.float32)) if use_bias else None
+        )
         self.stride = stride
         self.padding = padding
         self.dtype = dtype
@@ -226,7 +233,7 @@ class PatchConv(nnx.Module):
     ):
         shape = (size, size, inputs, outputs)
         self.kernel = weight(rngs, shape, Normal(0.02))
-        self.bias = nnx.Param(jnp.zeros((outputs,)))
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -262,7 +269,9 @@ class DepthwiseConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.kernel = weight(rngs, (size, size, channels), init)
-        self.bias = nnx.Param(jnp.zeros((channels,))) if use_bias else None
+        self.bias = (
+            nnx.Param(jnp.zeros((channels,), jnp.float32)) if use_bias else None
+        )
         self.stride = stride
         self.padding = padding
         self.dtype = dtype

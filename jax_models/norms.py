@@ -20,8 +20,8 @@ class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis (Ba et al. 2016)."""
 
     def __init__(self, channels: int, *, epsilon: float, dtype: jnp.dtype):
-        self.scale = nnx.Param(jnp.ones((channels,)))
-        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.epsilon = epsilon
         self.dtype = dtype
 
@@ -49,10 +49,10 @@ class BatchNorm(nnx.Module):
         scale: float = 1.0,
         dtype: jnp.dtype,
     ):
-        self.scale = nnx.Param(jnp.full((channels,), scale))
-        self.bias = nnx.Param(jnp.zeros((channels,)))
-        self.mean = nnx.BatchStat(jnp.zeros((channels,)))
-        self.var = nnx.BatchStat(jnp.ones((channels,)))
+        self.scale = nnx.Param(jnp.full((channels,), scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
         self.epsilon = epsilon
         self.momentum = momentum
         self.dtype = dtype

@@ -236,7 +236,7 @@ class WindowAttention(nnx.Module):
             shape = (heads, (2 * window - 1) ** 2)
             table = layers.weight(rngs, shape, layers.Normal(0.02))
         else:
-            table = nnx.Param(jnp.zeros((heads, window**2)))
+            table = nnx.Param(jnp.zeros((heads, window**2), jnp.float32))
         self.attention_biases = table
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -82,6 +82,8 @@ def _read_safetensors(path):
     data = path.read_bytes()
     try:
         (length,) = struct.unpack_from("<Q", data)
+        if 8 + length > len(data):
+            raise damaged
         header = json.loads(data[8 : 8 + length])
         header.pop("__metadata__", None)
         body = memoryview(data)[8 + length :]

@@ -44,7 +44,11 @@ def declare_torchvision_operators():
 
 LIBRARY = declare_torchvision_operators()
 
+import safetensors.torch  # noqa: E402
 import timm  # noqa: E402
+from timm.layers.pos_embed_rel import (  # noqa: E402
+    resize_rel_pos_bias_table_levit,
+)
 from timm.models import convnext, efficientnet, tiny_vit  # noqa: E402
 from timm.models._efficientnet_builder import decode_arch_def  # noqa: E402
 
@@ -201,12 +205,46 @@ def channels_last(module, output):
     return output.permute(0, 2, 3, 1)
 
 
+def resized_biases():
+    """What timm makes of attention biases for other windows."""
+    found = {}
+    for old, new in recipe.RESIZES:
+        table = torch.from_numpy(recipe.weight("attention_biases", (3, old**2)))
+        resized = resize_rel_pos_bias_table_levit(table.T, (new**2, 3)).T
+        found[f"{old} to {new}"] = resized.numpy()
+    return found
+
+
+def files(folder):
+    """A state dict as torch.save and safetensors write it."""
+    numbers = torch.arange(24, dtype=torch.float32)
+    state = {
+        "plain": numbers[:6].reshape(2, 3).clone(),
+        "transposed": numbers.reshape(4, 6).T,
+        "offset": numbers[5:9],
+        "half": numbers[:4].to(torch.float16),
+        "brain": numbers[:4].to(torch.bfloat16),
+        "count": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(numbers[:2].clone()),
+    }
+    torch.save(state, folder / "plain.pth")
+    torch.save({"epoch": 3, "state_dict": state}, folder / "wrapped.pth")
+    torch.save(state, folder / "old.pth", _use_new_zipfile_serialization=False)
+    whole = {key: value.clone().contiguous() for key, value in state.items()}
+    safetensors.torch.save_file(
+        whole, folder / "plain.safetensors", metadata={"format": "pt"}
+    )
+
+
 def main():
     """Writes the files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", default=list(recipe.MODELS))
     folder = ROOT / "tests" / "jax_models" / "goldens"
     folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / "resized_biases.npz", **resized_biases())
+    files(folder)
     for name in parser.parse_args().names:
         path = folder / f"{name}.npz"
         np.savez_compressed(path, **goldens(name))

@@ -45,6 +45,9 @@ MODELS = {
     "convnextv2_demo": None,
 }
 
+# Sides of attention windows, from and to, whose bias tables are resized.
+RESIZES = ((7, 12), (14, 7), (7, 5))
+
 # Parameters whose gradients are compared, as regular expressions: the first
 # and the last match of each are taken.
 GRADIENTS = (

@@ -1,0 +1,191 @@
+"""The shared layers, against what JAX or arithmetic says they are."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jax_models
+from jax_models import layers, norms
+from jax_models.depthwise import depthwise_conv
+
+
+@pytest.mark.parametrize(
+    ("height", "size", "stride", "padding"),
+    [
+        (20, 7, 1, 3),  # larger than the kernel: shifted products
+        (8, 7, 1, 3),  # small: one matrix per channel
+        (1, 7, 1, 3),
+        (17, 3, 2, 1),
+        (4, 3, 2, 1),
+        (16, 3, 2, "SAME"),
+        (15, 3, 2, "SAME"),
+        (9, 5, 1, "VALID"),
+    ],
+)
+def test_depthwise_conv_is_the_grouped_convolution(
+    height, size, stride, padding
+):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((6, height, height + 1, 5)).astype(np.float32)
+    kernel = rng.standard_normal((size, size, 5)).astype(np.float32)
+    sides = padding if isinstance(padding, str) else [(padding, padding)] * 2
+
+    def grouped(images, kernel):
+        return jax.lax.conv_general_dilated(
+            images,
+            kernel[:, :, None],
+            (stride, stride),
+            sides,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=5,
+        )
+
+    def ours(images, kernel):
+        return depthwise_conv(images, kernel, stride, padding)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both_ways(convolve, images, kernel):
+        output, transpose = jax.vjp(convolve, images, kernel)
+        return output, *transpose(jnp.cos(output))
+
+    found = both_ways(ours, images, kernel)
+    expected = both_ways(grouped, images, kernel)
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("batch", [1, 7, 11, 16])
+def test_depthwise_conv_takes_any_batch(batch):
+    images = (
+        jnp.ones((batch, 20, 20, 3))
+        * jnp.arange(1.0, batch + 1)[:, None, None, None]
+    )
+    found = jax.jit(depthwise_conv)(images, jnp.ones((3, 3, 3)))
+    np.testing.assert_allclose(found[:, 5, 5, 0], 9 * np.arange(1, batch + 1))
+
+
+def test_gelu_and_its_slope_are_exact():
+    x = jnp.linspace(-6, 6, 101)
+    exact = functools.partial(jax.nn.gelu, approximate=False)
+    np.testing.assert_allclose(layers.gelu(x), exact(x), atol=1e-6)
+    slope = jax.vmap(jax.grad(layers.gelu))(x)
+    np.testing.assert_allclose(slope, jax.vmap(jax.grad(exact))(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["layer", "batch"])
+def test_norms_and_their_gradients(kind):
+    rng = np.random.default_rng(0)
+    # A mean far from zero, which a one-pass variance would not survive.
+    x = rng.standard_normal((4, 3, 2, 8)).astype(np.float32) * 0.1 + 100
+    scale = rng.uniform(0.5, 2, 8).astype(np.float32)
+    bias = rng.standard_normal(8).astype(np.float32)
+    axes = -1 if kind == "layer" else (0, 1, 2)
+
+    def plain(x, scale, bias):
+        mean = x.mean(axes, keepdims=True)
+        variance = ((x - mean) ** 2).mean(axes, keepdims=True)
+        return (x - mean) / jnp.sqrt(variance + 1e-5) * scale + bias
+
+    def ours(x, scale, bias):
+        if kind == "layer":
+            norm = norms.LayerNorm(8, epsilon=1e-5, dtype=jnp.float32)
+        else:
+            norm = norms.BatchNorm(
+                8, epsilon=1e-5, momentum=0.9, dtype=jnp.float32
+            )
+        norm.scale[...], norm.bias[...] = scale, bias
+        return norm(x)
+
+    weight = rng.standard_normal(x.shape)
+    found = jax.vjp(lambda *a: ours(*a) * weight, x, scale, bias)
+    expected = jax.vjp(lambda *a: plain(*a) * weight, x, scale, bias)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-3)
+    slope = jnp.cos(expected[0])
+    for a, b in zip(found[1](slope), expected[1](slope), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(b).max())
+
+
+def test_batch_norm_keeps_the_unbiased_variance():
+    norm = norms.BatchNorm(1, epsilon=1e-5, momentum=0.9, dtype=jnp.float32)
+    norm(jnp.array([[1.0], [3.0]]))
+    np.testing.assert_allclose(norm.mean[...], 0.1 * 2, rtol=1e-6)
+    # Biased, the variance of 1 and 3 is 1; unbiased it is 2.
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * 2, rtol=1e-6)
+
+
+def test_drop_path_drops_samples_and_keeps_the_mean():
+    drop = layers.DropPath(0.25, rngs=nnx.Rngs(0))
+    dropped = drop(jnp.ones((4000, 2, 3)))
+    values = np.unique(dropped)
+    np.testing.assert_allclose(values, [0, 1 / 0.75], rtol=1e-6)
+    per_sample = np.asarray(dropped).reshape(4000, -1)
+    assert (per_sample == per_sample[:, :1]).all()
+    assert abs(per_sample[:, 0].mean() - 1) < 0.05
+    drop.deterministic = True
+    np.testing.assert_array_equal(drop(jnp.ones((5, 1))), 1)
+
+
+def test_blocks_drop_different_samples():
+    model = jax_models.create_model("tinyvit_demo", 4, drop_path_rate=0.5)
+    masks = []
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, layers.DropPath) and module.rate > 0:
+            module.rate = 0.5
+            masks.append(np.asarray(module(jnp.ones((64, 1))))[:, 0])
+    assert len(masks) == 8
+    assert len(np.unique(masks, axis=0)) == len(masks)
+
+
+def test_drop_path_rises_linearly_over_all_blocks():
+    model = jax_models.create_model("convnextv2_demo", 4, drop_path_rate=0.4)
+    rates = [
+        block.drop_path.rate for stage in model.stages for block in stage.blocks
+    ]
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_initial_weights_are_as_published():
+    convnext = jax_models.create_model("convnextv2_demo", 4)
+    kernel = convnext.stages[3].blocks[0].mlp.fc1.kernel[...]
+    assert abs(float(kernel.std()) - 0.02) < 1e-3
+    assert not convnext.stages[3].blocks[0].mlp.grn.scale[...].any()
+
+    tinyvit = jax_models.create_model("tinyvit_demo", 4)
+    block = tinyvit.stages[0].blocks[0]
+    assert not block.conv3.bn.scale[...].any()
+    # PyTorch's default for a convolution: uniform in +-1/sqrt(fan_in).
+    for kernel, fan_in in (
+        (block.conv2.conv.kernel[...], 9),
+        (tinyvit.patch_embed.conv2.conv.kernel[...], 9 * 16),
+    ):
+        limit = fan_in**-0.5
+        assert 0.95 * limit < float(jnp.abs(kernel).max()) <= limit
+    assert not tinyvit.stages[1].blocks[0].attn.attention_biases[...].any()
+
+    efficient = jax_models.create_model("efficientnetv2_demo", 4)
+    block = efficient.blocks[3][0]
+    for kernel, fan_out in (
+        (block.conv_dw.kernel[...], 9),
+        (block.conv_pw.kernel[...], 192),
+    ):
+        assert abs(float(kernel.std()) / (2 / fan_out) ** 0.5 - 1) < 0.1
+
+
+def test_init_is_a_function_of_the_key():
+    @jax.jit
+    def kernel(key):
+        model = jax_models.create_model("miniconvnext_demo", 4, nnx.Rngs(key))
+        blocks = model.stages[2].blocks
+        return [block.mlp.fc1.kernel[...] for block in blocks]
+
+    first, again, other = (kernel(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first[0], again[0])
+    assert not np.allclose(first[0], other[0])
+    assert not np.allclose(first[0], first[1])

@@ -1,0 +1,262 @@
+"""What holds for every model."""
+
+from __future__ import annotations
+
+import math
+
+import golden_recipe as recipe
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jax_models
+from errors import UserError
+
+NAMES = tuple(jax_models.list_models())
+DEMOS = tuple(name for name in NAMES if name.endswith("_demo"))
+# Each family once where only shapes are traced; the rest in test-slow.
+SHAPES = [
+    name
+    if name in (*DEMOS, "tinyvit_11m", "miniconvnext", "convnextv2_atto")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in NAMES
+]
+
+
+def abstract(name, **overrides):
+    return nnx.eval_shape(
+        lambda: jax_models.create_model(name, recipe.CLASSES, **overrides)
+    )
+
+
+def cells(pixels, stride, name):
+    """Convolutions without padding round down, padded ones up."""
+    round_ = math.floor if "convnext" in name else math.ceil
+    return round_(pixels / stride)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(name):
+    model = abstract(name)
+    for batch, height, width in ((1, 32, 32), (2, 33, 75), (3, 224, 64)):
+        images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
+        logits = nnx.eval_shape(lambda m, x: m(x), model, images)
+        assert logits.shape == (batch, recipe.CLASSES)
+        assert logits.dtype == jnp.float32
+        maps = nnx.eval_shape(lambda m, x: m.feature_pyramid(x), model, images)
+        assert [tuple(one.shape) for one in maps] == [
+            (batch, cells(height, s, name), cells(width, s, name), channels)
+            for s, channels in zip(model.strides, model.channels, strict=True)
+        ]
+        last = nnx.eval_shape(lambda m, x: m.features(x), model, images)
+        assert last.shape[:3] == maps[-1].shape[:3]
+        stem = nnx.eval_shape(lambda m, x: m.embed(x), model, images)
+        assert stem.shape == (
+            batch,
+            cells(height, model.stem_stride, name),
+            cells(width, model.stem_stride, name),
+            model.stem_channels,
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_is_parameters_statistics_and_streams(name):
+    """Training splits a model into these three and no more."""
+    model = abstract(name, drop_path_rate=0.1, dropout=0.1)
+    _, params, statistics, streams = nnx.split(
+        model, nnx.Param, nnx.BatchStat, nnx.RngState
+    )
+    for leaf in jax.tree.leaves((params, statistics)):
+        assert leaf.dtype == jnp.float32
+    assert bool(jax.tree.leaves(statistics)) == ("convnext" not in name)
+    assert jax.tree.leaves(streams)
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_every_parameter_gets_a_gradient(name, golden_model):
+    """With a batch of one; weights from the recipe, so none starts at 0."""
+    model = golden_model(name)
+    model.train()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def slopes(params, images):
+        def loss(params):
+            logits = nnx.merge(graphdef, params, rest, copy=True)(images)
+            return jax.nn.log_softmax(logits)[0, 3]
+
+        return jax.grad(loss)(params)
+
+    images = jnp.asarray(recipe.images(1, 48, 80, 3))
+    found = nnx.to_flat_state(slopes(params, images))
+    silent = [
+        path
+        for path, slope in found
+        if not np.isfinite(slope[...]).all() or not np.any(slope[...])
+    ]
+    assert not silent
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_bfloat16_is_close_to_float32(name, golden_model):
+    images = jnp.asarray(recipe.images(2, 64, 64, 3))
+    state = nnx.state(golden_model(name))
+    logits = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = abstract(name, dtype=dtype, drop_path_rate=0.0, dropout=0.0)
+        model.eval()
+        graphdef = nnx.graphdef(model)
+        apply = jax.jit(lambda state, x, g=graphdef: nnx.merge(g, state)(x))
+        logits[dtype] = np.asarray(apply(state, images))
+        assert logits[dtype].dtype == np.float32
+    exact, rough = logits.values()
+    assert np.any(exact != rough)  # It did compute in bfloat16.
+    assert np.abs(exact - rough).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_training_is_random_and_evaluation_is_not(name, golden_model):
+    state = nnx.state(golden_model(name), nnx.Param, nnx.BatchStat)
+    model = jax_models.create_model(
+        name, recipe.CLASSES, drop_path_rate=0.5, dropout=0.1
+    )
+    nnx.update(model, *state)
+    images = jnp.asarray(recipe.images(8, 32, 32, 3))
+
+    @nnx.jit
+    def twice(model):
+        return model(images), model(images)
+
+    model.train()
+    first, second = twice(model)
+    assert not np.allclose(first, second)
+    model.eval()
+    before = jax.tree.map(jnp.copy, nnx.state(model))
+    third, fourth = twice(model)
+    np.testing.assert_array_equal(third, fourth)
+    assert not np.allclose(first, third)
+    # Evaluation leaves everything as it was.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(
+            jax.random.key_data(a) if is_key(a) else a,
+            jax.random.key_data(b) if is_key(b) else b,
+        ),
+        before,
+        nnx.state(model),
+    )
+
+
+def is_key(leaf):
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_no_float64_even_where_it_is_allowed(name):
+    """With 64-bit types on, a stray one would show in the program."""
+    with jax.enable_x64(True):
+        graphdef, params, rest = nnx.split(abstract(name), nnx.Param, ...)
+
+        def loss(params, images):
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            return model(images).sum(), nnx.state(model, nnx.BatchStat)
+
+        images = jax.ShapeDtypeStruct((2, 64, 48, 3), jnp.float32)
+        step = jax.make_jaxpr(jax.grad(loss, has_aux=True))(params, images)
+        assert "f64[" not in str(step)
+        init = jax.make_jaxpr(
+            lambda: nnx.state(jax_models.create_model(name, 4))
+        )()
+        assert "f64[" not in str(init)
+
+
+@pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.parametrize("remat", [True, (1,)], ids=str)
+def test_remat_changes_no_number(name, remat, golden_model):
+    """The same loss, gradients, statistics and next random masks."""
+    values = nnx.state(golden_model(name), nnx.Param, nnx.BatchStat)
+    images = jnp.asarray(recipe.images(2, 32, 32, 3))
+    results = []
+    for option in (False, remat):
+        model = jax_models.create_model(
+            name, recipe.CLASSES, drop_path_rate=0.3, remat=option
+        )
+        nnx.update(model, *values)
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def step(params, rest, graphdef=graphdef):
+            def loss(params):
+                model = nnx.merge(graphdef, params, rest, copy=True)
+                value = jnp.square(model(images)).mean()
+                rest_after = nnx.state(model, nnx.BatchStat, nnx.RngCount)
+                return value, rest_after
+
+            return jax.value_and_grad(loss, has_aux=True)(params)
+
+        program = str(jax.make_jaxpr(step)(params, rest))
+        assert ("checkpoint" in program or "remat" in program) == bool(option)
+        results.append(jax.jit(step)(params, rest))
+
+    def close(a, b):
+        # The compiler fuses the two programs differently, so the last bits
+        # of the sums may differ.
+        limit = 1e-5 * max(float(jnp.abs(a).max()), 1e-6)
+        np.testing.assert_allclose(a, b, rtol=0, atol=limit)
+
+    jax.tree.map(close, *results)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_impossible_images_are_refused_in_a_sentence(name):
+    model = abstract(name)
+    for shape in ((32, 32, 3), (1, 3, 32, 32), (1, 32, 32, 1)):
+        with pytest.raises(UserError, match="put the channels last"):
+            model(jnp.zeros(shape))
+    too_small = model.minimum_size - 1
+    with pytest.raises(UserError, match="make the images larger"):
+        model(jnp.zeros((1, 300, too_small, 3)))
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_head_bias(name):
+    prior = tuple(np.log([0.7, 0.2, 0.1]).tolist())
+    for value in (prior, list(prior), np.array(prior)):
+        model = jax_models.create_model(name, 3, head_bias=value)
+        np.testing.assert_allclose(model.head.fc.bias[...], prior, rtol=1e-6)
+    model = jax_models.create_model(name, 3, head_bias=-4.0)
+    np.testing.assert_array_equal(model.head.fc.bias[...], -4)
+    assert jax_models.create_model(name, 3, head_bias=None).head.fc.bias is None
+
+
+def count(name, **overrides):
+    leaves = jax.tree.leaves(nnx.state(abstract(name, **overrides), nnx.Param))
+    return sum(leaf.size for leaf in leaves)
+
+
+def test_variants_of_the_first_place_solution():
+    """Its own forms of the networks, by its own parameter counts."""
+    swin = dict(swin_bias=True, mlp_norm=False)
+    assert count("tinyvit_11m", **swin) == 10_579_684
+    short = dict(last_stage=False, se_from_expanded=True)
+    assert count("efficientnetv2_m", **short) == 66_340_624
+    # Layer scale costs one parameter per channel and block; GRN eight.
+    published = count("convnextv2_small")
+    scaled = count("convnextv2_small", grn=False, layer_scale=0.0)
+    channels = 3 * 96 + 3 * 192 + 27 * 384 + 3 * 768
+    assert published - scaled == (8 - 1) * channels
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tinyvit_demo", dict(swin_bias=True, mlp_norm=False)),
+        ("efficientnetv2_demo", dict(last_stage=False, se_from_expanded=True)),
+        ("convnextv2_demo", dict(grn=False, layer_scale=0.0)),
+    ],
+)
+def test_variants_run(name, options):
+    graphdef, state = nnx.split(jax_models.create_model(name, 4, **options))
+    apply = jax.jit(lambda state, x: nnx.merge(graphdef, state, copy=True)(x))
+    images = recipe.images(2, 64, 96, 3)
+    assert np.isfinite(apply(state, images)).all()
