@@ -128,6 +128,11 @@ def _look_up(image: Image.Image, table: np.ndarray) -> Image.Image:
     return image._new(image.im.point(values, None))
 
 
+def _band(image: Image.Image, name: str) -> np.ndarray:
+    """One channel, uint8 `[H * W]`, without a copy of the others."""
+    return np.frombuffer(image.tobytes("raw", name), np.uint8)
+
+
 def _blend_table(base: float, factor: float) -> np.ndarray:
     """`base + factor * (value - base)` for the 256 values, cut and clipped."""
     values = base + np.float32(factor) * (_VALUES - base).astype(np.float32)
@@ -141,8 +146,8 @@ def brightness(image: Image.Image, factor: float) -> Image.Image:
 
 def contrast(image: Image.Image, factor: float) -> Image.Image:
     """Scales the distance from the mean grey by `factor`."""
-    counts = np.array(image.convert("L").histogram())
-    mean = int(counts @ _VALUES / counts.sum() + 0.5)
+    grey = _band(image.convert("L"), "L")
+    mean = int(np.add.reduce(grey, dtype=np.int64) / len(grey) + 0.5)
     return _look_up(image, _blend_table(mean, factor))
 
 
@@ -239,7 +244,7 @@ def hue(image: Image.Image, shift: float) -> Image.Image:
     there its answer is one grey level off the spread's.
     """
     hues, deductions = _hue_tables()
-    red, green, blue = np.ascontiguousarray(np.asarray(image).reshape(-1, 3).T)
+    red, green, blue = (_band(image, name) for name in "RGB")
     high = np.maximum(np.maximum(red, green), blue)
     low = np.minimum(np.minimum(red, green), blue)
     middle = red + green  # Modulo 256, like everything here.
