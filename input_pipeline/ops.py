@@ -172,18 +172,16 @@ def sharpness(image: Image.Image, factor: float) -> Image.Image:
         return image
     pixels = np.array(image).reshape(height, width * 3)
     wide = pixels.astype(np.uint16)
-    inner = wide[1:-1, 3:-3]
+    center = wide[1:-1, 3:-3]
     columns = wide[:-2] + wide[1:-1]
     columns += wide[2:]
-    smooth = columns[:, :-6] + columns[:, 3:-3]
-    smooth += columns[:, 6:]
-    smooth += inner << 2
-    smooth += 6
-    smooth //= 13
-    difference = inner.view(np.int16) - smooth.view(np.int16)
-    values = difference * np.float32(factor)
-    values += smooth
-    np.clip(values, 0, 255, out=values)
+    total = columns[:, :-6] + columns[:, 3:-3]
+    total += columns[:, 6:]
+    total += center * np.uint16(4)
+    values = center * np.float32(factor)
+    values += total * np.float32((1 - factor) / 13)
+    np.maximum(values, 0, out=values)
+    np.minimum(values, 255, out=values)
     pixels[1:-1, 3:-3] = values
     return Image.fromarray(pixels.reshape(height, width, 3))
 
