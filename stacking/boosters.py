@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import catboost
-import lightgbm
 import numpy as np
 
 KINDS = ("catboost", "lightgbm")
@@ -43,6 +41,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "lambda_l2": 10.0,
         "min_data_in_leaf": 5,
         "max_bin": 63,
+        "bagging_fraction": 0.8,
+        "bagging_freq": 1,
     },
 }
 
@@ -215,7 +215,13 @@ def average(
     return Booster(tuple(fits)), out_of_fold / count
 
 
+# The libraries are imported where they are used: together they take seconds,
+# and a refused command line should not.
+
+
 def _fit_catboost(train, stop, classes, parameters, seed) -> bytes:
+    import catboost
+
     settings = {
         "loss_function": "MultiClass",
         "classes_count": classes,
@@ -244,6 +250,8 @@ def _fit_catboost(train, stop, classes, parameters, seed) -> bytes:
 
 
 def _fit_lightgbm(train, stop, classes, parameters, seed) -> bytes:
+    import lightgbm
+
     settings = {
         "objective": "multiclass",
         "num_class": classes,
@@ -275,7 +283,11 @@ def _fit_lightgbm(train, stop, classes, parameters, seed) -> bytes:
 @functools.lru_cache(maxsize=32)
 def _loaded(kind: str, model: bytes):
     if kind == "catboost":
+        import catboost
+
         return catboost.CatBoost().load_model(blob=model)
+    import lightgbm
+
     return lightgbm.Booster(model_str=model.decode())
 
 
@@ -284,6 +296,8 @@ def _predict(kind, model: bytes, features, threads: int) -> np.ndarray:
     # from disk then predict the same bits.
     loaded = _loaded(kind, model)
     if kind == "catboost":
+        import catboost
+
         found = loaded.predict(
             catboost.Pool(features),
             prediction_type="Probability",

@@ -119,8 +119,9 @@ def make_rows(
         return [list(template.columns), *map(list, lines)]
     columns = _class_columns(template, classes.tolist())
     order = [classes.tolist().index(name) for name in columns]
+    # As text, a float32 is the shortest number that reads back the same.
     lines = [
-        [name, *(f"{value:.8g}" for value in row)]
+        [name, *map(str, row)]
         for name, row in zip(
             template.ids.tolist(), probabilities[rows][:, order], strict=True
         )
