@@ -10,9 +10,10 @@ import numpy as np
 
 from reports.page import escape
 
-# Coordinates of a chart; it is scaled to the width it is given, and text of
-# 11 units stays readable down to 190 pixels.
-_WIDTH, _HEIGHT = 320, 190
+# Coordinates of a chart, (width, height). It is scaled to the width it is
+# given, so a chart for half a card must be drawn smaller for the same text.
+WHOLE = (420, 230)
+HALF = (225, 160)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 8, 10, 24
 # More points than pixels only make the page heavy.
 _POINTS = 240
@@ -38,6 +39,7 @@ def line_chart(
     lines: Sequence[Line],
     label: str,
     *,
+    size: tuple[int, int] = WHOLE,
     verticals: Sequence[float] = (),
     mark: tuple[float, float] | None = None,
 ) -> str:
@@ -46,9 +48,11 @@ def line_chart(
     Args:
       lines: drawn in order.
       label: what the chart shows, for screen readers.
+      size: `WHOLE` or `HALF`.
       verticals: x of faint rules, where a new stage begins.
       mark: a point to ring, the best one.
     """
+    width, height = size
     lines = [_finite(line) for line in lines]
     lines = [line for line in lines if len(line.x)]
     if not lines:
@@ -62,32 +66,32 @@ def line_chart(
 
     def across(value: float) -> float:
         share = (value - x_low) / (x_high - x_low)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + share * (width - _LEFT - _RIGHT)
 
     def down(value: float) -> float:
         share = (value - low) / (high - low)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+        return height - _BOTTOM - share * (height - _TOP - _BOTTOM)
 
     parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'<svg viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(label)}">'
     ]
     for tick in ticks:
         parts.append(
-            f'<path d="M{_LEFT} {down(tick):.1f}H{_WIDTH - _RIGHT}" '
+            f'<path d="M{_LEFT} {down(tick):.1f}H{width - _RIGHT}" '
             'stroke="var(--grid)"/>'
             f'<text x="{_LEFT - 7}" y="{down(tick) + 4:.1f}" '
             f'text-anchor="end">{_short(tick)}</text>'
         )
     for value in verticals:
         parts.append(
-            f'<path d="M{across(value):.1f} {_TOP}V{_HEIGHT - _BOTTOM}" '
+            f'<path d="M{across(value):.1f} {_TOP}V{height - _BOTTOM}" '
             'stroke="var(--faint)" stroke-dasharray="2 3" opacity=".7"/>'
         )
-    for tick in nice_ticks(x_low, x_high, 5):
+    for tick in nice_ticks(x_low, x_high, 5 if size == WHOLE else 3):
         if x_low <= tick <= x_high:
             parts.append(
-                f'<text x="{across(tick):.1f}" y="{_HEIGHT - 7}" '
+                f'<text x="{across(tick):.1f}" y="{height - 7}" '
                 f'text-anchor="middle">{_short(tick)}</text>'
             )
     for line in lines:
@@ -198,7 +202,7 @@ def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> str:
     parts = [
         f'<svg viewBox="0 0 {size:.0f} {size:.0f}" role="img" '
         'aria-label="confusion matrix" '
-        f'style="max-width:{size * 1.15:.0f}px;min-width:'
+        f'style="max-width:{min(size * 1.5, 640):.0f}px;min-width:'
         f'{min(size * 0.72, 520):.0f}px">'
         f'<text x="{edge}" y="12">answer</text>'
         f'<text transform="translate(12 {edge + 2}) rotate(-90)" '

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.charts import Line, key, line_chart
+from reports.charts import WHOLE, Line, key, line_chart
 
 
 @dataclass(frozen=True)
@@ -75,58 +75,50 @@ def _line(name: str, entries, field: str, colour: str) -> Line:
     )
 
 
-def loss_chart(history: History) -> str:
+def loss_chart(history: History, size: tuple[int, int] = WHOLE) -> str:
     """Training and validation loss over epochs, with its key."""
     lines = [
         _line("training loss", history.train, "loss", "var(--faint)"),
         _line("validation loss", history.evals, "val_loss", "var(--second)"),
     ]
-    lines = [line for line in lines if len(line.x)]
-    chart = line_chart(
-        lines, "loss over epochs", verticals=history.stage_starts
-    )
-    return f"<div>{chart}{key(lines)}</div>"
+    return _chart(history, lines, "loss", size)
 
 
-def score_chart(history: History) -> str:
-    """Validation macro-F1 and accuracy over epochs, with their key."""
+def score_chart(history: History, size: tuple[int, int] = WHOLE) -> str:
+    """Validation macro-F1 and accuracy over epochs; the best one ringed."""
     lines = [
         _line("accuracy", history.evals, "val_accuracy", "var(--faint)"),
         _line("macro-F1", history.evals, "val_macro_f1", "var(--accent)"),
     ]
-    lines = [line for line in lines if len(line.x)]
-    if not lines:
-        return ""
     best = history.best
     mark = (best["epoch"], best["val_macro_f1"]) if best else None
-    chart = line_chart(
-        lines,
-        "validation scores over epochs",
-        verticals=history.stage_starts,
-        mark=mark,
-    )
-    return f"<div>{chart}{key(lines)}</div>"
+    return _chart(history, lines, "validation scores", size, mark)
 
 
 def rate_chart(history: History) -> str:
     """Learning rate over epochs."""
-    lines = [
-        _line("learning rate", history.train, "learning_rate", "var(--second)")
-    ]
-    if not len(lines[0].x):
-        return ""
-    chart = line_chart(
-        lines, "learning rate over epochs", verticals=history.stage_starts
+    line = _line(
+        "learning rate", history.train, "learning_rate", "var(--second)"
     )
-    return f"<div>{chart}{key(lines)}</div>"
+    return _chart(history, [line], "learning rate", WHOLE)
 
 
 def gradient_chart(history: History) -> str:
     """Norm of the gradient over epochs."""
-    lines = [_line("gradient norm", history.train, "grad_norm", "var(--faint)")]
-    if not len(lines[0].x):
+    line = _line("gradient norm", history.train, "grad_norm", "var(--faint)")
+    return _chart(history, [line], "gradient norm", WHOLE)
+
+
+def _chart(history, lines, what, size, mark=None) -> str:
+    """The chart with its key; empty if nothing of it was recorded."""
+    lines = [line for line in lines if len(line.x)]
+    if not lines:
         return ""
     chart = line_chart(
-        lines, "gradient norm over epochs", verticals=history.stage_starts
+        lines,
+        f"{what} over epochs",
+        size=size,
+        verticals=history.stage_starts,
+        mark=mark,
     )
     return f"<div>{chart}{key(lines)}</div>"

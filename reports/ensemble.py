@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reports import curves
-from reports.charts import interval
+from reports.charts import HALF, interval
 from reports.mistakes import (
     Answers,
     class_section,
@@ -170,7 +170,7 @@ def _weights_section(results: dict[str, Any]) -> str:
 
 def _weight_block(name: str, weights: dict[str, float]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(title(member))}</td>"
+        f'<tr><td title="{escape(title(member))}">{escape(title(member))}</td>'
         f'<td class="plot"><div class="bar"><i '
         f'style="width:{100 * weight:.1f}%;background:var(--accent)"></i>'
         f"</div></td><td>{weight:.2f}</td></tr>"
@@ -198,8 +198,8 @@ def _curves_section(families: Sequence[dict[str, Any]]) -> str:
             else:
                 body = (
                     '<div class="pair">'
-                    f"{curves.loss_chart(history)}"
-                    f"{curves.score_chart(history)}</div>"
+                    f"{curves.loss_chart(history, HALF)}"
+                    f"{curves.score_chart(history, HALF)}</div>"
                 )
                 best = history.best
                 if best:

@@ -74,7 +74,7 @@ td.plot { width: 34%; min-width: 180px; padding-top: 0; padding-bottom: 0; }
 .split { display: flex; flex-wrap: wrap; gap: 16px; margin-top: 16px; }
 .split > :first-child { flex: 3 1 400px; }
 .split > :last-child { flex: 2 1 280px; }
-.weights td { padding-left: 6px; padding-right: 6px; }
+.weights td { padding-right: 6px; }
 .weights td:first-child { max-width: 170px; overflow: hidden;
   text-overflow: ellipsis; }
 .weights td.plot { min-width: 60px; width: 40%; }
