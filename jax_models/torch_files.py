@@ -101,7 +101,9 @@ def _read_safetensors(path):
 
 
 def _read_torch(path):
-    if not zipfile.is_zipfile(path):
+    with open(path, "rb") as file:
+        is_archive = zipfile.is_zipfile(file)
+    if not is_archive:
         raise UserError(
             f"{path} is no file that torch.save of PyTorch 1.6 or newer "
             "wrote; load it in PyTorch and save it again"

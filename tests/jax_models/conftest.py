@@ -60,3 +60,12 @@ def compiled_blocks(monkeypatch):
         return _run_block(*nnx.split(block), x)
 
     monkeypatch.setattr(ImageModel, "run_block", run_block)
+
+
+@pytest.fixture
+def quick_compilation():
+    """Compiles in half the time, to slower programs with the same numbers."""
+    option = "jax_disable_most_optimizations"
+    jax.config.update(option, True)
+    yield
+    jax.config.update(option, False)

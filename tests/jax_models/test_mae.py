@@ -33,7 +33,7 @@ def split(name):
 
 
 @pytest.fixture(params=["tinyvit_demo", "convnextv2_demo"])
-def apply(request):
+def apply(request, quick_compilation):
     """`apply(images, mask)`, compiled, in evaluation mode."""
     graphdef, params, rest = split(request.param)
     model = nnx.merge(graphdef, params, rest, copy=True)

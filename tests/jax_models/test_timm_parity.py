@@ -84,7 +84,7 @@ def test_every_block(name, golden_model, goldens, compiled_blocks, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*DEMOS, *slow({*MAIN, "tinyvit_5m"})])
-def test_training_step(name, golden_model, goldens):
+def test_training_step(name, golden_model, goldens, quick_compilation):
     """Loss, gradients and BatchNorm's updates, all in training mode."""
     model = golden_model(name)
     model.train()
