@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.status import Status
 from threadpoolctl import threadpool_limits
 
 from errors import one_sentence
@@ -212,9 +213,7 @@ def _stack(options: argparse.Namespace) -> None:
     ):
         results = session.stack(
             job,
-            progress=lambda step: line.update(
-                f"{step} [dim]({time.monotonic() - started:.0f} s)[/]"
-            ),
+            progress=_Progress(line, status, started),
             note=lambda text: status.print(f"note: {text}", style="yellow"),
         )
     console.print(score_table(results, console.width))
@@ -229,6 +228,22 @@ def _stack(options: argparse.Namespace) -> None:
         + f"scores.json, report.html in {time.monotonic() - started:.0f} s",
         soft_wrap=True,
     )
+
+
+class _Progress:
+    """Shows each step in place; in a log file, a line per fold."""
+
+    def __init__(self, line: Status, console: Console, started: float):
+        self._line, self._console, self._started = line, console, started
+        self._part = ""
+
+    def __call__(self, step: str) -> None:
+        seconds = f"{time.monotonic() - self._started:.0f} s"
+        self._line.update(f"{step} [dim]({seconds})[/]")
+        part = step.split(":")[0]
+        if part != self._part and not self._console.is_terminal:
+            self._console.print(f"{seconds:>6}  {part}")
+        self._part = part
 
 
 def _predict(options: argparse.Namespace) -> None:

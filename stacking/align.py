@@ -1,72 +1,19 @@
 """Runs in, one table out: rows aligned by id, or a sentence on why not.
 
-A *family* is one model: its seeds and its folds are several runs. A seed that
-was trained once per fold covers the validation rows in parts; its runs' test
-logits are averaged. Several seeds are averaged everywhere.
+The runs of one seed cover the validation rows in parts, one per fold; their
+test logits are averaged. Several seeds are averaged everywhere.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from errors import UserError
-from stacking.logits import Logits, logits_path, read_logits
-
-SPLITS = ("val", "test")
-# Fields of config.json that tell the seeds and folds of one model apart, or
-# say where and how fast it ran.
-_PER_RUN = (
-    "seed",
-    "data.fold",
-    "data.folds_file",
-    "workdir",
-    "workers",
-    "cache_dir",
-    "log_every_steps",
-    "eval.batch_size",
-)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run folder and what it predicted.
-
-    Attributes:
-      path: the folder.
-      val, test: its logits; None where it has no such file.
-    """
-
-    path: Path
-    val: Logits | None
-    test: Logits | None
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Of its validation logits, or else of its test logits."""
-        return (self.val or self.test).metadata
-
-
-@dataclass(frozen=True)
-class Family:
-    """The runs of one model, and the name it has in every table."""
-
-    name: str
-    model: str
-    runs: tuple[Run, ...]
-
-    @property
-    def config_hashes(self) -> list[str]:
-        """Of its runs, sorted."""
-        return sorted({str(run.metadata["config_hash"]) for run in self.runs})
+from stacking.logits import Logits, logits_path
+from stacking.runs import SPLITS, Family, Run, group, seed_of
 
 
 @dataclass(frozen=True)
@@ -106,105 +53,6 @@ class Table:
     def names(self) -> tuple[str, ...]:
         """Names of the M families."""
         return tuple(family.name for family in self.families)
-
-
-def find_runs(
-    patterns: Sequence[str],
-    out: str | os.PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
-) -> list[Path]:
-    """Run folders named by `patterns`, which may be globs.
-
-    Folders without logits are passed over with a note (a glob names them
-    too), `out` and other stacks silently.
-
-    Raises:
-      UserError: nothing is there, or the only folder named has no logits.
-    """
-    named: list[Path] = []
-    for pattern in patterns:
-        found = sorted(glob.glob(pattern)) or [pattern]
-        named += [Path(path) for path in found if Path(path) not in named]
-    own = Path(out).resolve() if out is not None else None
-    runs = []
-    for path in named:
-        if path.resolve() == own or (path / "stack.json").exists():
-            continue
-        if any(logits_path(path, split).exists() for split in SPLITS):
-            runs.append(path)
-        elif not path.exists():
-            raise UserError(
-                f"--runs names {path}, which does not exist; train it first "
-                "or correct the name"
-            )
-        elif path.is_dir():
-            note(f"{path} has no logits yet and is left out")
-    if not runs:
-        raise UserError(
-            f"no folder in --runs {' '.join(patterns)} holds "
-            "logits/val.npz; train a model to its end first"
-        )
-    return runs
-
-
-def read_runs(paths: Sequence[Path], splits: Sequence[str]) -> list[Run]:
-    """Reads the logits of each run folder; see `read_logits`."""
-    runs = []
-    for path in paths:
-        found = {
-            split: read_logits(logits_path(path, split))
-            for split in splits
-            if logits_path(path, split).exists()
-        }
-        if not found:
-            raise UserError(
-                f"{path} has no logits/{splits[0]}.npz; let its training "
-                "finish or leave it out of --runs"
-            )
-        runs.append(Run(path, found.get("val"), found.get("test")))
-    return runs
-
-
-def group(runs: Sequence[Run]) -> tuple[Family, ...]:
-    """Sorts runs into families.
-
-    One family is: the same `family` in the metadata; or else a `config.json`
-    that differs in seed, fold and folder alone; or else, without that file,
-    the same `model` and `config_hash`.
-    """
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(_family_key(run), []).append(run)
-    models = [str(members[0].metadata["model"]) for members in groups.values()]
-    families = []
-    taken: set[str] = set()
-    for model, members in zip(models, groups.values(), strict=True):
-        name = members[0].metadata.get("family") or model
-        if models.count(model) > 1 and "family" not in members[0].metadata:
-            name = members[0].path.name
-        while name in taken:
-            name += "'"
-        taken.add(name)
-        families.append(Family(str(name), model, tuple(members)))
-    return tuple(families)
-
-
-def _family_key(run: Run) -> str:
-    model = str(run.metadata["model"])
-    if "family" in run.metadata:
-        return f"family {run.metadata['family']}"
-    try:
-        config = json.loads((run.path / "config.json").read_text())
-    except (OSError, ValueError):
-        return f"{model} {run.metadata['config_hash']}"
-    for name in _PER_RUN:
-        *parents, last = name.split(".")
-        inside = config
-        for parent in parents:
-            inside = inside.get(parent, {})
-        inside.pop(last, None)
-    text = json.dumps(config, sort_keys=True)
-    return f"{model} {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def make_table(runs: Sequence[Run], splits: Sequence[str] = SPLITS) -> Table:
@@ -310,16 +158,6 @@ def _check_held_out(run: Run) -> None:
         )
 
 
-def _seed(run: Run) -> str:
-    if "seed" in run.metadata:
-        return str(run.metadata["seed"])
-    try:
-        config = json.loads((run.path / "config.json").read_text())
-        return str(config.get("seed", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
-
-
 def _val_rows(families: Sequence[Family]) -> Rows:
     """Validation rows, sorted by id, each from a model that held it out."""
     first = families[0]
@@ -351,7 +189,7 @@ def _union(family: Family) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids, labels, fold) of one family, by id; every seed has all rows."""
     seeds: dict[str, list[Run]] = {}
     for run in family.runs:
-        seeds.setdefault(_seed(run), []).append(run)
+        seeds.setdefault(seed_of(run), []).append(run)
     found = None
     for runs in seeds.values():
         ids = np.concatenate([run.val.ids for run in runs])
@@ -397,7 +235,7 @@ def _mean_over_seeds(
     family: Family, ids: np.ndarray, classes: int
 ) -> np.ndarray:
     total = np.zeros((len(ids), classes), np.float32)
-    seeds = {_seed(run) for run in family.runs}
+    seeds = {seed_of(run) for run in family.runs}
     for run in sorted(family.runs, key=lambda run: str(run.path)):
         total[np.searchsorted(ids, run.val.ids)] += run.val.logits
     return total / np.float32(len(seeds))

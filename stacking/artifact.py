@@ -25,8 +25,9 @@ from errors import UserError
 from files import replacing, write_text
 from stacking.align import Table
 from stacking.boosters import Booster, Fit
-from stacking.chain import Boosted, Chain, Regression, Settings, Vote
+from stacking.chain import Chain, Settings
 from stacking.logistic import Logistic
+from stacking.members import Boosted, Regression, Vote
 
 FORMAT = 1
 _SUFFIX = {"catboost": "cbm", "lightgbm": "txt"}

@@ -18,24 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from stacking import (
-    blend,
-    boosters,
-    calibration,
-    decide,
-    greedy,
-    logistic,
-    search,
-    soft_vote,
-)
-from stacking.features import meta_features
+from stacking import blend, boosters, calibration, decide, members, search
 from stacking.splits import stratified_folds, subsample
 
 INNER_FOLDS = 3
 # More rows move the weights by less than their own noise, and cost time.
 MAX_ROWS = 25_000
-# Multiply-adds that one step of the regression may take.
-_REGRESSION_WORK = 300_000_000
 # Rows predicted at once: bounds memory.
 _CHUNK = 10_000
 
@@ -74,60 +62,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What the members see of some rows.
-
-    Attributes:
-      probabilities: float32 [M, N, C], calibrated.
-      base: float32 [N, C], their mean.
-      features: float32 [N, D].
-    """
-
-    probabilities: np.ndarray
-    base: np.ndarray
-    features: np.ndarray
-
-
-@dataclass(frozen=True)
-class Vote:
-    """A member that weighs the models, float64 [M]."""
-
-    weights: np.ndarray
-
-    def predict(self, inputs: Inputs, threads: int) -> np.ndarray:
-        """Probabilities float32 [N, C]."""
-        del threads
-        return soft_vote.vote(inputs.probabilities, self.weights)
-
-
-@dataclass(frozen=True)
-class Regression:
-    """A member that is a logistic regression on the features."""
-
-    model: logistic.Logistic
-
-    def predict(self, inputs: Inputs, threads: int) -> np.ndarray:
-        """Probabilities float32 [N, C]."""
-        del threads
-        found = self.model.predict(inputs.features)
-        return boosters.filled(found, self.model.present, inputs.base)
-
-
-@dataclass(frozen=True)
-class Boosted:
-    """A member that is a booster on the features."""
-
-    model: boosters.Booster
-
-    def predict(self, inputs: Inputs, threads: int) -> np.ndarray:
-        """Probabilities float32 [N, C]."""
-        return self.model.predict(inputs.features, inputs.base, threads)
-
-
-Member = Vote | Regression | Boosted
-
-
-@dataclass(frozen=True)
 class Chain:
     """A fitted chain.
 
@@ -142,7 +76,7 @@ class Chain:
     """
 
     temperatures: np.ndarray
-    members: Mapping[str, Member]
+    members: Mapping[str, members.Member]
     member_temperatures: Mapping[str, float]
     blend_weights: Mapping[str, float]
     blend_temperature: float
@@ -167,7 +101,7 @@ class Chain:
         """
         for start in range(0, logits.shape[1], _CHUNK):
             rows = slice(start, min(start + _CHUNK, logits.shape[1]))
-            inputs = make_inputs(logits[:, rows], self.temperatures)
+            inputs = members.make_inputs(logits[:, rows], self.temperatures)
             found: dict[str | int, np.ndarray] = dict(
                 enumerate(inputs.probabilities)
             )
@@ -183,17 +117,6 @@ class Chain:
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """The blend's answer for its probabilities, int [N]."""
         return decide.decide(probabilities, self.multipliers)
-
-
-def make_inputs(logits: np.ndarray, temperatures: np.ndarray) -> Inputs:
-    """Calibrates logits float32 [M, N, C] and derives the features."""
-    log_probs = np.empty(logits.shape, np.float32)
-    for model, temperature in enumerate(temperatures):
-        log_probs[model] = calibration.log_softmax(logits[model], temperature)
-    probabilities = np.exp(log_probs)
-    return Inputs(
-        probabilities, probabilities.mean(axis=0), meta_features(log_probs)
-    )
 
 
 def weighted(
@@ -232,7 +155,7 @@ def fit_chain(
     temperatures = np.array(
         [calibration.fit_temperature(model, labels) for model in logits]
     )
-    inputs = make_inputs(logits, temperatures)
+    inputs = members.make_inputs(logits, temperatures)
     folds = stratified_folds(labels, INNER_FOLDS, settings.seed + 1)
     row_weights = class_weights(labels, settings.class_weights)
     parameters = {
@@ -260,9 +183,15 @@ def fit_chain(
     # One pool for everything: never more than `threads` jobs at once.
     progress("votes and boosters")
     with ThreadPoolExecutor(settings.threads) as pool:
+        rows = (inputs, labels, folds)
         others = {
-            name: pool.submit(job, inputs, labels, folds, row_weights, settings)
-            for name, job in _OTHERS.items()
+            "soft_vote": pool.submit(
+                members.fit_soft_vote, *rows, settings.trials, settings.seed
+            ),
+            "greedy_vote": pool.submit(members.fit_greedy_vote, *rows),
+            "logistic": pool.submit(
+                members.fit_regression, *rows, row_weights, settings.seed
+            ),
         }
         fits = list(pool.map(fit_booster, tasks))
         fitted = {name: job.result() for name, job in others.items()}
@@ -276,8 +205,7 @@ def fit_chain(
             folds,
             settings.threads,
         )
-        fitted[kind] = Boosted(booster), out_of_booster
-    members = {name: member for name, (member, _) in fitted.items()}
+        fitted[kind] = members.Boosted(booster), out_of_booster
     out_of_fold = {name: found for name, (_, found) in fitted.items()}
 
     progress("blend")
@@ -292,14 +220,14 @@ def fit_chain(
     if settings.blend == "auto":
         weights = blend.choose(out_of_fold, labels, folds, settings.seed)
     else:
-        weights = blend.preset(members)
+        weights = blend.preset(fitted)
     total = weighted(out_of_fold, weights)
     blend_temperature = calibration.fit_temperature(
         calibration.log_probabilities(total), labels
     )
     return Chain(
         temperatures=temperatures,
-        members=members,
+        members={name: member for name, (member, _) in fitted.items()},
         member_temperatures=member_temperatures,
         blend_weights=weights,
         blend_temperature=blend_temperature,
@@ -339,91 +267,4 @@ def _parameters(
         seed=settings.seed,
         threads=settings.threads,
         progress=progress,
-    )
-
-
-def _fit_soft_vote(inputs, labels, folds, row_weights, settings):
-    del row_weights
-
-    def search(probabilities, labels, share):
-        trials = max(1, round(settings.trials * share))
-        return soft_vote.fit_weights(
-            probabilities, labels, trials, settings.seed
-        )
-
-    return _fit_vote(inputs, labels, folds, search)
-
-
-def _fit_greedy_vote(inputs, labels, folds, row_weights, settings):
-    del row_weights, settings
-
-    def select(probabilities, labels, share):
-        del share
-        return greedy.select(probabilities, labels)
-
-    return _fit_vote(inputs, labels, folds, select)
-
-
-def _fit_vote(inputs, labels, folds, fit) -> tuple[Vote, np.ndarray]:
-    """A vote's weights from all rows, and its out-of-fold probabilities.
-
-    `fit` takes probabilities, labels and the share of the trials to spend.
-    """
-    out_of_fold = np.zeros_like(inputs.base)
-    inner = np.unique(folds)
-    for fold in inner:
-        kept, held = folds != fold, folds == fold
-        weights = fit(
-            inputs.probabilities[:, kept], labels[kept], 1 / len(inner)
-        )
-        out_of_fold[held] = soft_vote.vote(
-            inputs.probabilities[:, held], weights
-        )
-    return Vote(fit(inputs.probabilities, labels, 1.0)), out_of_fold
-
-
-def _fit_regression(
-    inputs, labels, folds, row_weights, settings
-) -> tuple[Regression, np.ndarray]:
-    """The regression with the best penalty, and its out-of-fold rows."""
-    work = inputs.features.shape[1] * inputs.base.shape[1]
-    used = np.zeros(len(labels), bool)
-    used[subsample(labels, _REGRESSION_WORK // work, settings.seed)] = True
-
-    def fit(rows, penalty):
-        return Regression(
-            logistic.fit(
-                inputs.features[rows],
-                labels[rows],
-                penalty,
-                row_weights[rows],
-            )
-        )
-
-    best_loss, best_penalty, best_oof = np.inf, 0.0, None
-    for penalty in logistic.PENALTIES:
-        out_of_fold = np.zeros_like(inputs.base)
-        for fold in np.unique(folds):
-            held = folds == fold
-            out_of_fold[held] = fit(used & ~held, penalty).predict(
-                _rows(inputs, held), 1
-            )
-        true = out_of_fold[np.arange(len(labels)), labels]
-        loss = -(row_weights * np.log(np.maximum(true, 1e-7))).mean()
-        if loss < best_loss:
-            best_loss, best_penalty, best_oof = loss, penalty, out_of_fold
-    return fit(used, best_penalty), best_oof
-
-
-# Members that are no boosters: each is fitted with its out-of-fold rows.
-_OTHERS = {
-    "soft_vote": _fit_soft_vote,
-    "greedy_vote": _fit_greedy_vote,
-    "logistic": _fit_regression,
-}
-
-
-def _rows(inputs: Inputs, rows: np.ndarray) -> Inputs:
-    return Inputs(
-        inputs.probabilities[:, rows], inputs.base[rows], inputs.features[rows]
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from errors import UserError
-from stacking.align import Run
+from stacking.runs import Run
 
 # A run is refused if both hold: its excess over the other runs, in
 # probability, and in standard errors. Choosing the checkpoint on the

@@ -16,9 +16,10 @@ from files import write_text
 from reports import scores
 from reports.ensemble import Answers, ensemble_report
 from stacking import artifact, leaks, submission
-from stacking.align import Rows, Table, find_runs, make_table, read_runs
+from stacking.align import Rows, Table, make_table
 from stacking.chain import BLEND, Chain, Settings, fit_chain
 from stacking.honest import Scored, out_of_fold, predict_scored
+from stacking.runs import find_runs, read_runs
 
 MIN_ROWS = 10
 

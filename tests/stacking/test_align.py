@@ -7,8 +7,9 @@ import pytest
 from made_up_runs import CLASSES, made_up, write_run
 
 from errors import UserError
-from stacking.align import find_runs, make_table, read_runs
+from stacking.align import make_table
 from stacking.logits import read_logits, write_logits
+from stacking.runs import find_runs, read_runs
 
 
 def table_of(folder, splits=("val", "test")):

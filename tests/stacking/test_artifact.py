@@ -11,8 +11,9 @@ from made_up_runs import CLASSES, made_up, write_run
 
 from errors import UserError
 from stacking import artifact, session
-from stacking.align import find_runs, make_table, read_runs
+from stacking.align import make_table
 from stacking.chain import Settings
+from stacking.runs import find_runs, read_runs
 
 
 @pytest.fixture(scope="module")

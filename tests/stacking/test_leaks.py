@@ -7,8 +7,8 @@ import pytest
 from made_up_runs import made_up, write_run
 
 from errors import UserError
-from stacking.align import find_runs, read_runs
 from stacking.leaks import refuse_leaks, suspicions
+from stacking.runs import find_runs, read_runs
 
 
 def write_runs(folder, seed, leak=None, harder=0.0, rows=300):

@@ -22,7 +22,8 @@ from stacking import (
     search,
     soft_vote,
 )
-from stacking.chain import Settings, fit_chain, make_inputs
+from stacking.chain import Settings, fit_chain
+from stacking.members import make_inputs
 from stacking.splits import stratified_folds, subsample
 
 

@@ -1,0 +1,175 @@
+"""Run folders: which there are, what they predicted, whose they are.
+
+A *family* is one model: its seeds and its folds are several runs.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from stacking.logits import Logits, logits_path, read_logits
+
+SPLITS = ("val", "test")
+# Fields of config.json that tell the seeds and folds of one model apart, or
+# say where and how fast it ran.
+_PER_RUN = (
+    "seed",
+    "data.fold",
+    "data.folds_file",
+    "workdir",
+    "workers",
+    "cache_dir",
+    "log_every_steps",
+    "eval.batch_size",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder and what it predicted.
+
+    Attributes:
+      path: the folder.
+      val, test: its logits; None where it has no such file.
+    """
+
+    path: Path
+    val: Logits | None
+    test: Logits | None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Of its validation logits, or else of its test logits."""
+        return (self.val or self.test).metadata
+
+
+@dataclass(frozen=True)
+class Family:
+    """The runs of one model, and the name it has in every table."""
+
+    name: str
+    model: str
+    runs: tuple[Run, ...]
+
+    @property
+    def config_hashes(self) -> list[str]:
+        """Of its runs, sorted."""
+        return sorted({str(run.metadata["config_hash"]) for run in self.runs})
+
+
+def find_runs(
+    patterns: Sequence[str],
+    out: str | os.PathLike | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Run folders named by `patterns`, which may be globs.
+
+    Folders without logits are passed over with a note (a glob names them
+    too), `out` and other stacks silently.
+
+    Raises:
+      UserError: nothing is there, or the only folder named has no logits.
+    """
+    named: list[Path] = []
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern)) or [pattern]
+        named += [Path(path) for path in found if Path(path) not in named]
+    own = Path(out).resolve() if out is not None else None
+    runs = []
+    for path in named:
+        if path.resolve() == own or (path / "stack.json").exists():
+            continue
+        if any(logits_path(path, split).exists() for split in SPLITS):
+            runs.append(path)
+        elif not path.exists():
+            raise UserError(
+                f"--runs names {path}, which does not exist; train it first "
+                "or correct the name"
+            )
+        elif path.is_dir():
+            note(f"{path} has no logits yet and is left out")
+    if not runs:
+        raise UserError(
+            f"no folder in --runs {' '.join(patterns)} holds "
+            "logits/val.npz; train a model to its end first"
+        )
+    return runs
+
+
+def read_runs(paths: Sequence[Path], splits: Sequence[str]) -> list[Run]:
+    """Reads the logits of each run folder; see `read_logits`."""
+    runs = []
+    for path in paths:
+        found = {
+            split: read_logits(logits_path(path, split))
+            for split in splits
+            if logits_path(path, split).exists()
+        }
+        if not found:
+            raise UserError(
+                f"{path} has no logits/{splits[0]}.npz; let its training "
+                "finish or leave it out of --runs"
+            )
+        runs.append(Run(path, found.get("val"), found.get("test")))
+    return runs
+
+
+def group(runs: Sequence[Run]) -> tuple[Family, ...]:
+    """Sorts runs into families.
+
+    One family is: the same `family` in the metadata; or else a `config.json`
+    that differs in seed, fold and folder alone; or else, without that file,
+    the same `model` and `config_hash`.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_family_key(run), []).append(run)
+    models = [str(members[0].metadata["model"]) for members in groups.values()]
+    families = []
+    taken: set[str] = set()
+    for model, members in zip(models, groups.values(), strict=True):
+        name = members[0].metadata.get("family") or model
+        if models.count(model) > 1 and "family" not in members[0].metadata:
+            name = members[0].path.name
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        families.append(Family(str(name), model, tuple(members)))
+    return tuple(families)
+
+
+def _family_key(run: Run) -> str:
+    model = str(run.metadata["model"])
+    if "family" in run.metadata:
+        return f"family {run.metadata['family']}"
+    try:
+        config = json.loads((run.path / "config.json").read_text())
+    except (OSError, ValueError):
+        return f"{model} {run.metadata['config_hash']}"
+    for name in _PER_RUN:
+        *parents, last = name.split(".")
+        inside = config
+        for parent in parents:
+            inside = inside.get(parent, {})
+        inside.pop(last, None)
+    text = json.dumps(config, sort_keys=True)
+    return f"{model} {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def seed_of(run: Run) -> str:
+    """The seed it was trained with, as text; "" if nothing says."""
+    if "seed" in run.metadata:
+        return str(run.metadata["seed"])
+    try:
+        config = json.loads((run.path / "config.json").read_text())
+        return str(config.get("seed", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
