@@ -33,6 +33,7 @@ EXTENSIONS = (
 
 # Pillow warns of oddities in files that it can read all the same.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 # Freed pixels are kept for the next image, 64 MB at most. Handed back to the
 # system and faulted in again, they took a twentieth of the whole chain's time.

@@ -11,10 +11,10 @@ dropped.
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import functools
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -138,27 +138,35 @@ def eval_batches(
     return Batches(_chain(steps.map(maker), workers), images, workers)
 
 
-class WorkerDied(Exception):
+class WorkerDied(UserError):
     """A worker process ended on its own, as when the memory runs out."""
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """An iterator over batches that reports bad images and can be closed."""
+    """An iterator over batches that reports bad images and can be closed.
+
+    Attributes:
+      close: call it to end worker processes and threads; the iterator is over
+        then. Calling it again does no harm.
+    """
 
     def __init__(self, chain: grain.IterDataset, images: Images, workers: int):
-        self._chain = iter(chain)
+        self._chain = [iter(chain)]  # Emptied when it is closed.
         self._images = images
         self._workers = workers
         self._reported: set[int] = set()
-        # Worker processes must be gone before the interpreter takes apart
-        # the modules that end them.
-        atexit.register(self.close)
+        # Also when this is dropped, or when the program ends: worker processes
+        # must be gone before the modules that end them are taken apart.
+        self.close = weakref.finalize(self, _close, self._chain)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self._chain is None:
+        if not self._chain:
             raise StopIteration
         try:
-            batch = next(self._chain)
+            batch = next(self._chain[0])
+        except StopIteration:
+            self.close()
+            raise
         except RuntimeError as error:
             if "Worker process was terminated" not in str(error):
                 raise
@@ -179,18 +187,16 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         # outlive the process, if a caller kept them.
         return {name: _owned(values) for name, values in batch.items()}
 
-    def close(self) -> None:
-        """Ends worker processes and threads; the iterator is over."""
-        chain, self._chain = self._chain, None
-        if chain is not None:
-            atexit.unregister(self.close)
-            chain.close()
-
     def __enter__(self) -> Batches:
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.close()
+
+
+def _close(chain: list[grain.DatasetIterator]) -> None:
+    # Out of the list first, so that it is taken down here and now.
+    chain.pop().close()
 
 
 def _owned(values: np.ndarray) -> np.ndarray:

@@ -83,6 +83,7 @@ def test_exif_orientation_is_applied(orientation):
     assert decode(data).shape[:2] == ((24, 16) if is_turned else (16, 24))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_broken_exif_does_not_lose_the_pixels():
     data = encoded(photo(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\x00\x99junk")
     assert decode(data).shape == (24, 32, 3)

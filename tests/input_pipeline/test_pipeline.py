@@ -219,8 +219,16 @@ def children():
     return found
 
 
-@pytest.mark.parametrize("read", [0, 3])
-def test_closing_leaves_no_process_and_no_thread(digits, read):
+def wait_for(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.parametrize(("workers", "read"), [(0, 3), (2, 0), (2, 3)])
+@pytest.mark.parametrize("how", ["close", "drop"])
+def test_closing_leaves_no_process_and_no_thread(digits, workers, read, how):
     before, threads = children(), threading.active_count()
     stream = pipeline.train_batches(
         digits,
@@ -229,22 +237,32 @@ def test_closing_leaves_no_process_and_no_thread(digits, read):
         size=8,
         batch_size=4,
         seed=0,
-        workers=2,
+        workers=workers,
     )
     for _ in range(read):
         next(stream)
-    assert len(children() - before) == (2 if read else 0)
-    stream.close()
-    stream.close()  # Twice does no harm.
-    deadline = time.monotonic() + 10
-    while children() - before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not children() - before
-    with pytest.raises(StopIteration):
-        next(stream)
-    while threading.active_count() > threads and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert threading.active_count() <= threads + 1  # grain's deleting thread.
+    assert len(children() - before) == (workers if read else 0)
+    if how == "close":
+        stream.close()
+        stream.close()  # Twice does no harm.
+        with pytest.raises(StopIteration):
+            next(stream)
+    else:
+        del stream
+    assert wait_for(lambda: not children() - before)
+    # grain keeps one pool, of four threads, that deletes shared memory.
+    assert wait_for(lambda: threading.active_count() <= threads + 4)
+
+
+def test_an_evaluation_read_to_its_end_is_closed(digits):
+    threads = threading.active_count()
+    streams = [
+        pipeline.eval_batches(digits, np.arange(9), size=8, batch_size=4)
+        for _ in range(5)
+    ]
+    for stream in streams:
+        assert len(list(stream)) == 3
+    assert wait_for(lambda: threading.active_count() <= threads)
 
 
 def test_a_killed_worker_is_an_error_not_a_hang(digits):
