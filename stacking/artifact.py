@@ -119,15 +119,20 @@ def save(
         "blend_temperature": chain.blend_temperature,
         "booster_parameters": chain.booster_parameters,
         "submission": submission,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in _LIBRARIES},
-        },
+        "versions": versions(),
         "sha256": {
             path: _sha256(folder / path) for path in [*files, "chain.npz"]
         },
     }
     write_text(folder / "stack.json", json.dumps(description, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that the answers depend on."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _LIBRARIES},
+    }
 
 
 def load(folder: str | os.PathLike) -> Artifact:

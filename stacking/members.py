@@ -169,8 +169,9 @@ def fit_regression(
             )
         true = out_of_fold[np.arange(len(labels)), labels]
         loss = -(row_weights * np.log(np.maximum(true, 1e-7))).mean()
-        if loss < best_loss:
-            best_loss, best_penalty, best_oof = loss, penalty, out_of_fold
+        if loss >= best_loss:
+            break  # From strong to weak: it only gets worse from here.
+        best_loss, best_penalty, best_oof = loss, penalty, out_of_fold
     return fit(used, best_penalty), best_oof
 
 

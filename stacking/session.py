@@ -155,6 +155,14 @@ def predict(
       The number of rows written.
     """
     loaded = artifact.load(folder)
+    made_with = loaded.description["versions"]
+    for library, version in artifact.versions().items():
+        if made_with.get(library) != version:
+            note(
+                f"the stack was made with {library} "
+                f"{made_with.get(library)} and this is {version}: answers "
+                "may differ in the last digits"
+            )
     found = read_runs(find_runs(runs, folder, note), (split,))
     table = make_table(found, (split,))
     rows: Rows = getattr(table, split)
