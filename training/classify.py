@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import jax_models
+from configs import loading
 from errors import UserError
 from input_pipeline import folds as folds_lib
 from input_pipeline import mixing, pipeline
@@ -228,7 +229,7 @@ class Classification:
                     "sample_submission": source.sample_submission,
                     "id_column": source.id_column,
                     "target_column": source.target_column,
-                    "data": config_lib.plain(config.data),
+                    "data": loading.plain(config.data),
                 },
             ),
         )

@@ -9,6 +9,7 @@ from typing import IO
 
 from ml_collections import ConfigDict
 
+from configs import loading
 from errors import UserError
 from files import write_text
 from training import config as config_lib
@@ -45,7 +46,7 @@ def claim(workdir: Path, config: ConfigDict) -> IO:
         ) from error
     path = workdir / "config.json"
     if not path.exists():
-        write_text(path, json.dumps(config_lib.plain(config), indent=2) + "\n")
+        write_text(path, json.dumps(loading.plain(config), indent=2) + "\n")
         return lock
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))

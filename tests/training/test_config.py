@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from configs import loading
 from errors import UserError
 from training import config as config_lib
 
@@ -80,7 +81,7 @@ def test_hash_changes_with_what_shapes_the_run_and_with_nothing_else():
 
 def test_differences_name_field_and_both_values():
     config = config_lib.parse([DEMO]).config
-    earlier = json.loads(json.dumps(config_lib.plain(config)))
+    earlier = json.loads(json.dumps(loading.plain(config)))
     assert config_lib.differences(config, earlier) == []
     earlier["seed"] = 7
     earlier["stages"][0]["epochs"] = 1.5

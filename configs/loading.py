@@ -1,0 +1,164 @@
+"""From a recipe's name and `--config.a.b=` overrides to a config.
+
+For every command line of Sextet; imports nothing of it but `errors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from errors import UserError
+
+_NO_RECIPES = ("common.py", "loading.py")
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, ConfigDict]:
+    """Reads a command line with `--config` and its overrides.
+
+    Args:
+      parser: of the command's other flags; `--config` is added here.
+      argv: the words after the program's name.
+
+    Returns:
+      The flags, with `config` the recipe as it was named, and the recipe's
+      config with every `--config.a.b=value` applied, each value converted to
+      the type of the field that it replaces.
+
+    Raises:
+      UserError: a missing or broken recipe, an unknown variant, flag or field
+        (with the nearest known name), or a value of another type.
+    """
+    parser.allow_abbrev = False
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:VARIANT]",
+        help="a recipe, e.g. configs/tinyvit.py or configs/tinyvit.py:demo",
+    )
+    known, overrides = parser.parse_known_args(argv)
+    config = load(known.config)
+    _apply_overrides(config, overrides, [f"--{name}" for name in vars(known)])
+    return known, config
+
+
+def load(recipe: str) -> ConfigDict:
+    """Returns the config of `recipe`, a file name with an optional `:variant`.
+
+    Raises:
+      UserError: there is no such file or variant, or it is no recipe.
+    """
+    path, _, variant = recipe.partition(":")
+    if not Path(path).is_file():
+        near = sorted(str(p) for p in Path("configs").glob("*.py"))
+        near = [name for name in near if not name.endswith(_NO_RECIPES)]
+        raise UserError(
+            f"there is no config file {path}; "
+            + (f"choose one of {', '.join(near)}" if near else "check --config")
+        )
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    if spec is None:
+        raise UserError(f"{path} is not a Python file; check --config")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(
+            f"{path} is not valid Python (line {error.lineno}: {error.msg}); "
+            "mend it or check --config"
+        ) from error
+    if not hasattr(module, "get_config"):
+        raise UserError(
+            f"{path} has no get_config(variant); choose a recipe in configs/"
+        )
+    try:
+        return module.get_config(variant)
+    except ValueError as error:
+        raise UserError(f"{recipe}: {error}") from error
+
+
+def _apply_overrides(
+    config: ConfigDict, overrides: Sequence[str], known_flags: Sequence[str]
+) -> None:
+    for flag in overrides:
+        match = re.match(r"--(no)?config\.([^=]+)", flag)
+        if match is None:
+            if flag.startswith("-"):
+                name = flag.split("=")[0]
+                near = difflib.get_close_matches(name, known_flags, 1)
+                hint = f"did you mean {near[0]}?" if near else "see --help"
+                raise UserError(f"unknown flag {flag}; {hint}")
+        elif not _has_field(config, match[2]):
+            raise UserError(_unknown_field(config, match[2]))
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict(
+        "config", config, flag_values=values, sys_argv=["", *overrides]
+    )
+    try:
+        rest = values(["", *overrides])[1:]
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(
+            f"{error}; give a value of the field's own type"
+        ) from error
+    if rest:
+        raise UserError(f"did not expect {rest[0]!r}; see --help")
+
+
+def plain(value: Any) -> Any:
+    """Returns a config (or part of one) as dicts, lists and scalars."""
+    if isinstance(value, ConfigDict):
+        return {key: plain(value[key]) for key in sorted(value)}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return value
+
+
+def _has_field(config: ConfigDict, name: str) -> bool:
+    generic = re.sub(r"\[\d+\]", "[]", name)
+    if generic not in {re.sub(r"\.\d+", "[]", k) for k in _all_keys(config)}:
+        return False
+    indices = [int(digits) for digits in re.findall(r"\[(\d+)\]", name)]
+    return all(index < len(config.stages) for index in indices)
+
+
+def _unknown_field(config: ConfigDict, name: str) -> str:
+    keys = [re.sub(r"\.(\d+)", r"[\1]", key) for key in _all_keys(config)]
+    near = difflib.get_close_matches(name, keys, 1, cutoff=0.5)
+    if not near:  # Perhaps the right field under the wrong parent.
+        last = name.split(".")[-1]
+        near = [key for key in keys if key.split(".")[-1] == last][:1]
+    hint = f"did you mean config.{near[0]}?" if near else "see configs/"
+    return f"the config has no field {name!r} (--config.{name}); {hint}"
+
+
+def _all_keys(config: ConfigDict) -> list[str]:
+    """Names of all fields, `stages.0.epochs` style."""
+    return list(flatten(plain(config)))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns a plain config as {dotted name: value}, e.g. `stages.0.epochs`.
+
+    Lists of dicts are opened up, other lists are values.
+    """
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = ((str(i), item) for i, item in enumerate(value))
+    else:
+        return {prefix: value}
+    flat = {}
+    for key, item in items:
+        name = f"{prefix}.{key}" if prefix else key
+        flat.update(flatten(item, name))
+    return flat

@@ -1,0 +1,72 @@
+"""Every command of the README exists and is understood."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT
+
+from training import config as config_lib
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(
+    {
+        line.split("  #")[0].strip()
+        for text in re.findall(r"```\n(.*?)```|`([^`\n]+)`", README, re.S)
+        for line in "\n".join(text).splitlines()
+        if re.match(r"(make|python|\.venv/bin/pip) ", line.strip())
+    }
+)
+
+
+def of(program):
+    found = [c for c in COMMANDS if c.startswith(program)]
+    assert found, f"the README has no {program} command"
+    return found
+
+
+@pytest.mark.parametrize("command", of("python train.py"))
+def test_training_commands_parse(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = config_lib.parse(command.split()[2:])
+    assert arguments.config.stages
+
+
+@pytest.mark.parametrize("command", of("make"))
+def test_make_targets_exist(command):
+    process = subprocess.run(
+        ["make", "--dry-run", *command.split()[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("command", of("python -m"))
+def test_modules_explain_themselves(command):
+    process = subprocess.run(
+        [sys.executable, "-m", command.split()[2], "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "usage" in process.stdout
+    for flag in re.findall(r" (--\w[\w-]*)", command):
+        assert flag in process.stdout
+
+
+def test_every_module_command_is_run_by_another_test_or_by_ci():
+    ran = (ROOT / ".ci/run").read_text() + (ROOT / "Makefile").read_text()
+    for command in COMMANDS:
+        if command.startswith("python -m stacking"):
+            assert "-m stacking" in ran
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
