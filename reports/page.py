@@ -79,7 +79,7 @@ td.plot { width: 34%; min-width: 180px; padding-top: 0; padding-bottom: 0; }
   text-overflow: ellipsis; }
 .weights td.plot { min-width: 60px; width: 40%; }
 .wide { grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); }
-.pair { display: grid; gap: 12px;
+.pair { display: grid; gap: 12px; margin-top: 10px;
   grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto,

@@ -17,8 +17,9 @@ from stacking.soft_vote import vote
 # The competition's winning blend.
 REFERENCE = {"catboost": 0.4, "lightgbm": 0.3, "soft_vote": 0.3}
 FALLBACK = "soft_vote"
-# A blend must beat the soft vote in this share of resampled row sets.
-_CONFIDENCE = 0.95
+# A blend must beat the soft vote in this share of resampled row sets: by one
+# standard error, the rule of Breiman et al. 1984.
+_CONFIDENCE = 0.84
 _DRAWS = 1000
 
 
@@ -39,8 +40,8 @@ def choose(
 
     Weights are found by greedy selection on all folds but one and tried on
     the one left out, so the comparison with the soft vote is made on rows
-    that no weight has seen. Only where the blend wins in 95 % of bootstrap
-    resamples of the rows is it taken, with weights from all folds.
+    that no weight has seen. Only where the blend wins by a standard error of
+    the rows (bootstrap) is it taken, with weights from all folds.
 
     Args:
       out_of_fold: member -> calibrated float32 [N, C]; has "soft_vote".
