@@ -21,8 +21,16 @@ from errors import UserError
 _NO_RECIPES = ("common.py", "loading.py")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake in one sentence, as all of Sextet."""
+
+    def error(self, message: str) -> None:
+        """Raises a UserError where argparse would print its usage."""
+        raise UserError(f"{message}; see --help")
+
+
 def parse(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
+    parser: Parser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, ConfigDict]:
     """Reads a command line with `--config` and its overrides.
 
@@ -42,11 +50,15 @@ def parse(
     parser.allow_abbrev = False
     parser.add_argument(
         "--config",
-        required=True,
         metavar="FILE[:VARIANT]",
         help="a recipe, e.g. configs/tinyvit.py or configs/tinyvit.py:demo",
     )
     known, overrides = parser.parse_known_args(argv)
+    if not known.config:
+        raise UserError(
+            "--config is missing; name a recipe, such as "
+            "--config=configs/tinyvit.py"
+        )
     config = load(known.config)
     _apply_overrides(config, overrides, [f"--{name}" for name in vars(known)])
     return known, config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -47,7 +46,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         field (with the nearest known name), a value of the wrong type, or
         fields that cannot work together (`problems`).
     """
-    parser = argparse.ArgumentParser(
+    parser = loading.Parser(
         prog="train.py",
         description="Trains one model from a recipe and writes its logits.",
         epilog="Any field of the recipe: --config.a.b=value, for example "

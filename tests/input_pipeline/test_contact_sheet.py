@@ -35,11 +35,11 @@ def test_command_writes_a_sheet_of_the_digits(tmp_path):
     ("arguments", "words"),
     [
         ([], "--config=configs/"),
-        (["--config=configs/nope.py"], "no such recipe"),
+        (["--config=configs/nope.py"], "no config file configs/nope.py"),
         (["--config=configs/tinyvit.py:x"], "variant 'x'"),
         (
             ["--config=configs/tinyvit.py", "--config.augment.flp=1"],
-            'Did you mean "flip"',
+            "did you mean config.augment.flip?",
         ),
         (
             ["--config=configs/tinyvit.py", "--config.augment.flip=often"],
