@@ -101,8 +101,8 @@ class GlobalResponseNorm(nnx.Module):
         energy = jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True)
         # The root has no slope at 0, where a channel is silent.
         silent = energy == 0
-        norm = jnp.sqrt(jnp.where(silent, 1.0, energy))
-        norm = jnp.where(silent, 0.0, norm)
+        norm = jnp.sqrt(jnp.where(silent, jnp.ones_like(energy), energy))
+        norm = jnp.where(silent, jnp.zeros_like(energy), norm)
         share = norm / (norm.mean(-1, keepdims=True) + EPSILON)
         factor = (1 + self.scale[...] * share).astype(self.dtype)
         return x * factor + self.bias[...].astype(self.dtype)

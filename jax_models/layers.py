@@ -75,6 +75,10 @@ class FanOut:
         return normal * math.sqrt(2 / fan)
 
 
+# Bounds of random numbers; as Python floats they would become float64 where
+# that is allowed.
+_UNIT = np.float32(0), np.float32(1)
+
 Initializer = Normal | Uniform | FanOut
 
 _recorded: contextvars.ContextVar[list | None] = contextvars.ContextVar(
@@ -123,7 +127,7 @@ def _noise(rngs, size):
     """The same noise twice: uniform in (-1, 1), and standard normal."""
     low = np.nextafter(np.float32(-1), np.float32(0))
     uniform = jax.random.uniform(
-        rngs.params(), (size,), jnp.float32, minval=low
+        rngs.params(), (size,), jnp.float32, low, _UNIT[1]
     )
     return uniform, math.sqrt(2) * lax.erf_inv(uniform)
 
@@ -293,29 +297,43 @@ def _sides(padding):
     return ((padding, padding), (padding, padding))
 
 
-class DropPath(nnx.Module):
-    """Stochastic depth (Huang et al. 2016): drops a branch per sample.
+class Dropout(nnx.Module):
+    """Drops values at random when training (Srivastava et al. 2014).
 
     What is kept is divided by the share kept, so the mean stays. Every
-    instance owns a random stream: two blocks never share a mask.
+    instance owns a random stream: no two share a mask.
 
     Args:
-      rate: the share of samples whose branch is dropped, in [0, 1).
+      rate: the share that is dropped, in [0, 1).
     """
 
     def __init__(self, rate: float, *, rngs: nnx.Rngs):
         self.rate = float(rate)
+        # Set by `model.train()` and `model.eval()`.
         self.deterministic = False
         self.stream = rngs["dropout"].fork() if self.rate > 0 else None
 
-    def __call__(self, branch: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, ...]` to `[B, ...]`."""
         if self.deterministic or self.stream is None:
-            return branch
-        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+            return x
         keep = 1 - self.rate
-        mask = jax.random.bernoulli(self.stream(), keep, shape)
-        return branch * (mask.astype(branch.dtype) / keep)
+        noise = jax.random.uniform(
+            self.stream(), self.mask_shape(x.shape), jnp.float32, *_UNIT
+        )
+        return x * ((noise < keep).astype(x.dtype) / keep)
+
+    def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Every value falls on its own."""
+        return shape
+
+
+class DropPath(Dropout):
+    """Stochastic depth (Huang et al. 2016): drops a branch per sample."""
+
+    def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """All values of a sample fall together."""
+        return (shape[0],) + (1,) * (len(shape) - 1)
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -354,7 +372,7 @@ class Head(nnx.Module):
             self.norm = LayerNorm(
                 channels, epsilon=norm_epsilon, dtype=jnp.float32
             )
-        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
+        self.dropout = Dropout(dropout, rngs=rngs)
         self.fc = Linear(
             channels,
             num_classes,

@@ -74,7 +74,10 @@ class BatchNorm(nnx.Module):
 
     def _update(self, running, batch):
         kept = self.momentum * running[...]
-        running[...] = kept + (1 - self.momentum) * lax.stop_gradient(batch)
+        new = kept + (1 - self.momentum) * lax.stop_gradient(batch)
+        # Not `running[...] = new`, which would write into an array that came
+        # from NumPy.
+        running.set_value(new)
 
 
 def _normalize(x, axes, epsilon):

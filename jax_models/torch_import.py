@@ -113,7 +113,7 @@ def import_torch(
         )
     for name, value in values.items():
         variable = entries[name].variable
-        variable[...] = jnp.asarray(value, jnp.float32)
+        variable.set_value(jnp.asarray(value, jnp.float32))
     if resized:
         warnings.warn(
             f"resized the attention biases {', '.join(resized)} of {source} "

@@ -6,7 +6,7 @@ import functools
 
 import golden_recipe as recipe
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -31,7 +31,7 @@ def golden_model():
         # Not drawn, only shaped: every value comes from the recipe.
         model = nnx.eval_shape(make)
         graphdef, state = nnx.split(model)
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), state)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), state)
         model = nnx.merge(graphdef, zeros)
         shapes = {
             key: value.shape
