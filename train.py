@@ -172,7 +172,7 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
         lines["continues"] = f"at step {step:,}"
     for heading, text in lines.items():
         print(f"{heading:>10}  {text}")
-    if not config.data.root:
+    if not config.data.root and step < plan[-1].end:
         print(
             "No data.root was given, so this trains on 1,797 small digits; "
             "give yours with --config.data.root=FOLDER. The estimated time "
