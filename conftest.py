@@ -10,6 +10,6 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
-from absl import flags
+from absl import flags  # noqa: E402 (after the environment is set)
 
 flags.FLAGS.mark_as_parsed()  # grain's worker pool asks.

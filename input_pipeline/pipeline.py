@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import multiprocessing
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -241,6 +244,7 @@ class _TrainBatch:
     shard: tuple[int, int]
 
     def __call__(self, step: int) -> dict[str, Any]:
+        _leave_with_parent()
         index, count = self.shard
         first = step * self.batch_size
         positions = range(first + index, first + self.batch_size, count)
@@ -272,6 +276,24 @@ class _TrainBatch:
         }
 
 
+@functools.cache
+def _leave_with_parent() -> None:
+    """Ends a worker process when its parent dies, in whatever way.
+
+    grain ends its workers in good order; after a SIGKILL nobody does, and
+    they would wait for ever on a queue that no one reads.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 @dataclasses.dataclass(frozen=True)
 class _EvalBatch:
     """Batch number -> batch."""
@@ -284,6 +306,7 @@ class _EvalBatch:
     shard: tuple[int, int]
 
     def __call__(self, step: int) -> dict[str, Any]:
+        _leave_with_parent()
         index, count = self.shard
         first = step * self.batch_size
         positions = range(first + index, first + self.batch_size, count)

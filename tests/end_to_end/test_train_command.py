@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,9 +116,11 @@ def test_killed_at_any_moment_it_continues_bit_by_bit(whole, tmp_path, workers):
         time.sleep(generator.uniform(0, 1.0))
         if process.poll() is not None:
             break
+        loaders = children(process)
         process.kill()
         process.wait()
         kills += 1
+        assert_gone(loaders)
     assert kills >= 2, "the run ended before it could be killed twice"
     process = train(workdir, f"--config.workers={workers[-1]}")
     assert process.returncode == 0, process.stderr
@@ -177,6 +180,19 @@ def test_help_answers_at_once_and_tells_how_to_set_a_field():
     assert "--config.data.root=" in process.stdout
     # Without JAX this takes a fifth of a second; the bound is for busy days.
     assert time.perf_counter() - began < 10
+
+
+def children(process) -> list[Path]:
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [Path(f"/proc/{child}") for child in listed.read_text().split()]
+
+
+def assert_gone(processes, seconds=20):
+    """No loader process outlives the training, however that ended."""
+    until = time.perf_counter() + seconds
+    while any(p.exists() for p in processes):
+        assert time.perf_counter() < until, f"still there: {processes}"
+        time.sleep(0.1)
 
 
 def records_so_far(workdir) -> int:
