@@ -25,11 +25,15 @@ class UserError(Exception):
 def one_sentence() -> Iterator[None]:
     """Turns a `UserError` into `error: <sentence>` on stderr and exit 2.
 
-    For the outermost frame of a command line. Any other exception passes
-    through with its traceback: it is a bug, and must look like one.
+    For the outermost frame of a command line. Ctrl-C exits with 130 and no
+    traceback. Any other exception passes through with its traceback: it is a
+    bug, and must look like one.
     """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)

@@ -63,7 +63,8 @@ def train(
     end = plan[-1].end
 
     # ---- The run folder: new, half done, or finished ------------------------
-    resources.enter_context(run_folder.claim(workdir, config))
+    lock = run_folder.claim(workdir, config, task.identity())
+    resources.enter_context(lock)
     saved = Checkpoints(
         workdir / "checkpoints", task.metric, config.checkpoint.keep_best
     )
@@ -78,14 +79,13 @@ def train(
         workdir / "metrics.jsonl",
         saved.history(step) if step else {},
         plan,
-        step,
         task.metric,
         config.log_every_steps,
     )
     resources.callback(recorder.close)
 
     # ---- Stages of steps ----------------------------------------------------
-    stop = resources.enter_context(interrupts.StopSignals())
+    stop = interrupts.StopSignals()
     while (stage := stages.stage_after(plan, step)) is not None:
         schedule = optim.make_schedule(
             stage.config, stage.steps, stage.steps_per_epoch
@@ -93,16 +93,13 @@ def train(
         optimizer = optim.make_optimizer(stage.config, schedule)
         ema_decay = stage.config.ema_decay
         if step > stage.start:
-            now = saved.load(
-                step,
-                state.stage_like(task.blueprint, optimizer, ema_decay, mesh),
-            )
+            like = state.stage_like(task.blueprint, optimizer, ema_decay, mesh)
+            now = saved.load(step, like)
         else:
-            weights = (
-                best_weights(saved, plan, task, mesh)
-                if stage.index
-                else state.init_weights(task.build, mesh)
-            )
+            if stage.index:
+                weights = best_weights(saved, plan, task, mesh)
+            else:
+                weights = state.init_weights(task.build, mesh)
             now = state.start_stage(step, *weights, optimizer, ema_decay, mesh)
         train_step = state.make_train_step(
             task.blueprint,
@@ -113,7 +110,7 @@ def train(
             log_every_steps=config.log_every_steps,
         )
         recorder.start_stage(stage, schedule)
-        with contextlib.closing(task.batches(stage, step)) as batches:
+        with stop, contextlib.closing(task.batches(stage, step)) as batches:
             while step < stage.end and not stop.received:
                 batch = sharding.put_batch(next(batches), mesh)
                 now, measured = train_step(now, batch)
@@ -121,7 +118,7 @@ def train(
                 recorder.step(step, measured)
                 if stage.evaluates_at(step):
                     recorder.finish_steps()
-                    scores = task.evaluate(now.weights, now.batch_stats)
+                    scores = task.evaluate(*now.weights)
                     recorder.evaluation(step, scores)
                     saved.save(step, now, recorder.history(), scores)
         if stop.received:
@@ -143,12 +140,13 @@ def best_weights(saved, plan, task, mesh) -> tuple[dict, dict]:
     from training import stages, state
 
     step = saved.best()
-    averaged = stages.stage_of(plan, step).config.ema_decay > 0
     params, batch_stats = state.weights_like(task.blueprint, mesh)
-    name = "ema" if averaged else "params"
-    like = {name: params, "batch_stats": batch_stats}
-    loaded = saved.load(step, like)
-    return loaded[name], loaded["batch_stats"]
+    like = {"params": params, "batch_stats": batch_stats}
+    if stages.stage_of(plan, step).config.ema_decay > 0:
+        weights = saved.load(step, {"ema": like})["ema"]
+    else:
+        weights = saved.load(step, like)
+    return weights["params"], weights["batch_stats"]
 
 
 def print_plan(arguments, task, plan, step, mesh) -> None:
@@ -172,7 +170,7 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
         lines["continues"] = f"at step {step:,}"
     for heading, text in lines.items():
         print(f"{heading:>10}  {text}")
-    if not config.data.root and step < plan[-1].end:
+    if task.data.source.name == "digits" and step < plan[-1].end:
         print(
             "No data.root was given, so this trains on 1,797 small digits; "
             "give yours with --config.data.root=FOLDER. The estimated time "

@@ -42,7 +42,7 @@ def base() -> ConfigDict:
             "workers": -1,  # loader processes; -1 asks the machine
             "cache_dir": "~/.cache/sextet",  # compiled steps, channel stats
         }
-    )
+    ).lock()  # A misspelt field in a recipe is an error, not a new field.
 
 
 def data() -> ConfigDict:
@@ -145,7 +145,7 @@ def stage(**fields) -> ConfigDict:
     if unknown:
         raise ValueError(f"a stage has no field {', '.join(unknown)}")
     config.update(fields)
-    return config
+    return config.lock()
 
 
 def one_cycle(learning_rate: float = 3e-4, **fields) -> ConfigDict:

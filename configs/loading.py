@@ -84,10 +84,9 @@ def load(recipe: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
+    except (SyntaxError, ImportError) as error:
         raise UserError(
-            f"{path} is not valid Python (line {error.lineno}: {error.msg}); "
-            "mend it or check --config"
+            f"{path} cannot be imported ({error}); mend it or check --config"
         ) from error
     if not hasattr(module, "get_config"):
         raise UserError(
@@ -95,8 +94,9 @@ def load(recipe: str) -> ConfigDict:
         )
     try:
         return module.get_config(variant)
-    except ValueError as error:
-        raise UserError(f"{recipe}: {error}") from error
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        words = " ".join(str(error).strip("'\"").split())
+        raise UserError(f"{recipe}: {words}; see configs/common.py") from error
 
 
 def _apply_overrides(

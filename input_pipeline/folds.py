@@ -152,13 +152,14 @@ def read_folds(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def folds_for(
     source: Source, k: int, seed: int, path: str | Path
 ) -> np.ndarray:
-    """The folds of a source: read from `path`, or made and written there.
+    """The folds of a source: read from `path` if it is there, else made.
 
     Args:
       source: its labelled images are divided.
       k: number of folds.
       seed: of the division, used only when `path` does not exist.
-      path: the folds file that all runs on this data share.
+      path: the folds file that all runs on this data share; `write_folds`
+        makes it.
 
     Returns:
       int32 `[N]` in the order of `source.labelled`.
@@ -170,9 +171,7 @@ def folds_for(
     path = Path(path)
     images = source.labelled
     if not path.exists():
-        folds = make_folds(images.ids, images.labels, k, seed, source.classes)
-        write_folds(path, images.ids, folds, seed)
-        return folds
+        return make_folds(images.ids, images.labels, k, seed, source.classes)
     ids, folds = read_folds(path)
     fold_of = dict(zip(ids.tolist(), folds.tolist(), strict=True))
     own = images.ids.tolist()

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from errors import UserError
+
 _policies = ocp.training.preservation_policies
 
 
@@ -31,7 +33,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, metric: str, keep_best: int):
-        self._metric = metric
+        self._metric, self._directory = metric, directory
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         self._checkpointer = ocp.training.Checkpointer(
@@ -78,7 +80,7 @@ class Checkpoints:
           history: what else a continued run must know, as JSON.
           metrics: of the evaluation at this step; None if there was none.
         """
-        self._checkpointer.wait()
+        self.wait()
         if any(c.step == step for c in self._checkpointer.checkpoints):
             return
         if metrics is not None:
@@ -116,8 +118,18 @@ class Checkpoints:
         return self._checkpointer.metadata(step).custom_metadata
 
     def wait(self) -> None:
-        """Blocks until everything handed to `save` is on disk."""
-        self._checkpointer.wait()
+        """Blocks until everything handed to `save` is on disk.
+
+        Raises:
+          UserError: it could not be written; what was there before is intact.
+        """
+        try:
+            self._checkpointer.wait()
+        except OSError as error:
+            raise UserError(
+                f"cannot write a checkpoint in {self._directory}: {error}; "
+                "free some space and run the same command again to continue"
+            ) from error
 
     def close(self) -> None:
         """Waits for the disk and gives up the folder."""

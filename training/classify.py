@@ -32,6 +32,9 @@ from training.predict import Prediction, make_predict_step, predict
 from training.stages import Stage
 from training.state import LossFn, make_blueprint
 
+# Validation images up to this size are decoded once and kept.
+VALIDATION_BYTES_IN_MEMORY = 2**30
+
 
 class Classification:
     """Images to classes, validated on one fold.
@@ -49,7 +52,7 @@ class Classification:
       blueprint: the model without its numbers.
 
     Raises:
-      UserError: the data, the model's name or the image size is wrong.
+      UserError: the data, the model's name, a view or a batch size is wrong.
     """
 
     metric = "val_macro_f1"
@@ -63,6 +66,7 @@ class Classification:
         self.data = dataset.load(config.data, self._folds_path)
         self.blueprint = make_blueprint(self.build)
         self._check_batches()
+        self._val_batches: list[dict] | None = None
 
     @property
     def num_train(self) -> int:
@@ -86,13 +90,21 @@ class Classification:
         """Returns what the plan says of the data, as {heading: text}."""
         source, config = self.data.source, self._config.data
         test = f"{len(source.test):,} to predict" if source.test else "no test"
-        where = config.root or "inside scikit-learn (no data.root was given)"
+        where = config.root or "inside an installed package"
         return {
             "data": f"{source.name}, {where}",
             "classes": f"{self.data.num_classes}",
             "images": f"{self.num_train:,} to train, "
             f"{len(self.data.val_rows):,} to validate (fold {config.fold} of "
             f"{config.folds}), {test}",
+        }
+
+    def identity(self) -> dict[str, object]:
+        """Returns what must not change while the run lives, as JSON."""
+        return {
+            "classes": list(self.data.source.classes),
+            "folds_hash": self.data.folds_hash,
+            "rows_hash": self.data.rows_hash,
         }
 
     def prepare(self, cache: Path) -> None:
@@ -152,8 +164,16 @@ class Classification:
     def evaluate(self, params: dict, batch_stats: dict) -> dict[str, float]:
         """Returns validation loss, macro-F1 and accuracy, on centre crops."""
         labelled, rows = self.data.source.labelled, self.data.val_rows
-        prediction = self._predict(
-            labelled, rows, ("center",), params, batch_stats
+        batches = self._val_batches
+        if batches is None:
+            batches = self._load(labelled, rows, ("center",))
+            # The views are the same every time: decode them once, and spare
+            # every evaluation the start of its own loader processes.
+            pixels = 3 * self._config.image_size**2 * len(rows)
+            if pixels <= VALIDATION_BYTES_IN_MEMORY:
+                self._val_batches = batches = list(batches)
+        prediction = predict(
+            self._predict_step, params, batch_stats, batches, rows, self._mesh
         )
         return classification_metrics(
             labelled.labels[rows], prediction.mean(self.data.class_prior)
@@ -173,7 +193,9 @@ class Classification:
         for split, images, rows in splits:
             prediction = self._predict(images, rows, views, params, batch_stats)
             logits = prediction.mean(prior)
-            fold = self._config.data.fold if split == "val" else -1
+            fold = np.full(len(rows), -1, np.int32)
+            if split == "val":
+                fold = self.data.folds[rows]
             self._write_logits(
                 workdir / "logits" / f"{split}.npz", images, rows, logits, fold
             )
@@ -187,25 +209,28 @@ class Classification:
         )
 
     def is_exported(self, workdir: Path) -> bool:
-        """Whether `export` has written all its files."""
-        splits = ["val"] + ["test"] * (self.data.source.test is not None)
-        return all(
-            (workdir / "logits" / f"{split}.npz").exists() for split in splits
-        )
+        """Whether `export` and the report have written all their files."""
+        names = ["logits/val.npz", "report.html"]
+        if self.data.source.test is not None:
+            names.append("logits/test.npz")
+        return all((workdir / name).exists() for name in names)
 
     def _predict(
         self, images: Images, rows, views, params: dict, batch_stats: dict
     ) -> Prediction:
-        batches = pipeline.eval_batches(
+        batches = self._load(images, rows, views)
+        return predict(
+            self._predict_step, params, batch_stats, batches, rows, self._mesh
+        )
+
+    def _load(self, images: Images, rows, views) -> Iterator[dict]:
+        return pipeline.eval_batches(
             images,
             rows,
             size=self._config.image_size,
             batch_size=self._config.eval.batch_size,
             views=views,
             workers=self._workers,
-        )
-        return predict(
-            self._predict_step, params, batch_stats, batches, rows, self._mesh
         )
 
     def _write_logits(self, path, images, rows, logits, fold) -> None:
@@ -217,7 +242,7 @@ class Classification:
                 logits=logits.astype(np.float32),
                 labels=images.labels[rows],
                 classes=np.array(source.classes),
-                fold=np.full(len(rows), fold, np.int32),
+                fold=fold,
                 metadata={
                     "model": config.model,
                     "seed": config.seed,

@@ -16,7 +16,10 @@ from errors import UserError
 
 # Fields that change how fast a run goes, or where it keeps things, but no
 # number in it: they may differ between a run and its continuation.
-FREE_FIELDS = frozenset({"workers", "cache_dir", "data.folds_file"})
+# Where the data lie is free too: what they are is kept in data.json.
+FREE_FIELDS = frozenset(
+    {"workers", "cache_dir", "data.root", "data.folds_file"}
+)
 
 SCHEDULES = ("one_cycle", "cosine", "warm_restarts", "constant")
 
@@ -88,10 +91,21 @@ def problems(config: ConfigDict) -> Iterator[str]:
             )
         if stage.learning_rate <= 0:
             yield f"{where}.learning_rate must be positive"
+        if stage.clip_norm < 0 or stage.weight_decay < 0:
+            yield f"{where}.clip_norm and weight_decay must not be negative"
+        if len(stage.betas) != 2 or not all(0 <= b < 1 for b in stage.betas):
+            yield f"{where}.betas must be two numbers in [0, 1)"
+        if not 0 <= stage.mixup_prob <= 1:
+            yield f"{where}.mixup_prob must lie in [0, 1]"
+        if stage.mixup_alpha <= 0 or stage.cutmix_alpha <= 0:
+            yield f"{where}.mixup_alpha and cutmix_alpha must be positive"
         if not 0 <= stage.label_smoothing < 1:
             yield f"{where}.label_smoothing must lie in [0, 1)"
         if not 0 <= stage.ema_decay < 1:
             yield f"{where}.ema_decay must lie in [0, 1)"
+    if config.seed < 0:
+        yield f"seed is {config.seed}: take 0 or more"
+    yield from _augmentation_problems(config)
     if config.image_size < 32:
         yield f"image_size is {config.image_size}: take 32 or more"
     if config.dtype not in ("float32", "bfloat16"):
@@ -113,6 +127,31 @@ def problems(config: ConfigDict) -> Iterator[str]:
         yield "checkpoint.keep_best must be at least 1"
     if config.log_every_steps < 1:
         yield "log_every_steps must be at least 1"
+
+
+def _augmentation_problems(config: ConfigDict) -> Iterator[str]:
+    augment, mixing = config.augment, config.mixing
+    shares = {
+        "augment.flip": augment.flip,
+        "augment.jitter_prob": augment.jitter_prob,
+        "augment.grayscale": augment.grayscale,
+        "mixing.prob": mixing.prob,
+        "mixing.erase_prob": mixing.erase_prob,
+    }
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            yield f"{name} is {share}: it must lie in [0, 1]"
+    ranges = {
+        "augment.crop_scale": augment.crop_scale,
+        "augment.crop_ratio": augment.crop_ratio,
+        "mixing.erase_area": mixing.erase_area,
+        "mixing.erase_ratio": mixing.erase_ratio,
+    }
+    for name, ends in ranges.items():
+        if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
+            yield f"{name} must be two positive numbers, the smaller first"
+    if len(augment.jitter) != 4 or min(augment.jitter) < 0:
+        yield "augment.jitter must be four numbers, none of them negative"
 
 
 def config_hash(config: ConfigDict) -> str:

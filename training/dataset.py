@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from errors import UserError
 from input_pipeline import folds as folds_lib
 from input_pipeline import pipeline, sources
 
@@ -53,6 +55,14 @@ class Dataset:
         """Names the division; equal in every run that may be stacked."""
         return folds_lib.folds_hash(self.source.labelled.ids, self.folds)
 
+    @property
+    def rows_hash(self) -> str:
+        """Names ids and labels in their order, which training depends on."""
+        labelled = self.source.labelled
+        digest = hashlib.sha256("\n".join(labelled.ids.tolist()).encode())
+        digest.update(np.asarray(labelled.labels, np.int32).tobytes())
+        return digest.hexdigest()[:16]
+
     def channel_stats(self, cache: Path) -> tuple[np.ndarray, np.ndarray]:
         """Returns (mean, std), float [3], of the training rows, over 0..1."""
         return pipeline.channel_stats(
@@ -75,15 +85,13 @@ def load(data: ConfigDict, path: Path) -> Dataset:
       UserError: whatever is wrong with the folder, the csv or the folds.
     """
     source = sources.open_source(data)
-    labelled = source.labelled
-    if path.exists():
-        folds = folds_lib.folds_for(source, data.folds, data.folds_seed, path)
-    else:
-        folds = folds_lib.make_folds(
-            labelled.ids,
-            labelled.labels,
-            data.folds,
-            data.folds_seed,
-            source.classes,
+    folds = folds_lib.folds_for(source, data.folds, data.folds_seed, path)
+    dataset = Dataset(source, folds, data.fold)
+    if not len(dataset.val_rows) or not len(dataset.train_rows):
+        raise UserError(
+            f"fold {data.fold} of {data.folds} leaves "
+            f"{len(dataset.train_rows)} images to train and "
+            f"{len(dataset.val_rows)} to validate; set --config.data.folds "
+            "lower or --config.data.fold to another one"
         )
-    return Dataset(source, folds, data.fold)
+    return dataset

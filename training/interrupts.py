@@ -10,8 +10,8 @@ class StopSignals:
     """Notes SIGTERM and Ctrl-C, so that the loop can save and stop in order.
 
     A second Ctrl-C ends the process at once; every file on disk is whole at
-    any moment, so that does no harm either. Restores the former handlers on
-    exit.
+    any moment, so that does no harm either. A context manager, to be entered
+    as often as needed; it restores the former handlers on exit.
 
     Attributes:
       received: number of the first signal; 0 until one comes.

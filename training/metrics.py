@@ -33,7 +33,6 @@ class Recorder:
       history: of the checkpoint from which the run goes on, `{}` for a new
         run. What was logged after it will be logged again, so it is cut off.
       plan: all stages.
-      step: global step from which the run goes on.
       metric: the validation metric that ranks evaluations.
       every_steps: of which steps metrics.jsonl tells.
 
@@ -46,19 +45,20 @@ class Recorder:
         path: Path,
         history: dict[str, Any],
         plan: Sequence[Stage],
-        step: int,
         metric: str,
         every_steps: int,
     ):
         self._path, self._metric, self._every = path, metric, every_steps
         self._best = history.get("best")
-        self._plan, self._step = plan, step
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._plan = plan
+        self._last: tuple[int, dict[str, jax.Array]] | None = None
+        self._pending = False  # whether the last step is still to be logged
         self._clock = _Clock()
         self._spoke = -math.inf
         try:
             self._file = open(path, "ab")  # noqa: SIM115 (see close)
-            self._file.truncate(history.get("log_bytes", 0))
+            self._file.truncate(min(history.get("log_bytes", 0), self.size()))
+            self._file.seek(0, os.SEEK_END)
         except OSError as error:
             raise UserError(
                 f"cannot write {path}: {error.strerror}; choose a --workdir "
@@ -83,17 +83,25 @@ class Recorder:
             one step later, so that the device never waits for the host.
         """
         self._report()
-        self._step = step
-        if step % self._every == 0:
-            self._pending = (step, measured)
+        self._clock.start()
+        self._last = (step, measured)
+        self._pending = step % self._every == 0
 
     def finish_steps(self) -> None:
-        """Waits for the steps so far; call before evaluating or saving."""
+        """Waits for the steps so far; call before evaluating or saving.
+
+        Raises:
+          UserError: the loss or a gradient is not finite any more; nothing
+            may be saved then.
+        """
         self._report()
+        self._finite_last()
         self._clock.stop()
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """Logs an evaluation and says whether it is the best so far."""
+        if not all(math.isfinite(value) for value in scores.values()):
+            raise self._diverged(step, f"the evaluation gave {scores}")
         value = scores[self._metric]
         best = self._best is None or value > self._best["value"]
         if best:
@@ -112,24 +120,21 @@ class Recorder:
     def history(self) -> dict[str, Any]:
         """Returns what a checkpoint must remember of the log; all on disk."""
         os.fsync(self._file.fileno())
-        return {"log_bytes": self._file.tell(), "best": self._best}
+        return {"log_bytes": self.size(), "best": self._best}
+
+    def size(self) -> int:
+        """Returns the length of the file in bytes."""
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
     def _report(self) -> None:
-        if self._pending is None:
+        if not self._pending:
             return
-        step, measured = self._pending
-        self._pending = None
-        measured = {k: float(v) for k, v in jax.device_get(measured).items()}
-        if not math.isfinite(measured["loss"]):
-            raise UserError(
-                f"the training loss is {measured['loss']} at step {step}; "
-                f"lower stages[{self._stage.index}].learning_rate or set its "
-                "clip_norm to 1.0 and use a new --workdir"
-            )
+        self._pending = False
+        step, measured = self._finite_last()
         rate = float(self._schedule(step - 1 - self._stage.start))
         measured = {
             "loss": measured["loss"],
@@ -157,6 +162,21 @@ class Recorder:
             f"lr {rate:.2e}  {speed:,.0f} img/s  "
             f"eta {duration(left / speed)}",
             flush=True,
+        )
+
+    def _finite_last(self) -> tuple[int, dict[str, float]]:
+        step, measured = self._last
+        measured = {k: float(v) for k, v in jax.device_get(measured).items()}
+        if not all(math.isfinite(value) for value in measured.values()):
+            what = ", ".join(f"{k} is {v}" for k, v in measured.items())
+            raise self._diverged(step, what)
+        return step, measured
+
+    def _diverged(self, step: int, what: str) -> UserError:
+        return UserError(
+            f"the training diverged by step {step} ({what}); lower "
+            f"stages[{self._stage.index}].learning_rate or set its clip_norm "
+            "to 1.0, in a new --workdir"
         )
 
     def _epoch(self, step: int) -> float:
@@ -193,30 +213,38 @@ class Recorder:
 
 
 class _Clock:
-    """Images per second, smoothed; pauses are left out."""
+    """Images per second, smoothed; what lies between stop and start is out."""
 
     def __init__(self):
         self.now = time.perf_counter()
+        self._active = 0.0  # seconds that the clock has run
+        self._since: float | None = None
         self._mark: tuple[float, int] | None = None
         self._speed: float | None = None
 
-    def advance(self, images: int) -> float | None:
-        """Returns the speed; None until two calls lie in one stretch.
-
-        The stretch before the first call holds the compilation.
-        """
-        self.now = time.perf_counter()
-        if self._mark is not None:
-            seconds = max(self.now - self._mark[0], 1e-9)
-            speed = (images - self._mark[1]) / seconds
-            old = speed if self._speed is None else self._speed
-            self._speed = 0.7 * old + 0.3 * speed
-        self._mark = (self.now, images)
-        return self._speed
+    def start(self) -> None:
+        """Runs the clock, if it does not run already."""
+        if self._since is None:
+            self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Ends the stretch."""
-        self._mark = None
+        """Halts the clock until `start`."""
+        if self._since is not None:
+            self._active += time.perf_counter() - self._since
+            self._since = None
+
+    def advance(self, images: int) -> float | None:
+        """Returns the speed; None at the first call, which saw compilation."""
+        self.now = time.perf_counter()
+        active = self._active
+        if self._since is not None:
+            active += self.now - self._since
+        if self._mark is not None:
+            speed = (images - self._mark[1]) / max(active - self._mark[0], 1e-9)
+            old = speed if self._speed is None else self._speed
+            self._speed = 0.7 * old + 0.3 * speed
+        self._mark = (active, images)
+        return self._speed
 
 
 def duration(seconds: float) -> str:

@@ -15,10 +15,18 @@ from files import write_text
 from training import config as config_lib
 
 
-def claim(workdir: Path, config: ConfigDict) -> IO:
+def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
     """Makes `workdir` the folder of a run with `config`, or goes on with it.
 
-    Writes `config.json` when the folder is new.
+    Until the first checkpoint there is nothing to go on with, and the folder
+    takes the config of this command.
+
+    Args:
+      workdir: the run folder.
+      config: of this command, kept in `config.json`.
+      identity: what the run is about (classes, folds, rows), kept in
+        `data.json`: under other folds, an image that was trained on might
+        validate.
 
     Returns:
       The open lock file. Keep it: the lock ends when it is closed, or when
@@ -26,8 +34,8 @@ def claim(workdir: Path, config: ConfigDict) -> IO:
 
     Raises:
       UserError: another process trains there, the folder belongs to a run
-        with another config (the fields that differ are named), or it cannot
-        be written.
+        with another config or data (what differs is named), or it cannot be
+        written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -44,22 +52,35 @@ def claim(workdir: Path, config: ConfigDict) -> IO:
             f"another process is training in {workdir}; wait for it or choose "
             "another --workdir"
         ) from error
-    path = workdir / "config.json"
-    if not path.exists():
-        write_text(path, json.dumps(loading.plain(config), indent=2) + "\n")
+    kept = {"config.json": loading.plain(config), "data.json": identity}
+    if not any((workdir / "checkpoints").glob("[0-9]*")):
+        for name, content in kept.items():
+            text = json.dumps(content, indent=2) + "\n"
+            write_text(workdir / name, text)
         return lock
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); restore it or choose another "
-            "--workdir"
-        ) from error
-    changed = config_lib.differences(config, earlier)
+    changed = config_lib.differences(config, _read(workdir / "config.json"))
     if changed:
         raise UserError(
             f"{workdir} holds a run with another config "
-            f"({'; '.join(changed)}); choose another --workdir, or give the "
-            "same fields to continue it"
+            f"({'; '.join(changed)}); give the same fields to continue it, "
+            "choose another --workdir, or delete the folder to start over"
+        )
+    earlier = _read(workdir / "data.json")
+    changed = [name for name in identity if identity[name] != earlier.get(name)]
+    if changed:
+        raise UserError(
+            f"{' and '.join(changed)} of the data are not those that the run "
+            f"in {workdir} began with; restore the data and the folds file, "
+            "choose another --workdir, or delete the folder to start over"
         )
     return lock
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {path} ({error}); restore it, or delete the folder "
+            "to start over"
+        ) from error

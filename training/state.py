@@ -27,7 +27,8 @@ class TrainState:
       params: nested dict of float32 parameters.
       batch_stats: nested dict of BatchNorm statistics; may be empty.
       opt_state: the optimizer's state, fresh in each stage.
-      ema: moving average of `params`; empty when the stage keeps none.
+      ema: moving averages of `params` and `batch_stats`, under these names;
+        empty when the stage keeps none.
       window: sums of loss and gradient norm, and the count of steps, since
         the last logged step. In the state, so that resuming loses none.
     """
@@ -40,9 +41,15 @@ class TrainState:
     window: dict[str, jax.Array]
 
     @property
-    def weights(self) -> dict:
-        """The parameters to evaluate and keep: the average if there is one."""
-        return self.ema or self.params
+    def weights(self) -> tuple[dict, dict]:
+        """(params, batch_stats) to evaluate: averages if there are any.
+
+        Statistics are averaged with the parameters, since those of the raw
+        model belong to other weights.
+        """
+        if self.ema:
+            return self.ema["params"], self.ema["batch_stats"]
+        return self.params, self.batch_stats
 
 
 class Blueprint(NamedTuple):
@@ -182,11 +189,17 @@ def make_train_step(
             grads, state.opt_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
-        ema = (
-            optax.incremental_update(params, state.ema, 1 - ema_decay)
-            if (ema_decay)
-            else {}
-        )
+        ema = {}
+        if ema_decay:
+            # A short memory at first, or the average would be mostly the
+            # initialisation for thousands of steps.
+            steps = state.step.astype(jnp.float32)
+            memory = jnp.minimum(ema_decay, (1 + steps) / (10 + steps))
+            ema = optax.incremental_update(
+                {"params": params, "batch_stats": batch_stats},
+                state.ema,
+                1 - memory,
+            )
         window = {
             "loss": state.window["loss"] + loss,
             "grad_norm": state.window["grad_norm"] + optax.tree.norm(grads),
@@ -217,12 +230,13 @@ def count(params: dict) -> int:
 
 
 def _start(optimizer, ema_decay, step, params, batch_stats) -> TrainState:
+    averaged = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=step,
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if ema_decay else {},
+        ema=jax.tree.map(jnp.copy, averaged) if ema_decay else {},
         window=_empty_window(),
     )
 

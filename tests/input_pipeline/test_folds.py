@@ -90,9 +90,16 @@ def source(competition, data_config):
     return sources.open_source(data_config(root=str(competition)))
 
 
-def test_the_first_run_makes_the_file_and_the_next_reads_it(source, tmp_path):
-    path = tmp_path / "run" / "folds.csv"
+def make_file(source, path):
     made = folds.folds_for(source, 3, 42, path)
+    assert not path.exists(), "asking must not write"
+    folds.write_folds(path, source.labelled.ids, made, 42)
+    return made
+
+
+def test_folds_are_made_once_and_then_read(source, tmp_path):
+    path = tmp_path / "run" / "folds.csv"
+    made = make_file(source, path)
     # Another seed, but the file counts.
     np.testing.assert_array_equal(folds.folds_for(source, 3, 7, path), made)
     assert not list(path.parent.glob("*.part"))
@@ -121,7 +128,7 @@ def test_a_folds_file_written_by_hand_is_used(source, tmp_path):
 )
 def test_a_wrong_folds_file_is_an_error(source, tmp_path, change, message):
     path = tmp_path / "folds.csv"
-    folds.folds_for(source, 3, 42, path)
+    make_file(source, path)
     path.write_text(change(path.read_text()))
     with pytest.raises(UserError, match=message) as error:
         folds.folds_for(source, 3, 42, path)
@@ -138,6 +145,6 @@ def test_a_folds_file_for_more_images_is_an_error(source, tmp_path):
 
 def test_another_number_of_folds_is_an_error(source, tmp_path):
     path = tmp_path / "folds.csv"
-    folds.folds_for(source, 3, 42, path)
+    make_file(source, path)
     with pytest.raises(UserError, match=r"has 3 folds but data\.folds is 4"):
         folds.folds_for(source, 4, 42, path)
