@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 # ---- Settings: make ensemble DATA=/data/poses SIZE=64 ----------------------
 DATA ?=
+export DATA
 RUNS ?= runs/ensemble
 MODELS ?= miniconvnext tinyvit
 # Small machines: VARIANT=short takes one short stage instead of the full
@@ -58,35 +59,35 @@ demo: $(READY)
 	@for model in $(MODELS); do \
 	  echo "== $$model"; \
 	  $(PY) train.py --config=configs/$$model.py:demo \
-	    --workdir=$(DEMO)/$$model; \
+	    --workdir=$(DEMO)/$$model || exit $$?; \
 	done
 	@$(PY) -m stacking --runs $(addprefix $(DEMO)/,$(MODELS)) --out $(DEMO)
 
 # ---- The real thing: stop it and start it again as you like ------------------
 ensemble: $(READY)
-	@if [ -z '$(DATA)' ]; then \
+	@if [ -z "$$DATA" ]; then \
 	  echo 'error: say where the photos are: make ensemble DATA=FOLDER' >&2; \
 	  exit 2; \
 	fi
 	@for model in $(MODELS); do \
 	  echo "== $$model"; \
 	  $(PY) train.py --config=configs/$$model.py$(if $(VARIANT),:$(VARIANT)) \
-	    --workdir=$(RUNS)/$$model --config.data.root='$(DATA)' \
+	    --workdir=$(RUNS)/$$model --config.data.root="$$DATA" \
 	    $(if $(SIZE),--config.image_size=$(SIZE)) \
-	    $(if $(EPOCHS),--config.epochs=$(EPOCHS)) $(ARGS); \
+	    $(if $(EPOCHS),--config.epochs=$(EPOCHS)) $(ARGS) || exit $$?; \
 	done
 	@$(PY) -m stacking --runs $(addprefix $(RUNS)/,$(MODELS)) \
 	  --out $(RUNS)/stack
 
 # ---- Checks -----------------------------------------------------------------
 lint: $(READY)
-	@$(VENV)/bin/ruff check --quiet .
-	@$(VENV)/bin/ruff format --check --quiet . || \
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --check --quiet . || \
 	  { echo 'error: run make format' >&2; exit 1; }
 
 format: $(READY)
-	@$(VENV)/bin/ruff check --fix .
-	@$(VENV)/bin/ruff format .
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
 
 test: lint
 	@$(PY) -m pytest -q -m 'not slow'

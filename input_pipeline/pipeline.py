@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -226,9 +227,29 @@ def _chain(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
         chain = chain.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=_BUFFERED_BATCHES
-            )
+            ),
+            worker_init_fn=_start_worker,
         )
     return chain
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Leaves stopping to the parent, and leaves with it.
+
+    Ctrl-C in a terminal, and SIGTERM to a whole job, reach every process; the
+    parent then finishes its step, for which it needs its loaders. grain ends
+    its workers in good order; after a SIGKILL nobody does, and they would
+    wait for ever on a queue that no one reads.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +265,6 @@ class _TrainBatch:
     shard: tuple[int, int]
 
     def __call__(self, step: int) -> dict[str, Any]:
-        _leave_with_parent()
         index, count = self.shard
         first = step * self.batch_size
         positions = range(first + index, first + self.batch_size, count)
@@ -276,24 +296,6 @@ class _TrainBatch:
         }
 
 
-@functools.cache
-def _leave_with_parent() -> None:
-    """Ends a worker process when its parent dies, in whatever way.
-
-    grain ends its workers in good order; after a SIGKILL nobody does, and
-    they would wait for ever on a queue that no one reads.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 @dataclasses.dataclass(frozen=True)
 class _EvalBatch:
     """Batch number -> batch."""
@@ -306,7 +308,6 @@ class _EvalBatch:
     shard: tuple[int, int]
 
     def __call__(self, step: int) -> dict[str, Any]:
-        _leave_with_parent()
         index, count = self.shard
         first = step * self.batch_size
         positions = range(first + index, first + self.batch_size, count)

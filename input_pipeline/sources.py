@@ -69,12 +69,28 @@ def open_source(data: Any) -> Source:
             f"data.root {root} {problem}; set --config.data.root to the "
             "folder with the images"
         )
-    if kind == "csv" or (not kind and (root / data.answers).is_file()):
+    if kind == "csv" or (not kind and _looks_like_csv(data, root)):
         return _open_csv(data, root)
     return _open_folders(data, root)
 
 
+# The default of config.data.sample_submission, used if it is there.
+SAMPLE_SUBMISSION = "sample_submission.csv"
+
 _KINDS = ("digits", "csv", "folders", "tfds:")
+
+
+def _looks_like_csv(data: Any, root: Path) -> bool:
+    """Whether `root` is meant as the competition layout.
+
+    Also when the csv has another name: training "img_train" against
+    "img_test" as two classes would be the worst answer.
+    """
+    return (
+        (root / data.answers).is_file()
+        or (root / data.train_images).is_dir()
+        or any(root.glob("*.csv"))
+    )
 
 
 def _open_digits(data: Any) -> Source:
@@ -133,7 +149,13 @@ def _open_csv(data: Any, root: Path) -> Source:
 
     sample = root / data.sample_submission if data.sample_submission else None
     if sample is not None and not sample.is_file():
-        sample = None
+        if data.sample_submission != SAMPLE_SUBMISSION:
+            raise UserError(
+                f"data.sample_submission {sample} does not exist; correct "
+                "--config.data.sample_submission, or leave it empty to predict "
+                "every image in data.test_images"
+            )
+        sample = None  # The usual name is only a guess.
     test = _open_csv_test(data, root, sample)
     return Source(
         name="csv",
@@ -163,6 +185,17 @@ def _open_csv_test(data: Any, root: Path, sample: Path | None) -> Images | None:
     return _unlabelled(ids, folder, names)
 
 
+def _check_no_split_folders(root: Path) -> None:
+    """A class called "test" is a test folder that nobody told us of."""
+    for name in ("test", "val", "valid", "validation"):
+        if (root / name).is_dir():
+            raise UserError(
+                f"{root / name} lies among the class folders; set "
+                f"--config.data.test_folder={name} if it holds images to "
+                "predict, or move it out of data.root"
+            )
+
+
 def _open_folders(data: Any, root: Path) -> Source:
     """One folder per class, or those inside `train/` beside a flat `test/`."""
     train = root / "train" if (root / "train").is_dir() else root
@@ -173,6 +206,8 @@ def _open_folders(data: Any, root: Path) -> Source:
         test_path = root / "test"
 
     names, targets = [], []
+    if train == root and not data.test_folder:
+        _check_no_split_folders(root)
     for folder in sorted(train.iterdir()):
         if folder.name.startswith(".") or not folder.is_dir():
             continue

@@ -65,10 +65,9 @@ def _namespace(data: dict[str, Any]) -> SimpleNamespace:
 
 def _tag(image: bytes | np.ndarray) -> str:
     """An `<img>` with the image inside, a square cut from its middle."""
-    if isinstance(image, bytes):
-        picture = Image.open(io.BytesIO(image)).convert("RGB")
-    else:
-        picture = Image.fromarray(np.asarray(image))
+    from input_pipeline.decoding import decode  # As training saw it.
+
+    picture = Image.fromarray(decode(image))
     side = min(picture.size)
     left = (picture.width - side) // 2
     top = (picture.height - side) // 2

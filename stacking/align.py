@@ -213,6 +213,15 @@ def _union(family: Family) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 f"{family.name} never predicts {_named(missing)} with some "
                 "of its seeds; train every seed on the same folds"
             )
+        else:
+            for mine, other in ((labels, found[1]), (fold, found[2])):
+                differ = unique[mine != other]
+                if len(differ):
+                    raise UserError(
+                        f"the seeds of {family.name} do not agree on the "
+                        f"label or the fold of {_named(differ)}; train every "
+                        "seed on the same answers and folds"
+                    )
     return found
 
 

@@ -134,7 +134,7 @@ def group(runs: Sequence[Run]) -> tuple[Family, ...]:
         groups.setdefault(_family_key(run), []).append(run)
     models = [str(members[0].metadata["model"]) for members in groups.values()]
     families = []
-    taken: set[str] = set()
+    taken = set(TABLE_ROWS)
     for model, members in zip(models, groups.values(), strict=True):
         name = members[0].metadata.get("family") or model
         if models.count(model) > 1 and "family" not in members[0].metadata:
@@ -144,6 +144,17 @@ def group(runs: Sequence[Run]) -> tuple[Family, ...]:
         taken.add(name)
         families.append(Family(str(name), model, tuple(members)))
     return tuple(families)
+
+
+# What the score table calls its own rows; no family may be called so.
+TABLE_ROWS = (
+    "soft_vote",
+    "greedy_vote",
+    "logistic",
+    "catboost",
+    "lightgbm",
+    "blend",
+)
 
 
 def _family_key(run: Run) -> str:

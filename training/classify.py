@@ -90,7 +90,9 @@ class Classification:
         """Returns what the plan says of the data, as {heading: text}."""
         source, config = self.data.source, self._config.data
         test = f"{len(source.test):,} to predict" if source.test else "no test"
-        where = config.root or "inside an installed package"
+        where = config.root or "inside scikit-learn"
+        if source.name.startswith("tfds:"):
+            where = config.root or "in tfds' own folder"
         return {
             "data": f"{source.name}, {where}",
             "classes": f"{self.data.num_classes}",

@@ -56,6 +56,7 @@ def start(workdir: Path, *arguments: str) -> subprocess.Popen:
         env=environment(),
         stdout=output,
         stderr=subprocess.STDOUT,
+        start_new_session=True,  # A terminal's Ctrl-C reaches the group.
     )
 
 

@@ -1,6 +1,7 @@
 """Every command of the README exists and is understood."""
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ def of(program):
 @pytest.mark.parametrize("command", of("python train.py"))
 def test_training_commands_parse(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    arguments = config_lib.parse(command.split()[2:])
+    arguments = config_lib.parse(shlex.split(command)[2:])
     assert arguments.config.stages
 
 

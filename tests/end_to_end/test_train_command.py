@@ -1,6 +1,7 @@
 """train.py on the digits: what it says, what it leaves, how it stops."""
 
 import json
+import os
 import re
 import signal
 import time
@@ -128,15 +129,16 @@ def test_killed_at_any_moment_it_continues_bit_by_bit(whole, tmp_path, workers):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+    ("number", "code", "workers"),
+    [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 1)],
 )
 def test_asked_to_stop_it_saves_and_continues_later(
-    whole, tmp_path, number, code
+    whole, tmp_path, number, code, workers
 ):
     workdir = tmp_path / "stopped"
-    process = start(workdir)
+    process = start(workdir, f"--config.workers={workers}")
     wait_for_step(workdir, process, 0)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # Loader processes hear it too.
     assert process.wait(timeout=30) == code
     output = (tmp_path / "stopped.out").read_text()
     stopped = re.search(r"stopped at step (\d+)", output)
@@ -161,6 +163,18 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
         first.wait()
     # The lock does not outlive the killed process.
     assert train(workdir).returncode == 0
+
+
+def test_other_data_in_the_same_folder_are_refused(whole, tmp_path):
+    workdir, _ = whole
+    lines = (workdir / "folds.csv").read_text().splitlines()
+    other = tmp_path / "folds.csv"
+    rows = [line for line in lines if not line.startswith(("#", "id,"))]
+    swapped = [f"{r[:-1]}{(int(r[-1]) + 1) % 5}" for r in rows]
+    other.write_text("id,fold\n" + "\n".join(swapped) + "\n")
+    process = train(workdir, "--export", f"--config.data.folds_file={other}")
+    assert process.returncode == 2
+    assert "folds_hash" in process.stderr
 
 
 def test_another_config_in_the_same_folder_is_refused(whole):

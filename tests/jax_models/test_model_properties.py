@@ -175,7 +175,12 @@ def test_no_float64_even_where_it_is_allowed(name):
 
 @pytest.mark.parametrize(
     ("name", "remat"),
-    [*((name, True) for name in DEMOS), ("convnextv2_demo", (1,))],
+    [
+        ("convnextv2_demo", True),
+        ("convnextv2_demo", (1,)),
+        ("efficientnetv2_demo", True),
+        pytest.param("tinyvit_demo", True, marks=pytest.mark.slow),
+    ],
 )
 def test_remat_changes_no_number(name, remat, golden_model):
     """The same loss, gradients, statistics and next random masks."""

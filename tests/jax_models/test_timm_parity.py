@@ -44,8 +44,22 @@ def goldens():
     return lambda name: np.load(GOLDENS / f"{name}.npz")
 
 
-@pytest.mark.parametrize("size", recipe.SIZES, ids=str)
-@pytest.mark.parametrize("name", [*MAIN, *DEMOS, *slow(SIBLINGS)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(
+            name,
+            size,
+            id=f"{name}-{size[0]}x{size[1]}",
+            # The large ones at 224 px take a quarter of a minute each.
+            marks=[pytest.mark.slow]
+            if name in SIBLINGS or (name in MAIN[2:] and size[0] == 224)
+            else [],
+        )
+        for name in recipe.MODELS
+        for size in recipe.SIZES
+    ],
+)
 def test_logits(name, size, golden_model, goldens, compiled_blocks):
     model = golden_model(name)
     model.eval()

@@ -1,0 +1,130 @@
+"""metrics.jsonl over restarts, diverged runs, and the clock."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from errors import UserError
+from training import metrics, stages
+
+
+def plan():
+    config = common.base()
+    config.stages = (common.stage(epochs=4.0, batch_size=10),)
+    return stages.lay_out(config, 50)
+
+
+def recorder(path, history, every=2):
+    made = metrics.Recorder(path, history, plan(), "f1", every)
+    made.start_stage(plan()[0], lambda step: 0.1)
+    return made
+
+
+def measured(loss=1.0, grad_norm=2.0):
+    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm)}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_steps_and_evaluations_are_logged_in_order(tmp_path, capsys):
+    log = recorder(tmp_path / "m.jsonl", {})
+    for step in range(1, 6):
+        log.step(step, measured(loss=step))
+    log.finish_steps()
+    log.evaluation(5, {"f1": 0.5})
+    found = lines(tmp_path / "m.jsonl")
+    assert [(r["kind"], r["step"]) for r in found] == [
+        ("train", 2),
+        ("train", 4),
+        ("eval", 5),
+    ]
+    assert found[1]["loss"] == 4.0 and found[1]["learning_rate"] == 0.1
+    assert found[2]["best"] is True
+    assert "best so far" in capsys.readouterr().out
+
+
+def test_best_is_remembered_over_a_restart(tmp_path, capsys):
+    path = tmp_path / "m.jsonl"
+    first = recorder(path, {})
+    first.evaluation(5, {"f1": 0.5})
+    history = json.loads(json.dumps(first.history()))
+    first.close()
+    second = recorder(path, history)
+    second.evaluation(10, {"f1": 0.5})
+    assert lines(path)[-1]["best"] is False
+    assert "best 0.5000 at step 5" in capsys.readouterr().out
+
+
+def test_what_was_logged_after_the_checkpoint_is_cut_and_sizes_stay_true(
+    tmp_path,
+):
+    path = tmp_path / "m.jsonl"
+    first = recorder(path, {})
+    first.evaluation(5, {"f1": 0.5})
+    history = first.history()
+    kept = path.read_bytes()
+    first.evaluation(10, {"f1": 0.6})
+    first.close()
+    second = recorder(path, history)
+    # Stopped again before anything new is logged.
+    assert second.history() == history
+    second.close()
+    assert path.read_bytes() == kept
+    third = recorder(path, history)
+    third.evaluation(10, {"f1": 0.6})
+    third.close()
+    assert history["log_bytes"] == len(kept)
+    assert [r["step"] for r in lines(path)] == [5, 10]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"loss": float("nan")}, {"grad_norm": float("inf")}]
+)
+def test_a_step_that_is_not_finite_is_never_followed_by_a_save(tmp_path, bad):
+    log = recorder(tmp_path / "m.jsonl", {}, every=100)
+    log.step(1, measured())
+    log.step(2, measured(**bad))
+    with pytest.raises(UserError, match="diverged by step 2"):
+        log.finish_steps()
+
+
+def test_a_score_that_is_not_finite_is_an_error(tmp_path):
+    log = recorder(tmp_path / "m.jsonl", {})
+    with pytest.raises(UserError, match="learning_rate"):
+        log.evaluation(5, {"f1": 0.1, "val_loss": float("nan")})
+    assert (tmp_path / "m.jsonl").read_text() == ""
+
+
+def test_speed_is_told_although_every_epoch_is_evaluated(
+    tmp_path, capsys, monkeypatch
+):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    log = recorder(tmp_path / "m.jsonl", {}, every=4)
+    for step in range(1, 21):
+        now[0] += 1.0
+        log.step(step, measured())
+        if step % 3 == 0:
+            log.finish_steps()
+            now[0] += 500.0  # The evaluation: no part of the speed.
+            log.evaluation(step, {"f1": 0.1})
+    output = capsys.readouterr().out
+    speeds = [
+        float(line.split(" img/s")[0].split()[-1])
+        for line in output.splitlines()
+        if "img/s" in line
+    ]
+    # Ten images a second; the step that ends a pause starts the clock anew.
+    assert speeds and all(10 <= speed <= 20 for speed in speeds), output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (59.6, "1 min 0 s"), (7265, "2 h 1 min"), (90061, "1 d 1 h")],
+)
+def test_durations_read_as_people_say_them(seconds, words):
+    assert metrics.duration(seconds) == words
