@@ -43,9 +43,7 @@ def get_config(variant: str = ""):
             ),
         )
     elif variant == "short":
-        config.stages = (
-            common.one_cycle(2e-3, epochs=30.0, mixup_prob=0.3, clip_norm=1.0),
-        )
+        config.stages = (common.one_cycle(1e-3, epochs=30.0, mixup_prob=0.3),)
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "miniconvnext_demo"

@@ -23,6 +23,7 @@ from jax_models import layers, norms
 from jax_models.model import ImageModel
 
 EPSILON = 1e-6  # of every LayerNorm, and of GRN
+PUBLISHED_INIT = layers.Normal(0.02)  # of every filter and matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Config:
         None leaves it out, as V2 does.
       torch_conv: whether timm's counterpart writes the blocks' matrices as
         1x1 convolutions; it changes only the shapes of exported weights.
+      init: of filters and matrices, the classifier's apart.
       drop_path_rate: stochastic depth of the last block.
       dropout: before the classifier; published models have none.
       head_bias: see `layers.Head`.
@@ -48,6 +50,7 @@ class Config:
     grn: bool = True
     layer_scale: float | None = None
     torch_conv: bool = False
+    init: layers.Initializer = PUBLISHED_INIT
     drop_path_rate: float = 0.0
     dropout: float = 0.0
     head_bias: float | Sequence[float] | None = 0.0
@@ -66,9 +69,15 @@ def _wide(depth, width, **options) -> Config:
     return Config(depths, dims, **options)
 
 
+def _mini(depths, dims) -> Config:
+    # Narrow layers: deviations of .02 would start far below 1/sqrt(fan), and
+    # a short training would spend itself on growing them.
+    return Config(depths, dims, grn=False, init=layers.Uniform())
+
+
 VARIANTS = {
-    "miniconvnext": Config((2, 2, 2), (64, 128, 256), grn=False),
-    "miniconvnext_demo": Config((1, 1, 2), (32, 64, 96), grn=False),
+    "miniconvnext": _mini((2, 2, 2), (64, 128, 256)),
+    "miniconvnext_demo": _mini((1, 1, 2), (32, 64, 96)),
     "convnextv2_atto": _narrow(6, 40, drop_path_rate=0.1),
     "convnextv2_femto": _narrow(6, 48, drop_path_rate=0.1),
     "convnextv2_pico": _narrow(6, 64, drop_path_rate=0.1),
@@ -119,7 +128,12 @@ class Mlp(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        options = dict(torch_conv=config.torch_conv, dtype=dtype, rngs=rngs)
+        options = dict(
+            torch_conv=config.torch_conv,
+            init=config.init,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.fc1 = layers.Linear(channels, 4 * channels, **options)
         if config.grn:
             self.grn = GlobalResponseNorm(4 * channels, dtype=dtype)
@@ -147,7 +161,9 @@ class Block(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.conv_dw = layers.DepthwiseConv(channels, 7, dtype=dtype, rngs=rngs)
+        self.conv_dw = layers.DepthwiseConv(
+            channels, 7, init=config.init, dtype=dtype, rngs=rngs
+        )
         self.norm = norms.LayerNorm(channels, epsilon=EPSILON, dtype=dtype)
         self.mlp = Mlp(channels, config, dtype=dtype, rngs=rngs)
         if config.layer_scale is None:
@@ -170,10 +186,18 @@ class Downsample(nnx.Module):
     """LayerNorm, then a convolution that halves height and width."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        config: Config,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         self.norm = norms.LayerNorm(inputs, epsilon=EPSILON, dtype=dtype)
-        self.conv = layers.PatchConv(inputs, outputs, 2, dtype=dtype, rngs=rngs)
+        self.conv = layers.PatchConv(
+            inputs, outputs, 2, init=config.init, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h // 2, w // 2, outputs]`."""
@@ -183,8 +207,11 @@ class Downsample(nnx.Module):
 class Stem(nnx.Module):
     """A matrix over patches of 4x4 pixels, then LayerNorm."""
 
-    def __init__(self, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.conv = layers.PatchConv(3, outputs, 4, dtype=dtype, rngs=rngs)
+    def __init__(self, config: Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        outputs = config.dims[0]
+        self.conv = layers.PatchConv(
+            3, outputs, 4, init=config.init, dtype=dtype, rngs=rngs
+        )
         self.norm = norms.LayerNorm(outputs, epsilon=EPSILON, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -209,7 +236,7 @@ class Stage(nnx.Module):
             self.downsample = None
         else:
             self.downsample = Downsample(
-                inputs, outputs, dtype=dtype, rngs=rngs
+                inputs, outputs, config, dtype=dtype, rngs=rngs
             )
         self.blocks = nnx.List(
             Block(outputs, rate, config, dtype=dtype, rngs=rngs)
@@ -224,7 +251,8 @@ class ConvNeXt(ImageModel):
     to logits `[B, num_classes]`. The pyramid has one map per stage, at the
     strides 4, 8, 16 and 32; sizes that these do not divide lose the rest at
     the bottom and the right, as in the published code. Initialisation is as
-    published: matrices and filters normal with deviation .02, biases 0, GRN 0.
+    published: matrices and filters normal with deviation .02, biases 0, GRN 0;
+    in MiniConvNeXt, which nobody published, uniform in +-1/sqrt(fan).
     """
 
     TORCH_NAMES = (
@@ -248,7 +276,7 @@ class ConvNeXt(ImageModel):
         self.stem_channels = config.dims[0]
         self.minimum_size = self.strides[-1]
         self.remat = config.remat
-        self.stem = Stem(config.dims[0], dtype=dtype, rngs=rngs)
+        self.stem = Stem(config, dtype=dtype, rngs=rngs)
         rates = layers.drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nnx.List(
             Stage(inputs, outputs, stage_rates, config, dtype=dtype, rngs=rngs)

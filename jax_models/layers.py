@@ -232,11 +232,12 @@ class PatchConv(nnx.Module):
         outputs: int,
         size: int,
         *,
+        init: Initializer = Normal(0.02),
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         shape = (size, size, inputs, outputs)
-        self.kernel = weight(rngs, shape, Normal(0.02))
+        self.kernel = weight(rngs, shape, init)
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
         self.dtype = dtype
 

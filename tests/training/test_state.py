@@ -97,22 +97,28 @@ def test_every_random_layer_has_a_key_of_its_own_each_step():
     np.testing.assert_array_equal(first, again)
 
 
-def test_ema_is_the_average_and_is_what_counts():
-    run = Run(ema_decay=0.75)
+def test_ema_averages_weights_and_statistics_and_is_what_counts():
+    run = Run(ema_decay=0.15)
     state = run.start()
-    expected = jax.tree.map(np.asarray, state.params)
-    for _ in range(3):
+
+    def of(state):
+        return {"params": state.params, "batch_stats": state.batch_stats}
+
+    expected = jax.tree.map(np.array, of(state))
+    for step in range(3):
         state, _ = run.train(state, 1)
+        decay = min(0.15, (1 + step) / (10 + step))
         expected = jax.tree.map(
-            lambda mean, new: 0.75 * mean + 0.25 * np.asarray(new),
+            lambda mean, new, d=decay: d * mean + (1 - d) * np.asarray(new),
             expected,
-            state.params,
+            of(state),
         )
     for x, y in zip(leaves(state.ema), leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
-    assert state.weights is state.ema
-    plain = Run()
-    assert plain.start().ema == {}
+    assert state.weights == (state.ema["params"], state.ema["batch_stats"])
+    plain = Run().start()
+    assert plain.ema == {}
+    assert plain.weights == (plain.params, plain.batch_stats)
 
 
 def test_metrics_are_means_since_the_last_logged_step():
