@@ -54,6 +54,17 @@ $(READY): requirements.txt constraints.txt stacking/requirements.txt
 	@touch $@
 	@echo '$(VENV) is ready'
 
+# Stacks the models in folder $(1) into $(2), unless that is newer than every
+# logits file. The report is the last thing that stacking writes.
+define stack
+if [ -e '$(2)/report.html' ] && [ -z "$$(find $(patsubst \
+  %,'$(1)/%/logits',$(MODELS)) -newer '$(2)/report.html')" ]; then \
+  echo 'stacked already: $(2)/report.html (make it again by deleting it)'; \
+else \
+  $(PY) -m stacking --runs $(patsubst %,'$(1)/%',$(MODELS)) --out '$(2)'; \
+fi
+endef
+
 # ---- The demo: digits, small models, one stacked answer ----------------------
 demo: $(READY)
 	@for model in $(MODELS); do \
@@ -61,7 +72,7 @@ demo: $(READY)
 	  $(PY) train.py --config=configs/$$model.py:demo \
 	    --workdir=$(DEMO)/$$model || exit $$?; \
 	done
-	@$(PY) -m stacking --runs $(addprefix $(DEMO)/,$(MODELS)) --out $(DEMO)
+	@$(call stack,$(DEMO),$(DEMO))
 
 # ---- The real thing: stop it and start it again as you like ------------------
 ensemble: $(READY)
@@ -76,8 +87,7 @@ ensemble: $(READY)
 	    $(if $(SIZE),--config.image_size=$(SIZE)) \
 	    $(if $(EPOCHS),--config.epochs=$(EPOCHS)) $(ARGS) || exit $$?; \
 	done
-	@$(PY) -m stacking --runs $(addprefix $(RUNS)/,$(MODELS)) \
-	  --out $(RUNS)/stack
+	@$(call stack,$(RUNS),$(RUNS)/stack)
 
 # ---- Checks -----------------------------------------------------------------
 lint: $(READY)
