@@ -166,7 +166,7 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
     }
     for stage in plan:
         lines[f"stage {stage.index + 1}"] = stage.describe()
-    if step:
+    if 0 < step < plan[-1].end:
         lines["continues"] = f"at step {step:,}"
     for heading, text in lines.items():
         print(f"{heading:>10}  {text}")

@@ -199,7 +199,8 @@ def _check_rows(table: Table) -> None:
     if rows < MIN_ROWS:
         raise UserError(
             f"the runs share only {rows} validation rows, too few to fit "
-            f"and score a stack; give at least {MIN_ROWS}"
+            f"and score a stack; train with more images, or with fewer folds "
+            f"(--config.data.folds), for at least {MIN_ROWS}"
         )
     if len(np.unique(table.val.labels)) < 2:
         raise UserError(

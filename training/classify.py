@@ -32,6 +32,9 @@ from training.predict import Prediction, make_predict_step, predict
 from training.stages import Stage
 from training.state import LossFn, make_blueprint
 
+# What stacking asks for at least (MIN_ROWS in stacking/session.py).
+FEWEST_ROWS_TO_STACK = 10
+
 # Validation images up to this size are decoded once and kept.
 VALIDATION_BYTES_IN_MEMORY = 2**30
 
@@ -93,13 +96,19 @@ class Classification:
         where = config.root or "inside scikit-learn"
         if source.name.startswith("tfds:"):
             where = config.root or "in tfds' own folder"
-        return {
+        lines = {
             "data": f"{source.name}, {where}",
             "classes": f"{self.data.num_classes}",
             "images": f"{self.num_train:,} to train, "
             f"{len(self.data.val_rows):,} to validate (fold {config.fold} of "
             f"{config.folds}), {test}",
         }
+        if len(self.data.val_rows) < FEWEST_ROWS_TO_STACK:
+            lines["note"] = (
+                "too few validation images to stack this run later; lower "
+                "data.folds"
+            )
+        return lines
 
     def identity(self) -> dict[str, object]:
         """Returns what must not change while the run lives, as JSON."""

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 from errors import UserError
 
@@ -42,6 +42,8 @@ def start(cache_dir: str) -> Path:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # grain's worker pool asks absl's global flags, which we do not parse.
     flags.FLAGS.mark_as_parsed()
+    # Orbax tells at length of waits that a user can do nothing about.
+    logging.set_verbosity(logging.ERROR)
     # C++ notes on start-up say nothing that a user could act on.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return cache
