@@ -3,9 +3,9 @@
 Runs in an environment of its own, where requirements-torch.txt is installed
 and Sextet is not:
 
-    python -m venv /tmp/torch && /tmp/torch/bin/pip install \\
+    python -m venv torch-venv && torch-venv/bin/pip install \\
         -r requirements-torch.txt
-    /tmp/torch/bin/python tools/make_model_goldens.py [NAME ...]
+    torch-venv/bin/python tools/make_model_goldens.py [NAME ...]
 
 Writes one small file per model to tests/jax_models/goldens. Weights and
 images are not in them: both sides make those from names and a seed
