@@ -22,7 +22,7 @@ def picture(row):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A dataset on disk, written without TensorFlow."""
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
     from etils import epath
 
     folder = tmp_path_factory.mktemp("tfds")

@@ -211,8 +211,8 @@ def test_ensemble_report_without_history_or_mistakes(tmp_path):
 
 
 def test_mistakes_show_the_digits_themselves(tmp_path):
-    sources = pytest.importorskip("input_pipeline.sources")
     from configs.common import data
+    from input_pipeline import sources
 
     config = data()
     ids = [str(name) for name in sources.open_source(config).labelled.ids[:30]]
