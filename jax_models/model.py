@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -10,6 +11,19 @@ from flax import nnx
 from errors import UserError
 from jax_models import layers
 
+# The name under which every model keeps its classifier, and nothing else.
+HEAD = "head"
+
+
+def in_head(path: Sequence[str | int]) -> bool:
+    """Whether a parameter belongs to the classifier, not to the encoder.
+
+    Args:
+      path: where the parameter lies in an `ImageModel`, as
+        `nnx.to_flat_state` gives it: `("head", "fc", "kernel")`.
+    """
+    return path[0] == HEAD
+
 
 class ImageModel(nnx.Module):
     """A classifier over images, in three pieces that can be used alone.
@@ -17,6 +31,11 @@ class ImageModel(nnx.Module):
     `embed` is the stem; `encode` takes the stem's output through the stages;
     `head` pools and classifies. Masked autoencoders put their mask token
     between the first two, segmentation reads the pyramid.
+
+    In every model the classifier's parameters are exactly those under the
+    top-level name `head`: the classifying matrix, its bias, and the LayerNorm
+    between pooling and matrix where the network has one. All others are the
+    encoder's, and `features` needs all of them (`in_head` tells them apart).
 
     Attributes:
       TORCH_NAMES: where the modules' names differ from timm's: regular

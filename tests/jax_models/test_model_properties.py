@@ -76,6 +76,29 @@ def test_state_is_parameters_statistics_and_streams(name):
     assert jax.tree.leaves(streams)
 
 
+@pytest.mark.parametrize("name", TRACED)
+def test_the_classifier_is_what_lies_under_head(name):
+    """`features` reads every parameter but the classifier's, in all models."""
+    model = abstract(name)
+    model.eval()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def features(params, rest, images):
+        return nnx.merge(graphdef, params, rest).features(images)
+
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    program = jax.make_jaxpr(features)(params, rest, images).jaxpr
+    read = {id(value) for step in program.eqns for value in step.invars}
+    paths = [path for path, _ in nnx.to_flat_state(params)]
+    unread = [
+        path
+        for path, value in zip(paths, program.invars, strict=False)
+        if id(value) not in read
+    ]
+    assert unread == [path for path in paths if jax_models.in_head(path)]
+    assert ("head", "fc", "kernel") in unread
+
+
 @pytest.mark.parametrize("name", DEMOS)
 def test_every_parameter_gets_a_gradient(name, golden_model):
     """With a batch of one; weights from the recipe, so none starts at 0."""

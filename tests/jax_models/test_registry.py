@@ -12,6 +12,7 @@ from errors import UserError
 PARAMETERS = {  # at 16 classes
     "miniconvnext": 1_599_824,
     "tinyvit_11m": 10_555_156,
+    "efficientnetv2_m": 52_878_852,
     "convnextv2_small": 49_561_744,
     "convnextv2_base": 87_709_200,
 }
