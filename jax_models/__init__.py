@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from errors import UserError
-from jax_models import convnext, costs, efficientnetv2, layers, tinyvit
+from jax_models import convnext, costs, efficientnetv2, initial, tinyvit
 from jax_models.model import ImageModel, in_head
 from jax_models.torch_import import export_torch, import_torch
 
@@ -82,7 +82,7 @@ def create_model(
     }
     config = dataclasses.replace(config, **overrides)
     rngs = nnx.Rngs(0) if rngs is None else rngs
-    with layers.one_draw(rngs):
+    with initial.one_draw(rngs):
         return model_class(config, num_classes, dtype=dtype, rngs=rngs)
 
 

@@ -2,12 +2,18 @@
 
 ConvNeXt: Liu et al., "A ConvNet for the 2020s", CVPR 2022, arXiv 2201.03545.
 ConvNeXt V2: Woo et al., "ConvNeXt V2: Co-designing and Scaling ConvNets with
-Masked Autoencoders", CVPR 2023, arXiv 2301.00808; sizes in its table 9.
+Masked Autoencoders", CVPR 2023, arXiv 2301.00808; sizes in its appendix A
+and in the authors' code (facebookresearch/ConvNeXt-V2).
 
 V2 differs from V1 in the block alone: global response normalisation (GRN)
 after the activation, and no layer scale. `convnextv2_small` (depths 3-3-27-3
 with the widths of the tiny model) is not a size of the paper; it is V1's
 "small" with V2's blocks. Everything else here is as published.
+
+Stochastic depth is what V1's authors trained from scratch with: .1, .4, .5 and
+.5 for tiny, small, base and large (facebookresearch/ConvNeXt), and .1 for the
+sizes below. V2's authors publish rates for fine-tuning after their masked
+pretraining alone: .1 for atto, .2 for tiny, .1 for base.
 """
 
 from __future__ import annotations
@@ -19,11 +25,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import layers, norms
+from jax_models import initial, layers, norms
 from jax_models.model import ImageModel
 
 EPSILON = 1e-6  # of every LayerNorm, and of GRN
-PUBLISHED_INIT = layers.Normal(0.02)  # of every filter and matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Config:
     grn: bool = True
     layer_scale: float | None = None
     torch_conv: bool = False
-    init: layers.Initializer = PUBLISHED_INIT
+    init: initial.Initializer = initial.TRUNC_NORMAL
     drop_path_rate: float = 0.0
     dropout: float = 0.0
     head_bias: float | Sequence[float] | None = 0.0
@@ -58,21 +63,23 @@ class Config:
 
 
 def _narrow(depth, width, **options) -> Config:
-    depths = (2, 2, depth, 2)
-    dims = (width, 2 * width, 4 * width, 8 * width)
-    return Config(depths, dims, torch_conv=True, **options)
+    return Config(
+        (2, 2, depth, 2), _doubling(width), torch_conv=True, **options
+    )
 
 
 def _wide(depth, width, **options) -> Config:
-    depths = (3, 3, depth, 3)
-    dims = (width, 2 * width, 4 * width, 8 * width)
-    return Config(depths, dims, **options)
+    return Config((3, 3, depth, 3), _doubling(width), **options)
+
+
+def _doubling(width):
+    return width, 2 * width, 4 * width, 8 * width
 
 
 def _mini(depths, dims) -> Config:
     # Narrow layers: deviations of .02 would start far below 1/sqrt(fan), and
     # a short training would spend itself on growing them.
-    return Config(depths, dims, grn=False, init=layers.Uniform())
+    return Config(depths, dims, grn=False, init=initial.Uniform())
 
 
 VARIANTS = {
@@ -82,10 +89,10 @@ VARIANTS = {
     "convnextv2_femto": _narrow(6, 48, drop_path_rate=0.1),
     "convnextv2_pico": _narrow(6, 64, drop_path_rate=0.1),
     "convnextv2_nano": _narrow(8, 80, drop_path_rate=0.1),
-    "convnextv2_tiny": _wide(9, 96, drop_path_rate=0.2),
-    "convnextv2_small": _wide(27, 96, drop_path_rate=0.2),
-    "convnextv2_base": _wide(27, 128, drop_path_rate=0.2),
-    "convnextv2_large": _wide(27, 192, drop_path_rate=0.2),
+    "convnextv2_tiny": _wide(9, 96, drop_path_rate=0.1),
+    "convnextv2_small": _wide(27, 96, drop_path_rate=0.4),
+    "convnextv2_base": _wide(27, 128, drop_path_rate=0.5),
+    "convnextv2_large": _wide(27, 192, drop_path_rate=0.5),
     "convnextv2_demo": Config(
         (1, 1, 2, 1), (16, 32, 64, 96), drop_path_rate=0.1
     ),
@@ -95,7 +102,7 @@ VARIANTS = {
 class GlobalResponseNorm(nnx.Module):
     """Competition between channels by their energy over the image.
 
-    Woo et al. 2023, section 3.2: `x + gamma * x * N(G(x)) + beta`, with G the
+    Woo et al. 2023, section 4: `x + gamma * x * N(G(x)) + beta`, with G the
     L2 norm of a channel over the image and N the division by the mean over
     the channels. Starts as the identity.
     """
@@ -107,7 +114,7 @@ class GlobalResponseNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        energy = jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True)
+        energy = jnp.square(norms.widen(x)).sum((1, 2), keepdims=True)
         # The root has no slope at 0, where a channel is silent.
         silent = energy == 0
         norm = jnp.sqrt(jnp.where(silent, jnp.ones_like(energy), energy))
@@ -290,6 +297,7 @@ class ConvNeXt(ImageModel):
             norm_epsilon=EPSILON,
             dropout=config.dropout,
             head_bias=config.head_bias,
+            dtype=dtype,
             rngs=rngs,
         )
 

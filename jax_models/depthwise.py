@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_models.norms import widen
+
 # Networks have tens of these in a few shapes. Compiled as functions of their
 # own they are traced once per shape; XLA inlines them again.
 _trace_once = functools.partial(jax.jit, static_argnames=("stride", "pads"))
@@ -216,10 +218,10 @@ def _shifts_slopes(images, kernel, slope, *, stride, pads):
         slopes = lax.dynamic_slice_in_dim(slope, row, 1, 1)
         for column in range(width):
             left = column * stride
-            window = windows[:, :, left : left + size].astype(jnp.float32)
+            window = widen(windows[:, :, left : left + size])
             total = total + window * slopes[:, :, column : column + 1]
         return total
 
-    zeros = jnp.zeros((batch, size, size, channels), jnp.float32)
+    zeros = widen(jnp.zeros((batch, size, size, channels), images.dtype))
     to_kernel = lax.fori_loop(0, slope.shape[1], add_row, zeros).sum(0)
     return to_images, to_kernel.astype(kernel.dtype)

@@ -6,6 +6,8 @@ code. As published (timm's `tf_efficientnetv2_*`): TensorFlow's "SAME"
 padding, BatchNorm epsilon 1e-3 and momentum .99, squeeze-excite sized from
 the block's input. Initialisation as the authors': normal with variance
 2 / fan_out for convolutions, uniform in +-1/sqrt(classes) for the classifier.
+Dropout of .2, .3 and .4 for S, M and L and stochastic depth that keeps .8 of
+the last block, as in the authors' configurations (google/automl).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import layers, norms
+from jax_models import initial, layers, norms
 from jax_models.model import ImageModel
 
 BN_EPSILON = 1e-3
@@ -149,7 +151,7 @@ class SqueezeExcite(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        mean = x.astype(jnp.float32).mean((1, 2), keepdims=True)
+        mean = norms.widen(x).mean((1, 2), keepdims=True)
         hidden = jax.nn.silu(self.conv_reduce(mean))
         return x * jax.nn.sigmoid(self.conv_expand(hidden))
 
@@ -223,7 +225,7 @@ class MBConv(nnx.Module):
             3,
             stride=stride,
             use_bias=False,
-            init=layers.FanOut(depthwise=True),
+            init=initial.FanOut(depthwise=True),
             dtype=dtype,
             rngs=rngs,
         )
@@ -250,7 +252,7 @@ def _conv(inputs, outputs, stride, dtype, rngs):
         3,
         stride=stride,
         use_bias=False,
-        init=layers.FanOut(),
+        init=initial.FanOut(),
         dtype=dtype,
         rngs=rngs,
     )
@@ -261,7 +263,7 @@ def _pointwise(inputs, outputs, dtype, rngs, use_bias=False):
         inputs,
         outputs,
         use_bias=use_bias,
-        init=layers.FanOut(),
+        init=initial.FanOut(),
         torch_conv=True,
         dtype=dtype,
         rngs=rngs,
@@ -343,7 +345,8 @@ class EfficientNetV2(ImageModel):
             norm_epsilon=None,
             dropout=config.dropout,
             head_bias=config.head_bias,
-            init=layers.Uniform(fan_out=True),
+            init=initial.Uniform(fan_out=True),
+            dtype=dtype,
             rngs=rngs,
         )
 

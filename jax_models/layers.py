@@ -2,16 +2,13 @@
 
 All of them take channels last, keep their parameters in float32 and compute
 in the `dtype` that they were made with; statistics (means, variances) are
-always computed in float32.
+always computed in float32 or wider.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,117 +16,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from jax_models import initial
 from jax_models.depthwise import depthwise_conv
-from jax_models.norms import LayerNorm
-
-
-@dataclasses.dataclass(frozen=True)
-class Normal:
-    """Normal with deviation `deviation`.
-
-    The published `trunc_normal_(std=.02)` is this one: it cuts at +-2 in
-    absolute terms, a hundred deviations away.
-    """
-
-    deviation: float
-
-    def __call__(self, uniform, normal, shape):
-        """A weight of `shape` from as much noise of either kind, flat."""
-        del uniform, shape
-        return normal * self.deviation
-
-
-@dataclasses.dataclass(frozen=True)
-class Uniform:
-    """Uniform in +-1/sqrt(fan).
-
-    The fan is the product of all axes but the last (PyTorch's default for
-    convolutions), or the last axis where `fan_out`.
-    """
-
-    fan_out: bool = False
-
-    def __call__(self, uniform, normal, shape):
-        """A weight of `shape` from as much noise of either kind, flat."""
-        del normal
-        fan = shape[-1] if self.fan_out else math.prod(shape[:-1])
-        return uniform / math.sqrt(fan)
-
-
-@dataclasses.dataclass(frozen=True)
-class FanOut:
-    """Normal with variance 2 / (height * width * outputs).
-
-    A `depthwise` filter `[height, width, channels]` has one output.
-    """
-
-    depthwise: bool = False
-
-    def __call__(self, uniform, normal, shape):
-        """A weight of `shape` from as much noise of either kind, flat."""
-        del uniform
-        if self.depthwise:
-            fan = math.prod(shape[:-1])
-        else:
-            fan = math.prod(shape[:-2]) * shape[-1]
-        return normal * math.sqrt(2 / fan)
-
+from jax_models.norms import LayerNorm, widen
 
 # Bounds of random numbers; as Python floats they would become float64 where
 # that is allowed.
 _UNIT = np.float32(0), np.float32(1)
-
-Initializer = Normal | Uniform | FanOut
-
-_recorded: contextvars.ContextVar[list | None] = contextvars.ContextVar(
-    "recorded", default=None
-)
-
-
-def weight(
-    rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer
-) -> nnx.Param:
-    """A random parameter of `shape`, float32, drawn now or by `one_draw`."""
-    recorded = _recorded.get()
-    if recorded is None:
-        uniform, normal = _noise(rngs, math.prod(shape))
-        value = init(uniform, normal, shape).reshape(shape)
-        return nnx.Param(value)
-    param = nnx.Param(jnp.zeros(shape, jnp.float32))
-    recorded.append((param, init))
-    return param
-
-
-@contextlib.contextmanager
-def one_draw(rngs: nnx.Rngs) -> Iterator[None]:
-    """Draws all weights made inside the block at once, when it ends.
-
-    A generator for each weight would be compiled for each weight: 20 seconds
-    for a network of fifty layers, against less than one for a single draw.
-    """
-    recorded = []
-    token = _recorded.set(recorded)
-    try:
-        yield
-    finally:
-        _recorded.reset(token)
-    sizes = [math.prod(param.shape) for param, _ in recorded]
-    uniform, normal = _noise(rngs, sum(sizes))
-    start = 0
-    for (param, init), size in zip(recorded, sizes, strict=True):
-        cut = slice(start, start + size)
-        value = init(uniform[cut], normal[cut], param.shape)
-        param[...] = value.reshape(param.shape)
-        start += size
-
-
-def _noise(rngs, size):
-    """The same noise twice: uniform in (-1, 1), and standard normal."""
-    low = np.nextafter(np.float32(-1), np.float32(0))
-    uniform = jax.random.uniform(
-        rngs.params(), (size,), jnp.float32, low, _UNIT[1]
-    )
-    return uniform, math.sqrt(2) * lax.erf_inv(uniform)
 
 
 class Linear(nnx.Module):
@@ -148,13 +41,13 @@ class Linear(nnx.Module):
         outputs: int,
         *,
         use_bias: bool = True,
-        init: Initializer = Normal(0.02),
+        init: initial.Initializer = initial.TRUNC_NORMAL,
         bias_init: float | Sequence[float] = 0.0,
         torch_conv: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.kernel = weight(rngs, (inputs, outputs), init)
+        self.kernel = initial.weight(rngs, (inputs, outputs), init)
         if use_bias:
             start = jnp.asarray(bias_init, jnp.float32)
             self.bias = nnx.Param(jnp.broadcast_to(start, (outputs,)))
@@ -192,12 +85,12 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: str | int = "SAME",
         use_bias: bool = True,
-        init: Initializer = Normal(0.02),
+        init: initial.Initializer = initial.TRUNC_NORMAL,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         shape = (size, size, inputs, outputs)
-        self.kernel = weight(rngs, shape, init)
+        self.kernel = initial.weight(rngs, shape, init)
         self.bias = (
             nnx.Param(jnp.zeros((outputs,), jnp.float32)) if use_bias else None
         )
@@ -232,12 +125,12 @@ class PatchConv(nnx.Module):
         outputs: int,
         size: int,
         *,
-        init: Initializer = Normal(0.02),
+        init: initial.Initializer = initial.TRUNC_NORMAL,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         shape = (size, size, inputs, outputs)
-        self.kernel = weight(rngs, shape, init)
+        self.kernel = initial.weight(rngs, shape, init)
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
         self.dtype = dtype
 
@@ -269,11 +162,11 @@ class DepthwiseConv(nnx.Module):
         stride: int = 1,
         padding: str | int = "SAME",
         use_bias: bool = True,
-        init: Initializer = Normal(0.02),
+        init: initial.Initializer = initial.TRUNC_NORMAL,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.kernel = weight(rngs, (size, size, channels), init)
+        self.kernel = initial.weight(rngs, (size, size, channels), init)
         self.bias = (
             nnx.Param(jnp.zeros((channels,), jnp.float32)) if use_bias else None
         )
@@ -346,7 +239,7 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
 class Head(nnx.Module):
     """Mean over the map, optional LayerNorm, dropout, and the classifier.
 
-    Computed in float32 whatever the model's dtype is.
+    Computed in float32 where the model's `dtype` is narrower.
 
     Args:
       norm_epsilon: of the LayerNorm between pooling and classifier; None
@@ -364,15 +257,15 @@ class Head(nnx.Module):
         norm_epsilon: float | None,
         dropout: float,
         head_bias: float | Sequence[float] | None,
-        init: Initializer = Normal(0.02),
+        init: initial.Initializer = initial.TRUNC_NORMAL,
+        dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        dtype = jnp.promote_types(dtype, jnp.float32)
         if norm_epsilon is None:
             self.norm = None
         else:
-            self.norm = LayerNorm(
-                channels, epsilon=norm_epsilon, dtype=jnp.float32
-            )
+            self.norm = LayerNorm(channels, epsilon=norm_epsilon, dtype=dtype)
         self.dropout = Dropout(dropout, rngs=rngs)
         self.fc = Linear(
             channels,
@@ -380,7 +273,7 @@ class Head(nnx.Module):
             use_bias=head_bias is not None,
             init=init,
             bias_init=0.0 if head_bias is None else head_bias,
-            dtype=jnp.float32,
+            dtype=dtype,
             rngs=rngs,
         )
         self.init = init
@@ -389,14 +282,14 @@ class Head(nnx.Module):
     def reset(self, rngs: nnx.Rngs) -> None:
         """Draws the classifier anew, as it was made."""
         kernel = self.fc.kernel
-        kernel[...] = weight(rngs, kernel.shape, self.init)[...]
+        kernel[...] = initial.weight(rngs, kernel.shape, self.init)[...]
         if self.fc.bias is not None:
             start = jnp.asarray(self.head_bias, jnp.float32)
             self.fc.bias[...] = jnp.broadcast_to(start, self.fc.bias.shape)
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to logits `[B, num_classes]`, float32."""
-        x = features.astype(jnp.float32).mean((1, 2))
+        x = widen(features).mean((1, 2))
         if self.norm is not None:
             x = self.norm(x)
         return self.fc(self.dropout(x))
@@ -438,7 +331,7 @@ def _gelu_backward(x, slope):
     Written with `-x`, or XLA would notice that the forward pass computed the
     same, and store that, which takes longer than to compute it again.
     """
-    wide = x.astype(jnp.float32)
+    wide = widen(x)
     below = 0.5 - 0.5 * lax.erf(wide * -math.sqrt(0.5))
     density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2 * math.pi)
     return ((below + wide * density).astype(x.dtype) * slope,)
@@ -448,4 +341,4 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def _normal_below(x):
-    return 0.5 + 0.5 * lax.erf(x.astype(jnp.float32) * math.sqrt(0.5))
+    return 0.5 + 0.5 * lax.erf(widen(x) * math.sqrt(0.5))

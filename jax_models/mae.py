@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from errors import UserError
-from jax_models import layers, norms
+from jax_models import initial, layers, norms
 from jax_models.model import ImageModel
 
 LN_EPSILON = 1e-6
@@ -60,9 +60,9 @@ class MaskedAutoencoder(nnx.Module):
         self.encoder = encoder
         self.unit = encoder.strides[-1]
         options = dict(dtype=dtype, rngs=rngs)
-        with layers.one_draw(rngs):
+        with initial.one_draw(rngs):
             shape = (encoder.stem_channels,)
-            self.mask_token = layers.weight(rngs, shape, layers.Normal(0.02))
+            self.mask_token = initial.weight(rngs, shape, initial.TRUNC_NORMAL)
             self.enter = layers.Linear(encoder.channels[-1], width, **options)
             self.layers = nnx.List(
                 DecoderLayer(width, heads, mlp_width, **options)

@@ -19,18 +19,24 @@ def golden_model():
     """`golden_model(name)`: the model that the goldens were made with.
 
     Without drop path and dropout, so that its training mode is exact too.
+    `golden_model(name, jnp.float64)` computes in that type.
     """
+
+    def shapes_alone(name, dtype):
+        # Not drawn, only shaped: every value comes from the recipe.
+        return nnx.eval_shape(
+            lambda: jax_models.create_model(
+                name,
+                recipe.CLASSES,
+                dtype=dtype,
+                drop_path_rate=0.0,
+                dropout=0.0,
+            )
+        )
 
     @functools.cache
     def split(name):
-        def make():
-            return jax_models.create_model(
-                name, recipe.CLASSES, drop_path_rate=0.0, dropout=0.0
-            )
-
-        # Not drawn, only shaped: every value comes from the recipe.
-        model = nnx.eval_shape(make)
-        graphdef, state = nnx.split(model)
+        graphdef, state = nnx.split(shapes_alone(name, jnp.float32))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), state)
         model = nnx.merge(graphdef, zeros)
         shapes = {
@@ -40,7 +46,14 @@ def golden_model():
         jax_models.import_torch(model, recipe.state_dict(shapes))
         return nnx.split(model)
 
-    return lambda name: nnx.merge(*split(name), copy=True)
+    def merge(name, dtype=jnp.float32):
+        graphdef, state = split(name)
+        if dtype != jnp.float32:
+            graphdef = nnx.graphdef(shapes_alone(name, dtype))
+            state = jax.tree.map(lambda leaf: leaf.astype(dtype), state)
+        return nnx.merge(graphdef, state, copy=True)
+
+    return merge
 
 
 @functools.partial(jax.jit, static_argnums=0)

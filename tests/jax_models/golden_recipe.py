@@ -17,8 +17,9 @@ SEED = 42
 CLASSES = 16
 
 # Heights and widths for the logits. 96 x 160 and 64 x 96 leave partial
-# windows in TinyViT and odd maps at the end of every model.
-SIZES = ((224, 224), (96, 160))
+# windows in TinyViT and odd maps at the end of every model; 75 x 101 does not
+# divide anywhere.
+SIZES = ((224, 224), (96, 160), (75, 101))
 # Where blocks, gradients and BatchNorm's updates are compared.
 CLOSE_LOOK = (2, 64, 96, 3)
 

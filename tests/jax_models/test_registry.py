@@ -1,34 +1,103 @@
-"""Names, parameter counts, and what a wrong name or option says."""
+"""Names, sizes, published rates, and what a wrong name or option says."""
 
 from __future__ import annotations
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
 import jax_models
 from errors import UserError
+from jax_models import costs, layers
 
-PARAMETERS = {  # at 16 classes
-    "miniconvnext": 1_599_824,
-    "tinyvit_11m": 10_555_156,
-    "efficientnetv2_m": 52_878_852,
-    "convnextv2_small": 49_561_744,
-    "convnextv2_base": 87_709_200,
+# Parameters at 16 classes, as timm 1.0.31 counts them; stochastic depth of
+# the last block and dropout before the classifier, as published for training
+# from scratch (EfficientNetV2's last of n blocks has .2 * (n - 1) / n).
+PUBLISHED = {
+    "miniconvnext": (1_599_824, 0, 0),
+    "tinyvit_5m": (5_076_900, 0, 0),
+    "tinyvit_11m": (10_555_156, 0.1, 0),
+    "tinyvit_21m": (20_630_800, 0.2, 0),
+    "efficientnetv2_s": (20_197_984, 0.2 * 39 / 40, 0.2),
+    "efficientnetv2_m": (52_878_852, 0.2 * 56 / 57, 0.3),
+    "efficientnetv2_l": (117_254_768, 0.2 * 78 / 79, 0.4),
+    "convnextv2_atto": (3_392_536, 0.1, 0),
+    "convnextv2_femto": (4_854_400, 0.1, 0),
+    "convnextv2_pico": (8_561_488, 0.1, 0),
+    "convnextv2_nano": (14_993_056, 0.1, 0),
+    "convnextv2_tiny": (27_878_800, 0.1, 0),
+    "convnextv2_small": (49_561_744, 0.4, 0),
+    "convnextv2_base": (87_709_200, 0.5, 0),
+    "convnextv2_large": (196_444_432, 0.5, 0),
 }
+LATER = ("efficientnetv2_s", "efficientnetv2_l", "convnextv2_large")
 
 
-def count(name, **overrides):
-    def make():
-        return jax_models.create_model(name, 16, **overrides)
+def test_every_name_is_published_or_a_demo():
+    names = jax_models.list_models()
+    demos = [name for name in names if name.endswith("_demo")]
+    assert set(names) == {*PUBLISHED, *demos}
+    assert len(names) == len(set(names))
 
-    params = nnx.state(nnx.eval_shape(make), nnx.Param)
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LATER else name
+        for name in PUBLISHED
+    ],
+)
+def test_parameters_and_rates_are_the_published_ones(name):
+    model = nnx.eval_shape(lambda: jax_models.create_model(name, 16))
+    params = jax.tree.leaves(nnx.state(model, nnx.Param))
+    rates = [
+        module.rate
+        for _, module in nnx.iter_modules(model)
+        if isinstance(module, layers.DropPath)
+    ]
+    parameters, drop_path, dropout = PUBLISHED[name]
+    assert sum(leaf.size for leaf in params) == parameters
+    np.testing.assert_allclose(max(rates), drop_path, rtol=1e-6)
+    assert min(rates) == 0
+    assert model.head.dropout.rate == dropout
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_are_those_of_the_published_model(name):
-    assert count(name) == PARAMETERS[name]
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("convnextv2_atto", "0.55"),
+        ("tinyvit_5m", "1.3"),
+        pytest.param("tinyvit_21m", "4.3", marks=pytest.mark.slow),
+        pytest.param("convnextv2_base", "15.4", marks=pytest.mark.slow),
+    ],
+)
+def test_multiply_adds_are_the_published_ones(name, published):
+    """In units of 1e9, at 224 px and 1000 classes, to the papers' digits."""
+    model = nnx.eval_shape(lambda: jax_models.create_model(name, 1000))
+    digits = len(published.partition(".")[2])
+    found = costs.measure(model).multiply_adds / 1e9
+    assert f"{found:.{digits}f}" == published
+
+
+def test_multiply_adds_of_one_layer():
+    """Each kind of layer, by hand."""
+    model = nnx.eval_shape(
+        lambda: jax_models.create_model(
+            "miniconvnext_demo", 10, depths=(1,), dims=(8,)
+        )
+    )
+    cells = 4 * 4
+    block = cells * 8 * 7 * 7 + 2 * cells * 8 * 32
+    by_hand = cells * 8 * (4 * 4 * 3) + block + 8 * 10
+    assert costs.measure(model, 16).multiply_adds == by_hand
+
+
+def test_the_table_names_every_model_once():
+    names = jax_models.ModelNames(("miniconvnext_demo", "tinyvit_demo"))
+    lines = str(names).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == list(names)
+    assert "336,776" in lines[2]
 
 
 def test_a_wrong_name_suggests_the_nearest():

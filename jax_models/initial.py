@@ -1,0 +1,122 @@
+"""Initial weights, from one draw for a whole network."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """Normal with deviation `deviation`.
+
+    The published `trunc_normal_(std=.02)` is this one: it cuts at +-2 in
+    absolute terms, a hundred deviations away.
+    """
+
+    deviation: float
+
+    def __call__(self, uniform, normal, shape):
+        """A weight of `shape` from as much noise of either kind, flat."""
+        del uniform, shape
+        return normal * self.deviation
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Uniform in +-1/sqrt(fan).
+
+    The fan is the product of all axes but the last (PyTorch's default for
+    convolutions), or the last axis where `fan_out`.
+    """
+
+    fan_out: bool = False
+
+    def __call__(self, uniform, normal, shape):
+        """A weight of `shape` from as much noise of either kind, flat."""
+        del normal
+        fan = shape[-1] if self.fan_out else math.prod(shape[:-1])
+        return uniform / math.sqrt(fan)
+
+
+@dataclasses.dataclass(frozen=True)
+class FanOut:
+    """Normal with variance 2 / (height * width * outputs).
+
+    A `depthwise` filter `[height, width, channels]` has one output.
+    """
+
+    depthwise: bool = False
+
+    def __call__(self, uniform, normal, shape):
+        """A weight of `shape` from as much noise of either kind, flat."""
+        del uniform
+        if self.depthwise:
+            fan = math.prod(shape[:-1])
+        else:
+            fan = math.prod(shape[:-2]) * shape[-1]
+        return normal * math.sqrt(2 / fan)
+
+
+Initializer = Normal | Uniform | FanOut
+
+# What transformers, and the ConvNeXts after them, are published with.
+TRUNC_NORMAL = Normal(0.02)
+
+_recorded: contextvars.ContextVar[list | None] = contextvars.ContextVar(
+    "recorded", default=None
+)
+
+
+def weight(
+    rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer
+) -> nnx.Param:
+    """A random parameter of `shape`, float32, drawn now or by `one_draw`."""
+    recorded = _recorded.get()
+    if recorded is None:
+        uniform, normal = _noise(rngs, math.prod(shape))
+        value = init(uniform, normal, shape).reshape(shape)
+        return nnx.Param(value)
+    param = nnx.Param(jnp.zeros(shape, jnp.float32))
+    recorded.append((param, init))
+    return param
+
+
+@contextlib.contextmanager
+def one_draw(rngs: nnx.Rngs) -> Iterator[None]:
+    """Draws all weights made inside the block at once, when it ends.
+
+    A generator for each weight would be compiled for each weight: 20 seconds
+    for a network of fifty layers, against less than one for a single draw.
+    """
+    recorded = []
+    token = _recorded.set(recorded)
+    try:
+        yield
+    finally:
+        _recorded.reset(token)
+    sizes = [math.prod(param.shape) for param, _ in recorded]
+    uniform, normal = _noise(rngs, sum(sizes))
+    start = 0
+    for (param, init), size in zip(recorded, sizes, strict=True):
+        cut = slice(start, start + size)
+        value = init(uniform[cut], normal[cut], param.shape)
+        param[...] = value.reshape(param.shape)
+        start += size
+
+
+def _noise(rngs, size):
+    """The same noise twice: uniform in (-1, 1), and standard normal."""
+    # NumPy's, as Python's would become float64 where that is allowed.
+    low, high = np.nextafter(np.float32(-1), np.float32(0)), np.float32(1)
+    uniform = jax.random.uniform(rngs.params(), (size,), jnp.float32, low, high)
+    return uniform, math.sqrt(2) * lax.erf_inv(uniform)

@@ -1,0 +1,138 @@
+"""Self-attention inside windows, where padding costs nothing.
+
+Where a map is not a multiple of the window, TinyViT's published code pads it
+with zeros before the attention. All padded cells are then the same token, so
+this code never computes them: it gives each partial window one key that
+stands for all of its padding. The numbers are the same, and maps smaller than
+a window cost what they contain.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_models import initial, layers, norms
+
+LN_EPSILON = 1e-5
+
+
+class WindowAttention(nnx.Module):
+    """Self-attention inside windows, with a learned bias per offset.
+
+    The bias depends on the absolute offset between two cells (LeViT, Graham
+    et al. 2021) and starts at zero. With `swin_bias` it depends on the signed
+    offset (Swin, Liu et al. 2021) and starts normal with deviation .02.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        window: int,
+        swin_bias: bool,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = norms.LayerNorm(channels, epsilon=LN_EPSILON, dtype=dtype)
+        # For each head its queries, keys and values, then the next head's.
+        self.qkv = layers.Linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
+        self.proj = layers.Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.heads = heads
+        self.window = window
+        self.swin_bias = swin_bias
+        self.dtype = dtype
+        if swin_bias:
+            shape = (heads, (2 * window - 1) ** 2)
+            table = initial.weight(rngs, shape, initial.TRUNC_NORMAL)
+        else:
+            table = nnx.Param(jnp.zeros((heads, window**2), jnp.float32))
+        self.attention_biases = table
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
+        height, width = x.shape[1:3]
+        qkv = self.qkv(self.norm(x))
+        # What a padded cell becomes: normalising zeros leaves the bias.
+        zero = self.norm.bias[...]
+        padding = self.qkv(zero)
+        table = self.attention_biases[...]
+        bias = table[:, _bias_index(self.window, self.swin_bias)]
+        full_height = height // self.window * self.window
+        full_width = width // self.window * self.window
+        rows = []
+        for top, bottom in ((0, full_height), (full_height, height)):
+            row = [
+                self._attend(qkv[:, top:bottom, left:right], padding, bias)
+                for left, right in ((0, full_width), (full_width, width))
+                if top < bottom and left < right
+            ]
+            if row:
+                rows.append(jnp.concatenate(row, 2) if row[1:] else row[0])
+        x = jnp.concatenate(rows, 1) if rows[1:] else rows[0]
+        return self.proj(x)
+
+    def _attend(self, qkv, padding, bias):
+        """Attention over one part of the map, cut into equal windows.
+
+        Args:
+          qkv: `[B, h, w, 3C]`; h and w are multiples of the window or
+            smaller than it.
+          padding: `[3C]`, the same of a padded cell.
+          bias: `[heads, window**2, window**2]`.
+
+        Returns:
+          `[B, h, w, C]`.
+        """
+        batch, height, width, _ = qkv.shape
+        h, w = min(height, self.window), min(width, self.window)
+        rows, columns = height // h, width // w
+        cells, heads = h * w, self.heads
+        # -> [B, rows, columns, heads, cells, 3 * D]
+        qkv = qkv.reshape(batch, rows, h, columns, w, heads, -1)
+        qkv = qkv.transpose(0, 1, 3, 5, 2, 4, 6)
+        qkv = qkv.reshape(batch, rows, columns, heads, cells, -1)
+        query, key, value = jnp.split(qkv, 3, -1)
+        depth = query.shape[-1]
+        query = query * depth**-0.5
+        inside = np.zeros((self.window, self.window), bool)
+        inside[:h, :w] = True
+        inside = inside.ravel()
+        bias = bias[:, inside]
+        scores = jnp.einsum("...qd,...kd->...qk", query, key)
+        scores = norms.widen(scores) + bias[:, :, inside]
+        if cells == self.window**2:
+            weights = jax.nn.softmax(scores).astype(self.dtype)
+            x = weights @ value
+        else:
+            # Padded keys differ in their bias alone, so their exponentials
+            # add up to one key whose bias is the log of the sum.
+            _, pad_key, pad_value = jnp.split(padding.reshape(heads, -1), 3, -1)
+            pad_bias = jax.nn.logsumexp(bias[:, :, ~inside], -1)
+            pad_score = jnp.einsum("...hqd,hd->...hq", query, pad_key)
+            pad_score = norms.widen(pad_score) + pad_bias
+            scores = jnp.concatenate([scores, pad_score[..., None]], -1)
+            weights = jax.nn.softmax(scores).astype(self.dtype)
+            x = weights[..., :-1] @ value
+            x = x + weights[..., -1:] * pad_value[:, None]
+        x = x.reshape(batch, rows, columns, heads, h, w, depth)
+        x = x.transpose(0, 1, 4, 2, 5, 3, 6)
+        return x.reshape(batch, height, width, heads * depth)
+
+
+def _bias_index(window, signed):
+    """Which entry of the bias table belongs to each pair of cells.
+
+    Returns:
+      int32 `[window**2, window**2]`.
+    """
+    cells = np.stack(np.indices((window, window)), -1).reshape(-1, 2)
+    offsets = cells[:, None] - cells[None]
+    if signed:
+        offsets, side = offsets + window - 1, 2 * window - 1
+    else:
+        offsets, side = np.abs(offsets), window
+    return (offsets[..., 0] * side + offsets[..., 1]).astype(np.int32)
