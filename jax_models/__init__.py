@@ -16,7 +16,7 @@ from flax import nnx
 
 from errors import UserError
 from jax_models import convnext, costs, efficientnetv2, initial, tinyvit
-from jax_models.model import ImageModel, in_head
+from jax_models.model import ImageModel
 from jax_models.torch_import import export_torch, import_torch
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "create_model",
     "export_torch",
     "import_torch",
-    "in_head",
     "list_models",
 ]
 

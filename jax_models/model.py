@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -15,16 +14,6 @@ from jax_models import layers
 HEAD = "head"
 
 
-def in_head(path: Sequence[str | int]) -> bool:
-    """Whether a parameter belongs to the classifier, not to the encoder.
-
-    Args:
-      path: where the parameter lies in an `ImageModel`, as
-        `nnx.to_flat_state` gives it: `("head", "fc", "kernel")`.
-    """
-    return path[0] == HEAD
-
-
 class ImageModel(nnx.Module):
     """A classifier over images, in three pieces that can be used alone.
 
@@ -33,9 +22,9 @@ class ImageModel(nnx.Module):
     between the first two, segmentation reads the pyramid.
 
     In every model the classifier's parameters are exactly those under the
-    top-level name `head`: the classifying matrix, its bias, and the LayerNorm
-    between pooling and matrix where the network has one. All others are the
-    encoder's, and `features` needs all of them (`in_head` tells them apart).
+    top-level name `head` (`HEAD`): the classifying matrix, its bias, and the
+    LayerNorm between pooling and matrix where the network has one. All others
+    are the encoder's, and `features` needs all of them.
 
     Attributes:
       TORCH_NAMES: where the modules' names differ from timm's: regular

@@ -15,11 +15,21 @@ import jax_models
 from errors import UserError
 from jax_models import mae
 
-SIZE, UNITS = 64, (2, 2)
+SIZE, UNIT, UNITS = 64, 32, (2, 2)
+
+# Encoders and what they hide at once, their last stride.
+ENCODERS = {
+    "tinyvit_demo": 32,
+    "convnextv2_demo": 32,
+    "efficientnetv2_demo": 16,
+    "miniconvnext_demo": 16,
+}
 
 
 @functools.cache
 def split(name):
+    """An autoencoder's graph, parameters and rest, in training mode."""
+
     @jax.jit
     def init(key):
         rngs = nnx.Rngs(key)
@@ -32,14 +42,32 @@ def split(name):
     return init(jax.random.key(0))
 
 
-@pytest.fixture(params=["tinyvit_demo", "convnextv2_demo"])
-def apply(request, quick_compilation):
-    """`apply(images, mask)`, compiled, in evaluation mode."""
-    graphdef, params, rest = split(request.param)
-    model = nnx.merge(graphdef, params, rest, copy=True)
-    model.eval()
+@functools.cache
+def applier(name, training):
+    """The autoencoder as a compiled function of images and mask."""
+    model = nnx.merge(*split(name), copy=True)
+    if not training:
+        model.eval()
     graphdef, state = nnx.split(model)
-    return jax.jit(lambda *args: nnx.merge(graphdef, state)(*args))
+    return jax.jit(lambda *args: nnx.merge(graphdef, state, copy=True)(*args))
+
+
+@pytest.fixture(params=ENCODERS)
+def encoder(request, quick_compilation):
+    return request.param
+
+
+@pytest.fixture
+def apply(encoder):
+    """`apply(images, mask)`, in evaluation mode."""
+    return applier(encoder, training=False)
+
+
+@pytest.fixture
+def own_mask(encoder):
+    """A mask in the encoder's own units."""
+    side = SIZE // ENCODERS[encoder]
+    return mae.random_mask(jax.random.key(1), 3, (side, side), 0.5)
 
 
 @pytest.fixture
@@ -54,25 +82,28 @@ def mask():
 
 
 def pixels_of(mask):
-    return np.repeat(np.repeat(mask, 32, 1), 32, 2)
+    unit = SIZE // mask.shape[1]
+    return np.repeat(np.repeat(mask, unit, 1), unit, 2)
 
 
-def test_hidden_pixels_change_nothing(apply, images, mask):
-    changed = np.where(pixels_of(mask)[..., None], np.nan, images)
-    before, after = apply(images, mask), apply(changed, mask)
+@pytest.mark.parametrize("training", [False, True])
+def test_hidden_pixels_change_nothing(encoder, training, images, own_mask):
+    apply = applier(encoder, training)
+    changed = np.where(pixels_of(own_mask)[..., None], np.nan, images)
+    before, after = apply(images, own_mask), apply(changed, own_mask)
     assert np.isfinite(before).all()
     np.testing.assert_array_equal(before, after)
 
 
-def test_visible_pixels_matter(apply, images, mask):
-    changed = np.where(pixels_of(mask)[..., None], images, images + 1)
-    assert not np.allclose(apply(images, mask), apply(changed, mask))
+def test_visible_pixels_matter(apply, images, own_mask):
+    changed = np.where(pixels_of(own_mask)[..., None], images, images + 1)
+    assert not np.allclose(apply(images, own_mask), apply(changed, own_mask))
 
 
-def test_other_images_of_the_batch_do_not_matter(apply, images, mask):
+def test_other_images_of_the_batch_do_not_matter(apply, images, own_mask):
     changed = images.copy()
     changed[1] += 5
-    before, after = apply(images, mask), apply(changed, mask)
+    before, after = apply(images, own_mask), apply(changed, own_mask)
     np.testing.assert_array_equal(before[0], after[0])
     np.testing.assert_array_equal(before[2], after[2])
     assert not np.allclose(before[1], after[1])
@@ -81,7 +112,7 @@ def test_other_images_of_the_batch_do_not_matter(apply, images, mask):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_only_hidden_units_are_scored(images, mask, normalize):
     rng = np.random.default_rng(1)
-    predictions = rng.standard_normal((3, *UNITS, 32 * 32 * 3))
+    predictions = rng.standard_normal((3, *UNITS, UNIT * UNIT * 3))
     score = functools.partial(
         mae.reconstruction_loss, normalize_targets=normalize
     )
@@ -93,7 +124,7 @@ def test_only_hidden_units_are_scored(images, mask, normalize):
 
 
 def test_weights_leave_images_out(images, mask):
-    predictions = np.zeros((3, *UNITS, 32 * 32 * 3), np.float32)
+    predictions = np.zeros((3, *UNITS, UNIT * UNIT * 3), np.float32)
     weights = jnp.array([1.0, 0.0, 1.0])
     images[1] = 1e6
     loss = mae.reconstruction_loss(predictions, images, mask, weights=weights)
@@ -113,10 +144,10 @@ def test_every_image_has_the_same_number_hidden(units, ratio, hidden):
 
 
 def test_patches_join_to_the_image(images):
-    patches = mae.patchify(images, 32)
-    assert patches.shape == (3, 2, 2, 32 * 32 * 3)
-    np.testing.assert_array_equal(mae.unpatchify(patches, 32), images)
-    first = images[0, :32, 32:].ravel()
+    patches = mae.patchify(images, UNIT)
+    assert patches.shape == (3, *UNITS, UNIT * UNIT * 3)
+    np.testing.assert_array_equal(mae.unpatchify(patches, UNIT), images)
+    first = images[0, :UNIT, UNIT:].ravel()
     np.testing.assert_array_equal(patches[0, 0, 1], first)
 
 
@@ -151,7 +182,7 @@ def test_a_tiny_set_is_learnt_by_heart(images, mask):
 def test_the_picture_shows_three_images(images, mask):
     mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.2, 0.2])
     for normalize in (False, True):
-        patches = np.asarray(mae.patchify(images, 32))
+        patches = np.asarray(mae.patchify(images, UNIT))
         if normalize:
             deviation = np.sqrt(patches.var(-1, keepdims=True) + 1e-6)
             patches = (patches - patches.mean(-1, keepdims=True)) / deviation

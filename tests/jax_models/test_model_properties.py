@@ -13,6 +13,7 @@ from flax import nnx
 
 import jax_models
 from errors import UserError
+from jax_models.model import HEAD
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -95,7 +96,7 @@ def test_the_classifier_is_what_lies_under_head(name):
         for path, value in zip(paths, program.invars, strict=False)
         if id(value) not in read
     ]
-    assert unread == [path for path in paths if jax_models.in_head(path)]
+    assert unread == [path for path in paths if path[0] == HEAD]
     assert ("head", "fc", "kernel") in unread
 
 
