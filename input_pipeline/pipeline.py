@@ -11,12 +11,15 @@ dropped.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -92,7 +95,7 @@ def train_batches(
     _check_shard(batch_size, shard)
     maker = _TrainBatch(images, rows, augment, size, batch_size, seed, shard)
     steps = grain.MapDataset.range(start_step, _ENDLESS)
-    return Batches(_chain(steps.map(maker), workers), images, workers)
+    return Batches(steps, maker, workers)
 
 
 def check_views(views: Sequence[str]) -> None:
@@ -139,7 +142,7 @@ def eval_batches(
     rows = np.asarray(rows, np.int32)
     maker = _EvalBatch(images, rows, size, batch_size, tuple(views), shard)
     steps = grain.MapDataset.range(0, -(-len(rows) // batch_size))
-    return Batches(_chain(steps.map(maker), workers), images, workers)
+    return Batches(steps, maker, workers)
 
 
 class WorkerDied(UserError):
@@ -154,14 +157,20 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         then. Calling it again does no harm.
     """
 
-    def __init__(self, chain: grain.IterDataset, images: Images, workers: int):
-        self._chain = [iter(chain)]  # Emptied when it is closed.
-        self._images = images
-        self._workers = workers
+    def __init__(
+        self,
+        steps: grain.MapDataset,
+        maker: _TrainBatch | _EvalBatch,
+        workers: int,
+    ):
+        self._images, self._workers = maker.images, workers
+        parcel = _Parcel(maker) if workers else None
+        # In a list, to be emptied when it is closed.
+        self._chain = [iter(_chain(steps.map(parcel or maker), workers))]
         self._reported: set[int] = set()
         # Also when this is dropped, or when the program ends: worker processes
         # must be gone before the modules that end them are taken apart.
-        self.close = weakref.finalize(self, _close, self._chain)
+        self.close = weakref.finalize(self, _close, self._chain, parcel)
 
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._chain:
@@ -198,9 +207,39 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self.close()
 
 
-def _close(chain: list[grain.DatasetIterator]) -> None:
+def _close(chain: list[grain.DatasetIterator], parcel: _Parcel | None) -> None:
     # Out of the list first, so that it is taken down here and now.
     chain.pop().close()
+    if parcel is not None:
+        parcel.discard()
+
+
+class _Parcel:
+    """A batch maker that travels to worker processes in a file.
+
+    What a spawned process is given goes through a pipe, and if it dies before
+    it has read more than the pipe holds, its parent waits for ever (CPython's
+    Popen keeps the reading end open). A file's name always fits, and is
+    pickled once for all workers.
+    """
+
+    def __init__(self, maker: _TrainBatch | _EvalBatch):
+        descriptor, self._path = tempfile.mkstemp(prefix="sextet-loader-")
+        with open(descriptor, "wb") as file:
+            pickle.dump(maker, file)
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        return _unpack(self._path)(step)
+
+    def discard(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+@functools.lru_cache(maxsize=1)
+def _unpack(path: str) -> _TrainBatch | _EvalBatch:
+    with open(path, "rb") as file:
+        return pickle.load(file)
 
 
 def _owned(values: np.ndarray) -> np.ndarray:
