@@ -13,6 +13,7 @@ from flax import nnx
 import jax_models
 from jax_models import layers, norms
 from jax_models.depthwise import depthwise_conv
+from jax_models.window_attention import WindowAttention
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,76 @@ def test_depthwise_conv_takes_any_batch(batch):
     )
     found = jax.jit(depthwise_conv)(images, jnp.ones((3, 3, 3)))
     np.testing.assert_allclose(found[:, 5, 5, 0], 9 * np.arange(1, batch + 1))
+
+
+@pytest.mark.parametrize("swin_bias", [False, True])
+@pytest.mark.parametrize("size", [(5, 9), (3, 10), (2, 3)])
+def test_window_attention_is_that_of_a_padded_map(size, swin_bias):
+    """Against the plain way, cell by cell: pad with zeros, cut, attend."""
+    window, heads, depth = 4, 2, 5
+    channels = heads * depth
+    attention = WindowAttention(
+        channels,
+        heads,
+        window,
+        swin_bias,
+        dtype=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )
+    rng = np.random.default_rng(0)
+    for _, value in nnx.to_flat_state(nnx.state(attention, nnx.Param)):
+        value[...] = 0.5 * rng.standard_normal(value.shape)
+    x = rng.standard_normal((2, *size, channels)).astype(np.float32)
+    table = np.asarray(attention.attention_biases[...])
+
+    def attend(cells):
+        """`[window, window, C]` to the same."""
+        flat = cells.reshape(-1, channels)
+        qkv = np.asarray(attention.qkv(attention.norm(flat)))
+        qkv = qkv.reshape(-1, heads, 3, depth)
+        mixed = np.zeros((len(flat), heads, depth), np.float32)
+        places = list(np.ndindex(window, window))
+        for head in range(heads):
+            query, key, value = np.moveaxis(qkv[:, head], 1, 0)
+            scores = query @ key.T / np.sqrt(depth)
+            for i, (row, column) in enumerate(places):
+                for j, (other_row, other_column) in enumerate(places):
+                    down, right = row - other_row, column - other_column
+                    if swin_bias:
+                        side = 2 * window - 1
+                        down, right = down + window - 1, right + window - 1
+                    else:
+                        side, down, right = window, abs(down), abs(right)
+                    scores[i, j] += table[head, down * side + right]
+            mixed[:, head] = jax.nn.softmax(scores) @ value
+        out = attention.proj(mixed.reshape(-1, channels))
+        return np.asarray(out).reshape(cells.shape)
+
+    padding = [(0, 0), *((0, -length % window) for length in size), (0, 0)]
+    expected = np.pad(x, padding)
+    for image in expected:
+        for top in range(0, image.shape[0], window):
+            for left in range(0, image.shape[1], window):
+                cut = np.s_[top : top + window, left : left + window]
+                image[cut] = attend(image[cut])
+    expected = expected[:, : size[0], : size[1]]
+    np.testing.assert_allclose(attention(x), expected, atol=1e-4)
+
+
+def test_a_layer_scale_of_zero_starts_blocks_as_identities():
+    scaled = jax_models.create_model(
+        "convnextv2_demo",
+        4,
+        depths=(1,),
+        dims=(8,),
+        grn=False,
+        layer_scale=0.0,
+    )
+    block = scaled.stages[0].blocks[0]
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    np.testing.assert_array_equal(block(x), x)
+    block.gamma[...] = jnp.ones(8)
+    assert not np.allclose(block(x), x)
 
 
 def test_gelu_and_its_slope_are_exact():

@@ -19,13 +19,21 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 NAMES = tuple(jax_models.list_models())
 DEMOS = tuple(name for name in NAMES if name.endswith("_demo"))
-# Each family once where only shapes are traced; the rest in test-slow.
-TRACED = [
-    name
-    if name in (*DEMOS, "tinyvit_11m", "miniconvnext", "convnextv2_atto")
-    else pytest.param(name, marks=pytest.mark.slow)
-    for name in NAMES
-]
+
+
+def all_models(quick):
+    """All names; only those of `quick` outside of test-slow."""
+    return [
+        name if name in quick else pytest.param(name, marks=pytest.mark.slow)
+        for name in NAMES
+    ]
+
+
+COMPUTED = all_models(quick=DEMOS)
+# Each family once where only shapes are traced.
+TRACED = all_models(
+    quick=(*DEMOS, "tinyvit_11m", "miniconvnext", "convnextv2_atto")
+)
 
 
 def abstract(name, **overrides):
@@ -100,7 +108,7 @@ def test_the_classifier_is_what_lies_under_head(name):
     assert ("head", "fc", "kernel") in unread
 
 
-@pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.parametrize("name", COMPUTED)
 def test_every_parameter_gets_a_gradient(name, golden_model):
     """With a batch of one; weights from the recipe, so none starts at 0."""
     model = golden_model(name)
@@ -125,7 +133,7 @@ def test_every_parameter_gets_a_gradient(name, golden_model):
     assert not silent
 
 
-@pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.parametrize("name", COMPUTED)
 def test_bfloat16_is_close_to_float32(name, golden_model):
     images = jnp.asarray(recipe.images(2, 64, 64, 3))
     state = nnx.state(golden_model(name))
@@ -177,7 +185,7 @@ def test_training_is_random_and_evaluation_is_not(name, golden_model):
         np.testing.assert_array_equal(before, now)
 
 
-@pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.parametrize("name", COMPUTED)
 def test_no_float64_even_where_it_is_allowed(name):
     """With 64-bit types on, a stray one would show in the program."""
     with jax.enable_x64(True):
