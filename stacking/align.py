@@ -1,19 +1,29 @@
 """Runs in, one table out: rows aligned by id, or a sentence on why not.
 
-The runs of one seed cover the validation rows in parts, one per fold; their
-test logits are averaged. Several seeds are averaged everywhere.
+The runs of one seed cover the validation rows in parts, one per fold, or in
+one piece where training has joined the folds; their test logits are averaged.
+Several seeds are averaged everywhere.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from errors import UserError
-from stacking.logits import Logits, logits_path
-from stacking.runs import SPLITS, Family, Run, group, seed_of
+from stacking.held_out import check_held_out, named
+from stacking.logits import Logits
+from stacking.runs import (
+    SPLITS,
+    Family,
+    Run,
+    by_seed,
+    check_parts,
+    group,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ def make_table(runs: Sequence[Run], splits: Sequence[str] = SPLITS) -> Table:
       UserError: runs differ in classes, folds or labels; a row was predicted
         by a model that saw it, twice, or never.
     """
+    check_parts(runs)
     for split in splits:
         for run in runs:
             logits = getattr(run, split)
@@ -74,7 +85,7 @@ def make_table(runs: Sequence[Run], splits: Sequence[str] = SPLITS) -> Table:
         for run in runs[1:]:
             _check_folds_hash(runs[0], run)
         for run in runs:
-            _check_held_out(run)
+            check_held_out(run)
         val = _val_rows(families)
     if "test" in splits and any(run.test is not None for run in runs):
         _check_all_have("test", runs)
@@ -90,13 +101,6 @@ def make_table(runs: Sequence[Run], splits: Sequence[str] = SPLITS) -> Table:
 
 def _any(run: Run) -> Logits:
     return run.val if run.val is not None else run.test
-
-
-def _named(ids: np.ndarray) -> str:
-    """Up to three ids in quotes, and how many more there are."""
-    shown = ", ".join(repr(str(name)) for name in ids[:3])
-    more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-    return f"id{'s' if len(ids) > 1 else ''} {shown}{more}"
 
 
 def _check_all_have(split: str, runs: Sequence[Run]) -> None:
@@ -135,29 +139,6 @@ def _check_folds_hash(first: Run, run: Run) -> None:
         )
 
 
-def _check_held_out(run: Run) -> None:
-    """No row of `val` may be one that the run's model was trained on."""
-    logits = run.val
-    unlabelled = logits.labels < 0
-    if unlabelled.any():
-        raise UserError(
-            f"{logits_path(run.path, 'val')} has no label for "
-            f"{_named(logits.ids[unlabelled])}; leave out such rows"
-        )
-    held_out = run.metadata.get("val_fold")
-    if held_out is None:
-        return
-    seen = (logits.fold >= 0) & (logits.fold != held_out)
-    if seen.any():
-        raise UserError(
-            f"{run.path} was trained on rows that it predicts: it held out "
-            f"fold {held_out}, but {_named(logits.ids[seen])} belong"
-            f"{'' if seen.sum() > 1 else 's'} to fold "
-            f"{logits.fold[seen][0]}; export the logits of fold {held_out} "
-            "alone"
-        )
-
-
 def _val_rows(families: Sequence[Family]) -> Rows:
     """Validation rows, sorted by id, each from a model that held it out."""
     first = families[0]
@@ -166,32 +147,23 @@ def _val_rows(families: Sequence[Family]) -> Rows:
     logits = np.empty((len(families), len(ids), classes), np.float32)
     for index, family in enumerate(families):
         own_ids, own_labels, own_fold = _union(family)
-        _check_same_rows(first, ids, family, own_ids, "val")
-        for what, known, own in (
-            ("label", labels, own_labels),
-            ("fold", fold, own_fold),
-        ):
-            if what == "fold":
-                differ = (known != own) & (known >= 0) & (own >= 0)
-            else:
-                differ = known != own
-            if differ.any():
-                raise UserError(
-                    f"{family.name} and {first.name} disagree on the {what} "
-                    f"of {_named(ids[differ])}; train both on the same "
-                    "answers and folds file"
-                )
+        _check_same_rows(
+            (first, ids), (family, own_ids), "val", _fold_hint(fold, own_fold)
+        )
+        _check_agree(
+            f"{family.name} and {first.name}",
+            ids,
+            (labels, fold),
+            (own_labels, own_fold),
+        )
         logits[index] = _mean_over_seeds(family, ids, classes)
     return Rows(ids, logits, labels)
 
 
 def _union(family: Family) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids, labels, fold) of one family, by id; every seed has all rows."""
-    seeds: dict[str, list[Run]] = {}
-    for run in family.runs:
-        seeds.setdefault(seed_of(run), []).append(run)
     found = None
-    for runs in seeds.values():
+    for runs in by_seed(family):
         ids = np.concatenate([run.val.ids for run in runs])
         unique, first, count = np.unique(
             ids, return_index=True, return_counts=True
@@ -200,52 +172,72 @@ def _union(family: Family) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             twice = unique[count > 1]
             where = [str(run.path) for run in runs if twice[0] in run.val.ids]
             raise UserError(
-                f"{family.name} predicts {_named(twice)} twice with one "
+                f"{family.name} predicts {named(twice)} twice with one "
                 f"seed, in {' and '.join(where)}; keep one of these runs"
             )
         labels = np.concatenate([run.val.labels for run in runs])[first]
         fold = np.concatenate([run.val.fold for run in runs])[first]
         if found is None:
             found = unique, labels, fold
-        elif not np.array_equal(found[0], unique):
+            continue
+        if not np.array_equal(found[0], unique):
             missing = np.setxor1d(found[0], unique)
             raise UserError(
-                f"{family.name} never predicts {_named(missing)} with some "
+                f"{family.name} never predicts {named(missing)} with some "
                 "of its seeds; train every seed on the same folds"
             )
-        else:
-            for mine, other in ((labels, found[1]), (fold, found[2])):
-                differ = unique[mine != other]
-                if len(differ):
-                    raise UserError(
-                        f"the seeds of {family.name} do not agree on the "
-                        f"label or the fold of {_named(differ)}; train every "
-                        "seed on the same answers and folds"
-                    )
+        _check_agree(
+            f"the seeds of {family.name}", unique, found[1:], (labels, fold)
+        )
     return found
 
 
+def _check_agree(who, ids: np.ndarray, one, other) -> None:
+    """`one` and `other` are (labels [N], fold [N]); -1 agrees with all."""
+    for what, first, second in zip(("label", "fold"), one, other, strict=True):
+        differ = (first != second) & (first >= 0) & (second >= 0)
+        if differ.any():
+            raise UserError(
+                f"{who} disagree on the {what} of {named(ids[differ])}; "
+                "train all on the same answers and folds file"
+            )
+
+
 def _check_same_rows(
-    first: Family, ids: np.ndarray, family: Family, own: np.ndarray, split: str
+    one: tuple[Family, np.ndarray],
+    two: tuple[Family, np.ndarray],
+    split: str,
+    hint: str = "train both on the same folds and rows",
 ) -> None:
-    for lacking, other, missing in (
-        (family, first, np.setdiff1d(ids, own)),
-        (first, family, np.setdiff1d(own, ids)),
-    ):
+    """Both are a family and its ids, sorted or not."""
+    for (lacking, own), (other, ids) in ((two, one), (one, two)):
+        missing = np.setdiff1d(ids, own)
         if len(missing):
             raise UserError(
                 f"{lacking.name} ({lacking.runs[0].path}) never predicts "
-                f"{_named(missing)} of split {split}, which {other.name} "
-                "does; train both on the same folds and rows"
+                f"{named(missing)} of split {split}, which {other.name} "
+                f"does; {hint}"
             )
+
+
+def _fold_hint(*folds: np.ndarray) -> str:
+    """What to do about rows that one family has and the other has not."""
+    sets = [np.unique(fold[fold >= 0]).tolist() for fold in folds]
+    if not all(sets) or sets[0] == sets[1]:
+        return "train both on the same folds and rows"
+    one, other = (", ".join(map(str, each)) for each in sets)
+    return (
+        f"one validates fold {one}, the other fold {other}: train both on "
+        "all folds, or give runs of the same single fold"
+    )
 
 
 def _mean_over_seeds(
     family: Family, ids: np.ndarray, classes: int
 ) -> np.ndarray:
     total = np.zeros((len(ids), classes), np.float32)
-    seeds = {seed_of(run) for run in family.runs}
-    for run in sorted(family.runs, key=lambda run: str(run.path)):
+    seeds = by_seed(family)
+    for run in itertools.chain.from_iterable(seeds):
         total[np.searchsorted(ids, run.val.ids)] += run.val.logits
     return total / np.float32(len(seeds))
 
@@ -259,23 +251,20 @@ def _test_rows(families: Sequence[Family]) -> Rows:
     classes = reference.logits.shape[1]
     logits = np.zeros((len(families), len(ids), classes), np.float32)
     for index, family in enumerate(families):
-        runs = sorted(family.runs, key=lambda run: str(run.path))
-        for run in runs:
-            _check_same_rows(
-                first,
-                ids,
-                Family(family.name, "", (run,)),
-                run.test.ids,
-                "test",
-            )
-            own = np.argsort(run.test.ids)
-            differ = labels[order] != run.test.labels[own]
-            if differ.any():
-                raise UserError(
-                    f"{run.path} and {first.runs[0].path} disagree on the "
-                    f"label of test {_named(ids[order][differ])}; predict "
-                    "the same images with both"
-                )
-            logits[index, order] += run.test.logits[own]
-        logits[index] /= np.float32(len(runs))
+        seeds = by_seed(family)
+        # Each seed counts the same, in however many parts its folds come.
+        for runs in seeds:
+            share = np.float32(1 / (len(seeds) * len(runs)))
+            for run in runs:
+                alone = Family(family.name, "", (run,))
+                _check_same_rows((first, ids), (alone, run.test.ids), "test")
+                own = np.argsort(run.test.ids)
+                differ = labels[order] != run.test.labels[own]
+                if differ.any():
+                    raise UserError(
+                        f"{run.path} and {first.runs[0].path} disagree on the "
+                        f"label of test {named(ids[order][differ])}; predict "
+                        "the same images with both"
+                    )
+                logits[index, order] += share * run.test.logits[own]
     return Rows(ids, logits, labels)

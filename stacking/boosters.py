@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ _ITERATIONS = 500
 _PATIENCE = 40
 # Without a row to stop on, about where the stopped ones end.
 _ITERATIONS_UNSTOPPED = 150
+# Rounds between two words on progress.
+_TELL_EVERY = 10
 
 # Names are those of each library. The reference solution's 500 trees of depth
 # 4 at rate .05, but with a stop; CatBoost, which was still learning after 500,
@@ -155,6 +157,7 @@ def fit(
     folds: np.ndarray,
     row_weights: np.ndarray,
     parameters: Mapping[str, Any],
+    watch: Callable[[int], None] = lambda rounds: None,
 ) -> Fit:
     """Does one task, on one thread.
 
@@ -169,6 +172,7 @@ def fit(
       folds: int [N], the inner folds.
       row_weights: float [N], mean one.
       parameters: the library's own names; see `PARAMETERS`.
+      watch: called now and then with the number of rounds done.
     """
     kept = np.flatnonzero(folds != task.fold)
     present, targets = np.unique(labels[kept], return_inverse=True)
@@ -188,6 +192,7 @@ def fit(
         len(present),
         dict(parameters),
         task.seed,
+        watch,
     )
     return Fit(task.kind, model, present)
 
@@ -219,7 +224,27 @@ def average(
 # and a refused command line should not.
 
 
-def _fit_catboost(train, stop, classes, parameters, seed) -> bytes:
+@dataclass(frozen=True)
+class _Watch:
+    """Tells of every few rounds; each library calls it in its own way."""
+
+    tell: Callable[[int], None]
+
+    def __call__(self, state) -> None:
+        """LightGBM's way."""
+        self._done(state.iteration + 1)
+
+    def after_iteration(self, state) -> bool:
+        """CatBoost's way; true for going on."""
+        self._done(state.iteration)
+        return True
+
+    def _done(self, rounds: int) -> None:
+        if rounds % _TELL_EVERY == 0:
+            self.tell(rounds)
+
+
+def _fit_catboost(train, stop, classes, parameters, seed, watch) -> bytes:
     import catboost
 
     settings = {
@@ -239,17 +264,22 @@ def _fit_catboost(train, stop, classes, parameters, seed) -> bytes:
             iterations=_ITERATIONS, od_type="Iter", od_wait=_PATIENCE
         )
         held = catboost.Pool(stop[0], stop[1], weight=stop[2])
-        model.fit(pool, eval_set=held, use_best_model=True)
+        model.fit(
+            pool,
+            eval_set=held,
+            use_best_model=True,
+            callbacks=[_Watch(watch)],
+        )
     else:
         model.set_params(iterations=_ITERATIONS_UNSTOPPED)
-        model.fit(pool)
+        model.fit(pool, callbacks=[_Watch(watch)])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.cbm"
         model.save_model(str(path))
         return path.read_bytes()
 
 
-def _fit_lightgbm(train, stop, classes, parameters, seed) -> bytes:
+def _fit_lightgbm(train, stop, classes, parameters, seed, watch) -> bytes:
     import lightgbm
 
     settings = {
@@ -272,10 +302,15 @@ def _fit_lightgbm(train, stop, classes, parameters, seed) -> bytes:
             data,
             _ITERATIONS,
             valid_sets=[data.create_valid(stop[0], stop[1], weight=stop[2])],
-            callbacks=[lightgbm.early_stopping(_PATIENCE, verbose=False)],
+            callbacks=[
+                lightgbm.early_stopping(_PATIENCE, verbose=False),
+                _Watch(watch),
+            ],
         )
     else:
-        model = lightgbm.train(settings, data, _ITERATIONS_UNSTOPPED)
+        model = lightgbm.train(
+            settings, data, _ITERATIONS_UNSTOPPED, callbacks=[_Watch(watch)]
+        )
     text = model.model_to_string(num_iteration=model.best_iteration)
     return text.encode()
 

@@ -11,7 +11,6 @@ predict the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from stacking import blend, boosters, calibration, decide, members, search
 from stacking.splits import stratified_folds, subsample
+from stacking.workers import workers
 
 INNER_FOLDS = 3
 # More rows move the weights by less than their own noise, and cost time.
@@ -169,20 +169,20 @@ def fit_chain(
     )
 
     def fit_booster(task: boosters.Task) -> boosters.Fit:
-        fitted = boosters.fit(
+        name = f"{task.kind}, inner fold {task.fold + 1}/{INNER_FOLDS}"
+        return boosters.fit(
             task,
             inputs.features,
             labels,
             folds,
             row_weights,
             parameters[task.kind],
+            watch=lambda rounds: progress(f"{name}, round {rounds}"),
         )
-        progress(f"{task.kind}, inner fold {task.fold + 1}")
-        return fitted
 
     # One pool for everything: never more than `threads` jobs at once.
     progress("votes and boosters")
-    with ThreadPoolExecutor(settings.threads) as pool:
+    with workers(settings.threads) as pool:
         rows = (inputs, labels, folds)
         others = {
             "soft_vote": pool.submit(

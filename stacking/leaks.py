@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from errors import UserError
-from stacking.runs import Run
+from stacking.logits import Logits, logits_path, read_logits
+from stacking.runs import SPLITS, Run
 
 # A run is refused if both hold: its excess over the other runs, in
 # probability, and in standard errors. Choosing the checkpoint on the
@@ -49,20 +50,18 @@ class Suspicion:
 
 
 def suspicions(runs: Sequence[Run]) -> list[Suspicion]:
-    """One per run that has both splits; empty with fewer than two runs."""
-    runs = [run for run in runs if run.val and run.test]
+    """One per run that can be judged; empty with fewer than two of them."""
+    pairs = [(run, _same_models(run)) for run in runs]
+    runs = [run for run, parts in pairs if parts]
     if len(runs) < 2:
         return []
     surer, error = [], []
-    for run in runs:
-        val = _margins(run.val.logits)
-        test = np.sort(_margins(run.test.logits))
-        n, m = len(val), len(test)
-        # Mann and Whitney's U over n * m; a tie is half a win.
-        below = np.searchsorted(test, val, side="left")
-        not_above = np.searchsorted(test, val, side="right")
-        surer.append(float((below + not_above).mean() / (2 * m)))
-        error.append(np.sqrt((n + m + 1) / (12.0 * n * m)))
+    for parts in (parts for _, parts in pairs if parts):
+        rows = np.array([len(val) for val, _ in parts])
+        share = rows / rows.sum()
+        found = np.array([_surer(*part) for part in parts])
+        surer.append(float(share @ found[:, 0]))
+        error.append(float(np.sqrt(share**2 @ found[:, 1] ** 2)))
     found = []
     for index, run in enumerate(runs):
         others = surer[:index] + surer[index + 1 :]
@@ -71,6 +70,41 @@ def suspicions(runs: Sequence[Run]) -> list[Suspicion]:
             Suspicion(run, surer[index], excess, excess / error[index])
         )
     return found
+
+
+def _same_models(run: Run) -> list[tuple[Logits, Logits]]:
+    """Pairs (val, test) of logits that the same weights have made.
+
+    Joined folds average their test logits, which are less sure than those of
+    each model. So such a run is judged by the folds inside it, if they are
+    still there.
+    """
+    if not (run.val and run.test and len(run.val) and len(run.test)):
+        return []
+    names = run.metadata.get("fold_runs")
+    if not names and np.ptp(run.val.fold) == 0:
+        return [(run.val, run.test)]
+    try:
+        return [
+            tuple(
+                read_logits(logits_path(run.path / str(name), split))
+                for split in SPLITS
+            )
+            for name in names or ()
+        ]
+    except UserError:
+        return []
+
+
+def _surer(val: Logits, test: Logits) -> tuple[float, float]:
+    """(`Suspicion.surer`, its standard error) of one model."""
+    val, test = _margins(val.logits), np.sort(_margins(test.logits))
+    n, m = len(val), len(test)
+    # Mann and Whitney's U over n * m; a tie is half a win.
+    below = np.searchsorted(test, val, side="left")
+    not_above = np.searchsorted(test, val, side="right")
+    u = float((below + not_above).mean() / (2 * m))
+    return u, float(np.sqrt((n + m + 1) / (12.0 * n * m)))
 
 
 def refuse_leaks(found: Sequence[Suspicion]) -> None:

@@ -122,6 +122,36 @@ def read_runs(paths: Sequence[Path], splits: Sequence[str]) -> list[Run]:
     return runs
 
 
+def held_out_fold(run: Run) -> int | None:
+    """The one fold that it validates; None for joined folds or none known.
+
+    Raises:
+      UserError: `val_fold` in the metadata is no number.
+    """
+    fold = run.metadata.get("val_fold")
+    if fold is None or isinstance(fold, int):
+        return None if fold is None or fold < 0 else fold
+    raise UserError(
+        f"the metadata of {logits_path(run.path, 'val')} has val_fold "
+        f"{fold!r}; write the number of the fold, or -1 for folds joined"
+    )
+
+
+def check_parts(runs: Sequence[Run]) -> None:
+    """Refuses a run together with one of its own folds.
+
+    A run over all folds keeps them as `fold-0`, `fold-1`, … inside itself.
+    """
+    wholes = {run.path.resolve(): run for run in runs}
+    for run in runs:
+        whole = wholes.get(run.path.resolve().parent)
+        if whole is not None:
+            raise UserError(
+                f"{run.path} is a part of {whole.path}, whose logits join "
+                "all its folds already; leave one of the two out of --runs"
+            )
+
+
 def group(runs: Sequence[Run]) -> tuple[Family, ...]:
     """Sorts runs into families.
 
@@ -161,15 +191,15 @@ def _family_key(run: Run) -> str:
     model = str(run.metadata["model"])
     if "family" in run.metadata:
         return f"family {run.metadata['family']}"
-    try:
-        config = json.loads((run.path / "config.json").read_text())
-    except (OSError, ValueError):
+    config = _config(run)
+    if config is None:
         return f"{model} {run.metadata['config_hash']}"
     for name in _PER_RUN:
         *parents, last = name.split(".")
         inside = config
         for parent in parents:
-            inside = inside.get(parent, {})
+            inside = inside.get(parent)
+            inside = inside if isinstance(inside, dict) else {}
         inside.pop(last, None)
     text = json.dumps(config, sort_keys=True)
     return f"{model} {hashlib.sha256(text.encode()).hexdigest()}"
@@ -179,8 +209,26 @@ def seed_of(run: Run) -> str:
     """The seed it was trained with, as text; "" if nothing says."""
     if "seed" in run.metadata:
         return str(run.metadata["seed"])
-    try:
-        config = json.loads((run.path / "config.json").read_text())
-        return str(config.get("seed", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+    return str((_config(run) or {}).get("seed", ""))
+
+
+def by_seed(family: Family) -> list[list[Run]]:
+    """Its runs, seed by seed: those of one seed differ in the fold."""
+    seeds: dict[str, list[Run]] = {}
+    for run in sorted(family.runs, key=lambda run: str(run.path)):
+        seeds.setdefault(seed_of(run), []).append(run)
+    return list(seeds.values())
+
+
+def _config(run: Run) -> dict[str, Any] | None:
+    """Its `config.json`, or its first fold's; None without a readable one."""
+    parts = run.metadata.get("fold_runs")
+    first = parts[0] if isinstance(parts, list) and parts else ""
+    for folder in (run.path, run.path / str(first)):
+        try:
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict):
+            return config
+    return None

@@ -12,7 +12,6 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from stacking import boosters
 from stacking.boosters import PARAMETERS
+from stacking.workers import workers
 
 _SPENT = "seconds spent"
 
@@ -65,7 +65,7 @@ def best_parameters(
     tasks = boosters.plan((kind,), folds, 1, seed)
 
     def loss(parameters: dict[str, Any]) -> float:
-        with ThreadPoolExecutor(threads) as pool:
+        with workers(threads) as pool:
             fits = list(
                 pool.map(
                     lambda task: boosters.fit(

@@ -64,3 +64,47 @@ def test_one_run_alone_cannot_be_judged(tmp_path):
     write_run(tmp_path / "a", (logits[0], labels), (logits[0], labels))
     runs = read_runs([tmp_path / "a"], ("val", "test"))
     assert suspicions(runs) == []
+
+
+def joined_runs(folder, leak=None, keep_parts=True):
+    """Three models over three folds each, the first the most changeable."""
+    rows = 300
+    for index, noise in enumerate((3.0, 0.3, 0.3)):
+        rng = np.random.default_rng(index)
+        shared, labels = made_up(2 * rows, 4, 1, seed=7, noise=0.0)
+        test, whole = [], np.empty((rows, 4), np.float32)
+        run, fold = folder / f"run{index}", np.arange(rows) % 3
+        for k in range(3):
+            own = noise * rng.normal(size=shared[0].shape) + shared[0]
+            own = own.astype(np.float32)
+            if leak == index:
+                own[np.arange(rows), labels[:rows]] += 2.0
+            whole[fold == k] = own[:rows][fold == k]
+            test.append(own[rows:])
+            unknown = np.full(rows, -1, np.int32)
+            if keep_parts:
+                write_run(
+                    run / f"fold-{k}",
+                    (own[:rows][fold == k], labels[:rows][fold == k]),
+                    (own[rows:], unknown),
+                    fold=k,
+                )
+        write_run(
+            run,
+            (whole, labels[:rows]),
+            (np.mean(test, axis=0), unknown),
+            fold=fold,
+            fold_runs=[f"fold-{k}" for k in range(3)],
+        )
+    return suspicions(read_runs(find_runs([f"{folder}/*"]), ("val", "test")))
+
+
+def test_joined_folds_are_judged_by_the_models_inside(tmp_path):
+    # The mean of three models is less sure than each: that is no leak.
+    refuse_leaks(joined_runs(tmp_path / "honest"))
+    with pytest.raises(UserError, match=r"/run2 has seen its validation"):
+        refuse_leaks(joined_runs(tmp_path / "leak", leak=2))
+
+
+def test_joined_folds_without_their_parts_are_not_judged(tmp_path):
+    assert joined_runs(tmp_path, keep_parts=False) == []
