@@ -48,51 +48,60 @@ def train(
         sharding,
         stages,
         state,
+        transfer,
     )
     from training.checkpoints import Checkpoints
     from training.classify import Classification
+    from training.mae import MaskedAutoencoding
 
     config, workdir = arguments.config, arguments.workdir
+    metric = config.checkpoint.metric
     cache = runtime.start(config.cache_dir)
     mesh = sharding.make_mesh()
 
     # ---- The task: what can be refused is refused before a file is made -----
     workers = runtime.default_workers(config.workers)
-    task = Classification(config, workdir, mesh, workers)
+    tasks = {"classify": Classification, "mae": MaskedAutoencoding}
+    task = tasks[config.task](config, workdir, mesh, workers)
     plan = stages.lay_out(config, task.num_train)
     end = plan[-1].end
+    source = None
+    if config.init_from and not run_folder.has_checkpoint(workdir):
+        source = transfer.open_run(
+            config.init_from, config.data.fold, "init_from"
+        )
 
     # ---- The run folder: new, half done, or finished ------------------------
-    lock = run_folder.claim(workdir, config, task.identity())
+    lock = run_folder.claim(workdir, config, task.identity)
     resources.enter_context(lock)
     saved = Checkpoints(
-        workdir / "checkpoints", task.metric, config.checkpoint.keep_best
+        workdir / "checkpoints", metric, config.checkpoint.keep_best
     )
     resources.callback(saved.close)
     step = saved.latest() or 0
-    print_plan(arguments, task, plan, step, mesh)
-    if step == end and task.is_exported(workdir) and not arguments.export:
+    history = saved.history(step) if step else {}
+    go_on_from = history.get("go_on_from", 0)
+    print_plan(arguments, task, plan, go_on_from, mesh)
+    if go_on_from == end and task.is_exported(workdir) and not arguments.export:
         print("this run is finished; --export writes its logits once more")
         return 0
     task.prepare(cache)
     recorder = metrics.Recorder(
         workdir / "metrics.jsonl",
-        saved.history(step) if step else {},
+        history,
         plan,
-        task.metric,
+        metric,
         config.log_every_steps,
     )
     resources.callback(recorder.close)
 
     # ---- Stages of steps ----------------------------------------------------
     stop = interrupts.StopSignals()
-    while (stage := stages.stage_after(plan, step)) is not None:
-        schedule = optim.make_schedule(
-            stage.config, stage.steps, stage.steps_per_epoch
-        )
-        optimizer = optim.make_optimizer(stage.config, schedule)
+    while (stage := stages.stage_after(plan, go_on_from)) is not None:
+        shape = (stage.config, stage.steps, stage.steps_per_epoch)
+        optimizer = optim.make_optimizer(*shape)
         ema_decay = stage.config.ema_decay
-        if step > stage.start:
+        if go_on_from > stage.start:
             like = state.stage_like(task.blueprint, optimizer, ema_decay, mesh)
             now = saved.load(step, like)
         else:
@@ -100,30 +109,39 @@ def train(
                 weights = best_weights(saved, plan, task, mesh)
             else:
                 weights = state.init_weights(task.build, mesh)
-            now = state.start_stage(step, *weights, optimizer, ema_decay, mesh)
+            if source and not stage.index:
+                *weights, told = source.encoder_into(*weights, mesh)
+                print(told)
+            now = state.start_stage(
+                stage.start, *weights, optimizer, ema_decay, mesh
+            )
         train_step = state.make_train_step(
             task.blueprint,
             task.loss(stage),
             optimizer,
             seed=config.seed,
+            frozen=stage.config.frozen,
             ema_decay=ema_decay,
             log_every_steps=config.log_every_steps,
         )
-        recorder.start_stage(stage, schedule)
+        step = go_on_from
+        recorder.start_stage(stage, optim.rates(*shape))
         with stop, contextlib.closing(task.batches(stage, step)) as batches:
-            while step < stage.end and not stop.received:
+            while go_on_from < stage.end and not stop.received:
                 batch = sharding.put_batch(next(batches), mesh)
                 now, measured = train_step(now, batch)
-                step += 1
+                step = go_on_from = step + 1
                 recorder.step(step, measured)
                 if stage.evaluates_at(step):
                     recorder.finish_steps()
                     scores = task.evaluate(*now.weights)
                     recorder.evaluation(step, scores)
-                    saved.save(step, now, recorder.history(), scores)
+                    history = recorder.history(step)
+                    saved.save(step, now, history, scores)
+                    go_on_from = history["go_on_from"]
         if stop.received:
             recorder.finish_steps()
-            saved.save(step, now, recorder.history())
+            saved.save(step, now, recorder.history(step))
             saved.wait()
             print(f"stopped at step {step}; the same command continues")
             return stop.exit_code
@@ -131,7 +149,7 @@ def train(
     # ---- The best checkpoint speaks -----------------------------------------
     print(f"predicting with the best checkpoint, step {saved.best()}")
     print(task.export(workdir, *best_weights(saved, plan, task, mesh)))
-    print(f"logits in {workdir / 'logits'}, {reports.run_report(workdir)}")
+    print(f"report in {reports.run_report(workdir)}")
     return 0
 
 
@@ -165,7 +183,9 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
         "steps": f"{plan[-1].end:,} in {len(plan)} stage(s)",
     }
     for stage in plan:
-        lines[f"stage {stage.index + 1}"] = stage.describe()
+        lines[f"stage {stage.index + 1}"] = (
+            f"{stage.describe()}; {task.describe_stage(stage)}"
+        )
     if 0 < step < plan[-1].end:
         lines["continues"] = f"at step {step:,}"
     for heading, text in lines.items():
@@ -179,10 +199,37 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
     sys.stdout.flush()
 
 
+def train_all_folds(arguments: config_lib.Arguments) -> int:
+    """Trains one model per fold and joins what they predict.
+
+    Folds that are finished are passed over, so that the same command goes on
+    where it was stopped.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UserError: as `train`.
+    """
+    from training import all_folds
+
+    for fold in all_folds.arguments_of(arguments):
+        print(f"fold {fold.config.data.fold} of {fold.config.data.folds}")
+        with contextlib.ExitStack() as resources:
+            code = train(fold, resources)
+        if code:
+            return code
+    print(all_folds.join(arguments))
+    return 0
+
+
 def main(argv: list[str]) -> int:
     """Parses the command line and trains; returns the exit code."""
     with one_sentence(), contextlib.ExitStack() as resources:
-        return train(config_lib.parse(argv), resources)
+        arguments = config_lib.parse(argv)
+        if arguments.all_folds:
+            return train_all_folds(arguments)
+        return train(arguments, resources)
 
 
 if __name__ == "__main__":

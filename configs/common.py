@@ -18,9 +18,13 @@ def base() -> ConfigDict:
     """
     return ConfigDict(
         {
+            "task": "classify",  # or "mae": masked autoencoding, no labels
             "model": "miniconvnext",
             # None: what the model's own paper says.
             "drop_path_rate": placeholder(float),
+            # Run folder whose encoder to start from; '' starts from nothing.
+            "init_from": "",
+            "mae": mae(),
             "image_size": 224,
             "dtype": "float32",  # of activations; parameters stay float32
             "seed": 42,
@@ -37,7 +41,12 @@ def base() -> ConfigDict:
                 # The reference's three test-time views; logits are averaged.
                 "tta": ("center", "center_flip", "crop_flip"),
             },
-            "checkpoint": {"keep_best": 1},
+            "checkpoint": {
+                "keep_best": 1,
+                # Ranks checkpoints: any metric of an evaluation. The highest
+                # is best, of one that ends in "loss" the lowest.
+                "metric": "val_macro_f1",
+            },
             "log_every_steps": 20,
             "workers": -1,  # loader processes; -1 asks the machine
             "cache_dir": "~/.cache/sextet",  # compiled steps, channel stats
@@ -103,9 +112,28 @@ def mixing() -> ConfigDict:
     return ConfigDict(
         {
             "prob": 1.0,  # share of the batches that are mixed
+            "per_element": False,  # draw for each image, not once a batch
             "erase_prob": 0.25,
             "erase_area": (0.02, 0.2),
             "erase_ratio": (0.3, 3.3),
+        }
+    )
+
+
+def mae() -> ConfigDict:
+    """Returns how a masked autoencoder is built (jax_models/mae.py).
+
+    He et al. 2021; the decoder is the reference recipe's.
+    """
+    return ConfigDict(
+        {
+            "mask_ratio": 0.75,
+            "decoder_width": 512,
+            "decoder_depth": 4,
+            "decoder_heads": 8,
+            "decoder_mlp_width": 2048,
+            # Each patch's pixels brought to mean 0 and variance 1 first.
+            "normalize_targets": False,
         }
     )
 
@@ -115,7 +143,8 @@ def stage(**fields) -> ConfigDict:
 
     A stage starts from the best weights so far with a fresh AdamW.
     `learning_rate` is the peak; one_cycle begins at `learning_rate *
-    start_factor`, and every schedule but constant ends at `end_rate`.
+    start_factor`, and every schedule but constant and step ends at
+    `end_rate`.
 
     Raises:
       ValueError: a field that no stage has.
@@ -124,21 +153,46 @@ def stage(**fields) -> ConfigDict:
         {
             "epochs": 75.0,
             "batch_size": 64,
-            "schedule": "cosine",  # one_cycle, cosine, warm_restarts, constant
+            # one_cycle, cosine, warmup_cosine, warm_restarts, step, constant
+            "schedule": "cosine",
             "learning_rate": 3e-4,
+            # The classifier's own peak; 0 takes learning_rate. one_cycle
+            # scales its whole curve, other schedules share the floor.
+            "head_learning_rate": 0.0,
             "end_rate": 0.0,
             "start_factor": 0.1,  # one_cycle: first rate / peak
-            "warmup": 0.1,  # one_cycle: share of the stage before the peak
+            # one_cycle, warmup_cosine: share of the stage before the peak
+            "warmup": 0.1,
             "restart_epochs": 20.0,  # warm_restarts: first cycle
             "restart_factor": 2.0,  # warm_restarts: each next one, longer
+            "step_epochs": 30.0,  # step: epochs between two drops
+            "step_factor": 0.1,  # step: rate after a drop / before it
             "weight_decay": 1e-4,
             "betas": (0.9, 0.999),
             "clip_norm": 0.0,  # 0: no clipping
+            # Modules that do not learn, BatchNorm statistics included:
+            # "encoder" (all but the head) or paths such as "stages/0".
+            "frozen": (),
+            "loss": "cross_entropy",  # or "focal"
             "label_smoothing": 0.1,
+            "focal_gamma": 2.0,
+            # Weight of a class: its frequency to the power of minus this.
+            "class_weight": 0.0,
+            # Times log frequency, added to the logits while training; 1 is
+            # the balanced softmax.
+            "logit_adjustment": 0.0,
+            "distill_from": "",  # run folder of the teacher
+            "distill_temperature": 4.0,
+            "distill_alpha": 0.7,  # share of the teacher in the loss
             "ema_decay": 0.0,  # 0: no moving average of the weights
+            # Ends the stage after as many evaluations without a new best.
+            "patience": 0,
             "mixup_prob": 0.5,  # MixUp with this probability, else CutMix
             "mixup_alpha": 1.0,
             "cutmix_alpha": 1.0,
+            # Fields of config.augment and config.mixing that differ here.
+            "augment": ConfigDict(),
+            "mixing": ConfigDict(),
         }
     )
     unknown = sorted(set(fields) - set(config))

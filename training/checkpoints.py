@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the latest, and the best by a validation metric.
+"""Checkpoints on disk: the latest, and the best by an evaluation's metric.
 
 The only file that knows Orbax (its v1 API).
 """
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from errors import UserError
+from training.metrics import merit
 
 _policies = ocp.training.preservation_policies
 
@@ -28,11 +29,20 @@ class Checkpoints:
 
     Args:
       directory: `<run>/checkpoints`.
-      metric: name of the metric that ranks checkpoints; higher is better.
+      metric: name of the metric that ranks checkpoints (`metrics.merit`).
       keep_best: how many of the best to keep besides the latest one.
+      read_only: whether the folder is another run's: what a save in progress
+        has written there so far is then not swept away.
     """
 
-    def __init__(self, directory: Path, metric: str, keep_best: int):
+    def __init__(
+        self,
+        directory: Path,
+        metric: str,
+        keep_best: int = 1,
+        *,
+        read_only: bool = False,
+    ):
         self._metric, self._directory = metric, directory
         context = ocp.Context()
         context.pytree.loading.partial_load = True
@@ -50,7 +60,7 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
         )
 
     def latest(self) -> int | None:
@@ -113,6 +123,11 @@ class Checkpoints:
             jax.tree.structure(like), [flat[key] for key in abstract]
         )
 
+    def contents(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Returns {path: shape} of the arrays saved under `step`."""
+        arrays = self._checkpointer.metadata(step).metadata
+        return {path: tuple(array.shape) for path, array in arrays.items()}
+
     def history(self, step: int) -> dict[str, Any]:
         """Returns the `history` saved under `step`."""
         return self._checkpointer.metadata(step).custom_metadata
@@ -136,7 +151,7 @@ class Checkpoints:
         self._checkpointer.close()
 
     def _rank(self, metrics: dict[str, float]) -> tuple[float, int]:
-        value = metrics[self._metric]
+        value = merit(self._metric, metrics[self._metric])
         return value if math.isfinite(value) else -math.inf, -metrics["step"]
 
 

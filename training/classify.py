@@ -20,23 +20,20 @@ from ml_collections import ConfigDict
 import jax_models
 from configs import loading
 from errors import UserError
-from input_pipeline import folds as folds_lib
 from input_pipeline import mixing, pipeline
-from input_pipeline.augment import Augment
-from input_pipeline.sources import Images
 from reports import scores
 from stacking import logits as logits_lib
 from training import config as config_lib
-from training import dataset
+from training import losses, parts, transfer
+from training.feed import Feed
 from training.predict import Prediction, make_predict_step, predict
 from training.stages import Stage
-from training.state import LossFn, make_blueprint
+from training.state import Blueprint, Loss, make_blueprint
 
 # What stacking asks for at least (MIN_ROWS in stacking/session.py).
 FEWEST_ROWS_TO_STACK = 10
 
-# Validation images up to this size are decoded once and kept.
-VALIDATION_BYTES_IN_MEMORY = 2**30
+METRICS = ("val_loss", "val_macro_f1", "val_accuracy")
 
 
 class Classification:
@@ -44,32 +41,35 @@ class Classification:
 
     Args:
       config: of the run.
-      workdir: the run folder; `folds.csv` is kept there unless
-        `data.folds_file` says otherwise.
+      workdir: the run folder.
       mesh: devices to lay batches out on.
       workers: loader processes; 0 loads in this process.
 
     Attributes:
-      metric: ranks checkpoints; higher is better.
       data: the source with its folds.
       blueprint: the model without its numbers.
 
     Raises:
-      UserError: the data, the model's name, a view or a batch size is wrong.
+      UserError: the data, a teacher, or a field that names a model, a view,
+        a metric or a module is wrong.
     """
-
-    metric = "val_macro_f1"
 
     def __init__(
         self, config: ConfigDict, workdir: Path, mesh: Mesh, workers: int
     ):
-        self._config, self._mesh, self._workers = config, mesh, workers
-        self._folds_path = Path(config.data.folds_file or workdir / "folds.csv")
+        self._config, self._mesh = config, mesh
         pipeline.check_views(config.eval.tta)
-        self.data = dataset.load(config.data, self._folds_path)
+        _check_metric(config.checkpoint.metric)
+        self._feed = Feed(config, workdir, mesh, workers)
+        self.data = self._feed.data
+        self.identity = self._feed.identity()
         self.blueprint = make_blueprint(self.build)
-        self._check_batches()
-        self._val_batches: list[dict] | None = None
+        shapes = nnx.to_pure_dict(self.blueprint.params)
+        self._teachers = {}
+        for stage in config.stages:
+            parts.check(shapes, stage.frozen)
+            if stage.distill_from:
+                self._teachers[stage.distill_from] = self._open_teacher(stage)
 
     @property
     def num_train(self) -> int:
@@ -78,31 +78,11 @@ class Classification:
 
     def build(self) -> nnx.Module:
         """Returns the freshly initialised model."""
-        config, options = self._config, {}
-        if config.drop_path_rate is not None:
-            options["drop_path_rate"] = config.drop_path_rate
-        return jax_models.create_model(
-            config.model,
-            num_classes=self.data.num_classes,
-            rngs=nnx.Rngs(config.seed),
-            dtype=jnp.dtype(config.dtype),
-            **options,
-        )
+        return build_classifier(self._config, self.data.num_classes)
 
     def describe(self) -> dict[str, str]:
         """Returns what the plan says of the data, as {heading: text}."""
-        source, config = self.data.source, self._config.data
-        test = f"{len(source.test):,} to predict" if source.test else "no test"
-        where = config.root or "inside scikit-learn"
-        if source.name.startswith("tfds:"):
-            where = config.root or "in tfds' own folder"
-        lines = {
-            "data": f"{source.name}, {where}",
-            "classes": f"{self.data.num_classes}",
-            "images": f"{self.num_train:,} to train, "
-            f"{len(self.data.val_rows):,} to validate (fold {config.fold} of "
-            f"{config.folds}), {test}",
-        }
+        lines = self._feed.describe()
         if len(self.data.val_rows) < FEWEST_ROWS_TO_STACK:
             lines["note"] = (
                 "too few validation images to stack this run later; lower "
@@ -110,13 +90,23 @@ class Classification:
             )
         return lines
 
-    def identity(self) -> dict[str, object]:
-        """Returns what must not change while the run lives, as JSON."""
-        return {
-            "classes": list(self.data.source.classes),
-            "folds_hash": self.data.folds_hash,
-            "rows_hash": self.data.rows_hash,
-        }
+    def describe_stage(self, stage: Stage) -> str:
+        """Returns what the plan says of mixing and loss."""
+        c = stage.config
+        words = [f"MixUp {c.mixup_prob:.0%}, CutMix {1 - c.mixup_prob:.0%}"]
+        if c.mixup_alpha == c.cutmix_alpha:
+            words.append(f"alpha {c.mixup_alpha:g}")
+        else:
+            words.append(f"alpha {c.mixup_alpha:g} and {c.cutmix_alpha:g}")
+        if c.loss != "cross_entropy":
+            words.append(f"{c.loss} loss")
+        if c.class_weight:
+            words.append(f"class weights to the power {c.class_weight:g}")
+        if c.logit_adjustment:
+            words.append(f"logits adjusted by {c.logit_adjustment:g}")
+        if c.distill_from:
+            words.append(f"distilled from {c.distill_from}")
+        return ", ".join(words)
 
     def prepare(self, cache: Path) -> None:
         """Does what must be done once the run folder is ours.
@@ -124,67 +114,43 @@ class Classification:
         Args:
           cache: folder that keeps channel means over runs.
         """
-        if not self._folds_path.exists():
-            labelled = self.data.source.labelled
-            folds_lib.write_folds(
-                self._folds_path,
-                labelled.ids,
-                self.data.folds,
-                self._config.data.folds_seed,
-            )
-        mean, std = self.data.channel_stats(cache)
-        self._predict_step = make_predict_step(self.blueprint, mean, std)
-        self._mean, self._std = mean, std
-
-    def batches(self, stage: Stage, step: int) -> Iterator[dict]:
-        """Returns the endless training batches of `stage`.
-
-        Args:
-          stage: of this run.
-          step: global step of the first batch wanted.
-        """
-        return pipeline.train_batches(
-            self.data.source.labelled,
-            self.data.train_rows,
-            Augment(**self._config.augment),
-            size=self._config.image_size,
-            batch_size=stage.config.batch_size,
-            # Stages shuffle differently; prime, so that seeds do not meet.
-            seed=self._config.seed + 7919 * stage.index,
-            start_step=step - stage.start,
-            workers=self._workers,
+        self._feed.prepare(cache)
+        self._predict_step = make_predict_step(
+            self.blueprint, self._feed.mean, self._feed.std
         )
 
-    def loss(self, stage: Stage) -> LossFn:
+    def batches(self, stage: Stage, step: int) -> Iterator[dict]:
+        """Returns the training batches of `stage`; see `Feed.train`."""
+        return self._feed.train(stage, step)
+
+    def loss(self, stage: Stage) -> Loss:
         """Returns the loss of `stage`: see `make_loss`."""
         c = stage.config
+        constants = loss_constants(
+            c, self._feed.mean, self._feed.std, self.data.class_prior
+        )
+        teacher = None
+        if c.distill_from:
+            run, teacher = self._teachers[c.distill_from]
+            constants["teacher"] = run.weights(teacher, self._mesh)
         mix = mixing.Mixing(
             mixup_prob=c.mixup_prob,
             mixup_alpha=c.mixup_alpha,
             cutmix_alpha=c.cutmix_alpha,
-            **self._config.mixing,
+            **{**self._config.mixing, **c.mixing},
         )
-        return make_loss(
-            mix,
-            self._mean,
-            self._std,
-            self.data.num_classes,
-            c.label_smoothing,
-        )
+        return Loss(make_loss(c, mix, teacher), constants)
 
     def evaluate(self, params: dict, batch_stats: dict) -> dict[str, float]:
         """Returns validation loss, macro-F1 and accuracy, on centre crops."""
         labelled, rows = self.data.source.labelled, self.data.val_rows
-        batches = self._val_batches
-        if batches is None:
-            batches = self._load(labelled, rows, ("center",))
-            # The views are the same every time: decode them once, and spare
-            # every evaluation the start of its own loader processes.
-            pixels = 3 * self._config.image_size**2 * len(rows)
-            if pixels <= VALIDATION_BYTES_IN_MEMORY:
-                self._val_batches = batches = list(batches)
         prediction = predict(
-            self._predict_step, params, batch_stats, batches, rows, self._mesh
+            self._predict_step,
+            params,
+            batch_stats,
+            self._feed.validation(),
+            rows,
+            self._mesh,
         )
         return classification_metrics(
             labelled.labels[rows], prediction.mean(self.data.class_prior)
@@ -227,21 +193,22 @@ class Classification:
         return all((workdir / name).exists() for name in names)
 
     def _predict(
-        self, images: Images, rows, views, params: dict, batch_stats: dict
+        self, images, rows, views, params: dict, batch_stats: dict
     ) -> Prediction:
-        batches = self._load(images, rows, views)
+        batches = self._feed.rows(images, rows, views)
         return predict(
             self._predict_step, params, batch_stats, batches, rows, self._mesh
         )
 
-    def _load(self, images: Images, rows, views) -> Iterator[dict]:
-        return pipeline.eval_batches(
-            images,
-            rows,
-            size=self._config.image_size,
-            batch_size=self._config.eval.batch_size,
-            views=views,
-            workers=self._workers,
+    def _open_teacher(
+        self, stage: ConfigDict
+    ) -> tuple[transfer.Run, Blueprint]:
+        fold = self._config.data.fold
+        run = transfer.open_run(stage.distill_from, fold, "distill_from")
+        transfer.check_teacher(run, self.identity, fold)
+        classes = self.data.num_classes
+        return run, make_blueprint(
+            lambda: build_classifier(run.config, classes)
         )
 
     def _write_logits(self, path, images, rows, logits, fold) -> None:
@@ -270,53 +237,80 @@ class Classification:
             ),
         )
 
-    def _check_batches(self) -> None:
-        devices = self._mesh.size
-        sizes = {
-            "eval.batch_size": self._config.eval.batch_size,
-            **{
-                f"stages[{i}].batch_size": stage.batch_size
-                for i, stage in enumerate(self._config.stages)
-            },
-        }
-        for name, size in sizes.items():
-            if size % devices:
-                raise UserError(
-                    f"{name} is {size}, which {devices} devices cannot share "
-                    f"evenly; take a multiple of {devices}"
-                )
+
+def build_classifier(config: ConfigDict, num_classes: int) -> nnx.Module:
+    """Returns the freshly initialised model that `config` asks for."""
+    options = {}
+    if config.drop_path_rate is not None:
+        options["drop_path_rate"] = config.drop_path_rate
+    return jax_models.create_model(
+        config.model,
+        num_classes=num_classes,
+        rngs=nnx.Rngs(config.seed),
+        dtype=jnp.dtype(config.dtype),
+        **options,
+    )
+
+
+def loss_constants(
+    stage: ConfigDict, mean: np.ndarray, std: np.ndarray, prior: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns what `make_loss` reads besides the batch.
+
+    Args:
+      stage: a `configs.common.stage`.
+      mean: float [3], channel means over 0..1 values.
+      std: float [3], channel standard deviations.
+      prior: float [C], class frequencies among the training rows.
+    """
+    return {
+        "mean": mean,
+        "std": std,
+        "log_prior": np.log(np.maximum(prior, 1e-6)).astype(np.float32),
+        "class_weights": losses.class_weights(prior, stage.class_weight),
+    }
 
 
 def make_loss(
-    mix: mixing.Mixing,
-    mean: np.ndarray,
-    std: np.ndarray,
-    num_classes: int,
-    label_smoothing: float,
-) -> LossFn:
-    """Returns softmax cross-entropy on mixed images and soft labels.
+    stage: ConfigDict, mix: mixing.Mixing, teacher: Blueprint | None = None
+):
+    """Returns the function of a `Loss`: a stage's loss on mixed images.
 
     Label smoothing (Szegedy et al. 2016) is applied here and nowhere else.
     Rows with mask 0 count for nothing; the mean is over the others.
 
     Args:
+      stage: a `configs.common.stage`.
       mix: RandomErasing, MixUp and CutMix of the stage.
-      mean: float [3], channel means over 0..1 values.
-      std: float [3], channel standard deviations.
-      num_classes: C.
-      label_smoothing: share of the target that is spread over all classes.
+      teacher: of the distillation, its weights in `constants["teacher"]`.
     """
 
-    def loss(
-        model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array
-    ) -> jax.Array:
-        images, targets, weights = mixing.prepare_train(
-            batch, mix, mean, std, num_classes, key
+    def loss(model, batch, constants, key: jax.Array) -> jax.Array:
+        weights = constants["class_weights"]
+        images, targets, counts = mixing.prepare_train(
+            batch, mix, constants["mean"], constants["std"], len(weights), key
         )
         images = jax.lax.optimization_barrier(images)
-        targets = optax.smooth_labels(targets, label_smoothing)
-        losses = optax.softmax_cross_entropy(model(images), targets)  # [B]
-        return (losses * weights).sum() / jnp.maximum(weights.sum(), 1.0)
+        targets = optax.smooth_labels(targets, stage.label_smoothing)
+        logits = answers = model(images)
+        if stage.logit_adjustment:
+            logits = losses.adjust(
+                logits, constants["log_prior"], stage.logit_adjustment
+            )
+        if stage.loss == "focal":
+            rows = losses.focal(logits, targets, weights, stage.focal_gamma)
+        else:
+            rows = losses.cross_entropy(logits, targets, weights)
+        if teacher is not None:
+            master = teacher.merge(*constants["teacher"])
+            master.eval()
+            rows = (1 - stage.distill_alpha) * rows
+            rows += stage.distill_alpha * losses.distillation(
+                answers,
+                jax.lax.stop_gradient(master(images)),
+                stage.distill_temperature,
+            )
+        return (rows * counts).sum() / jnp.maximum(counts.sum(), 1.0)
 
     return loss
 
@@ -339,3 +333,11 @@ def classification_metrics(
         ),
         "val_accuracy": float(scores.accuracy(labels, predictions)),
     }
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise UserError(
+            f"checkpoint.metric is {metric!r}; a classifier's evaluation "
+            f"gives {', '.join(METRICS)}"
+        )

@@ -21,7 +21,16 @@ FREE_FIELDS = frozenset(
     {"workers", "cache_dir", "data.root", "data.folds_file"}
 )
 
-SCHEDULES = ("one_cycle", "cosine", "warm_restarts", "constant")
+TASKS = ("classify", "mae")
+SCHEDULES = (
+    "one_cycle",
+    "cosine",
+    "warmup_cosine",
+    "warm_restarts",
+    "step",
+    "constant",
+)
+LOSSES = ("cross_entropy", "focal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +42,14 @@ class Arguments:
       config: the recipe with every `--config.a.b=` applied, checked.
       workdir: the run folder.
       export: write the logits again although the run has finished.
+      all_folds: train one model per fold, each in a folder of its own.
     """
 
     recipe: str
     config: ConfigDict
     workdir: Path
     export: bool
+    all_folds: bool = False
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -66,43 +77,31 @@ def parse(argv: Sequence[str]) -> Arguments:
         action="store_true",
         help="write the logits of a finished run once more",
     )
+    parser.add_argument(
+        "--all-folds",
+        action="store_true",
+        help="train one model per fold, in <workdir>/fold-0 and so on, and "
+        "join their predictions: out-of-fold logits for every row",
+    )
     known, config = loading.parse(parser, argv)
     found = list(problems(config))
     if found:
         raise UserError(f"{known.config}: " + "; ".join(found))
     workdir = known.workdir or f"runs/{_default_name(known.config)}"
-    return Arguments(known.config, config, Path(workdir), known.export)
+    return Arguments(
+        known.config, config, Path(workdir), known.export, known.all_folds
+    )
 
 
 def problems(config: ConfigDict) -> Iterator[str]:
     """Yields a sentence for each thing in `config` that cannot work."""
+    if config.task not in TASKS:
+        yield f"task is {config.task!r}: choose one of {', '.join(TASKS)}"
     if not config.stages:
         yield "stages is empty: list at least one stage"
     for index, stage in enumerate(config.stages):
-        where = f"stages[{index}]"
-        if stage.epochs <= 0:
-            yield f"{where}.epochs is {stage.epochs}: it must be positive"
-        if stage.batch_size < 2:
-            yield f"{where}.batch_size is {stage.batch_size}: take 2 or more"
-        if stage.schedule not in SCHEDULES:
-            yield (
-                f"{where}.schedule is {stage.schedule!r}: choose one of "
-                f"{', '.join(SCHEDULES)}"
-            )
-        if stage.learning_rate <= 0:
-            yield f"{where}.learning_rate must be positive"
-        if stage.clip_norm < 0 or stage.weight_decay < 0:
-            yield f"{where}.clip_norm and weight_decay must not be negative"
-        if len(stage.betas) != 2 or not all(0 <= b < 1 for b in stage.betas):
-            yield f"{where}.betas must be two numbers in [0, 1)"
-        if not 0 <= stage.mixup_prob <= 1:
-            yield f"{where}.mixup_prob must lie in [0, 1]"
-        if stage.mixup_alpha <= 0 or stage.cutmix_alpha <= 0:
-            yield f"{where}.mixup_alpha and cutmix_alpha must be positive"
-        if not 0 <= stage.label_smoothing < 1:
-            yield f"{where}.label_smoothing must lie in [0, 1)"
-        if not 0 <= stage.ema_decay < 1:
-            yield f"{where}.ema_decay must lie in [0, 1)"
+        for problem in _stage_problems(config, stage):
+            yield f"stages[{index}].{problem}"
     if config.seed < 0:
         yield f"seed is {config.seed}: take 0 or more"
     yield from _augmentation_problems(config)
@@ -127,6 +126,57 @@ def problems(config: ConfigDict) -> Iterator[str]:
         yield "checkpoint.keep_best must be at least 1"
     if config.log_every_steps < 1:
         yield "log_every_steps must be at least 1"
+
+
+def _stage_problems(config: ConfigDict, stage: ConfigDict) -> Iterator[str]:
+    if stage.epochs <= 0:
+        yield f"epochs is {stage.epochs}: it must be positive"
+    if stage.batch_size < 2:
+        yield f"batch_size is {stage.batch_size}: take 2 or more"
+    for field, known in (("schedule", SCHEDULES), ("loss", LOSSES)):
+        if stage[field] not in known:
+            yield f"{field} is {stage[field]!r}: choose one of " + ", ".join(
+                known
+            )
+    positive = (
+        "learning_rate",
+        "restart_epochs",
+        "step_epochs",
+        "step_factor",
+        "distill_temperature",
+        "mixup_alpha",
+        "cutmix_alpha",
+    )
+    for field in positive:
+        if stage[field] <= 0:
+            yield f"{field} is {stage[field]}: it must be positive"
+    not_negative = (
+        "head_learning_rate",
+        "end_rate",
+        "clip_norm",
+        "weight_decay",
+        "focal_gamma",
+        "class_weight",
+        "logit_adjustment",
+        "patience",
+    )
+    for field in not_negative:
+        if stage[field] < 0:
+            yield f"{field} is {stage[field]}: it must not be negative"
+    if stage.restart_factor < 1:
+        yield f"restart_factor is {stage.restart_factor}: take 1 or more"
+    if len(stage.betas) != 2 or not all(0 <= b < 1 for b in stage.betas):
+        yield "betas must be two numbers in [0, 1)"
+    for field in ("mixup_prob", "distill_alpha", "warmup"):
+        if not 0 <= stage[field] <= 1:
+            yield f"{field} is {stage[field]}: it must lie in [0, 1]"
+    for field in ("label_smoothing", "ema_decay"):
+        if not 0 <= stage[field] < 1:
+            yield f"{field} is {stage[field]}: it must lie in [0, 1)"
+    for name in ("augment", "mixing"):
+        for field in stage[name]:
+            if field not in config[name]:
+                yield f"{name}.{field} is no field of config.{name}"
 
 
 def _augmentation_problems(config: ConfigDict) -> Iterator[str]:
@@ -192,6 +242,7 @@ def scaled_stages(config: ConfigDict) -> list[ConfigDict]:
         stage = stage.copy_and_resolve_references()
         stage.epochs = stage.epochs * scale
         stage.restart_epochs = stage.restart_epochs * scale
+        stage.step_epochs = stage.step_epochs * scale
         stages.append(stage)
     return stages
 

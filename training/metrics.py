@@ -20,6 +20,11 @@ from training.stages import Stage
 SECONDS_BETWEEN_LINES = 5.0
 
 
+def merit(metric: str, value: float) -> float:
+    """Returns `value` such that more is better: a loss changes its sign."""
+    return -value if metric.endswith("loss") else value
+
+
 class Recorder:
     """Logs steps and evaluations, keeps the best score, estimates the time.
 
@@ -33,7 +38,7 @@ class Recorder:
       history: of the checkpoint from which the run goes on, `{}` for a new
         run. What was logged after it will be logged again, so it is cut off.
       plan: all stages.
-      metric: the validation metric that ranks evaluations.
+      metric: what ranks evaluations (`merit`).
       every_steps: of which steps metrics.jsonl tells.
 
     Raises:
@@ -50,6 +55,8 @@ class Recorder:
     ):
         self._path, self._metric, self._every = path, metric, every_steps
         self._best = history.get("best")
+        # Evaluations of this stage since the best one.
+        self._stale = history.get("stale", {"stage": -1, "evaluations": 0})
         self._plan = plan
         self._last: tuple[int, dict[str, jax.Array]] | None = None
         self._pending = False  # whether the last step is still to be logged
@@ -65,9 +72,20 @@ class Recorder:
                 "that can be written"
             ) from error
 
-    def start_stage(self, stage: Stage, schedule: optax.Schedule) -> None:
-        """Tells that the following steps are of `stage`."""
-        self._stage, self._schedule = stage, schedule
+    def start_stage(
+        self, stage: Stage, rates: dict[str, optax.Schedule]
+    ) -> None:
+        """Tells that the following steps are of `stage`.
+
+        Args:
+          stage: of the plan.
+          rates: its learning rates by name, functions of the step inside
+            the stage; people are told the first.
+        """
+        self._stage, self._rates = stage, rates
+        self._clock = _Clock()  # Compilation is not what the steps take.
+        if self._stale["stage"] != stage.index:
+            self._stale = {"stage": stage.index, "evaluations": 0}
         print(
             f"stage {stage.index + 1} of {len(self._plan)}: compiling the step "
             "(kept, so the next start is faster)",
@@ -103,9 +121,14 @@ class Recorder:
         if not all(math.isfinite(value) for value in scores.values()):
             raise self._diverged(step, f"the evaluation gave {scores}")
         value = scores[self._metric]
-        best = self._best is None or value > self._best["value"]
+        best = self._best is None or (
+            merit(self._metric, value)
+            > merit(self._metric, self._best["value"])
+        )
+        self._stale["evaluations"] += 1
         if best:
             self._best = {"step": step, "value": value}
+            self._stale["evaluations"] = 0
         self._write("eval", step, {**scores, "best": best})
         told = "  ".join(
             f"{name} {value:.4f}" for name, value in scores.items()
@@ -117,10 +140,26 @@ class Recorder:
         )
         print(f"{self._where(step)}  {told}  ({remark})", flush=True)
 
-    def history(self) -> dict[str, Any]:
-        """Returns what a checkpoint must remember of the log; all on disk."""
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether early stopping ends the stage here (Prechelt 1998)."""
+        patience = self._stage.config.patience
+        return 0 < patience <= self._stale["evaluations"]
+
+    def history(self, step: int) -> dict[str, Any]:
+        """Returns what a checkpoint must remember; the log is on disk then.
+
+        Args:
+          step: after which the checkpoint is taken.
+        """
         os.fsync(self._file.fileno())
-        return {"log_bytes": self.size(), "best": self._best}
+        return {
+            "log_bytes": self.size(),
+            "best": self._best,
+            "stale": self._stale,
+            # Early stopping leaves the rest of a stage out.
+            "go_on_from": self._stage.end if self.out_of_patience else step,
+        }
 
     def size(self) -> int:
         """Returns the length of the file in bytes."""
@@ -135,10 +174,11 @@ class Recorder:
             return
         self._pending = False
         step, measured = self._finite_last()
-        rate = float(self._schedule(step - 1 - self._stage.start))
+        done = step - 1 - self._stage.start
+        rates = {name: float(rate(done)) for name, rate in self._rates.items()}
         measured = {
             "loss": measured["loss"],
-            "learning_rate": rate,
+            **rates,
             "grad_norm": measured["grad_norm"],
         }
         self._write("train", step, measured)
@@ -159,7 +199,7 @@ class Recorder:
         self._spoke = self._clock.now
         print(
             f"{self._where(step)}  loss {measured['loss']:.4f}  "
-            f"lr {rate:.2e}  {speed:,.0f} img/s  "
+            f"lr {next(iter(rates.values())):.2e}  {speed:,.0f} img/s  "
             f"eta {duration(left / speed)}",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and AdamW.
+"""Learning-rate schedules and AdamW, for encoder, head and frozen parts.
 
 A schedule maps the step inside a stage, 0 to T - 1, to a rate. The first
 step uses schedule(0) and the last uses schedule(T - 1), so a stage ends
@@ -7,6 +7,7 @@ exactly at its floor.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -15,33 +16,48 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from training import parts
+
 
 def make_schedule(
-    stage: ConfigDict, steps: int, steps_per_epoch: int
+    stage: ConfigDict, steps: int, steps_per_epoch: int, group: str = "encoder"
 ) -> optax.Schedule:
     """Returns the stage's learning rate as a function of its own step.
 
     one_cycle: Smith & Topin 2018, with cosine annealing both ways as in
     torch's OneCycleLR. cosine and warm_restarts: Loshchilov & Hutter 2017
     (SGDR); a last cycle that the stage would cut is shortened to end at the
-    floor.
+    floor. warmup_cosine: a straight line up from peak / warm-up steps, then
+    cosine (Goyal et al. 2017). step: times `step_factor` every `step_epochs`.
 
     Args:
       stage: a `configs.common.stage`.
       steps: length of the stage, T.
-      steps_per_epoch: converts `restart_epochs` to steps.
+      steps_per_epoch: converts `restart_epochs` and `step_epochs` to steps.
+      group: "encoder" or "head" (`training.parts`).
 
     Returns:
       int32 step -> float32 rate, traceable.
     """
     peak, floor = stage.learning_rate, stage.end_rate
+    if group == "head" and stage.head_learning_rate:
+        if stage.schedule == "one_cycle":
+            floor *= stage.head_learning_rate / peak
+        peak = stage.head_learning_rate
     if stage.schedule == "constant":
         return optax.constant_schedule(peak)
     if stage.schedule == "cosine":
         return lambda step: _cosine(step, steps - 1, peak, floor)
+    if stage.schedule == "warmup_cosine":
+        return _warmup_cosine(steps, stage.warmup, peak, floor)
     if stage.schedule == "one_cycle":
         return _one_cycle(
             steps, stage.warmup, peak * stage.start_factor, peak, floor
+        )
+    if stage.schedule == "step":
+        every = max(1, round(stage.step_epochs * steps_per_epoch))
+        return optax.exponential_decay(
+            peak, every, stage.step_factor, staircase=True
         )
     if stage.schedule == "warm_restarts":
         first = max(1, round(stage.restart_epochs * steps_per_epoch))
@@ -49,10 +65,46 @@ def make_schedule(
     raise ValueError(f"no schedule is called {stage.schedule!r}")
 
 
+def rates(
+    stage: ConfigDict, steps: int, steps_per_epoch: int
+) -> dict[str, optax.Schedule]:
+    """Returns the learning rates that are worth logging, by name.
+
+    `head_learning_rate` is there when the head has its own; where the
+    encoder is frozen, `learning_rate` is the head's.
+    """
+
+    def make(group: str) -> optax.Schedule:
+        return make_schedule(stage, steps, steps_per_epoch, group)
+
+    if parts.ENCODER in stage.frozen:
+        return {"learning_rate": make("head")}
+    if stage.head_learning_rate:
+        return {
+            "learning_rate": make("encoder"),
+            "head_learning_rate": make("head"),
+        }
+    return {"learning_rate": make("encoder")}
+
+
 def _cosine(step, length: int, start: float, end: float) -> jax.Array:
     """Half a cosine from `start` at step 0 to `end` at step `length`."""
     done = jnp.clip(step / max(length, 1), 0.0, 1.0)
     return end + (start - end) * 0.5 * (1 + jnp.cos(math.pi * done))
+
+
+def _warmup_cosine(
+    steps: int, warmup: float, peak: float, end: float
+) -> optax.Schedule:
+    rising = round(warmup * steps)  # steps before the peak
+    rest = steps - 1 - rising
+
+    def schedule(step):
+        up = peak * (step + 1) / (rising + 1)
+        down = _cosine(step - rising, rest, peak, end)
+        return jnp.where(step < rising, up, down)
+
+    return schedule
 
 
 def _one_cycle(
@@ -105,20 +157,38 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    stage: ConfigDict, schedule: optax.Schedule
+    stage: ConfigDict, steps: int, steps_per_epoch: int
 ) -> optax.GradientTransformation:
     """Returns AdamW (Loshchilov & Hutter 2019) as the stage asks for it.
 
     Gradients are clipped by global norm first when `clip_norm` is set; weight
     decay is decoupled, scaled by the learning rate, and masked (`decay_mask`).
+    The head has a schedule of its own; frozen parameters have no moments and
+    never change by a bit.
+
+    Args:
+      stage: a `configs.common.stage`.
+      steps: length of the stage.
+      steps_per_epoch: batches in one pass over the training rows.
     """
-    adamw = optax.adamw(
-        schedule,
-        b1=stage.betas[0],
-        b2=stage.betas[1],
-        weight_decay=stage.weight_decay,
-        mask=decay_mask,
+
+    def adamw(group: str) -> optax.GradientTransformation:
+        return optax.adamw(
+            make_schedule(stage, steps, steps_per_epoch, group),
+            b1=stage.betas[0],
+            b2=stage.betas[1],
+            weight_decay=stage.weight_decay,
+            mask=decay_mask,
+        )
+
+    groups = {
+        "encoder": adamw("encoder"),
+        "head": adamw("head"),
+        "frozen": optax.set_to_zero(),
+    }
+    optimizer = optax.partition(
+        groups, functools.partial(parts.groups, frozen=stage.frozen)
     )
     if not stage.clip_norm:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(stage.clip_norm), adamw)
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(stage.clip_norm), optimizer)

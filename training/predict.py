@@ -57,7 +57,7 @@ def make_predict_step(
     """
 
     @jax.jit
-    def predict_step(params, batch_stats, images):
+    def predict_step(params, batch_stats, images, mean, std):
         model = blueprint.merge(params, batch_stats)
         model.eval()
         rows, views = images.shape[:2]
@@ -65,7 +65,10 @@ def make_predict_step(
         logits = model(mixing.normalize(flat, mean, std))
         return logits.reshape(rows, views, -1)
 
-    return predict_step
+    # As arguments: folds differ in them, and need not compile anew.
+    return lambda params, batch_stats, images: predict_step(
+        params, batch_stats, images, mean, std
+    )
 
 
 def predict(

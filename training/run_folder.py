@@ -15,6 +15,11 @@ from files import write_text
 from training import config as config_lib
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has got as far as its first checkpoint there."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
 def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
     """Makes `workdir` the folder of a run with `config`, or goes on with it.
 
@@ -53,7 +58,7 @@ def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
             "another --workdir"
         ) from error
     kept = {"config.json": loading.plain(config), "data.json": identity}
-    if not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not has_checkpoint(workdir):
         for name, content in kept.items():
             text = json.dumps(content, indent=2) + "\n"
             write_text(workdir / name, text)

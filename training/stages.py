@@ -43,16 +43,23 @@ class Stage:
     def describe(self) -> str:
         """Returns the stage in one line, for people."""
         c = self.config
-        rates = f"lr {c.learning_rate:.2g}"
+        rates = f"{c.learning_rate:.2g}"
         if c.schedule == "one_cycle":
-            rates = f"lr {c.learning_rate * c.start_factor:.2g} -> {rates[3:]}"
-        if c.schedule != "constant":
+            rates = f"{c.learning_rate * c.start_factor:.2g} -> {rates}"
+        if c.schedule not in ("constant", "step"):
             rates += f" -> {c.end_rate:.2g}"
-        return (
-            f"{c.epochs:g} epochs = {self.steps:,} steps of {c.batch_size}, "
-            f"{c.schedule} {rates}, weight decay {c.weight_decay:g}, "
-            f"MixUp {c.mixup_prob:.0%}, CutMix {1 - c.mixup_prob:.0%}"
-        )
+        words = [
+            f"{c.epochs:g} epochs = {self.steps:,} steps of {c.batch_size}",
+            f"{c.schedule} lr {rates}",
+            f"weight decay {c.weight_decay:g}",
+        ]
+        if c.head_learning_rate:
+            words.append(f"head lr {c.head_learning_rate:.2g}")
+        if c.frozen:
+            words.append(f"{' and '.join(c.frozen)} frozen")
+        if c.patience:
+            words.append(f"patience {c.patience}")
+        return ", ".join(words)
 
 
 def lay_out(config: ConfigDict, num_train: int) -> list[Stage]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,23 @@ import optax
 from flax import nnx, struct
 from jax.sharding import Mesh
 
-from training import sharding
+from training import parts, sharding
 
-# (model, batch, key) -> mean loss over the batch's rows
-LossFn = Callable[[nnx.Module, dict[str, jax.Array], jax.Array], jax.Array]
+Batch = dict[str, jax.Array]
+
+
+class Loss(NamedTuple):
+    """What a stage minimises.
+
+    Attributes:
+      function: (model, batch, constants, key) -> mean loss over the batch.
+      constants: a tree of arrays that the function reads, such as a teacher's
+        weights. Passed to the compiled step rather than built into it, so
+        runs that differ in them alone share the compilation.
+    """
+
+    function: Callable[[nnx.Module, Batch, Any, jax.Array], jax.Array]
+    constants: Any
 
 
 @struct.dataclass
@@ -155,34 +168,37 @@ def weights_like(blueprint: Blueprint, mesh: Mesh) -> tuple[dict, dict]:
 
 def make_train_step(
     blueprint: Blueprint,
-    loss_fn: LossFn,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
+    frozen: Sequence[str],
     ema_decay: float,
     log_every_steps: int,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted step: (state, batch) -> (state, metrics).
 
     The old state is donated: its buffers become the new one's. All randomness
-    comes from (seed, global step), whatever the layout of devices.
+    comes from (seed, global step), whatever the layout of devices. What is
+    `frozen` (training/parts.py) gets no gradient.
 
     Metrics are means over the steps since the last logged one (a multiple of
     `log_every_steps`, at which the window closes): `loss`, `grad_norm`.
     """
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array]):
+    def train_step(state: TrainState, batch: Batch, constants: Any):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         model_key, loss_key = jax.random.split(key)
 
         def loss_of(params):
+            params = parts.hold_still(params, frozen)
             model = blueprint.merge(params, state.batch_stats, model_key)
-            model.train()
-            loss = loss_fn(model, batch, loss_key)
+            parts.train_mode(model, frozen)
+            value = loss.function(model, batch, constants, loss_key)
             _, _, batch_stats, _ = _split(model)
-            return loss, nnx.to_pure_dict(batch_stats)
+            return value, nnx.to_pure_dict(batch_stats)
 
-        (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
+        (value, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params
         )
         updates, opt_state = optimizer.update(
@@ -195,13 +211,14 @@ def make_train_step(
             # initialisation for thousands of steps.
             steps = state.step.astype(jnp.float32)
             memory = jnp.minimum(ema_decay, (1 + steps) / (10 + steps))
-            ema = optax.incremental_update(
-                {"params": params, "batch_stats": batch_stats},
+            # In this form, what does not change keeps its very bits.
+            ema = jax.tree.map(
+                lambda old, new: old + (1 - memory) * (new - old),
                 state.ema,
-                1 - memory,
+                {"params": params, "batch_stats": batch_stats},
             )
         window = {
-            "loss": state.window["loss"] + loss,
+            "loss": state.window["loss"] + value,
             "grad_norm": state.window["grad_norm"] + optax.tree.norm(grads),
             "steps": state.window["steps"] + 1,
         }
@@ -221,7 +238,8 @@ def make_train_step(
             metrics,
         )
 
-    return jax.jit(train_step, donate_argnums=0)
+    jitted = jax.jit(train_step, donate_argnums=0)
+    return lambda state, batch: jitted(state, batch, loss.constants)
 
 
 def count(params: dict) -> int:

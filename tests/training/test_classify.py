@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
+from configs import common
 from input_pipeline import mixing
 from training import classify
 
@@ -18,28 +19,90 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
 
+def loss_of(model, batch, classes, teacher=None, prior=None, **fields):
+    stage = common.stage(**fields)
+    mix = mixing.Mixing(prob=0.0, erase_prob=0.0)
+    prior = np.full(classes, 1 / classes) if prior is None else prior
+    constants = classify.loss_constants(stage, MEAN, STD, prior)
+    if teacher is not None:
+        constants["teacher"] = ({}, {})
+    loss = classify.make_loss(stage, mix, teacher)
+    return loss(model, batch, constants, jax.random.key(0))
+
+
+def batch_of(labels, mask):
+    return {
+        "image": jnp.zeros((len(labels), 8, 8, 3), jnp.uint8),
+        "label": jnp.array(labels, jnp.int32),
+        "mask": jnp.array(mask, jnp.float32),
+    }
+
+
+LOGITS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+LABELS = np.array([0, 1, 2, 3, 0, 1], np.int32)
+MASK = np.array([1, 1, 0, 1, 1, 1], np.float32)
+
+
+def answer(images):
+    return jnp.array(LOGITS)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_smooths_once_and_leaves_masked_rows_out(smoothing):
-    mix = mixing.Mixing(prob=0.0, erase_prob=0.0)
-    loss = classify.make_loss(mix, MEAN, STD, 4, smoothing)
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(6, 4)).astype(np.float32)
-    labels = np.array([0, 1, 2, 3, 0, 1], np.int32)
-    mask = np.array([1, 1, 0, 1, 1, 1], np.float32)
-    batch = {
-        "image": jnp.zeros((6, 8, 8, 3), jnp.uint8),
-        "label": jnp.array(labels),
-        "mask": jnp.array(mask),
-    }
-    got = loss(lambda images: jnp.array(logits), batch, jax.random.key(0))
-    targets = np.eye(4)[labels] * (1 - smoothing) + smoothing / 4
-    losses = -(targets * log_softmax(logits)).sum(axis=1)
-    assert float(got) == pytest.approx((losses * mask).sum() / 5, rel=1e-5)
+    got = loss_of(answer, batch_of(LABELS, MASK), 4, label_smoothing=smoothing)
+    targets = np.eye(4)[LABELS] * (1 - smoothing) + smoothing / 4
+    rows = -(targets * log_softmax(LOGITS)).sum(axis=1)
+    assert float(got) == pytest.approx((rows * MASK).sum() / 5, rel=1e-5)
+
+
+def test_a_stage_chooses_its_loss():
+    batch, ones = batch_of(LABELS, np.ones(6)), np.ones(6)
+    prior = np.array([0.4, 0.3, 0.2, 0.1])
+    log_p = log_softmax(LOGITS)[np.arange(6), LABELS]
+    options = {"label_smoothing": 0.0, "prior": prior}
+
+    focal = loss_of(answer, batch, 4, loss="focal", **options)
+    expected = -((1 - np.exp(log_p)) ** 2 * log_p).mean()
+    assert float(focal) == pytest.approx(expected, rel=1e-5)
+
+    weighted = loss_of(answer, batch, 4, class_weight=1.0, **options)
+    weights = (1 / prior) / 4  # the mean row of the prior weighs 1
+    expected = -(weights[LABELS] * log_p).sum() / ones.sum()
+    assert float(weighted) == pytest.approx(expected, rel=1e-5)
+
+    adjusted = loss_of(answer, batch, 4, logit_adjustment=1.0, **options)
+    # Balanced softmax: frequencies multiply the exponentials.
+    odds = prior * np.exp(LOGITS)
+    share = odds[np.arange(6), LABELS] / odds.sum(axis=1)
+    assert float(adjusted) == pytest.approx(-np.log(share).mean(), rel=1e-5)
+
+
+class Teacher:
+    """Stands for a blueprint whose model always answers the same."""
+
+    def merge(self, params, batch_stats):
+        return self
+
+    def eval(self):
+        pass
+
+    def __call__(self, images):
+        return jnp.array(LOGITS[::-1])
+
+
+def test_distillation_mixes_the_teacher_in():
+    batch = batch_of(LABELS, np.ones(6))
+    options = {"label_smoothing": 0.0}
+    hard = loss_of(answer, batch, 4, **options)
+    got = loss_of(answer, batch, 4, teacher=Teacher(), **options)
+    log_q = log_softmax(LOGITS[::-1] / 4.0)
+    log_p = log_softmax(LOGITS / 4.0)
+    soft = 16 * (np.exp(log_q) * (log_q - log_p)).sum(axis=1).mean()
+    expected = 0.3 * float(hard) + 0.7 * soft
+    assert float(got) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_model_sees_normalised_images():
-    mix = mixing.Mixing(prob=0.0, erase_prob=0.0)
-    loss = classify.make_loss(mix, MEAN, STD, 2, 0.0)
     seen = []
 
     def model(images):
@@ -47,12 +110,7 @@ def test_the_model_sees_normalised_images():
         return jnp.zeros((1, 2))
 
     pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(1, 8, 8, 3)
-    batch = {
-        "image": jnp.array(pixels),
-        "label": jnp.zeros(1, jnp.int32),
-        "mask": jnp.ones(1),
-    }
-    loss(model, batch, jax.random.key(0))
+    loss_of(model, batch_of([0], [1]) | {"image": jnp.array(pixels)}, 2)
     np.testing.assert_allclose(seen[0], (pixels / 255 - 0.5) / 0.25, atol=1e-6)
 
 

@@ -10,15 +10,17 @@ from errors import UserError
 from training import metrics, stages
 
 
-def plan():
+def plan(patience=0):
     config = common.base()
-    config.stages = (common.stage(epochs=4.0, batch_size=10),)
+    config.stages = (
+        common.stage(epochs=4.0, batch_size=10, patience=patience),
+    )
     return stages.lay_out(config, 50)
 
 
-def recorder(path, history, every=2):
-    made = metrics.Recorder(path, history, plan(), "f1", every)
-    made.start_stage(plan()[0], lambda step: 0.1)
+def recorder(path, history, every=2, metric="f1", patience=0):
+    made = metrics.Recorder(path, history, plan(patience), metric, every)
+    made.start_stage(plan(patience)[0], {"learning_rate": lambda step: 0.1})
     return made
 
 
@@ -51,12 +53,40 @@ def test_best_is_remembered_over_a_restart(tmp_path, capsys):
     path = tmp_path / "m.jsonl"
     first = recorder(path, {})
     first.evaluation(5, {"f1": 0.5})
-    history = json.loads(json.dumps(first.history()))
+    history = json.loads(json.dumps(first.history(5)))
     first.close()
     second = recorder(path, history)
     second.evaluation(10, {"f1": 0.5})
     assert lines(path)[-1]["best"] is False
     assert "best 0.5000 at step 5" in capsys.readouterr().out
+
+
+def test_of_a_loss_the_lowest_is_best(tmp_path):
+    path = tmp_path / "m.jsonl"
+    log = recorder(path, {}, metric="val_loss")
+    for step, loss in ((5, 2.0), (10, 1.5), (15, 1.7)):
+        log.evaluation(step, {"val_loss": loss})
+    assert [line["best"] for line in lines(path)] == [True, True, False]
+    assert log.history(15)["best"] == {"step": 10, "value": 1.5}
+
+
+def test_patience_ends_a_stage_also_when_it_was_continued(tmp_path):
+    log = recorder(tmp_path / "m.jsonl", {}, patience=2)
+    log.evaluation(5, {"f1": 0.5})
+    assert log.history(5)["go_on_from"] == 5
+    log.evaluation(6, {"f1": 0.4})
+    assert not log.out_of_patience
+    history = json.loads(json.dumps(log.history(6)))
+    log.close()
+    log = recorder(tmp_path / "m.jsonl", history, patience=2)
+    log.evaluation(7, {"f1": 0.5})
+    assert log.out_of_patience
+    assert log.history(7)["go_on_from"] == plan()[0].end
+    log.close()
+    endless = recorder(tmp_path / "n.jsonl", {})
+    for step in range(1, 9):
+        endless.evaluation(step, {"f1": 0.5})
+    assert not endless.out_of_patience
 
 
 def test_what_was_logged_after_the_checkpoint_is_cut_and_sizes_stay_true(
@@ -65,13 +95,13 @@ def test_what_was_logged_after_the_checkpoint_is_cut_and_sizes_stay_true(
     path = tmp_path / "m.jsonl"
     first = recorder(path, {})
     first.evaluation(5, {"f1": 0.5})
-    history = first.history()
+    history = first.history(5)
     kept = path.read_bytes()
     first.evaluation(10, {"f1": 0.6})
     first.close()
     second = recorder(path, history)
     # Stopped again before anything new is logged.
-    assert second.history() == history
+    assert second.history(5) == history
     second.close()
     assert path.read_bytes() == kept
     third = recorder(path, history)

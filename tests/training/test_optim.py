@@ -12,8 +12,8 @@ from configs import common
 from training import optim
 
 
-def trace(stage, steps, per_epoch=1):
-    schedule = optim.make_schedule(stage, steps, per_epoch)
+def trace(stage, steps, per_epoch=1, group="encoder"):
+    schedule = optim.make_schedule(stage, steps, per_epoch, group)
     return np.array([float(schedule(step)) for step in range(steps)])
 
 
@@ -69,6 +69,57 @@ def test_constant_stays():
     np.testing.assert_allclose(got, 3e-4)
 
 
+def test_warmup_cosine_rises_in_a_line_and_falls_to_the_floor():
+    stage = common.stage(schedule="warmup_cosine", warmup=0.2, end_rate=1e-6)
+    expected = [3e-4 * (step + 1) / 9 for step in range(8)]
+    expected += [half_cosine(3e-4, 1e-6, step / 31) for step in range(32)]
+    got = trace(stage, 40)
+    np.testing.assert_allclose(got, expected, rtol=2e-5)
+    assert got[-1] == np.float32(1e-6)
+
+
+def test_warmup_cosine_without_warmup_is_cosine():
+    fields = {"end_rate": 1e-6}
+    warm = common.stage(schedule="warmup_cosine", warmup=0.0, **fields)
+    np.testing.assert_array_equal(
+        trace(warm, 20), trace(common.stage(**fields), 20)
+    )
+
+
+def test_step_drops_every_so_many_epochs():
+    stage = common.stage(schedule="step", step_epochs=2.0, step_factor=0.5)
+    got = trace(stage, 50, per_epoch=10)
+    expected = [3e-4 * 0.5 ** (step // 20) for step in range(50)]
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_the_head_has_its_own_peak_and_one_cycle_scales_as_a_whole():
+    stage = common.one_cycle(3e-4, head_learning_rate=3e-3)
+    np.testing.assert_allclose(
+        trace(stage, 50, group="head"), 10 * trace(stage, 50), rtol=2e-5
+    )
+    stage = common.stage(head_learning_rate=3e-3, end_rate=1e-6)
+    head = trace(stage, 50, group="head")
+    assert head[0] == np.float32(3e-3) and head[-1] == np.float32(1e-6)
+    stage = common.stage(end_rate=1e-6)
+    np.testing.assert_array_equal(
+        trace(stage, 50, group="head"), trace(stage, 50)
+    )
+
+
+def test_head_and_encoder_move_at_their_own_rates():
+    stage = common.stage(
+        schedule="constant", learning_rate=0.01, head_learning_rate=0.1
+    )
+    tx = optim.make_optimizer(stage, 10, 1)
+    params = {"stem": {"bias": jnp.zeros(3)}, "head": {"bias": jnp.zeros(3)}}
+    grads = {"stem": {"bias": jnp.ones(3)}, "head": {"bias": jnp.ones(3)}}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    # Adam's first step has the length of the rate.
+    np.testing.assert_allclose(updates["stem"]["bias"], -0.01, rtol=1e-5)
+    np.testing.assert_allclose(updates["head"]["bias"], -0.1, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name", [name for name in jax_models.list_models() if "demo" in name]
 )
@@ -87,8 +138,13 @@ def test_weight_decay_touches_kernels_and_nothing_else(name):
 
 
 def test_adamw_takes_the_step_of_the_paper():
-    stage = common.stage(weight_decay=0.1, betas=(0.9, 0.95))
-    tx = optim.make_optimizer(stage, lambda step: 0.01)
+    stage = common.stage(
+        schedule="constant",
+        learning_rate=0.01,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+    )
+    tx = optim.make_optimizer(stage, 10, 1)
     kernel = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
     bias = np.array([1.0, -1.0], np.float32)
     params = {"kernel": jnp.array(kernel), "bias": jnp.array(bias)}
@@ -123,9 +179,10 @@ def test_clipping_bounds_the_global_norm_before_adam():
     params = {"bias": jnp.zeros(2)}
 
     def second_update(clip_norm):
-        tx = optim.make_optimizer(
-            common.stage(clip_norm=clip_norm), lambda step: 1.0
+        stage = common.stage(
+            schedule="constant", learning_rate=1.0, clip_norm=clip_norm
         )
+        tx = optim.make_optimizer(stage, 10, 1)
         state = tx.init(params)
         for grad in grads:
             update, state = tx.update({"bias": grad}, state, params)

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tiny import Run, loss_fn
+from tiny import LOSS, Run, loss_fn
 
+from errors import UserError
+from training import parts
 from training import state as state_lib
 
 
@@ -65,7 +67,7 @@ def test_gradient_and_update_equal_those_written_out():
     def loss_of(params):
         model = run.blueprint.merge(params, state.batch_stats, model_key)
         model.train()
-        return loss_fn(model, batch, loss_key)
+        return loss_fn(model, batch, LOSS.constants, loss_key)
 
     loss, grads = jax.value_and_grad(loss_of)(state.params)
     updates, _ = run.optimizer.update(grads, state.opt_state, state.params)
@@ -119,6 +121,55 @@ def test_ema_averages_weights_and_statistics_and_is_what_counts():
     plain = Run().start()
     assert plain.ema == {}
     assert plain.weights == (plain.params, plain.batch_stats)
+
+
+def tree_of(state, name):
+    return dict(nnx.traversals.flatten_mapping(getattr(state, name)))
+
+
+@pytest.mark.parametrize("frozen", [("encoder",), ("conv", "norm")])
+def test_frozen_parts_keep_their_very_bits_and_statistics(frozen):
+    run = Run(frozen=frozen, ema_decay=0.9, clip_norm=1.0)
+    before = jax.tree.map(np.asarray, run.start())
+    after, _ = run.train(run.start(), 3)
+    for path, value in tree_of(before, "params").items():
+        same = np.array_equal(value, tree_of(after, "params")[path])
+        assert same == (path[0] != "head"), path
+    assert_same_bits(before.batch_stats, after.batch_stats)
+    assert_same_bits(before.batch_stats, after.ema["batch_stats"])
+    del after.ema["params"]["head"], before.params["head"]
+    assert_same_bits(before.params, after.ema["params"])
+
+
+def test_a_frozen_norm_answers_as_in_evaluation():
+    run = Run(frozen=("encoder",))
+    state = run.start()
+    model = run.blueprint.merge(state.params, state.batch_stats)
+    parts.train_mode(model, ("encoder",))
+    images = run.batch(0)["image"]
+    found = model(images)
+    model.eval()
+    np.testing.assert_array_equal(found, model(images))
+    parts.train_mode(model, ())
+    assert (np.asarray(model(images)) != np.asarray(found)).any()
+
+
+def test_frozen_parameters_have_no_moments():
+    shapes = [leaf.shape for leaf in leaves(Run().start().opt_state)]
+    frozen = Run(frozen=("conv",)).start().opt_state
+    left = [leaf.shape for leaf in leaves(frozen)]
+    assert shapes.count((3, 3, 3, 8)) == 2
+    assert left.count((3, 3, 3, 8)) == 0
+
+
+def test_a_name_that_is_no_module_and_a_model_all_frozen_are_refused():
+    params = Run().start().params
+    parts.check(params, ("encoder",))
+    parts.check(params, ("conv", "norm"))
+    with pytest.raises(UserError, match=r"'cnov'.*conv, head, norm"):
+        parts.check(params, ("cnov",))
+    with pytest.raises(UserError, match="nothing is left to learn"):
+        parts.check(params, ("encoder", "head"))
 
 
 def test_metrics_are_means_since_the_last_logged_step():

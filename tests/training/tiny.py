@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from configs import common
@@ -29,11 +30,14 @@ def build() -> Tiny:
     return Tiny(nnx.Rngs(0))
 
 
-def loss_fn(model, batch, key):
-    noise = 0.01 * jax.random.normal(key, batch["image"].shape)
+def loss_fn(model, batch, constants, key):
+    noise = constants["noise"] * jax.random.normal(key, batch["image"].shape)
     logits = model(batch["image"] + noise)
     targets = jax.nn.one_hot(batch["label"], 4)
     return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+
+LOSS = state_lib.Loss(loss_fn, {"noise": np.float32(0.01)})
 
 
 class Run:
@@ -42,14 +46,16 @@ class Run:
     def __init__(self, ema_decay=0.0, log_every_steps=4, seed=1, **fields):
         self.mesh = sharding.make_mesh()
         self.blueprint = state_lib.make_blueprint(build)
-        stage = common.stage(weight_decay=0.1, **fields)
-        self.optimizer = optim.make_optimizer(stage, lambda step: 1e-2)
+        options = {"schedule": "constant", "learning_rate": 1e-2, **fields}
+        stage = common.stage(weight_decay=0.1, **options)
+        self.optimizer = optim.make_optimizer(stage, 100, 10)
         self.ema_decay = ema_decay
         self.train_step = state_lib.make_train_step(
             self.blueprint,
-            loss_fn,
+            LOSS,
             self.optimizer,
             seed=seed,
+            frozen=stage.frozen,
             ema_decay=ema_decay,
             log_every_steps=log_every_steps,
         )

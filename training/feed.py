@@ -1,0 +1,160 @@
+"""The photos of one run, as batches to train on and rows to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from errors import UserError
+from input_pipeline import folds as folds_lib
+from input_pipeline import pipeline
+from input_pipeline.augment import Augment
+from input_pipeline.sources import Images
+from training import dataset
+from training.stages import Stage
+
+# Validation images up to this size are decoded once and kept.
+VALIDATION_BYTES_IN_MEMORY = 2**30
+
+
+class Feed:
+    """What every task over photos reads; constructing it writes nothing.
+
+    Args:
+      config: of the run.
+      workdir: the run folder; `folds.csv` is kept there unless
+        `data.folds_file` says otherwise.
+      mesh: devices that share the batches.
+      workers: loader processes; 0 loads in this process.
+
+    Attributes:
+      data: the source with its folds.
+      mean: float [3], channel means over 0..1 (after `prepare`).
+      std: float [3], their standard deviations (after `prepare`).
+
+    Raises:
+      UserError: the data or a batch size is wrong.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    def __init__(
+        self, config: ConfigDict, workdir: Path, mesh: Mesh, workers: int
+    ):
+        self._config, self._workers = config, workers
+        self._folds_path = Path(config.data.folds_file or workdir / "folds.csv")
+        self.data = dataset.load(config.data, self._folds_path)
+        _check_batches(config, mesh.size)
+        self._validation: list[dict] | None = None
+
+    def identity(self) -> dict[str, object]:
+        """Returns what must not change while the run lives, as JSON."""
+        return {
+            "classes": list(self.data.source.classes),
+            "folds_hash": self.data.folds_hash,
+            "rows_hash": self.data.rows_hash,
+        }
+
+    def describe(self) -> dict[str, str]:
+        """Returns what the plan says of the data, as {heading: text}."""
+        source, config = self.data.source, self._config.data
+        test = f"{len(source.test):,} to predict" if source.test else "no test"
+        where = config.root or "inside scikit-learn"
+        if source.name.startswith("tfds:"):
+            where = config.root or "in tfds' own folder"
+        return {
+            "data": f"{source.name}, {where}",
+            "classes": f"{self.data.num_classes}",
+            "images": f"{len(self.data.train_rows):,} to train, "
+            f"{len(self.data.val_rows):,} to validate (fold {config.fold} of "
+            f"{config.folds}), {test}",
+        }
+
+    def prepare(self, cache: Path) -> None:
+        """Does what must be done once the run folder is ours.
+
+        Args:
+          cache: folder that keeps channel means over runs.
+        """
+        if not self._folds_path.exists():
+            labelled = self.data.source.labelled
+            folds_lib.write_folds(
+                self._folds_path,
+                labelled.ids,
+                self.data.folds,
+                self._config.data.folds_seed,
+            )
+        self.mean, self.std = self.data.channel_stats(cache)
+
+    def train(self, stage: Stage, step: int) -> Iterator[dict]:
+        """Returns the endless training batches of `stage`.
+
+        Args:
+          stage: of this run.
+          step: global step of the first batch wanted.
+        """
+        return pipeline.train_batches(
+            self.data.source.labelled,
+            self.data.train_rows,
+            Augment(**{**self._config.augment, **stage.config.augment}),
+            size=self._config.image_size,
+            batch_size=stage.config.batch_size,
+            # Stages shuffle differently; prime, so that seeds do not meet.
+            seed=self._config.seed + 7919 * stage.index,
+            start_step=step - stage.start,
+            workers=self._workers,
+        )
+
+    def validation(self) -> Iterable[dict]:
+        """Returns batches of the validation rows, centre crops, in order.
+
+        The views are the same every time: decoded once, they spare every
+        evaluation the start of its own loader processes.
+        """
+        if self._validation is not None:
+            return self._validation
+        rows = self.data.val_rows
+        batches = self.rows(self.data.source.labelled, rows, ("center",))
+        pixels = 3 * self._config.image_size**2 * len(rows)
+        if pixels > VALIDATION_BYTES_IN_MEMORY:
+            return batches
+        self._validation = list(batches)
+        return self._validation
+
+    def rows(self, images: Images, rows, views) -> Iterator[dict]:
+        """Returns batches of test-time views; see `pipeline.eval_batches`.
+
+        Args:
+          images: of the source.
+          rows: int [N], which of them.
+          views: names out of `augment.VIEWS`.
+        """
+        return pipeline.eval_batches(
+            images,
+            rows,
+            size=self._config.image_size,
+            batch_size=self._config.eval.batch_size,
+            views=views,
+            workers=self._workers,
+        )
+
+
+def _check_batches(config: ConfigDict, devices: int) -> None:
+    sizes = {
+        "eval.batch_size": config.eval.batch_size,
+        **{
+            f"stages[{i}].batch_size": stage.batch_size
+            for i, stage in enumerate(config.stages)
+        },
+    }
+    for name, size in sizes.items():
+        if size % devices:
+            raise UserError(
+                f"{name} is {size}, which {devices} devices cannot share "
+                f"evenly; take a multiple of {devices}"
+            )

@@ -1,0 +1,95 @@
+"""Losses of a classifier on soft targets.
+
+Each maps logits and targets, float [B, C], to one loss per row, [B]. Targets
+are distributions: one-hot labels that MixUp, CutMix and label smoothing may
+have spread.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Softmax cross-entropy, class c counted `weights[c]` times.
+
+    Args:
+      logits: float [B, C].
+      targets: float [B, C].
+      weights: float [C]; ones for the plain loss.
+    """
+    return -(weights * targets * jax.nn.log_softmax(logits)).sum(-1)
+
+
+def focal(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, gamma: float
+) -> jax.Array:
+    """Focal loss (Lin et al. 2017) over a softmax: each class's term of the
+    cross-entropy times (1 - p)^gamma, so that easy rows count less.
+
+    Args:
+      logits: float [B, C].
+      targets: float [B, C].
+      weights: float [C], the paper's alpha.
+      gamma: 0 is the cross-entropy.
+    """
+    log_p = jax.nn.log_softmax(logits)
+    # log(1 - p) from logits; p itself may round to 1, whose power has no
+    # gradient.
+    others = jnp.log(-jnp.expm1(jnp.minimum(log_p, -1e-7)))
+    return -(weights * targets * jnp.exp(gamma * others) * log_p).sum(-1)
+
+
+def distillation(
+    logits: jax.Array, teacher: jax.Array, temperature: float
+) -> jax.Array:
+    """T^2 KL(teacher || student), both softened by T (Hinton et al. 2015).
+
+    The factor keeps the gradient's size when T changes.
+
+    Args:
+      logits: float [B, C], the student's.
+      teacher: float [B, C], the teacher's logits for the same images.
+      temperature: T.
+    """
+    log_q = jax.nn.log_softmax(teacher / temperature)
+    log_p = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * (jnp.exp(log_q) * (log_q - log_p)).sum(-1)
+
+
+def adjust(
+    logits: jax.Array, log_prior: jax.Array, strength: float
+) -> jax.Array:
+    """Logits plus `strength` times the classes' log frequencies.
+
+    Trained so and used without, a model answers as if classes were equally
+    frequent: logit adjustment (Menon et al. 2021), at 1 the balanced softmax
+    (Ren et al. 2020).
+
+    Args:
+      logits: float [B, C].
+      log_prior: float [C].
+      strength: tau of the paper.
+    """
+    return logits + strength * log_prior
+
+
+def class_weights(prior: np.ndarray, power: float) -> np.ndarray:
+    """Returns frequency ** -power, scaled so that the mean row weighs 1.
+
+    Args:
+      prior: float [C], class frequencies among the training rows, sum 1. A
+        class without rows weighs 0.
+      power: 0 weighs all alike, 1 inversely to frequency.
+
+    Returns:
+      float32 [C].
+    """
+    weights = np.zeros_like(prior, dtype=np.float64)
+    present = prior > 0
+    weights[present] = prior[present] ** -power
+    return (weights / (weights * prior).sum()).astype(np.float32)
