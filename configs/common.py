@@ -89,6 +89,7 @@ def augment() -> ConfigDict:
     """Returns what happens to one training image (input_pipeline/augment.py).
 
     RandomResizedCrop, flip, RandAugment(2, 9), ColorJitter(.4, .4, .4, .1).
+    The stronger chain is off: each of its steps has a probability.
     """
     return ConfigDict(
         {
@@ -100,6 +101,12 @@ def augment() -> ConfigDict:
             "jitter": (0.4, 0.4, 0.4, 0.1),
             "jitter_prob": 1.0,
             "grayscale": 0.0,
+            # The stronger chain, see input_pipeline/degradations.py.
+            "gamma": 0.0,
+            "blur": 0.0,
+            "downscale": 0.0,
+            "jpeg": 0.0,
+            "coarse_dropout": 0.0,
         }
     )
 

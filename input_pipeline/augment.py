@@ -3,8 +3,10 @@
 Pillow and NumPy on the host, uint8 to uint8, all randomness from the generator
 that is handed in. The chain is torchvision 0.29's RandomResizedCrop,
 RandomHorizontalFlip, RandAugment, ColorJitter and RandomGrayscale, in that
-order; RandomErasing and everything between images follow on the device, in
-mixing.py.
+order, then, where a recipe asks for them, gamma, blur, downscaling, JPEG
+compression and coarse dropout: a photo's way from the lens to the web, and
+what stands before it. RandomErasing and everything between images follow on
+the device, in mixing.py.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from input_pipeline import ops
+from input_pipeline import degradations, ops
 from input_pipeline.decoding import (
     BadImage,
     decode,
@@ -51,6 +53,12 @@ class Augment:
         around 1) and hue (share of the circle); 0 leaves one out.
       jitter_prob: probability that an image is jittered at all.
       grayscale: probability that an image loses its colours.
+      gamma: probability of a gamma of 0.8 to 1.2.
+      blur: probability of a Gaussian blur of 0.1 to 2 pixels.
+      downscale: probability of a loss of resolution to 25 to 75 %.
+      jpeg: probability of JPEG compression at quality 40 to 90.
+      coarse_dropout: probability of 1 to 8 black rectangles with sides of 10
+        to 20 % of the image's.
     """
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -61,6 +69,11 @@ class Augment:
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_prob: float = 1.0
     grayscale: float = 0.0
+    gamma: float = 0.0
+    blur: float = 0.0
+    downscale: float = 0.0
+    jpeg: float = 0.0
+    coarse_dropout: float = 0.0
 
 
 def train_image(
@@ -95,7 +108,7 @@ def train_image(
         image = _color_jitter(image, augment.jitter, rng)
     if rng.random() < augment.grayscale:
         image = ops.grayscale(image)
-    return np.asarray(image)
+    return np.asarray(_degrade(image, augment, rng))
 
 
 def random_crop_box(
@@ -176,6 +189,31 @@ def _color_jitter(
         else:
             value = rng.uniform(max(0.0, 1 - amount), 1 + amount)
         image = ops.JITTER[step](image, value)
+    return image
+
+
+def _degrade(
+    image: Image.Image, augment: Augment, rng: np.random.Generator
+) -> Image.Image:
+    """The stronger chain, see degradations.py.
+
+    It comes last and draws last: with all of it off, an image is to the bit
+    what it was before there was any.
+    """
+    if rng.random() < augment.gamma:
+        image = degradations.gamma(image, rng.uniform(*degradations.GAMMAS))
+    if rng.random() < augment.blur:
+        sigma = rng.uniform(*degradations.BLUR_SIGMAS)
+        image = degradations.gaussian_blur(image, sigma)
+    if rng.random() < augment.downscale:
+        scale = rng.uniform(*degradations.DOWNSCALES)
+        image = degradations.downscale(image, scale)
+    if rng.random() < augment.jpeg:
+        quality = rng.integers(*degradations.JPEG_QUALITIES, endpoint=True)
+        image = degradations.jpeg(image, int(quality))
+    if rng.random() < augment.coarse_dropout:
+        holes = degradations.sample_holes(*image.size, rng)
+        image = degradations.coarse_dropout(image, holes)
     return image
 
 

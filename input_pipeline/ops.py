@@ -118,8 +118,8 @@ _VALUES = np.arange(256)
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
-def _look_up(image: Image.Image, table: np.ndarray) -> Image.Image:
-    """Replaces every value by the table's: `[256]`, or `[3, 256]`."""
+def look_up(image: Image.Image, table: np.ndarray) -> Image.Image:
+    """Replaces every value by the table's: `[256]`, or `[3, 256]`, cut."""
     values = table.astype(np.uint8).ravel().tolist()
     if table.ndim == 1:
         values *= 3
@@ -141,14 +141,14 @@ def _blend_table(base: float, factor: float) -> np.ndarray:
 
 def brightness(image: Image.Image, factor: float) -> Image.Image:
     """Scales all values by `factor`."""
-    return _look_up(image, _blend_table(0, factor))
+    return look_up(image, _blend_table(0, factor))
 
 
 def contrast(image: Image.Image, factor: float) -> Image.Image:
     """Scales the distance from the mean grey by `factor`."""
     grey = _band(image.convert("L"), "L")
     mean = int(np.add.reduce(grey, dtype=np.int64) / len(grey) + 0.5)
-    return _look_up(image, _blend_table(mean, factor))
+    return look_up(image, _blend_table(mean, factor))
 
 
 def saturation(image: Image.Image, factor: float) -> Image.Image:
@@ -188,14 +188,12 @@ def sharpness(image: Image.Image, factor: float) -> Image.Image:
 
 def posterize(image: Image.Image, bits: int) -> Image.Image:
     """Keeps the uppermost `bits` bits of every value."""
-    return _look_up(image, _VALUES & (256 - (1 << (8 - bits))))
+    return look_up(image, _VALUES & (256 - (1 << (8 - bits))))
 
 
 def solarize(image: Image.Image, threshold: float) -> Image.Image:
     """Inverts the values from `threshold` on."""
-    return _look_up(
-        image, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES)
-    )
+    return look_up(image, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES))
 
 
 def autocontrast(image: Image.Image) -> Image.Image:
@@ -207,7 +205,7 @@ def autocontrast(image: Image.Image) -> Image.Image:
         if high > low:
             scale = 255.0 / (high - low)
             table[:] = np.clip(_VALUES * scale - low * scale, 0, 255)
-    return _look_up(image, tables)
+    return look_up(image, tables)
 
 
 def equalize(image: Image.Image) -> Image.Image:
@@ -219,7 +217,7 @@ def equalize(image: Image.Image) -> Image.Image:
         if len(used) > 1 and step > 0:
             below = np.cumsum(counts) - counts
             table[:] = np.minimum((below + step // 2) // step, 255)
-    return _look_up(image, tables)
+    return look_up(image, tables)
 
 
 def _histograms(image: Image.Image) -> np.ndarray:

@@ -1,12 +1,14 @@
-"""Stores what torchvision 0.29 makes of small images, for the tests.
+"""Stores what torchvision and albumentations make of small images.
 
-Run where torch and torchvision are installed (requirements-torch.txt), from
-the repository root:
+Run where torch, torchvision 0.29 (requirements-torch.txt) and albumentations
+2.0.8 (pip install albumentations==2.0.8) are installed, from the repository
+root:
 
     python tools/make_augment_goldens.py
 
-Writes tests/input_pipeline/goldens/augment.npz. Random draws inside
-torchvision are recorded beside its answers, so that the tests can replay them.
+Writes augment.npz and degradations.npz in tests/input_pipeline/goldens. Random
+draws inside torchvision are recorded beside its answers, so that the tests can
+replay them.
 """
 
 from __future__ import annotations
@@ -16,8 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
+import cv2
 import numpy as np
 import torch
+from albumentations.augmentations.blur import functional as blur
+from albumentations.augmentations.dropout import functional as dropout
+from albumentations.augmentations.pixel import functional as pixel
 from PIL import Image
 
 # torchvision's C++ operators are not needed here, only their names.
@@ -28,13 +34,7 @@ _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou) -> Tensor")
 from torchvision import transforms  # noqa: E402
 from torchvision.transforms import autoaugment, functional  # noqa: E402
 
-OUTPUT = (
-    Path(__file__).parents[1]
-    / "tests"
-    / "input_pipeline"
-    / "goldens"
-    / "augment.npz"
-)
+OUTPUT = Path(__file__).parents[1] / "tests" / "input_pipeline" / "goldens"
 SIZES = ((224, 224), (64, 48), (331, 500), (32, 32))  # height, width
 
 
@@ -147,17 +147,25 @@ def erasing() -> dict:
 
 
 def color_jitter(image: np.ndarray) -> dict:
-    """ColorJitter with recorded order and factors."""
+    """ColorJitter in all orders, with the image after each of its steps."""
     answers, parameters = [], []
     jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.2)
-    for _ in range(16):
-        drawn = jitter.get_params(
+    for order in itertools.permutations(range(4)):
+        _, *factors = jitter.get_params(
             jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
         )
-        with mock.patch.object(jitter, "get_params", lambda *_: drawn):  # noqa: B023
-            answers.append(np.asarray(jitter(Image.fromarray(image))))
-        order, *factors = drawn
-        parameters.append([*order.tolist(), *factors])
+        after = [Image.fromarray(image)]
+        for step in order:
+            name = ("brightness", "contrast", "saturation", "hue")[step]
+            adjust = getattr(functional, f"adjust_{name}")
+            after.append(adjust(after[-1], factors[step]))
+        drawn = (torch.tensor(order), *factors)
+        with mock.patch.object(jitter, "get_params", return_value=drawn):
+            whole = jitter(after[0])
+        if np.any(np.asarray(whole) != np.asarray(after[-1])):
+            raise AssertionError("these are not the steps of ColorJitter")
+        answers.append(np.stack([np.asarray(step) for step in after[1:]]))
+        parameters.append([*order, *factors])
     return {
         "jitter/images": np.stack(answers),
         "jitter/parameters": np.array(parameters),
@@ -200,6 +208,32 @@ def evaluation(images: list[np.ndarray]) -> dict:
     return answers
 
 
+def degradations(image: np.ndarray) -> dict:
+    """albumentations' gamma, blur, downscale, compression and dropout."""
+    answers = {}
+    for exponent in (0.5, 0.8, 0.93, 1.2, 2.2):
+        answers[f"gamma/{exponent}"] = pixel.gamma_transform(image, exponent)
+    for sigma in (0.1, 0.4, 0.75, 1.3, 2.0, 5.0):
+        kernel = blur.create_gaussian_kernel_1d(sigma, 0)
+        answers[f"gaussian_blur/{sigma}"] = pixel.separable_convolve(
+            image, kernel
+        )
+    for scale in (0.03, 0.251, 0.37, 0.512, 0.749, 0.987):
+        answers[f"downscale/{scale}"] = pixel.downscale(
+            image, scale, cv2.INTER_NEAREST, cv2.INTER_NEAREST
+        )
+    for quality in (1, 40, 65, 90, 100):
+        # It encodes what it is given as BGR.
+        swapped = np.ascontiguousarray(image[..., ::-1])
+        swapped = pixel.image_compression(swapped, quality, ".jpg")
+        answers[f"jpeg/{quality}"] = swapped[..., ::-1]
+    holes = np.array([[0, 0, 4, 9], [2, 5, 11, 10], [30, 20, 40, 48]])
+    answers["coarse_dropout/holes"] = dropout.cutout(
+        image, holes, 0, np.random.default_rng(0)
+    )
+    return {"small": image, "holes": holes} | together("after", answers)
+
+
 def together(name: str, answers: dict) -> dict:
     """Many answers of one shape as two arrays, which compress far better."""
     return {
@@ -221,13 +255,20 @@ def main() -> None:
             stored[f"magnitudes/{height}x{width}/{name}"] = np.atleast_1d(
                 values.numpy()
             )
-    stored |= crops() | erasing() | color_jitter(small)
+    stored |= crops() | erasing() | color_jitter(tiny)
     stored |= together("adjust", single_adjustments(small))
     for key, image in evaluation([small, wide]).items():
         stored[f"evaluation/{key}"] = image
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(OUTPUT, **stored)
-    print(f"{OUTPUT}: {len(stored)} arrays, {OUTPUT.stat().st_size} bytes")
+    save("augment", stored)
+    save("degradations", degradations(small))
+
+
+def save(name: str, stored: dict) -> None:
+    """Writes one file and says so."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    path = OUTPUT / f"{name}.npz"
+    np.savez_compressed(path, **stored)
+    print(f"{path}: {len(stored)} arrays, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

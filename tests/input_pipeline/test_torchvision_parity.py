@@ -72,26 +72,82 @@ def test_single_adjustments():
         assert largest_difference(result, golden) <= 1, key
 
 
-def test_color_jitter_in_every_recorded_order():
-    """Each step is at most one level off; a later hue step widens that.
+def test_color_jitter_in_every_order():
+    """Each step from where torchvision was before it."""
+    parameters = GOLDENS["jitter/parameters"]
+    assert len({tuple(order) for order in parameters[:, :4]}) == 24
+    for (*order, b, c, s, h), after in zip(
+        parameters, GOLDENS["jitter/images"], strict=True
+    ):
+        before = GOLDENS["tiny"]
+        for step, golden in zip(map(int, order), after, strict=True):
+            image = Image.fromarray(before)
+            result = ops.JITTER[step](image, (b, c, s, h)[step])
+            assert largest_difference(result, golden) <= 1, (order, step)
+            before = golden
+
+
+def test_color_jitter_as_a_whole():
+    """A hue step widens the one level that a step before it was off.
 
     A turned hue moves in steps of 6 / 255 of the spread, so that two colours
     one level apart can come out several levels apart.
     """
-    image = Image.fromarray(GOLDENS["small"])
-    orders = set()
-    parameters = GOLDENS["jitter/parameters"]
-    for (*order, b, c, s, h), golden in zip(
-        parameters, GOLDENS["jitter/images"], strict=True
+    for (*order, b, c, s, h), after in zip(
+        GOLDENS["jitter/parameters"], GOLDENS["jitter/images"], strict=True
     ):
-        result = image
+        result = Image.fromarray(GOLDENS["tiny"])
         for step in map(int, order):
             result = ops.JITTER[step](result, (b, c, s, h)[step])
-        difference = np.abs(np.asarray(result).astype(int) - golden)
+        difference = np.abs(np.asarray(result).astype(int) - after[-1])
         assert np.percentile(difference, 99) <= 3
         assert difference.mean() < 0.5
-        orders.add(tuple(order))
-    assert len(orders) > 8
+
+
+def test_color_jitter_draws_every_order_and_the_whole_range(monkeypatch):
+    calls = []
+    for step in range(4):
+        monkeypatch.setattr(
+            ops,
+            "JITTER",
+            (*ops.JITTER[:step], _noting(calls, step), *ops.JITTER[step + 1 :]),
+        )
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        augment._color_jitter(None, (0.4, 1.5, 0.2, 0.1), rng)
+    steps = np.array([step for step, _ in calls]).reshape(-1, 4)
+    orders, counts = np.unique(steps, axis=0, return_counts=True)
+    assert len(orders) == 24 and counts.min() > 50  # 83 on average
+    ends = [(0.6, 1.4), (0.0, 2.5), (0.8, 1.2), (-0.1, 0.1)]
+    for step, (low, high) in enumerate(ends):
+        values = [value for name, value in calls if name == step]
+        np.testing.assert_allclose(min(values), low, atol=0.01)
+        np.testing.assert_allclose(max(values), high, atol=0.01)
+        assert low <= min(values) and max(values) <= high
+
+
+def _noting(calls, step):
+    def adjust(image, value):
+        calls.append((step, value))
+        return image
+
+    return adjust
+
+
+def test_randaugment_draws_every_op_and_sign(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        ops, "randaugment_op", lambda image, *call: calls.append(call) or image
+    )
+    image, rng = Image.new("RGB", (32, 32)), np.random.default_rng(0)
+    for _ in range(1000):
+        augment._randaugment(image, augment.Augment(randaugment_ops=2), rng)
+    assert len(calls) == 2000
+    for name, signed in ops.RANDAUGMENT.items():
+        strengths = [strength for op, strength in calls if op == name]
+        assert 100 < len(strengths) < 190  # 143 on average
+        plain = ops.magnitude(name, 9, 32, 32)
+        assert set(strengths) == ({plain, -plain} if signed else {plain})
 
 
 class Replay:
