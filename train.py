@@ -98,11 +98,9 @@ def train(
     # ---- Stages of steps ----------------------------------------------------
     stop = interrupts.StopSignals()
     while (stage := stages.stage_after(plan, go_on_from)) is not None:
-        shape = (stage.config, stage.steps, stage.steps_per_epoch)
-        optimizer = optim.make_optimizer(*shape)
-        ema_decay = stage.config.ema_decay
+        schedule = (stage.config, stage.steps, stage.steps_per_epoch)
         if go_on_from > stage.start:
-            like = state.stage_like(task.blueprint, optimizer, ema_decay, mesh)
+            like = state.stage_like(task.blueprint, stage.config, mesh)
             now = saved.load(step, like)
         else:
             if stage.index:
@@ -112,20 +110,17 @@ def train(
             if source and not stage.index:
                 *weights, told = source.encoder_into(*weights, mesh)
                 print(told)
-            now = state.start_stage(
-                stage.start, *weights, optimizer, ema_decay, mesh
-            )
+            now = state.start_stage(stage.start, *weights, stage.config, mesh)
         train_step = state.make_train_step(
             task.blueprint,
             task.loss(stage),
-            optimizer,
+            stage.config,
+            optim.rate_tables(*schedule),
             seed=config.seed,
-            frozen=stage.config.frozen,
-            ema_decay=ema_decay,
             log_every_steps=config.log_every_steps,
         )
         step = go_on_from
-        recorder.start_stage(stage, optim.rates(*shape))
+        recorder.start_stage(stage, optim.logged_rates(*schedule))
         with stop, contextlib.closing(task.batches(stage, step)) as batches:
             while go_on_from < stage.end and not stop.received:
                 batch = sharding.put_batch(next(batches), mesh)

@@ -18,6 +18,9 @@ from ml_collections import ConfigDict
 
 from training import parts
 
+# Rate tables have a multiple of this many entries.
+TABLE_UNIT = 4096
+
 
 def make_schedule(
     stage: ConfigDict, steps: int, steps_per_epoch: int, group: str = "encoder"
@@ -65,7 +68,7 @@ def make_schedule(
     raise ValueError(f"no schedule is called {stage.schedule!r}")
 
 
-def rates(
+def logged_rates(
     stage: ConfigDict, steps: int, steps_per_epoch: int
 ) -> dict[str, optax.Schedule]:
     """Returns the learning rates that are worth logging, by name.
@@ -85,6 +88,28 @@ def rates(
             "head_learning_rate": make("head"),
         }
     return {"learning_rate": make("encoder")}
+
+
+def rate_tables(
+    stage: ConfigDict, steps: int, steps_per_epoch: int
+) -> dict[str, jax.Array]:
+    """Returns each group's rate at every step of the stage.
+
+    A compiled step reads its rate from here rather than computing it, so
+    stages and folds that differ in the schedule alone share one compilation.
+    For the same reason the tables are filled up to a round length.
+
+    Returns:
+      "encoder" and "head": float32 [T rounded up].
+    """
+    length = -(-steps // TABLE_UNIT) * TABLE_UNIT
+    at = jnp.minimum(jnp.arange(length), steps - 1)
+    tables = {}
+    for group in ("encoder", "head"):
+        schedule = make_schedule(stage, steps, steps_per_epoch, group)
+        rates = jax.vmap(schedule)(at)
+        tables[group] = jnp.broadcast_to(rates, at.shape).astype(jnp.float32)
+    return tables
 
 
 def _cosine(step, length: int, start: float, end: float) -> jax.Array:
@@ -157,24 +182,27 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    stage: ConfigDict, steps: int, steps_per_epoch: int
+    stage: ConfigDict, tables: dict[str, jax.Array] | None = None
 ) -> optax.GradientTransformation:
     """Returns AdamW (Loshchilov & Hutter 2019) as the stage asks for it.
 
     Gradients are clipped by global norm first when `clip_norm` is set; weight
     decay is decoupled, scaled by the learning rate, and masked (`decay_mask`).
-    The head has a schedule of its own; frozen parameters have no moments and
-    never change by a bit.
+    The head has rates of its own; frozen parameters have no moments and never
+    change by a bit.
 
     Args:
       stage: a `configs.common.stage`.
-      steps: length of the stage.
-      steps_per_epoch: batches in one pass over the training rows.
+      tables: from `rate_tables`, perhaps traced. None for an optimizer that
+        only makes its state.
     """
 
     def adamw(group: str) -> optax.GradientTransformation:
+        def rate(count):
+            return tables[group][count]
+
         return optax.adamw(
-            make_schedule(stage, steps, steps_per_epoch, group),
+            rate,
             b1=stage.betas[0],
             b2=stage.betas[1],
             weight_decay=stage.weight_decay,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx, struct
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from training import parts, sharding
+from training import optim, parts, sharding
 
 Batch = dict[str, jax.Array]
 
@@ -127,8 +128,7 @@ def start_stage(
     step: int,
     params: dict,
     batch_stats: dict,
-    optimizer: optax.GradientTransformation,
-    ema_decay: float,
+    stage: ConfigDict,
     mesh: Mesh,
 ) -> TrainState:
     """Returns the state before the first step of a stage.
@@ -137,25 +137,20 @@ def start_stage(
       step: global steps done so far.
       params: weights to start from.
       batch_stats: statistics to start from.
-      optimizer: of the stage; its state is fresh.
-      ema_decay: of the stage; 0 keeps no average.
+      stage: a `configs.common.stage`, for a fresh optimizer and EMA.
       mesh: to place the state on.
     """
-
-    start = functools.partial(_start, optimizer, ema_decay)
+    start = functools.partial(_start, stage)
     return jax.jit(start, out_shardings=sharding.replicated(mesh))(
         jnp.int32(step), params, batch_stats
     )
 
 
 def stage_like(
-    blueprint: Blueprint,
-    optimizer: optax.GradientTransformation,
-    ema_decay: float,
-    mesh: Mesh,
+    blueprint: Blueprint, stage: ConfigDict, mesh: Mesh
 ) -> TrainState:
     """Returns the shapes and placements of a stage's state, to restore into."""
-    start = functools.partial(_start, optimizer, ema_decay)
+    start = functools.partial(_start, stage)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = jax.eval_shape(start, step, *_pure_shapes(blueprint))
     return _placed(shapes, mesh)
@@ -169,24 +164,32 @@ def weights_like(blueprint: Blueprint, mesh: Mesh) -> tuple[dict, dict]:
 def make_train_step(
     blueprint: Blueprint,
     loss: Loss,
-    optimizer: optax.GradientTransformation,
+    stage: ConfigDict,
+    tables: dict[str, jax.Array],
     *,
     seed: int,
-    frozen: Sequence[str],
-    ema_decay: float,
     log_every_steps: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted step: (state, batch) -> (state, metrics).
 
     The old state is donated: its buffers become the new one's. All randomness
-    comes from (seed, global step), whatever the layout of devices. What is
-    `frozen` (training/parts.py) gets no gradient.
+    comes from (seed, global step), whatever the layout of devices.
 
     Metrics are means over the steps since the last logged one (a multiple of
     `log_every_steps`, at which the window closes): `loss`, `grad_norm`.
+
+    Args:
+      blueprint: of the model.
+      loss: what to minimise.
+      stage: a `configs.common.stage`: optimizer, frozen parts, EMA.
+      tables: its learning rates, from `optim.rate_tables`.
+      seed: of the run.
+      log_every_steps: of which steps the log tells.
     """
 
-    def train_step(state: TrainState, batch: Batch, constants: Any):
+    frozen, ema_decay = stage.frozen, stage.ema_decay
+
+    def train_step(state: TrainState, batch: Batch, constants: Any, tables):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         model_key, loss_key = jax.random.split(key)
 
@@ -201,7 +204,7 @@ def make_train_step(
         (value, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params
         )
-        updates, opt_state = optimizer.update(
+        updates, opt_state = optim.make_optimizer(stage, tables).update(
             grads, state.opt_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
@@ -239,7 +242,7 @@ def make_train_step(
         )
 
     jitted = jax.jit(train_step, donate_argnums=0)
-    return lambda state, batch: jitted(state, batch, loss.constants)
+    return lambda state, batch: jitted(state, batch, loss.constants, tables)
 
 
 def count(params: dict) -> int:
@@ -247,14 +250,14 @@ def count(params: dict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _start(optimizer, ema_decay, step, params, batch_stats) -> TrainState:
+def _start(stage: ConfigDict, step, params, batch_stats) -> TrainState:
     averaged = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=step,
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, averaged) if ema_decay else {},
+        opt_state=optim.make_optimizer(stage).init(params),
+        ema=jax.tree.map(jnp.copy, averaged) if stage.ema_decay else {},
         window=_empty_window(),
     )
 

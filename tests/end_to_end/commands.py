@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,17 +48,29 @@ def train(workdir: Path, *arguments: str):
     return run("train.py", f"--workdir={workdir}", *SHORT, *arguments)
 
 
-def start(workdir: Path, *arguments: str) -> subprocess.Popen:
-    """Starts a training in the background, its output in `<workdir>.out`."""
-    output = open(f"{workdir}.out", "a")  # noqa: SIM115 (the child keeps it)
+def in_background(words: list[str], stdout) -> subprocess.Popen:
+    """Starts a command as a terminal would: Ctrl-C reaches its whole group.
+
+    Tests that were started in the background themselves have inherited that
+    Ctrl-C is ignored, and would hand it on.
+    """
     return subprocess.Popen(
-        command("train.py", f"--workdir={workdir}", *SHORT, *arguments),
+        words,
         cwd=ROOT,
         env=environment(),
-        stdout=output,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # A terminal's Ctrl-C reaches the group.
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+    """Starts a training in the background, its output in `<workdir>.out`."""
+    words = command("train.py", f"--workdir={workdir}", *SHORT, *arguments)
+    with open(f"{workdir}.out", "a") as output:
+        return in_background(words, output)
 
 
 def records(workdir: Path) -> list[dict]:

@@ -8,14 +8,14 @@ import subprocess
 import time
 
 import pytest
-from commands import CACHE, ROOT, environment, write_competition
+from commands import CACHE, ROOT, in_background, write_competition
 
 PHOTOS = ROOT.parent / "shared/data/photos16"
 
 
 def ensemble(data, runs, *settings):
     """Starts make ensemble; demo-sized models, one epoch, 32 px."""
-    return subprocess.Popen(
+    return in_background(
         [
             "make",
             "ensemble",
@@ -25,12 +25,7 @@ def ensemble(data, runs, *settings):
             f"ARGS=--config.cache_dir={CACHE}",
             *settings,
         ],
-        cwd=ROOT,
-        env=environment(),
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
     )
 
 

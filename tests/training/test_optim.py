@@ -107,11 +107,24 @@ def test_the_head_has_its_own_peak_and_one_cycle_scales_as_a_whole():
     )
 
 
+def test_tables_hold_the_schedule_and_share_a_length():
+    stage = common.one_cycle(3e-4, head_learning_rate=3e-3)
+    tables = optim.rate_tables(stage, 50, 5)
+    for group in ("encoder", "head"):
+        expected = trace(stage, 50, 5, group)
+        np.testing.assert_allclose(
+            tables[group][:50], expected, rtol=1e-6, atol=1e-12
+        )
+        assert (tables[group][50:] == tables[group][49]).all()
+    longer = optim.rate_tables(common.stage(schedule="constant"), 999, 9)
+    assert longer["head"].shape == tables["head"].shape
+
+
 def test_head_and_encoder_move_at_their_own_rates():
     stage = common.stage(
         schedule="constant", learning_rate=0.01, head_learning_rate=0.1
     )
-    tx = optim.make_optimizer(stage, 10, 1)
+    tx = optim.make_optimizer(stage, optim.rate_tables(stage, 10, 1))
     params = {"stem": {"bias": jnp.zeros(3)}, "head": {"bias": jnp.zeros(3)}}
     grads = {"stem": {"bias": jnp.ones(3)}, "head": {"bias": jnp.ones(3)}}
     updates, _ = tx.update(grads, tx.init(params), params)
@@ -144,7 +157,7 @@ def test_adamw_takes_the_step_of_the_paper():
         weight_decay=0.1,
         betas=(0.9, 0.95),
     )
-    tx = optim.make_optimizer(stage, 10, 1)
+    tx = optim.make_optimizer(stage, optim.rate_tables(stage, 10, 1))
     kernel = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
     bias = np.array([1.0, -1.0], np.float32)
     params = {"kernel": jnp.array(kernel), "bias": jnp.array(bias)}
@@ -182,7 +195,7 @@ def test_clipping_bounds_the_global_norm_before_adam():
         stage = common.stage(
             schedule="constant", learning_rate=1.0, clip_norm=clip_norm
         )
-        tx = optim.make_optimizer(stage, 10, 1)
+        tx = optim.make_optimizer(stage, optim.rate_tables(stage, 10, 1))
         state = tx.init(params)
         for grad in grads:
             update, state = tx.update({"bias": grad}, state, params)

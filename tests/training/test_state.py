@@ -9,7 +9,7 @@ from flax import nnx
 from tiny import LOSS, Run, loss_fn
 
 from errors import UserError
-from training import parts
+from training import optim, parts
 from training import state as state_lib
 
 
@@ -70,7 +70,8 @@ def test_gradient_and_update_equal_those_written_out():
         return loss_fn(model, batch, LOSS.constants, loss_key)
 
     loss, grads = jax.value_and_grad(loss_of)(state.params)
-    updates, _ = run.optimizer.update(grads, state.opt_state, state.params)
+    optimizer = optim.make_optimizer(run.stage, run.tables)
+    updates, _ = optimizer.update(grads, state.opt_state, state.params)
     expected = optax.apply_updates(state.params, updates)
     after, measured = run.train_step(state, batch)
     # A bias in front of BatchNorm has a gradient of rounding noise alone.
@@ -195,7 +196,7 @@ def test_the_old_state_is_donated():
 
 def test_shapes_to_restore_into_are_those_of_a_fresh_stage():
     run = Run(ema_decay=0.5, clip_norm=1.0)
-    like = state_lib.stage_like(run.blueprint, run.optimizer, 0.5, run.mesh)
+    like = state_lib.stage_like(run.blueprint, run.stage, run.mesh)
     fresh = run.start(step=17)
     assert int(fresh.step) == 17
     assert jax.tree.structure(like) == jax.tree.structure(fresh)

@@ -47,25 +47,23 @@ class Run:
         self.mesh = sharding.make_mesh()
         self.blueprint = state_lib.make_blueprint(build)
         options = {"schedule": "constant", "learning_rate": 1e-2, **fields}
-        stage = common.stage(weight_decay=0.1, **options)
-        self.optimizer = optim.make_optimizer(stage, 100, 10)
-        self.ema_decay = ema_decay
+        self.stage = common.stage(
+            weight_decay=0.1, ema_decay=ema_decay, **options
+        )
+        self.tables = optim.rate_tables(self.stage, 100, 10)
         self.train_step = state_lib.make_train_step(
             self.blueprint,
             LOSS,
-            self.optimizer,
+            self.stage,
+            self.tables,
             seed=seed,
-            frozen=stage.frozen,
-            ema_decay=ema_decay,
             log_every_steps=log_every_steps,
         )
 
     def start(self, step=0):
         """The state before the first step; donated by `train`."""
         weights = state_lib.init_weights(build, self.mesh)
-        return state_lib.start_stage(
-            step, *weights, self.optimizer, self.ema_decay, self.mesh
-        )
+        return state_lib.start_stage(step, *weights, self.stage, self.mesh)
 
     def batch(self, step):
         key = jax.random.key(1000 + step)
