@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -24,15 +24,24 @@ from stacking.chain import Settings
 from stacking.honest import OUTER_FOLDS
 from stacking.table import score_table
 
+INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and does what it says."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    with one_sentence():
-        if arguments[:1] == ["predict"]:
-            _predict(_predict_parser().parse_args(arguments[1:]))
-        else:
-            _stack(_stack_parser().parse_args(arguments))
+    try:
+        with one_sentence():
+            if arguments[:1] == ["predict"]:
+                _predict(_predict_parser().parse_args(arguments[1:]))
+            else:
+                _stack(_stack_parser().parse_args(arguments))
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            # An orderly exit would wait for fits that nobody wants.
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 def _cores() -> int:
@@ -55,8 +64,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sample-submission",
         metavar="CSV",
-        help="columns and row order of the submission; default: the one the "
-        "runs were trained beside",
+        help="columns and row order of the submission, or 'none' for the "
+        "rows in their own order; default: the one the runs were trained "
+        "beside",
     )
     parser.add_argument(
         "--format",
@@ -76,6 +86,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be 0 or more")
     return value
 
 
@@ -130,7 +147,7 @@ def _stack_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--search",
-        type=float,
+        type=_seconds,
         default=0.0,
         metavar="SECONDS",
         help="search the boosters' parameters for so long in all (default: "
@@ -214,19 +231,28 @@ def _stack(options: argparse.Namespace) -> None:
         results = session.stack(
             job,
             progress=_Progress(line, status, started),
-            note=lambda text: status.print(f"note: {text}", style="yellow"),
+            note=_note_on(status),
         )
     console.print(score_table(results, console.width))
     weights = results["final"]["blend_weights"]
     console.print(
         "final blend: "
-        + " + ".join(f"{w:.2f} {title(name)}" for name, w in weights.items())
+        + " + ".join(f"{w:.2f} {title(name)}" for name, w in weights.items()),
+        markup=False,
     )
     console.print(
         f"wrote {options.out}/"
         + ("submission.csv, " if results["test_rows"] else "")
         + f"scores.json, report.html in {time.monotonic() - started:.0f} s",
+        markup=False,
         soft_wrap=True,
+    )
+
+
+def _note_on(console: Console) -> Callable[[str], None]:
+    # Names of folders are no markup.
+    return lambda text: console.print(
+        f"note: {text}", style="yellow", markup=False, soft_wrap=True
     )
 
 
@@ -257,7 +283,7 @@ def _predict(options: argparse.Namespace) -> None:
             sample_submission=options.sample_submission,
             submission_format=options.format,
             threads=options.threads,
-            note=lambda text: status.print(f"note: {text}", style="yellow"),
+            note=_note_on(status),
         )
     print(f"wrote {rows:,} rows to {options.out}")
 

@@ -143,7 +143,9 @@ def load(folder: str | os.PathLike) -> Artifact:
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / "stack.json").read_text())
+        description = json.loads((folder / "stack.json").read_text("utf-8"))
+        if not isinstance(description, dict):
+            raise ValueError("it holds no object")
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} holds no stack (no stack.json); make one with "

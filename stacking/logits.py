@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,23 +82,23 @@ def read_logits(path: str | os.PathLike) -> Logits:
         twice, or a label lies outside the classes.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            absent = [name for name in ARRAYS if name not in archive.files]
-            if absent:
-                raise UserError(
-                    f"{path} has no array {absent[0]!r}; a logits file holds "
-                    f"{', '.join(ARRAYS)} (see docs/stacking.md)"
-                )
-            arrays = {name: archive[name] for name in ARRAYS}
+        arrays = _arrays(path)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist; let the training finish, which writes it"
         ) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    # A damaged archive fails in dozens of ways, in zipfile, zlib and NumPy.
+    except Exception as error:
         raise UserError(
             f"{path} cannot be read as a logits file ({error}); write it "
             "again with stacking.logits.write_logits"
         ) from error
+    absent = [name for name in ARRAYS if name not in arrays]
+    if absent:
+        raise UserError(
+            f"{path} has no array {absent[0]!r}; a logits file holds "
+            f"{', '.join(ARRAYS)} (see docs/stacking.md)"
+        )
     try:
         metadata = json.loads(str(arrays.pop("metadata")))
     except json.JSONDecodeError as error:
@@ -108,6 +107,24 @@ def read_logits(path: str | os.PathLike) -> Logits:
             "as a string"
         ) from error
     return _checked(path, Logits(metadata=metadata, **arrays))
+
+
+def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Those of `ARRAYS` that the archive at `path` has."""
+    with open(path, "rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array, not an archive of several")
+        return {name: archive[name] for name in ARRAYS if name in archive}
+
+
+def _as_text(array: np.ndarray) -> np.ndarray:
+    """Text or integers as text; anything else is a ValueError."""
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8")
+    if array.dtype.kind not in "Uiu":
+        raise ValueError(f"{array.dtype}, not text or integers")
+    return array.astype(str)
 
 
 def _checked(path: str | os.PathLike, given: Logits) -> Logits:
@@ -135,6 +152,12 @@ def _checked(path: str | os.PathLike, given: Logits) -> Logits:
     for name, array in (("labels", labels), ("fold", fold)):
         if not np.issubdtype(array.dtype, np.integer):
             raise wrong(f"{name} are {array.dtype}, not integers")
+        if len(array) and np.abs(array.astype(np.float64)).max() >= 2**31:
+            raise wrong(f"{name} do not fit into 32 bits")
+    try:
+        ids, classes = _as_text(ids), _as_text(classes)
+    except ValueError as error:
+        raise wrong(f"ids or classes are no text ({error})") from error
     with np.errstate(over="ignore"):
         logits = np.ascontiguousarray(logits, np.float32)
     finite = np.isfinite(logits).all(axis=1)
@@ -143,7 +166,6 @@ def _checked(path: str | os.PathLike, given: Logits) -> Logits:
             f"{np.sum(~finite)} rows have logits that are not finite, the "
             f"first is id {str(ids[~finite][0])!r}"
         )
-    ids, classes = ids.astype(str), classes.astype(str)
     for name, values in (("id", ids), ("class", classes)):
         unique, count = np.unique(values, return_counts=True)
         if len(unique) < len(values):

@@ -113,6 +113,9 @@ def read_runs(paths: Sequence[Path], splits: Sequence[str]) -> list[Run]:
             for split in splits
             if logits_path(path, split).exists()
         }
+        found = {
+            split: logits for split, logits in found.items() if len(logits)
+        }
         if not found:
             raise UserError(
                 f"{path} has no logits/{splits[0]}.npz; let its training "

@@ -20,6 +20,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from errors import UserError
 from stacking import boosters
 from stacking.boosters import PARAMETERS
 from stacking.workers import workers
@@ -127,16 +128,24 @@ def _name(kind, features, labels, folds, row_weights, seed) -> str:
 
 
 def _open(storage: Path, name: str, seed: int) -> optuna.Study:
-    storage.parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.create_study(
-            direction="minimize",
-            sampler=optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, n_startup_trials=8
-            ),
-            storage=JournalStorage(JournalFileBackend(str(storage))),
-            study_name=name,
-            load_if_exists=True,
-        )
+    try:
+        storage.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", optuna.exceptions.ExperimentalWarning
+            )
+            return optuna.create_study(
+                direction="minimize",
+                sampler=optuna.samplers.TPESampler(
+                    seed=seed, multivariate=True, n_startup_trials=8
+                ),
+                storage=JournalStorage(JournalFileBackend(str(storage))),
+                study_name=name,
+                load_if_exists=True,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the search storage {storage} cannot be used ({error}); delete "
+            "it to search anew, or name another with --search-storage"
+        ) from error

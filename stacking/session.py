@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -20,8 +21,11 @@ from stacking.align import Rows, Table, make_table
 from stacking.chain import BLEND, Chain, Settings, fit_chain
 from stacking.honest import Scored, out_of_fold, predict_scored
 from stacking.runs import find_runs, read_runs
+from stacking.staging import REPORT, check_writable, staged
 
 MIN_ROWS = 10
+# In place of a sample submission: the rows in their own order.
+NO_SAMPLE = "none"
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Job:
       runs: folders or globs.
       out: where everything is written.
       settings: of the chain.
-      sample_submission: path, or None for the one that the runs name.
+      sample_submission: path, or "none", or None for the one that the runs
+        name.
       submission_format: "labels" or "probabilities".
       leak_check: whether a run surer of validation than of test rows stops
         the stack.
@@ -72,7 +77,7 @@ def stack(
     if table.test is None:
         note("no run has test logits: scores only, no submission")
     else:
-        template = _template(layout, table.test.ids)
+        template = _template(table.test.ids, [layout["sample"]], layout)
         # Refuse a sample that does not fit before the work, not after.
         _submission_rows(
             template,
@@ -81,6 +86,10 @@ def stack(
             None,
             job.submission_format,
         )
+    check_writable(job.out, "--out")
+    if job.settings.search_seconds:
+        storage = Path(job.settings.search_storage)
+        check_writable(storage.parent, "--search-storage in")
 
     logits, labels = table.val.logits, table.val.labels
     found = out_of_fold(logits, labels, job.settings, progress=progress)
@@ -91,40 +100,52 @@ def stack(
         progress=lambda step: progress(f"final fit: {step}"),
     )
     progress("writing")
-    artifact.save(job.out, chain, table, job.settings, layout)
-    # Predicted by what was written, as `predict` will.
-    chain = artifact.load(job.out).chain
-    predicted = probabilities = None
-    if template is not None:
-        predicted, probabilities = predict_rows(
-            chain, table.test.logits, job.settings.threads
+    if template is None and (job.out / "submission.csv").exists():
+        note(
+            f"{job.out}/submission.csv is not of this stack"
+            + (
+                " and is removed"
+                if (job.out / "stack.json").exists()
+                else "; nor is it of an earlier one, so it stays"
+            )
         )
-        submission.write_submission(
-            job.out / "submission.csv",
-            _submission_rows(
-                template,
-                table.test.ids,
-                table.classes,
-                (predicted, probabilities),
-                job.submission_format,
-            ),
+    with staged(job.out) as folder:
+        artifact.save(folder, chain, table, job.settings, layout)
+        # Predicted by what was written, as `predict` will.
+        chain = artifact.load(folder).chain
+        if template is not None:
+            predicted = predict_rows(
+                chain, table.test.logits, job.settings.threads
+            )
+            submission.write_submission(
+                folder / "submission.csv",
+                _submission_rows(
+                    template,
+                    table.test.ids,
+                    table.classes,
+                    predicted,
+                    job.submission_format,
+                ),
+            )
+        test_found = None
+        if table.test is not None and (table.test.labels >= 0).all():
+            test_found = predict_scored(
+                chain,
+                table.test.logits,
+                table.test.labels,
+                job.settings.threads,
+            )
+        results = _results(job, table, chain, found, test_found, found_leaks)
+        write_text(folder / "scores.json", json.dumps(results, indent=1) + "\n")
+        answers = [_answers("validation, out of fold", table.val, found)]
+        if test_found is not None:
+            answers.append(_answers("test", table.test, test_found))
+        ensemble_report(
+            folder / REPORT,
+            results,
+            answers,
+            data=runs[0].metadata.get("data"),
         )
-    test_found = None
-    if table.test is not None and (table.test.labels >= 0).all():
-        test_found = predict_scored(
-            chain, table.test.logits, table.test.labels, job.settings.threads
-        )
-    results = _results(job, table, chain, found, test_found, found_leaks)
-    write_text(job.out / "scores.json", json.dumps(results, indent=1) + "\n")
-    answers = [_answers("validation, out of fold", table.val, found)]
-    if test_found is not None:
-        answers.append(_answers("test", table.test, test_found))
-    ensemble_report(
-        job.out / "report.html",
-        results,
-        answers,
-        data=runs[0].metadata.get("data"),
-    )
     return results
 
 
@@ -146,7 +167,8 @@ def predict(
       runs: folders or globs, of the models the stack was made with.
       out: the csv file to write.
       split: which logits to predict.
-      sample_submission: path, or None for the one the stack was made with.
+      sample_submission: path, or "none", or None for the one the stack was
+        made with or the runs name, whichever has these rows.
       submission_format: "labels" or "probabilities".
       threads: at most so many.
       note: called with a line worth keeping.
@@ -168,12 +190,18 @@ def predict(
     rows: Rows = getattr(table, split)
     order = artifact.matched(loaded, table)
     predicted = predict_rows(loaded.chain, rows.logits[order], threads)
-    layout = dict(loaded.description["submission"])
-    if sample_submission:
-        layout["sample"] = sample_submission
-    elif split != "test":
-        layout["sample"] = None
-    template = _template(layout, rows.ids)
+    layout = loaded.description["submission"]
+    if sample_submission == NO_SAMPLE:
+        samples = []
+    elif sample_submission:
+        samples = [sample_submission]
+    elif split == "test":
+        # Other images than the stack was made beside have another sample.
+        own = _submission_layout(table, None)
+        samples = [layout["sample"], own["sample"]]
+    else:
+        samples = []
+    template = _template(rows.ids, samples, layout)
     submission.write_submission(
         out,
         _submission_rows(
@@ -211,16 +239,30 @@ def _check_rows(table: Table) -> None:
 def _submission_layout(table: Table, sample: str | None) -> dict[str, Any]:
     """Columns and sample, from the flag or from what the runs recorded."""
     metadata = table.families[0].runs[0].metadata
+    if sample is None:
+        sample = metadata.get("sample_submission")
     return {
-        "sample": sample or metadata.get("sample_submission") or None,
+        "sample": None if sample == NO_SAMPLE else sample,
         "id_column": metadata.get("id_column") or "id",
         "target_column": metadata.get("target_column") or "label",
     }
 
 
-def _template(layout: dict[str, Any], ids: np.ndarray) -> submission.Template:
-    if layout["sample"]:
-        return submission.read_sample(layout["sample"])
+def _template(
+    ids: np.ndarray, samples: Sequence[str | None], layout: dict[str, Any]
+) -> submission.Template:
+    """The first of `samples` that names exactly these rows, or the last.
+
+    Without any, the columns of `layout` and the rows in their own order.
+    """
+    paths = [path for path in dict.fromkeys(samples) if path]
+    for path in paths[:-1]:
+        with contextlib.suppress(UserError):
+            template = submission.read_sample(path)
+            if set(template.ids.tolist()) == set(ids.tolist()):
+                return template
+    if paths:
+        return submission.read_sample(paths[-1])
     columns = (layout["id_column"], layout["target_column"])
     return submission.Template(columns, ids, "the test rows")
 

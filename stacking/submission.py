@@ -72,14 +72,16 @@ def _rows_of(template: Template, ids: np.ndarray) -> np.ndarray:
         raise UserError(
             f"{len(missing)} rows of {template.source} have no prediction, "
             f"the first is id {str(missing[0])!r}; predict every test image, "
-            "or give the sample that belongs to these images"
+            "or give the sample that belongs to these images with "
+            "--sample-submission, or --sample-submission=none"
         )
     extra = np.setdiff1d(ids, template.ids)
     if len(extra):
         raise UserError(
             f"{len(extra)} predicted rows are not in {template.source}, the "
             f"first is id {str(extra[0])!r}; give the sample that belongs "
-            "to these images with --sample-submission"
+            "to these images with --sample-submission, or "
+            "--sample-submission=none"
         )
     order = np.argsort(ids)
     return order[np.searchsorted(ids[order], template.ids)]

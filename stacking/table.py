@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from reports.ensemble import title
@@ -41,7 +42,7 @@ def score_table(results: dict[str, Any], width: int) -> Table:
         low, high = entry["macro_f1_interval"]
         f1 = f"{entry['macro_f1']:.4f}"
         cells = [
-            title(name),
+            escape(title(name)),
             f"[green]{f1}[/]" if entry["macro_f1"] == best else f1,
             f"{low:.3f}–{high:.3f}",
             f"{entry['accuracy']:.4f}",

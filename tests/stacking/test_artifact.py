@@ -161,6 +161,13 @@ def test_folder_without_a_stack(tmp_path):
         artifact.load(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[]", "{", ""])
+def test_description_that_is_none(tmp_path, text):
+    (tmp_path / "stack.json").write_text(text)
+    with pytest.raises(UserError, match=r"stack\.json cannot be read"):
+        artifact.load(tmp_path)
+
+
 def test_other_format(stacked, tmp_path):
     _, stack = stacked
     copy = tmp_path / "stack"
@@ -179,3 +186,61 @@ def test_validation_rows_can_be_predicted_too(stacked, tmp_path):
         stack, [f"{runs}/*"], tmp_path / "val.csv", split="val"
     )
     assert rows == 160
+
+
+def write_new_images(folder, **metadata):
+    """Logits of the stack's three models for 40 images it never met."""
+    logits, _ = made_up(40, 4, 3, seed=5)
+    for index, name in enumerate(("first", "second", "third")):
+        write_run(
+            folder / name,
+            None,
+            (logits[index], np.full(40, -1, np.int32)),
+            id_column="image",
+            **metadata,
+        )
+        path = folder / name / "logits" / "test.npz"
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        arrays["ids"] = np.array([f"new-{i:03}" for i in range(40)])
+        np.savez(path, **arrays)
+    return f"{folder}/*"
+
+
+def sample(path, ids):
+    path.write_text("id,x\n" + "".join(f"{name},0\n" for name in ids))
+    return str(path)
+
+
+def test_new_images_are_predicted_beside_their_own_sample(stacked, tmp_path):
+    runs, _ = stacked
+    old = sample(tmp_path / "old.csv", [f"test-{i:05}" for i in range(60)])
+    session.stack(
+        session.Job(
+            runs=[f"{runs}/*"],
+            out=tmp_path / "stack",
+            settings=Settings(trials=5, boosters=()),
+            sample_submission=old,
+        )
+    )
+
+    def predicted(pattern, **options):
+        session.predict(
+            tmp_path / "stack", [pattern], tmp_path / "out.csv", **options
+        )
+        return (tmp_path / "out.csv").read_text().splitlines()
+
+    # The images it was made beside: its own sample, without naming it again.
+    assert predicted(f"{runs}/*")[0] == "id,x"
+    # Others do not fit that sample, and that is said with the way out.
+    images = write_new_images(tmp_path / "new")
+    with pytest.raises(UserError, match="--sample-submission=none"):
+        predicted(images)
+    lines = predicted(images, sample_submission="none")
+    assert lines[0] == "image,answer" and lines[1].startswith("new-000,")
+    # Unless their logits name a sample that does.
+    ids = [f"new-{i:03}" for i in reversed(range(40))]
+    new = sample(tmp_path / "new.csv", ids)
+    images = write_new_images(tmp_path / "new", sample_submission=new)
+    lines = predicted(images)
+    assert lines[0] == "id,x" and lines[1].startswith("new-039,")

@@ -72,6 +72,9 @@ def test_other_tools_dtypes_are_converted(tmp_path, logits):
         ({"labels": np.array([0.0, 1, 1])}, "labels are float64"),
         ({"logits": np.zeros((3, 2), np.int32)}, "not floating point"),
         ({"metadata": {"model": "m"}}, "no 'config_hash'"),
+        ({"ids": np.array([0.5, 1, 2])}, "no text .float64"),
+        ({"ids": np.array([b"\xff", b"b", b"c"])}, "no text .'utf-8' codec"),
+        ({"fold": np.array([0, 1, 2**40])}, "fold do not fit into 32 bits"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, logits, change, message):
@@ -110,6 +113,44 @@ def test_truncated_file(tmp_path, logits):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match="cannot be read as a logits file"):
         read_logits(path)
+
+
+def test_damage_anywhere_is_one_sentence(tmp_path, logits):
+    """Flipped bytes are refused or harmless, never a traceback."""
+    path = tmp_path / "val.npz"
+    rng = np.random.default_rng(0)
+    write_logits(path, logits)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez_compressed(path, **arrays)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_logits(path)
+        except UserError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 200
+
+
+def test_one_array_instead_of_an_archive(tmp_path):
+    with open(tmp_path / "val.npz", "wb") as file:
+        np.save(file, np.zeros((2, 3), np.float32))
+    with pytest.raises(UserError, match="it is one array, not an archive of"):
+        read_logits(tmp_path / "val.npz")
+
+
+def test_ids_as_bytes_are_text(tmp_path, logits):
+    path = tmp_path / "val.npz"
+    ids = np.array(["a", "é", "c"])
+    write_logits(
+        path, dataclasses.replace(logits, ids=np.char.encode(ids, "utf-8"))
+    )
+    np.testing.assert_array_equal(read_logits(path).ids, ids)
 
 
 def test_absent_array_is_named(tmp_path):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_up_runs import CLASSES, made_up, write_run
+
+from stacking.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,10 +34,15 @@ def call(*arguments, code=0):
 
 def refused(*arguments):
     """The one sentence of a refusal."""
-    found = call(*arguments, code=2)
-    lines = found.stderr.strip().splitlines()
+    said = io.StringIO()
+    with (
+        contextlib.redirect_stderr(said),
+        pytest.raises(SystemExit, match="2"),
+    ):
+        main([str(argument) for argument in arguments])
+    lines = said.getvalue().strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in found.stderr
+    assert len(errors) == 1 and lines[-1] == errors[0]
     return errors[0]
 
 
@@ -153,3 +164,137 @@ def test_no_jax_no_pipeline_and_no_framework_is_imported():
         "    assert name not in sys.modules, name\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def quick(out, *runs):
+    return (
+        *("--runs", *runs, "--out", out),
+        *("--boosters", "none", "--trials", 5),
+    )
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "/proc/stack"])
+def test_out_that_cannot_be_written_is_told_before_the_work(
+    three_runs, tmp_path, where
+):
+    (tmp_path / "file").write_text("mine")
+    started = time.monotonic()
+    message = refused(
+        # With boosters the fit alone would take longer than this.
+        *("--runs", f"{three_runs}/*", "--out", tmp_path / where),
+        *("--trials", 100_000),
+    )
+    assert time.monotonic() - started < 30
+    assert "is a file" in message or "cannot be written" in message
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_second_stack_leaves_nothing_of_the_first(three_runs, tmp_path):
+    out = tmp_path / "out"
+    call(*quick(out, f"{three_runs}/*"))
+    assert (out / "submission.csv").exists()
+    (out / "members").mkdir()
+    (out / "members" / "lightgbm_0.txt").write_text("of the first")
+    (out / "members" / "mine").write_text("mine")
+    (out / "notes.txt").write_text("mine")
+    for name in ("first", "second", "third"):
+        (three_runs / name / "logits" / "test.npz").unlink()
+    found = call(*quick(out, f"{three_runs}/*"))
+    assert "submission.csv is not of this stack and is removed" in found.stderr
+    assert {path.name for path in out.rglob("*")} == {
+        *("chain.npz", "scores.json", "stack.json", "report.html"),
+        *("notes.txt", "members", "mine"),
+    }
+
+
+def test_someone_elses_submission_is_not_removed(tmp_path):
+    logits, labels = made_up(80, 4, 2, seed=0)
+    for index, name in enumerate("ab"):
+        write_run(tmp_path / "runs" / name, (logits[index], labels))
+    (tmp_path / "submission.csv").write_text("mine")
+    found = call(*quick(tmp_path, f"{tmp_path}/runs/*"))
+    assert "so it stays" in found.stderr
+    assert (tmp_path / "submission.csv").read_text() == "mine"
+
+
+def interrupted(started, out, arguments):
+    """Ctrl-C once `started` stands on stderr; returns what else it said."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "stacking", *map(str, arguments)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stderr:
+            if started in line:
+                break
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        stopped = time.monotonic()
+        said = process.stderr.read()
+        assert process.wait(30) == 130
+        # Not when the fits under way have come to their end.
+        assert time.monotonic() - stopped < 5
+    return said
+
+
+def test_ctrl_c_leaves_the_earlier_stack_as_it_was(three_runs, tmp_path):
+    out, runs = tmp_path / "out", f"{three_runs}/*"
+    call(*quick(out, runs))
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    said = interrupted(
+        "fold 1/5",
+        out,
+        ("--runs", runs, "--out", out, "--trials", 1_000_000),
+    )
+    assert said.strip().endswith("stopped by Ctrl-C")
+    assert "Traceback" not in said
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    interrupted(
+        "fold 1/5",
+        out,
+        ("--runs", runs, "--out", tmp_path / "new", "--trials", 1_000_000),
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_strangers_get_wrong(three_runs, tmp_path):
+    """Each is one sentence that names the culprit."""
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    assert "holds logits/val.npz" in refused(*quick(out, tmp_path / "empty"))
+    assert "does not exist" in refused(*quick(out, f"{tmp_path}/nothing*"))
+    sample = tmp_path / "no.csv"
+    assert f"sample submission {sample} does not exist" in refused(
+        *quick(out, f"{three_runs}/*"), "--sample-submission", sample
+    )
+    path = three_runs / "second" / "logits" / "val.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    arrays["logits"][3] = np.nan
+    np.savez(path, **arrays)
+    assert "not finite, the first is id 'val-00003'" in refused(
+        *quick(out, f"{three_runs}/*")
+    )
+    arrays["logits"][3] = 0
+    arrays["ids"][4] = arrays["ids"][5]
+    np.savez(path, **arrays)
+    assert f"{path}: id 'val-00005' stands twice" in refused(
+        *quick(out, f"{three_runs}/*")
+    )
+    path.write_bytes(b"PK\x03\x04 and no more")
+    assert f"{path} cannot be read as a logits file" in refused(
+        *quick(out, f"{three_runs}/*")
+    )
+    assert not out.exists()
+
+
+def test_search_storage_that_is_none(three_runs, tmp_path):
+    storage = tmp_path / "search.journal"
+    storage.write_text("no journal\n")
+    arguments = (
+        *("--runs", f"{three_runs}/*", "--out", tmp_path / "out"),
+        *("--trials", 5, "--boosters", "lightgbm", "--search", 6),
+        *("--search-storage", storage),
+    )
+    assert f"search storage {storage} cannot be used" in refused(*arguments)
