@@ -22,7 +22,8 @@ def base() -> ConfigDict:
             "model": "miniconvnext",
             # None: what the model's own paper says.
             "drop_path_rate": placeholder(float),
-            # Run folder whose encoder to start from; '' starts from nothing.
+            # Run folder whose encoder to start from; a bare name is a run
+            # beside this one, '' starts from nothing.
             "init_from": "",
             "mae": mae(),
             "image_size": 224,
@@ -81,6 +82,9 @@ def data() -> ConfigDict:
             "fold": 0,
             "folds_seed": 42,
             "folds_file": "",  # '' keeps them in <workdir>/folds.csv
+            # Training draws class c in proportion to n_c^(1 - balance): 0 as
+            # often as it is, 1 all classes alike.
+            "balance": 0.0,
         }
     )
 
@@ -188,7 +192,7 @@ def stage(**fields) -> ConfigDict:
             # Times log frequency, added to the logits while training; 1 is
             # the balanced softmax.
             "logit_adjustment": 0.0,
-            "distill_from": "",  # run folder of the teacher
+            "distill_from": "",  # the teacher's run; see init_from
             "distill_temperature": 4.0,
             "distill_alpha": 0.7,  # share of the teacher in the loss
             "ema_decay": 0.0,  # 0: no moving average of the weights

@@ -6,6 +6,7 @@ decoding      bytes to RGB pixels, whatever the file holds
 ops           the torchvision operations on one image
 degradations  the stronger chain: gamma, blur, downscale, JPEG, dropout
 augment       what happens to one image: training chain and evaluation views
+sampling      which image comes when, and how often
 pipeline      the grain chain that makes batches of NumPy arrays
 mixing        what happens to a batch, on the device (the only module with JAX)
 """

@@ -1,7 +1,7 @@
 """The grain chain: from row numbers to batches of NumPy arrays.
 
 The element of the chain is a whole batch, and batch `k` is a pure function of
-(seed, k): which rows it holds follows from the permutation of its epoch, and
+(seed, k): which rows it holds follows from the order of its epoch, and
 every image has a random generator of its own, keyed by the image's position
 in the endless stream. So a run that is rebuilt at any step goes on exactly,
 with any number of workers, and the shards of several hosts put together are
@@ -37,6 +37,7 @@ from input_pipeline.augment import (
     eval_image,
     train_image,
 )
+from input_pipeline.sampling import AUGMENT, Sampler, generator
 from input_pipeline.sources import Images
 from input_pipeline.statistics import channel_stats
 
@@ -63,6 +64,7 @@ def train_batches(
     start_step: int = 0,
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
+    balance: float = 0.0,
 ) -> Batches:
     """Endless augmented batches in a new order every epoch.
 
@@ -77,6 +79,8 @@ def train_batches(
         stream that starts at 0 without its first k batches.
       workers: processes that prepare batches; 0 prepares them in a thread.
       shard: this host's number and the number of hosts.
+      balance: how far rare classes come more often than they are, 0 (each
+        image once an epoch) to 1 (all classes alike); see `Sampler`.
 
     Returns:
       Iterator of dicts with `image` uint8 `[b, size, size, 3]`, `label` int32
@@ -84,7 +88,8 @@ def train_batches(
       are 0), `row` int32 `[b]`, where b = batch_size / number of hosts.
 
     Raises:
-      UserError: no rows, or a batch that the hosts cannot share evenly.
+      UserError: no rows, a batch that the hosts cannot share evenly, or a
+        balance that is none.
     """
     rows = np.asarray(rows, np.int32)
     if len(rows) == 0:
@@ -93,7 +98,13 @@ def train_batches(
             "--config.data.folds"
         )
     _check_shard(batch_size, shard)
-    maker = _TrainBatch(images, rows, augment, size, batch_size, seed, shard)
+    if not 0 <= balance <= 1:
+        raise UserError(
+            f"data.balance is {balance}; set --config.data.balance between 0 "
+            "(classes as often as they are) and 1 (all equally often)"
+        )
+    sampler = Sampler(rows, images.labels[rows], seed, balance)
+    maker = _TrainBatch(images, sampler, augment, size, batch_size, shard)
     steps = grain.MapDataset.range(start_step, _ENDLESS)
     return Batches(steps, maker, workers)
 
@@ -296,11 +307,10 @@ class _TrainBatch:
     """Step number -> batch. Picklable, as worker processes are spawned."""
 
     images: Images
-    rows: np.ndarray
+    sampler: Sampler
     augment: Augment
     size: int
     batch_size: int
-    seed: int
     shard: tuple[int, int]
 
     def __call__(self, step: int) -> dict[str, Any]:
@@ -313,15 +323,14 @@ class _TrainBatch:
         rows = np.empty(len(positions), np.int32)
         reasons = []
         for slot, position in enumerate(positions):
-            epoch, place = divmod(position, len(self.rows))
-            row = self.rows[_order(self.seed, epoch, len(self.rows))[place]]
+            row = self.sampler.row(position)
             rows[slot] = row
             try:
                 pixels[slot] = train_image(
                     self.images.read(row),
                     self.augment,
                     side,
-                    _generator(self.seed, _AUGMENT, position),
+                    generator(self.sampler.seed, AUGMENT, position),
                 )
             except BadImage as error:
                 mask[slot] = 0
@@ -380,24 +389,3 @@ class _EvalBatch:
             "bad": bad,
             _REASONS: reasons,
         }
-
-
-# Independent random streams of one seed.
-_SHUFFLE, _AUGMENT = 0, 1
-
-
-def _generator(seed: int, stream: int, position: int) -> np.random.Generator:
-    """A generator of its own for every position of every stream.
-
-    Philox is counter-based: any (key, counter) can be gone to directly, and
-    2^64 draws lie between two positions.
-    """
-    return np.random.Generator(
-        np.random.Philox(key=(seed << 1) + stream, counter=position << 64)
-    )
-
-
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of an epoch: a permutation of `count` places."""
-    return _generator(seed, _SHUFFLE, epoch).permutation(count)
