@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +28,14 @@ class Line:
       name: in the key.
       x, y: float [n], in drawing order; not finite values are left out.
       colour: a CSS colour, of the page's variables.
+      dashed: whether a line below it shall show through.
     """
 
     name: str
     x: np.ndarray
     y: np.ndarray
     colour: str = "var(--accent)"
+    dashed: bool = False
 
 
 def line_chart(
@@ -76,12 +79,13 @@ def line_chart(
         f'<svg viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(label)}">'
     ]
+    tiny = max(abs(tick) for tick in ticks) < 1e-2
     for tick in ticks:
         parts.append(
             f'<path d="M{_LEFT} {down(tick):.1f}H{width - _RIGHT}" '
             'stroke="var(--grid)"/>'
             f'<text x="{_LEFT - 7}" y="{down(tick) + 4:.1f}" '
-            f'text-anchor="end">{_short(tick)}</text>'
+            f'text-anchor="end">{_short(tick, tiny)}</text>'
         )
     for value in verticals:
         parts.append(
@@ -107,7 +111,8 @@ def line_chart(
         parts.append(
             f'<polyline points="{points}" fill="none" '
             f'stroke="{line.colour}" stroke-width="1.8" '
-            'stroke-linejoin="round" stroke-linecap="round"/>'
+            + ('stroke-dasharray="4 4" ' if line.dashed else "")
+            + 'stroke-linejoin="round" stroke-linecap="round"/>'
         )
     if mark is not None:
         parts.append(
@@ -123,7 +128,8 @@ def line_chart(
 def key(lines: Sequence[Line]) -> str:
     """The colours of `lines` by name."""
     return "".join(
-        f'<span class="key"><i style="background:{line.colour}"></i>'
+        f'<span class="key"><i{" class=dashed" if line.dashed else ""} '
+        f'style="color:{line.colour}"></i>'
         f"{escape(line.name)}</span>"
         for line in lines
     )
@@ -142,10 +148,12 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def _short(value: float) -> str:
-    if value and abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:.4g}"
+def _short(value: float, tiny: bool = False) -> str:
+    """The number in few characters, as 2e-4 if it is tiny or told so."""
+    if not value or not (tiny or abs(value) < 1e-3):
+        return f"{value:.4g}"
+    digits, power = f"{value:.1e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def _finite(line: Line) -> Line:
@@ -158,7 +166,7 @@ def _finite(line: Line) -> Line:
         parts = np.array_split(np.arange(len(x)), _POINTS)
         x = np.array([x[part].mean() for part in parts])
         y = np.array([y[part].mean() for part in parts])
-    return Line(line.name, x, y, line.colour)
+    return dataclasses.replace(line, x=x, y=y)
 
 
 def interval(

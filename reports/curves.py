@@ -65,13 +65,14 @@ def read_history(run: Path) -> History | None:
     return History(train, evals) if train or evals else None
 
 
-def _line(name: str, entries, field: str, colour: str) -> Line:
+def _line(name, entries, field, colour, dashed=False) -> Line:
     kept = [e for e in entries if isinstance(e.get(field), (int, float))]
     return Line(
         name,
         np.array([e["epoch"] for e in kept], np.float64),
         np.array([e[field] for e in kept], np.float64),
         colour,
+        dashed,
     )
 
 
@@ -86,9 +87,11 @@ def loss_chart(history: History, size: tuple[int, int] = WHOLE) -> str:
 
 def score_chart(history: History, size: tuple[int, int] = WHOLE) -> str:
     """Validation macro-F1 and accuracy over epochs; the best one ringed."""
+    evals = history.evals
+    # With classes of one size the two all but coincide: the upper is dashed.
     lines = [
-        _line("accuracy", history.evals, "val_accuracy", "var(--faint)"),
-        _line("macro-F1", history.evals, "val_macro_f1", "var(--accent)"),
+        _line("macro-F1", evals, "val_macro_f1", "var(--accent)"),
+        _line("accuracy", evals, "val_accuracy", "var(--second)", dashed=True),
     ]
     best = history.best
     mark = (best["epoch"], best["val_macro_f1"]) if best else None

@@ -132,13 +132,13 @@ def mistakes_section(
         confidence = float(answers.confidence[row])
         cards.append(
             f'<figure class="mistake">{picture}<figcaption>'
+            f'<span class="sure">{confidence:.0%}</span>'
             f"<b>{escape(classes[answers.labels[row]])}</b> → "
             f'<b class="said">{escape(classes[answers.predicted[row]])}</b>'
             f'<div class="bar" title="confidence {confidence:.0%}, true '
             f'class {float(answers.true[row]):.0%}"><i style="width:'
             f'{100 * confidence:.0f}%"></i></div>'
-            f'<div class="name" title="{escape(name)}">'
-            f"{confidence:.0%} sure · {escape(name)}</div>"
+            f'<div class="name">{escape(name)}</div>'
             "</figcaption></figure>"
         )
     count = (
@@ -148,7 +148,10 @@ def mistakes_section(
         if len(wrong) > 1
         else "The only mistake."
     )
-    note = f"{count} True class → <span class=said>answer</span>."
+    note = (
+        f"{count} True class → <span class=said>answer</span>, how sure it "
+        "was, and the image's id."
+    )
     if problem:
         note += f" {escape(problem)}"
     return section(title, f'<div class="mistakes">{"".join(cards)}</div>', note)

@@ -86,7 +86,8 @@ svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto,
   "Noto Sans", sans-serif; fill: var(--soft); }
 .key { display: inline-flex; align-items: center; gap: 6px;
   margin-right: 14px; font-size: 12.5px; color: var(--soft); }
-.key i { width: 14px; height: 3px; border-radius: 2px; display: inline-block; }
+.key i { width: 14px; display: inline-block; border-top: 3px solid; }
+.key i.dashed { width: 16px; border-top: 3px dashed; }
 .mistakes { display: grid; gap: 14px; margin-top: 16px;
   grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); }
 .mistake { margin: 0; background: var(--card); border: 1px solid var(--line);
@@ -100,8 +101,9 @@ svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto,
   line-height: 1.4; }
 .mistake b { font-weight: 640; }
 .said { color: var(--wrong); }
-.name { color: var(--faint); font-size: 11.5px; overflow: hidden;
-  text-overflow: ellipsis; white-space: nowrap; }
+.sure { float: right; color: var(--soft); }
+.name { color: var(--soft); font-size: 11.5px; line-height: 1.3;
+  overflow-wrap: anywhere; margin-top: 5px; }
 .bar { height: 4px; border-radius: 2px; background: var(--track);
   margin: 6px 0 3px; overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--wrong); }

@@ -12,7 +12,7 @@ import pytest
 from errors import UserError
 from reports import ensemble_report, run_report
 from reports.charts import Line, line_chart, nice_ticks
-from reports.curves import read_history
+from reports.curves import read_history, score_chart
 from reports.mistakes import Answers
 
 CLASSES = ["cat", "dog & co", "<b>bird</b>"]
@@ -251,6 +251,37 @@ def test_many_classes_have_no_heatmap_but_the_pairs(tmp_path):
     reader = read(ensemble_report(tmp_path / "r.html", content, [many]))
     assert "Most frequent" in reader.text and "rect" not in reader.tags
     assert "The 48 surest of 60 mistakes" in reader.text
+
+
+def test_accuracy_shows_where_macro_f1_is_the_same(tmp_path):
+    """Both lines can be seen, in the chart and in its key."""
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        for epoch in (1.0, 2.0, 3.0):
+            entry = {"kind": "eval", "epoch": epoch, "val_loss": 1.0}
+            entry |= {"val_macro_f1": 0.9, "val_accuracy": 0.9}
+            file.write(json.dumps(entry) + "\n")
+    chart = score_chart(read_history(tmp_path))
+    lines = re.findall("<polyline[^>]*>", chart)
+    assert len(lines) == 2
+    assert "dasharray" not in lines[0] and "dasharray" in lines[1]
+    assert chart.index("macro-F1</span>") < chart.index("class=dashed")
+
+
+def test_ids_of_mistakes_are_whole(tmp_path):
+    long = [f"folder/of/many/pictures/photo-{i:030}.jpeg" for i in range(30)]
+    path = ensemble_report(
+        tmp_path / "report.html", results(tmp_path), [answers(ids=long)]
+    )
+    assert all(name in read(path).text for name in long[:3])
+    style = re.search(r"\.name {[^}]*}", path.read_text())[0]
+    assert "overflow-wrap: anywhere" in style and "ellipsis" not in style
+
+
+def test_numbers_of_one_axis_are_written_alike():
+    x = np.arange(3.0)
+    chart = line_chart([Line("rate", x, np.array([0, 1e-3, 2e-3]))], "rate")
+    ticks = re.findall('text-anchor="end">([^<]*)<', chart)
+    assert ticks == ["0", "5e-4", "1e-3", "1.5e-3", "2e-3"]
 
 
 def test_chart_of_odd_numbers_is_still_a_chart():
