@@ -1,0 +1,96 @@
+"""The models that the goldens were made with, and what these compute."""
+
+from __future__ import annotations
+
+import functools
+
+import golden_recipe as recipe
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jax_models
+from jax_models import ImageModel
+
+
+def load(name: str, dtype: jnp.dtype = jnp.float32) -> ImageModel:
+    """The model `name` with the recipe's weights, in training mode.
+
+    Without drop path and dropout, so that its training mode is exact too.
+
+    Args:
+      name: one of `golden_recipe.MODELS`.
+      dtype: what it computes in; in float64 its weights are of that type too.
+    """
+    graphdef, state = _split(name)
+    if dtype != jnp.float32:
+        graphdef = nnx.graphdef(_shapes(name, dtype))
+        state = jax.tree.map(lambda leaf: leaf.astype(dtype), state)
+    return nnx.merge(graphdef, state, copy=True)
+
+
+def _shapes(name, dtype):
+    """Not drawn, only shaped: every value comes from the recipe."""
+    return nnx.eval_shape(
+        lambda: jax_models.create_model(
+            name,
+            recipe.CLASSES,
+            dtype=dtype,
+            drop_path_rate=0.0,
+            dropout=0.0,
+        )
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _split(name):
+    graphdef, state = nnx.split(_shapes(name, jnp.float32))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+    model = nnx.merge(graphdef, zeros)
+    exported = jax_models.export_torch(model)
+    shapes = {key: value.shape for key, value in exported.items()}
+    jax_models.import_torch(model, recipe.state_dict(shapes))
+    return nnx.split(model)
+
+
+def training_step(model: ImageModel) -> dict[str, np.ndarray]:
+    """What the goldens have of the training mode, as `model` computes it.
+
+    Returns:
+      The loss, the logits, a sample of the gradients of the images and of
+      some parameters, and of BatchNorm's updated statistics, in the type of
+      the model's weights.
+    """
+    model.train()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    labels = recipe.labels(recipe.CLOSE_LOOK[0])
+
+    @jax.jit
+    def step(params, rest, images):
+        def loss(params, images):
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            logits = model(images)
+            chosen = jax.nn.log_softmax(logits)[np.arange(len(labels)), labels]
+            return -chosen.mean(), (logits, nnx.state(model, nnx.BatchStat))
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, images)
+
+    dtype = jax.tree.leaves(params)[0].dtype
+    images = jnp.asarray(recipe.images(*recipe.CLOSE_LOOK), dtype)
+    (loss, (logits, statistics)), slopes = step(params, rest, images)
+    to_params, to_images = slopes
+    found = {
+        "train loss": np.asarray(loss),
+        "train logits": np.asarray(logits),
+        "gradient images": recipe.sample(to_images, 512),
+    }
+    # The exporter turns gradients as it turns weights.
+    turned = jax_models.export_torch(nnx.merge(graphdef, to_params, statistics))
+    updated = [name for name in turned if ".running_" in name]
+    counters = [name for name in turned if name.endswith("num_batches_tracked")]
+    for name in recipe.gradient_names({*turned} - {*updated, *counters}):
+        found[f"gradient {name}"] = recipe.sample(turned[name])
+    for name in updated:
+        found[f"updated {name}"] = recipe.sample(turned[name], 8)
+    return found
