@@ -44,7 +44,7 @@ def line_chart(
     *,
     size: tuple[int, int] = WHOLE,
     verticals: Sequence[float] = (),
-    mark: tuple[float, float] | None = None,
+    marks: Sequence[tuple[float, float]] = (),
 ) -> str:
     """Lines over a common x axis.
 
@@ -53,7 +53,7 @@ def line_chart(
       label: what the chart shows, for screen readers.
       size: `WHOLE` or `HALF`.
       verticals: x of faint rules, where a new stage begins.
-      mark: a point to ring, the best one.
+      marks: points to ring, the best ones.
     """
     width, height = size
     lines = [_finite(line) for line in lines]
@@ -114,7 +114,7 @@ def line_chart(
             + ('stroke-dasharray="4 4" ' if line.dashed else "")
             + 'stroke-linejoin="round" stroke-linecap="round"/>'
         )
-    if mark is not None:
+    for mark in marks:
         parts.append(
             f'<circle cx="{across(mark[0]):.1f}" cy="{down(mark[1]):.1f}" '
             'r="4" fill="var(--card)" stroke="var(--accent)" '
@@ -126,7 +126,8 @@ def line_chart(
 
 
 def key(lines: Sequence[Line]) -> str:
-    """The colours of `lines` by name."""
+    """The colours of `lines` by name, each name once."""
+    lines = {line.name: line for line in lines}.values()
     return "".join(
         f'<span class="key"><i{" class=dashed" if line.dashed else ""} '
         f'style="color:{line.colour}"></i>'

@@ -27,8 +27,15 @@ class History:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluation with the best macro-F1; the first of equals."""
+        """The evaluation whose checkpoint was kept: the last marked best.
+
+        By whatever metric the run was told to keep. Without marks, the first
+        with the highest macro-F1.
+        """
         scored = [e for e in self.evals if e.get("val_macro_f1") is not None]
+        marked = [entry for entry in scored if entry.get("best")]
+        if marked:
+            return marked[-1]
         return max(scored, key=lambda e: e["val_macro_f1"], default=None)
 
     @property
@@ -65,6 +72,14 @@ def read_history(run: Path) -> History | None:
     return History(train, evals) if train or evals else None
 
 
+def read_histories(run: Path) -> list[History]:
+    """The run's own history, or those of the folds inside it, in order."""
+    folds = sorted(run.glob("fold-*"), key=lambda path: (len(path.name), path))
+    own = read_history(run)
+    found = [own] if own else [read_history(fold) for fold in folds]
+    return [history for history in found if history is not None]
+
+
 def _line(name, entries, field, colour, dashed=False) -> Line:
     kept = [e for e in entries if isinstance(e.get(field), (int, float))]
     return Line(
@@ -76,43 +91,71 @@ def _line(name, entries, field, colour, dashed=False) -> Line:
     )
 
 
-def loss_chart(history: History, size: tuple[int, int] = WHOLE) -> str:
+def loss_chart(
+    histories: Sequence[History], size: tuple[int, int] = WHOLE
+) -> str:
     """Training and validation loss over epochs, with its key."""
     lines = [
-        _line("training loss", history.train, "loss", "var(--faint)"),
-        _line("validation loss", history.evals, "val_loss", "var(--second)"),
+        _line("training loss", history.train, "loss", "var(--faint)")
+        for history in histories
     ]
-    return _chart(history, lines, "loss", size)
+    lines += [
+        _line("validation loss", history.evals, "val_loss", "var(--second)")
+        for history in histories
+    ]
+    return _chart(histories, lines, "loss", size)
 
 
-def score_chart(history: History, size: tuple[int, int] = WHOLE) -> str:
-    """Validation macro-F1 and accuracy over epochs; the best one ringed."""
-    evals = history.evals
-    # With classes of one size the two all but coincide: the upper is dashed.
+def score_chart(
+    histories: Sequence[History], size: tuple[int, int] = WHOLE
+) -> str:
+    """Validation macro-F1 and accuracy over epochs; the best ones ringed."""
     lines = [
-        _line("macro-F1", evals, "val_macro_f1", "var(--accent)"),
-        _line("accuracy", evals, "val_accuracy", "var(--second)", dashed=True),
+        _line("macro-F1", history.evals, "val_macro_f1", "var(--accent)")
+        for history in histories
     ]
-    best = history.best
-    mark = (best["epoch"], best["val_macro_f1"]) if best else None
-    return _chart(history, lines, "validation scores", size, mark)
+    # With classes of one size the two all but coincide: the upper is dashed.
+    lines += [
+        _line("accuracy", history.evals, "val_accuracy", "var(--second)", True)
+        for history in histories
+    ]
+    bests = [history.best for history in histories if history.best]
+    marks = [(best["epoch"], best["val_macro_f1"]) for best in bests]
+    return _chart(histories, lines, "validation scores", size, marks)
 
 
-def rate_chart(history: History) -> str:
+def rate_chart(histories: Sequence[History]) -> str:
     """Learning rate over epochs."""
-    line = _line(
-        "learning rate", history.train, "learning_rate", "var(--second)"
-    )
-    return _chart(history, [line], "learning rate", WHOLE)
+    lines = [
+        _line("learning rate", history.train, "learning_rate", "var(--second)")
+        for history in histories
+    ]
+    return _chart(histories, lines, "learning rate", WHOLE)
 
 
-def gradient_chart(history: History) -> str:
+def gradient_chart(histories: Sequence[History]) -> str:
     """Norm of the gradient over epochs."""
-    line = _line("gradient norm", history.train, "grad_norm", "var(--faint)")
-    return _chart(history, [line], "gradient norm", WHOLE)
+    lines = [
+        _line("gradient norm", history.train, "grad_norm", "var(--faint)")
+        for history in histories
+    ]
+    return _chart(histories, lines, "gradient norm", WHOLE)
 
 
-def _chart(history, lines, what, size, mark=None) -> str:
+def best_of(histories: Sequence[History]) -> str:
+    """Macro-F1 and epoch of what was kept; "" without evaluations."""
+    bests = [history.best for history in histories if history.best]
+    if not bests:
+        return ""
+    values = [best["val_macro_f1"] for best in bests]
+    if len(bests) > 1:
+        return (
+            f"best macro-F1 {np.mean(values):.4f}, mean of {len(bests)} folds"
+        )
+    return f"best macro-F1 {values[0]:.4f} at epoch {bests[0]['epoch']:.4g}"
+
+
+def _chart(histories, lines, what, size, marks=()) -> str:
     """The chart with its key; empty if nothing of it was recorded."""
     lines = [line for line in lines if len(line.x)]
     if not lines:
@@ -121,7 +164,8 @@ def _chart(history, lines, what, size, mark=None) -> str:
         lines,
         f"{what} over epochs",
         size=size,
-        verticals=history.stage_starts,
-        mark=mark,
+        # The folds of one run have the same stages.
+        verticals=histories[0].stage_starts,
+        marks=marks,
     )
     return f"<div>{chart}{key(lines)}</div>"

@@ -186,11 +186,11 @@ def _curves_section(families: Sequence[dict[str, Any]]) -> str:
     cards = []
     for family in families:
         for run in family["runs"]:
-            history = curves.read_history(Path(run))
+            histories = curves.read_histories(Path(run))
             head = f"<h3>{escape(family['name'])}</h3>"
             if len(family["runs"]) > 1 or Path(run).name != family["name"]:
                 head += f'<div class="small soft">{escape(run)}</div>'
-            if history is None:
+            if not histories:
                 body = (
                     '<p class="small soft">No training history: the run '
                     "folder has no metrics.jsonl.</p>"
@@ -198,20 +198,15 @@ def _curves_section(families: Sequence[dict[str, Any]]) -> str:
             else:
                 body = (
                     '<div class="pair">'
-                    f"{curves.loss_chart(history, HALF)}"
-                    f"{curves.score_chart(history, HALF)}</div>"
+                    f"{curves.loss_chart(histories, HALF)}"
+                    f"{curves.score_chart(histories, HALF)}</div>"
                 )
-                best = history.best
-                if best:
-                    head += (
-                        '<div class="small soft">best macro-F1 '
-                        f"{best['val_macro_f1']:.4f} at epoch "
-                        f"{best['epoch']:.4g}</div>"
-                    )
+                best = curves.best_of(histories)
+                head += f'<div class="small soft">{best}</div>'
             cards.append(f'<div class="card">{head}{body}</div>')
     return section(
         "Training",
         f'<div class="grid wide">{"".join(cards)}</div>',
         "Loss and validation scores over epochs. The ring is the checkpoint "
-        "that was kept; dashed lines are new stages.",
+        "that was kept; an upright line is a new stage.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def run_report(run_dir: str | Path) -> Path:
 
     From `metrics.jsonl` (training curves), `config.json` and
     `logits/val.npz` (confusions, classes, mistakes); what a run does not
-    have, as a pretraining has no logits, is left out.
+    have, as a pretraining has no logits, is left out. A run over all folds
+    shows the curves of the folds inside it.
 
     Returns:
       The path of the report.
@@ -33,22 +35,22 @@ def run_report(run_dir: str | Path) -> Path:
       UserError: the folder holds neither history nor logits.
     """
     run = Path(run_dir)
-    history = curves.read_history(run)
+    histories = curves.read_histories(run)
     config = _config(run)
     answers, classes, metadata = _answers(run)
-    if history is None and answers is None:
+    if not histories and answers is None:
         raise UserError(
             f"{run} has neither metrics.jsonl nor logits/val.npz; train a "
             "model into it first"
         )
     name = str(config.get("model") or metadata.get("model") or run.name)
-    sections = [_headline(history, answers, classes)]
-    if history is not None:
+    sections = [_headline(histories, answers, classes)]
+    if histories:
         charts = [
-            curves.loss_chart(history),
-            curves.score_chart(history),
-            curves.rate_chart(history),
-            curves.gradient_chart(history),
+            curves.loss_chart(histories),
+            curves.score_chart(histories),
+            curves.rate_chart(histories),
+            curves.gradient_chart(histories),
         ]
         cards = "".join(
             f'<div class="card">{chart}</div>' for chart in charts if chart
@@ -57,8 +59,8 @@ def run_report(run_dir: str | Path) -> Path:
             section(
                 "Training",
                 f'<div class="grid wide">{cards}</div>',
-                "Over epochs. The ring is the best evaluation; dashed lines "
-                "are new stages.",
+                "Over epochs. The ring is the best evaluation; an upright "
+                "line is a new stage.",
             )
         )
     if answers is not None:
@@ -118,7 +120,7 @@ def _answers(run: Path) -> tuple[Answers | None, list[str], dict[str, Any]]:
 
 
 def _headline(
-    history: curves.History | None,
+    histories: Sequence[curves.History],
     answers: Answers | None,
     classes: list[str],
 ) -> str:
@@ -140,22 +142,23 @@ def _headline(
                 "mean logits over the test-time views",
             ),
         ]
-    best = history.best if history else None
-    if best:
+    bests = [history.best for history in histories if history.best]
+    folds = f", {len(histories)} folds" if len(histories) > 1 else ""
+    if bests:
+        value = np.mean([best["val_macro_f1"] for best in bests])
+        where = f"mean of {len(bests)} folds"
+        if not folds:
+            where = f"epoch {bests[0]['epoch']:.4g}"
         items.append(
-            (
-                "best while training",
-                f"{best['val_macro_f1']:.4f}",
-                f"epoch {best['epoch']:.4g}, centre crop",
-            )
+            ("best while training", f"{value:.4f}", f"{where}, centre crop")
         )
-    if history and history.train:
-        last = history.train[-1]
+    lasts = [history.train[-1] for history in histories if history.train]
+    if lasts:
         items.append(
             (
                 "trained",
-                f"{last['epoch']:.4g} epochs",
-                f"{last.get('step', 0):,} steps",
+                f"{lasts[0]['epoch']:.4g} epochs",
+                f"{lasts[0].get('step', 0):,} steps{folds}",
             )
         )
     return figures(items)

@@ -84,7 +84,7 @@ def write_metrics(run, epochs=4):
                     "val_loss": 2 / step,
                     "val_macro_f1": 0.5 + 0.1 * min(epoch, 3),
                     "val_accuracy": 0.6,
-                    "best": True,
+                    "best": epoch <= 3,
                 }
                 file.write(json.dumps(entry) + "\n")
         file.write('{"kind": "train", "step": 41, "lo')
@@ -123,6 +123,24 @@ def test_run_report(tmp_path):
     assert "do not say where their images are" in reader.text
 
 
+def test_run_over_all_folds_shows_the_curves_inside_it(tmp_path):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    for fold in range(3):
+        write_metrics(tmp_path / "run" / f"fold-{fold}")
+    reader = read(run_report(tmp_path / "run"))
+    assert "0.8000mean of 3 folds, centre crop" in reader.text
+    assert "40 steps, 3 folds" in reader.text
+    # Two losses, two scores, rate and gradient, three times each.
+    assert reader.tags.count("polyline") == 18
+    assert reader.text.count("macro-F1accuracy") == 1
+    path = ensemble_report(
+        tmp_path / "r.html", results(tmp_path / "run"), [answers()]
+    )
+    assert read(path).tags.count("polyline") == 12
+    assert "0.8000, mean of 3 folds" in read(path).text
+
+
 def test_run_report_of_a_pretraining_without_labels(tmp_path):
     run = tmp_path / "mae"
     run.mkdir()
@@ -146,7 +164,14 @@ def test_history_knows_stages_best_and_survives_a_cut_line(tmp_path):
     history = read_history(tmp_path)
     assert len(history.train) == 40 and len(history.evals) == 4
     assert history.stage_starts == [2.0]
-    assert history.best["epoch"] == 3.0  # the first of two equals
+    # The mark says which was kept; without marks, the first of two equals.
+    assert history.best["epoch"] == 3.0
+    for entry in history.evals:
+        del entry["best"]
+    assert history.best["epoch"] == 3.0
+    # A run that keeps the checkpoint of the lowest loss marks another one.
+    history.evals[1]["best"] = True
+    assert history.best["epoch"] == 2.0
 
 
 def results(run):
@@ -260,7 +285,7 @@ def test_accuracy_shows_where_macro_f1_is_the_same(tmp_path):
             entry = {"kind": "eval", "epoch": epoch, "val_loss": 1.0}
             entry |= {"val_macro_f1": 0.9, "val_accuracy": 0.9}
             file.write(json.dumps(entry) + "\n")
-    chart = score_chart(read_history(tmp_path))
+    chart = score_chart([read_history(tmp_path)])
     lines = re.findall("<polyline[^>]*>", chart)
     assert len(lines) == 2
     assert "dasharray" not in lines[0] and "dasharray" in lines[1]
