@@ -1,15 +1,18 @@
-"""Writes a contact sheet of augmented images with their labels.
+"""Shows what training sees.
 
     python -m input_pipeline --config=configs/tinyvit.py \
         --config.data.root=/data/poses --out=contact_sheet.png
 
-Any field of the config can be set as for train.py; without data it shows the
-digits that ship inside scikit-learn.
+draws a contact sheet of augmented images with their labels. Any field of the
+config can be set as for train.py; without data it shows the digits that ship
+inside scikit-learn.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import TYPE_CHECKING
 
 from configs import loading
 from errors import UserError, one_sentence
@@ -17,9 +20,18 @@ from input_pipeline import sources
 from input_pipeline.augment import Augment
 from input_pipeline.contact_sheet import write_contact_sheet
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def main(argv: list[str]) -> None:
-    """Runs the command line `argv`, without the program's name."""
+    from input_pipeline.mixing import Mixing
+
+
+def draw(argv: list[str]) -> None:
+    """Draws a contact sheet.
+
+    Args:
+      argv: the command line without the program's name.
+    """
     parser = loading.Parser(
         prog="python -m input_pipeline",
         description="Draws a contact sheet of what training sees.",
@@ -28,27 +40,68 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=8, help="images")
     parser.add_argument("--columns", type=int, default=8, help="cells each")
     parser.add_argument(
+        "--batches", type=int, default=4, help="erased and mixed, below"
+    )
+    parser.add_argument(
+        "--stage", type=int, default=1, help="of the recipe, from 1 on"
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, help="of choice and augmentation"
     )
     known, config = loading.parse(parser, argv)
     if min(known.rows, known.columns) < 1:
         raise UserError("--rows and --columns must be at least 1")
+    if not 1 <= known.stage <= max(len(config.stages), 1):
+        raise UserError(
+            f"--stage is {known.stage}; choose one of the recipe's "
+            f"{len(config.stages)} stages, counted from 1"
+        )
+    if known.batches < 0 or known.seed < 0:
+        raise UserError("--batches and --seed must be 0 or more")
+    stage = config.stages[known.stage - 1] if config.stages else None
+    augment = {**config.augment, **(stage.augment if stage else {})}
+    mixing = None
+    # Masked pretraining has no labels to mix.
+    if known.batches and stage is not None and config.task != "mae":
+        mixing = _mixing(config, stage)
     source = sources.open_source(config.data)
     chosen = write_contact_sheet(
         known.out,
         source,
-        Augment(**config.augment),
+        Augment(**augment),
         size=config.image_size,
         seed=known.seed,
         rows=known.rows,
         columns=known.columns,
+        mixing=mixing,
+        batches=known.batches,
     )
+    below = ""
+    if mixing is not None:
+        below = (
+            f"; below, {known.batches} batches of stage {known.stage} with "
+            "their soft labels"
+        )
     print(
         f"{known.out}: {len(chosen)} images of '{source.name}', each plain "
         f"and in {known.columns - 1} augmentations, {config.image_size} px"
+        f"{below}"
+    )
+
+
+def _mixing(config: ConfigDict, stage: ConfigDict) -> Mixing:
+    # A picture needs no accelerator, which another run may be busy with.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from input_pipeline.mixing import Mixing
+
+    return Mixing(
+        mixup_prob=stage.mixup_prob,
+        mixup_alpha=stage.mixup_alpha,
+        cutmix_alpha=stage.cutmix_alpha,
+        **{**config.mixing, **stage.mixing},
     )
 
 
 if __name__ == "__main__":
     with one_sentence():
-        main(sys.argv[1:])
+        draw(sys.argv[1:])

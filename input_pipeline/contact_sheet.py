@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,12 +17,19 @@ from input_pipeline.augment import (
 )
 from input_pipeline.images import Images, Source
 
+if TYPE_CHECKING:  # JAX comes with it, and a sheet may do without.
+    from input_pipeline.mixing import Mixing
+
 _MARGIN = 6
 _TEXT = 18
 _BACKGROUND, _INK, _BAD = "white", "#222222", "#b00020"
 
 # A cell is never smaller, so that its label can be read.
 _SMALLEST_CELL = 96
+
+
+# Shares below this are left out of a caption.
+_SMALLEST_SHARE = 0.005
 
 
 def write_contact_sheet(
@@ -33,12 +41,15 @@ def write_contact_sheet(
     seed: int = 0,
     rows: int = 8,
     columns: int = 8,
+    mixing: Mixing | None = None,
+    batches: int = 4,
 ) -> np.ndarray:
     """Writes a grid of images: one per row, then its augmentations.
 
     The first cell of a row is the image as evaluation sees it, with its label
     and id; the others are what training may make of it. The classes are gone
-    through in turn, from a random one on.
+    through in turn, from a random one on. Below, with `mixing`, are batches
+    as the model gets them, erased and mixed, each image under its soft label.
 
     Args:
       path: the PNG to write.
@@ -47,38 +58,99 @@ def write_contact_sheet(
       size: side of the images in pixels, as in training.
       seed: of the choice of images and of the augmentations.
       rows: number of images.
-      columns: cells per image, the first one included.
+      columns: cells per image, the first one included; images per batch.
+      mixing: what happens to a batch; None leaves the batches out.
+      batches: number of batches.
 
     Returns:
       int `[rows]`, the chosen rows of `source.labelled`.
     """
     rng = np.random.default_rng(seed)
     chosen = _one_of_each_class(source.labelled, rows, rng)
-    cell = max(size, _SMALLEST_CELL)
-    step = cell + _MARGIN
-    sheet = Image.new(
-        "RGB",
-        (columns * step + _MARGIN, len(chosen) * (step + _TEXT) + _MARGIN),
-        _BACKGROUND,
-    )
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(_TEXT * 0.7)
-    for line, row in enumerate(chosen):
-        top = _MARGIN + line * (step + _TEXT)
+    grid = _Grid(size, columns)
+    for row in chosen:
         text, color = _caption(source, row), _INK
         try:
             images = _looks(source.labelled, row, augment, size, columns, rng)
         except BadImage as error:
             images, text, color = [], f"{text}: {error}", _BAD
-        draw.text((_MARGIN, top), text, color, font)
-        for column, pixels in enumerate(images):
-            image = Image.fromarray(pixels)
-            if size < cell:
-                image = image.resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(image, (_MARGIN + column * step, top + _TEXT))
+        grid.add(images, [text], color)
+    for number in range(batches if mixing is not None else 0):
+        # Not of the generator above: the upper part stays as it is.
+        batch_rng = np.random.default_rng([seed, number])
+        batch = _batch(source.labelled, augment, size, columns, batch_rng)
+        images, targets = _mixed(batch, mixing, len(source.classes), batch_rng)
+        title = f"batch {number + 1} as the model gets it"
+        grid.add([], [title], _INK)
+        grid.add(images, [_soft_label(source, row) for row in targets], _INK)
     with files.replacing(path) as temporary:
-        sheet.save(temporary, "PNG")
+        grid.draw().save(temporary, "PNG")
     return chosen
+
+
+class _Grid:
+    """Lines of captioned images, drawn when all are known."""
+
+    def __init__(self, size: int, columns: int):
+        self._cell = max(size, _SMALLEST_CELL)
+        self._columns = columns
+        self._lines: list[tuple[list[np.ndarray], list[str], str]] = []
+
+    def add(
+        self, images: list[np.ndarray], captions: list[str], color: str
+    ) -> None:
+        """Adds a line: one caption for all of it, or one for each image."""
+        self._lines.append((images, captions, color))
+
+    def draw(self) -> Image.Image:
+        """The finished sheet, mode RGB."""
+        step = self._cell + _MARGIN
+        heights = [
+            _TEXT * max(text.count("\n") + 1 for text in captions)
+            + (step if images else 0)
+            for images, captions, _ in self._lines
+        ]
+        sheet = Image.new(
+            "RGB",
+            (self._columns * step + _MARGIN, sum(heights) + _MARGIN),
+            _BACKGROUND,
+        )
+        draw = ImageDraw.Draw(sheet)
+        font = ImageFont.load_default(_TEXT * 0.7)
+        top = _MARGIN
+        for (images, captions, color), height in zip(
+            self._lines, heights, strict=True
+        ):
+            for column, text in enumerate(captions):
+                if len(captions) > 1:
+                    text = _fitted(text, font, self._cell)
+                place = (_MARGIN + column * step, top)
+                draw.multiline_text(place, text, color, font, spacing=2)
+            for column, pixels in enumerate(images):
+                place = (_MARGIN + column * step, top + height - step)
+                sheet.paste(self._enlarged(pixels), place)
+            top += height
+        return sheet
+
+    def _enlarged(self, pixels: np.ndarray) -> Image.Image:
+        image = Image.fromarray(pixels)
+        if image.width < self._cell:
+            side = (self._cell, self._cell)
+            image = image.resize(side, Image.Resampling.NEAREST)
+        return image
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text with the start of each line cut to what fits `width`.
+
+    The end of a line is its share, which must be seen.
+    """
+    lines = []
+    for line in text.split("\n"):
+        while font.getlength(line) > width and len(line) > 8:
+            line = "…" + line[2:]
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _one_of_each_class(
@@ -110,6 +182,70 @@ def _looks(
         center,
         *(train_image(data, augment, size, rng) for _ in range(columns - 1)),
     ]
+
+
+def _batch(
+    images: Images,
+    augment: Augment,
+    size: int,
+    count: int,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """A batch of random images as the pipeline makes it."""
+    rows = rng.choice(len(images), count, replace=count > len(images))
+    pixels = np.zeros((count, size, size, 3), np.uint8)
+    mask = np.zeros(count, np.float32)
+    for slot, row in enumerate(rows):
+        try:
+            pixels[slot] = train_image(images.read(row), augment, size, rng)
+            mask[slot] = 1
+        except BadImage:
+            continue
+    return {"image": pixels, "label": images.labels[rows], "mask": mask}
+
+
+def _mixed(
+    batch: dict[str, np.ndarray],
+    mixing: Mixing,
+    num_classes: int,
+    rng: np.random.Generator,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The batch after erasing and mixing.
+
+    Returns:
+      Images uint8 `[size, size, 3]` and soft labels float `[count, C]`.
+    """
+    import jax
+
+    from input_pipeline.mixing import prepare_train
+
+    # Training takes the mean of all its images; here it only tints the noise.
+    mean = batch["image"].mean(axis=(0, 1, 2)) / 255
+    std = batch["image"].std(axis=(0, 1, 2)) / 255 + 1e-3
+    key = jax.random.key(int(rng.integers(2**31)))
+    prepare = jax.jit(prepare_train, static_argnames=("mixing", "num_classes"))
+    images, targets, _ = prepare(
+        batch,
+        mixing=mixing,
+        mean=mean,
+        std=std,
+        num_classes=num_classes,
+        key=key,
+    )
+    pixels = (np.asarray(images) * std + mean) * 255
+    pixels = np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+    return list(pixels), np.asarray(targets)
+
+
+def _soft_label(source: Source, target: np.ndarray) -> str:
+    """One line for each class of a soft label, the largest first."""
+    order = [
+        label
+        for label in np.argsort(-target, kind="stable")[:2]
+        if target[label] > _SMALLEST_SHARE
+    ]
+    lines = [f"{source.classes[label]}  {target[label]:.0%}" for label in order]
+    return "\n".join([*lines, ""][:2])
 
 
 def _caption(source: Source, row: int) -> str:

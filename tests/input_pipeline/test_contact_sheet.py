@@ -10,6 +10,7 @@ from PIL import Image
 from errors import UserError
 from input_pipeline import contact_sheet, sources
 from input_pipeline.augment import Augment, eval_image
+from input_pipeline.mixing import Mixing
 
 
 def run(*arguments):
@@ -25,6 +26,7 @@ def test_command_writes_a_sheet_of_the_digits(tmp_path):
     result = run("--config=configs/tinyvit.py:demo", f"--out={path}")
     assert result.returncode == 0, result.stderr
     assert "8 images of 'digits'" in result.stdout
+    assert "4 batches of stage 1 with their soft labels" in result.stdout
     with Image.open(path) as image:
         width, height = image.size
         assert width >= 8 * 96 and height >= 8 * 96
@@ -50,6 +52,7 @@ def test_command_writes_a_sheet_of_the_digits(tmp_path):
             "/no/where does not exist",
         ),
         (["--config=configs/tinyvit.py", "sheet"], "'sheet'"),
+        (["--config=configs/tinyvit.py", "--stage=5"], "4 stages"),
     ],
 )
 def test_bad_command_lines_are_one_sentence(arguments, words, tmp_path):
@@ -104,3 +107,76 @@ def test_a_sheet_that_cannot_be_written(competition, data_config, tmp_path):
         contact_sheet.write_contact_sheet(
             tmp_path / "file" / "sheet.png", source, Augment(), size=50
         )
+
+
+@pytest.fixture
+def flat_classes(tmp_path, data_config):
+    """Two classes, one all red and one all blue: a mixed pixel tells lambda."""
+    from sample_images import encoded
+
+    for name, color in (("red", (250, 0, 0)), ("blue", (0, 0, 250))):
+        (tmp_path / name).mkdir()
+        for row in range(4):
+            flat = np.tile(np.array(color, np.uint8), (48, 48, 1))
+            path = tmp_path / name / f"{row}.png"
+            path.write_bytes(encoded(flat, "PNG"))
+    return sources.open_source(data_config(root=str(tmp_path)))
+
+
+NOTHING = Augment(flip=0.0, randaugment_ops=0, jitter=(0.0, 0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("mixup_prob", [0.0, 1.0])
+def test_mixed_images_have_the_share_that_their_label_says(
+    flat_classes, mixup_prob
+):
+    rng = np.random.default_rng(1)
+    batch = contact_sheet._batch(flat_classes.labelled, NOTHING, 48, 8, rng)
+    mixing = Mixing(mixup_prob=mixup_prob, erase_prob=0.0)
+    images, targets = contact_sheet._mixed(batch, mixing, 2, rng)
+    assert 0 < targets.max(axis=1).min() < 1
+    for image, (blue, red) in zip(images, targets, strict=True):
+        np.testing.assert_allclose(image[..., 0].mean(), 250 * red, atol=1)
+        np.testing.assert_allclose(image[..., 2].mean(), 250 * blue, atol=1)
+
+
+def test_batches_stand_below_an_unchanged_sheet(flat_classes, tmp_path):
+    settings = {"size": 96, "rows": 2, "columns": 4}
+    sheets = []
+    for mixing in (None, Mixing()):
+        contact_sheet.write_contact_sheet(
+            tmp_path / "sheet.png",
+            flat_classes,
+            NOTHING,
+            mixing=mixing,
+            batches=2,
+            **settings,
+        )
+        sheets.append(np.asarray(Image.open(tmp_path / "sheet.png")))
+    plain, mixed = sheets
+    height = len(plain) - contact_sheet._MARGIN
+    np.testing.assert_array_equal(mixed[:height], plain[:height])
+    # Two batches, each a title, two lines of labels, and the images.
+    line = 3 * contact_sheet._TEXT + 96 + contact_sheet._MARGIN
+    assert len(mixed) - len(plain) == 2 * line
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ([1.0, 0.0], "blue  100%\n"),
+        ([0.3, 0.7], "red  70%\nblue  30%"),
+        ([0.999, 0.001], "blue  100%\n"),
+    ],
+)
+def test_soft_labels_in_words(flat_classes, target, words):
+    assert contact_sheet._soft_label(flat_classes, np.array(target)) == words
+
+
+def test_long_class_names_keep_their_share_in_sight():
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(12)
+    text = contact_sheet._fitted("a very long name of a class  37%", font, 96)
+    assert font.getlength(text) <= 96
+    assert text.startswith("…") and text.endswith("37%")
