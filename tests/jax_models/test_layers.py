@@ -86,18 +86,23 @@ def test_window_attention_is_that_of_a_padded_map(size, swin_bias):
         dtype=jnp.float32,
         rngs=nnx.Rngs(0),
     )
-    rng = np.random.default_rng(0)
-    for _, value in nnx.to_flat_state(nnx.state(attention, nnx.Param)):
-        value[...] = 0.5 * rng.standard_normal(value.shape)
-    x = rng.standard_normal((2, *size, channels)).astype(np.float32)
-    table = np.asarray(attention.attention_biases[...])
+    rng, arrays = np.random.default_rng(0), {}
+    for path, value in nnx.to_flat_state(nnx.state(attention, nnx.Param)):
+        array = 0.5 * rng.standard_normal(value.shape)
+        arrays["/".join(path)] = array
+        value.set_value(jnp.asarray(array, jnp.float32))
+    x = rng.standard_normal((2, *size, channels))
+    table = arrays["attention_biases"]
 
     def attend(cells):
         """`[window, window, C]` to the same."""
         flat = cells.reshape(-1, channels)
-        qkv = np.asarray(attention.qkv(attention.norm(flat)))
+        flat = flat - flat.mean(-1, keepdims=True)
+        flat = flat / np.sqrt(flat.var(-1, keepdims=True) + 1e-5)
+        flat = flat * arrays["norm/scale"] + arrays["norm/bias"]
+        qkv = flat @ arrays["qkv/kernel"] + arrays["qkv/bias"]
         qkv = qkv.reshape(-1, heads, 3, depth)
-        mixed = np.zeros((len(flat), heads, depth), np.float32)
+        mixed = np.zeros((len(flat), heads, depth))
         places = list(np.ndindex(window, window))
         for head in range(heads):
             query, key, value = np.moveaxis(qkv[:, head], 1, 0)
@@ -111,9 +116,11 @@ def test_window_attention_is_that_of_a_padded_map(size, swin_bias):
                     else:
                         side, down, right = window, abs(down), abs(right)
                     scores[i, j] += table[head, down * side + right]
-            mixed[:, head] = jax.nn.softmax(scores) @ value
-        out = attention.proj(mixed.reshape(-1, channels))
-        return np.asarray(out).reshape(cells.shape)
+            weights = np.exp(scores)
+            weights /= weights.sum(-1, keepdims=True)
+            mixed[:, head] = weights @ value
+        out = mixed.reshape(-1, channels) @ arrays["proj/kernel"]
+        return (out + arrays["proj/bias"]).reshape(cells.shape)
 
     padding = [(0, 0), *((0, -length % window) for length in size), (0, 0)]
     expected = np.pad(x, padding)
@@ -123,7 +130,8 @@ def test_window_attention_is_that_of_a_padded_map(size, swin_bias):
                 cut = np.s_[top : top + window, left : left + window]
                 image[cut] = attend(image[cut])
     expected = expected[:, : size[0], : size[1]]
-    np.testing.assert_allclose(attention(x), expected, atol=1e-4)
+    found = jax.jit(attention)(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_a_layer_scale_of_zero_starts_blocks_as_identities():
