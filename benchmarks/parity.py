@@ -19,7 +19,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "jax_models")]
@@ -33,10 +32,9 @@ from jax_models import costs  # noqa: E402
 def logits_apart(model, golden):
     """The largest difference at each size, in evaluation mode."""
     model.eval()
-    graphdef, state = nnx.split(model)
-    apply = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
     for height, width in recipe.SIZES:
-        logits = apply(state, recipe.images(1, height, width, 3))
+        with golden_models.compiled_blocks():
+            logits = model(jnp.asarray(recipe.images(1, height, width, 3)))
         yield np.abs(logits - golden[f"logits {height}x{width}"]).max()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from unittest import mock
 
 import golden_recipe as recipe
 import jax
@@ -52,6 +53,25 @@ def _split(name):
     shapes = {key: value.shape for key, value in exported.items()}
     jax_models.import_torch(model, recipe.state_dict(shapes))
     return nnx.split(model)
+
+
+def compiled_blocks():
+    """A context in which models compile block by block.
+
+    Blocks of a stage have the same program, so each is compiled once, where
+    compiling the whole network would compile every block. For evaluation
+    mode, where a block changes nothing but its input.
+    """
+
+    def run_block(self, stage, block, x):
+        return _run_block(*nnx.split(block), x)
+
+    return mock.patch.object(ImageModel, "run_block", run_block)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_block(graphdef, state, x):
+    return nnx.merge(graphdef, state)(x)
 
 
 def training_step(model: ImageModel) -> dict[str, np.ndarray]:
