@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from errors import UserError
 from jax_models import initial
 from jax_models.depthwise import depthwise_conv
 from jax_models.norms import LayerNorm, widen
@@ -199,9 +200,17 @@ class Dropout(nnx.Module):
 
     Args:
       rate: the share that is dropped, in [0, 1).
+
+    Raises:
+      UserError: the rate is not in that range.
     """
 
     def __init__(self, rate: float, *, rngs: nnx.Rngs):
+        if not 0 <= rate < 1:
+            raise UserError(
+                f"a model cannot drop a share of {rate:g}; choose a "
+                "drop_path_rate and dropout from 0 to below 1"
+            )
         self.rate = float(rate)
         # Set by `model.train()` and `model.eval()`.
         self.deterministic = False

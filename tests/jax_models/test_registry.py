@@ -105,6 +105,14 @@ def test_a_wrong_name_suggests_the_nearest():
         jax_models.create_model("tinyvit11m", 16)
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 10])
+def test_an_impossible_rate_is_refused(rate):
+    with pytest.raises(UserError, match="from 0 to below 1"):
+        jax_models.create_model("convnextv2_demo", 16, drop_path_rate=rate)
+    with pytest.raises(UserError, match=f"share of {rate:g}"):
+        jax_models.create_model("tinyvit_demo", 16, dropout=rate)
+
+
 def test_a_wrong_option_lists_the_options():
     with pytest.raises(UserError, match=r"droppath.*drop_path_rate"):
         jax_models.create_model("tinyvit_11m", 16, droppath=0.1)
