@@ -29,7 +29,7 @@ from stacking.chain import Chain, Settings
 from stacking.logistic import Logistic
 from stacking.members import Boosted, Regression, Vote
 
-FORMAT = 1
+FORMAT = 2
 _SUFFIX = {"catboost": "cbm", "lightgbm": "txt"}
 _LIBRARIES = ("numpy", "scipy", "optuna", "catboost", "lightgbm")
 
@@ -90,7 +90,13 @@ def save(
                 path = f"members/{name}_{index}.{_SUFFIX[fit.kind]}"
                 files[path] = fit.model
                 arrays[f"{name}/{index}/present"] = fit.present
-                entry["fits"].append({"kind": fit.kind, "file": path})
+                entry["fits"].append(
+                    {
+                        "kind": fit.kind,
+                        "file": path,
+                        "temperature": fit.temperature,
+                    }
+                )
         members.append(entry)
     for path, content in files.items():
         with replacing(folder / path) as temporary:
@@ -202,6 +208,7 @@ def _member(entry: dict[str, Any], arrays, folder: Path):
             fit["kind"],
             (folder / fit["file"]).read_bytes(),
             arrays[f"{name}/{index}/present"],
+            fit["temperature"],
         )
         for index, fit in enumerate(entry["fits"])
     ]

@@ -173,6 +173,7 @@ def fit_chain(
         return boosters.fit(
             task,
             inputs.features,
+            inputs.base,
             labels,
             folds,
             row_weights,

@@ -52,7 +52,7 @@ def best_parameters(
       kind: "catboost" or "lightgbm".
       features: float32 [N, D].
       labels: int [N].
-      base: float32 [N, C], for classes that a fit never saw.
+      base: float32 [N, C], the models' mean.
       folds: int [N], the inner folds.
       row_weights: float [N], mean one.
       seconds: to spend in all; a trial that has begun is finished.
@@ -61,7 +61,7 @@ def best_parameters(
       threads: fits side by side.
       progress: called with a few words after each trial.
     """
-    name = _name(kind, features, labels, folds, row_weights, seed)
+    name = _name(kind, (features, base, labels, folds, row_weights), seed)
     study = _open(storage, name, seed)
     tasks = boosters.plan((kind,), folds, 1, seed)
 
@@ -70,7 +70,13 @@ def best_parameters(
             fits = list(
                 pool.map(
                     lambda task: boosters.fit(
-                        task, features, labels, folds, row_weights, parameters
+                        task,
+                        features,
+                        base,
+                        labels,
+                        folds,
+                        row_weights,
+                        parameters,
                     ),
                     tasks,
                 )
@@ -120,9 +126,9 @@ def _suggest(kind: str, trial: optuna.Trial) -> dict[str, Any]:
     }
 
 
-def _name(kind, features, labels, folds, row_weights, seed) -> str:
+def _name(kind, arrays, seed) -> str:
     digest = hashlib.sha256()
-    for array in (features, labels, folds, row_weights):
+    for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return f"{kind} seed {seed} {digest.hexdigest()[:16]}"
 

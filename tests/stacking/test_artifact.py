@@ -174,7 +174,7 @@ def test_other_format(stacked, tmp_path):
     shutil.copytree(stack, copy)
     text = (copy / "stack.json").read_text()
     (copy / "stack.json").write_text(
-        text.replace('"format": 1', '"format": 99')
+        text.replace('"format": 2', '"format": 99')
     )
     with pytest.raises(UserError, match="has format 99"):
         artifact.load(copy)

@@ -213,7 +213,15 @@ def booster_on(logits, labels, kind, seeds=1, weights=None, **parameters):
     weights = np.ones(len(labels)) if weights is None else weights
     settings = {**boosters.PARAMETERS[kind], **parameters}
     fits = [
-        boosters.fit(task, inputs.features, labels, folds, weights, settings)
+        boosters.fit(
+            task,
+            inputs.features,
+            inputs.base,
+            labels,
+            folds,
+            weights,
+            settings,
+        )
         for task in tasks
     ]
     booster, out_of_fold = boosters.average(
@@ -234,6 +242,32 @@ def test_boosters_learn_and_stop(kind):
     assert scores.log_loss(labels, fitted) < scores.log_loss(
         labels, out_of_fold
     )
+
+
+@pytest.mark.parametrize("kind", boosters.KINDS)
+def test_boosters_on_few_rows_are_no_worse_than_the_mean(kind):
+    """Forty rows of each class: too few to find the vote by thresholds."""
+    logits, labels = made_up(160, 4, 3, seed=0)
+    _, out_of_fold, inputs = booster_on(logits, labels, kind)
+    mean = scores.log_loss(labels, inputs.base)
+    assert scores.log_loss(labels, out_of_fold) < 1.02 * mean
+    right = np.mean(out_of_fold.argmax(axis=1) == labels)
+    assert right > np.mean(inputs.base.argmax(axis=1) == labels) - 0.02
+
+
+@pytest.mark.parametrize("kind", boosters.KINDS)
+def test_boosters_learn_what_no_mean_can_say(kind):
+    """One model confuses two classes: only trees see when to believe it."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 600).astype(np.int32)
+    logits = (2 * np.eye(4)[labels] + rng.normal(size=(2, 600, 4))).astype(
+        np.float32
+    )
+    logits[0] = logits[0][:, [0, 1, 3, 2]]
+    _, out_of_fold, inputs = booster_on(logits, labels, kind)
+    mean = np.mean(inputs.base.argmax(axis=1) == labels)
+    right = np.mean(out_of_fold.argmax(axis=1) == labels)
+    assert right > mean + 0.05
 
 
 def test_early_stopping_keeps_the_best_round():
