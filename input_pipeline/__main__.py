@@ -1,11 +1,19 @@
-"""Shows what training sees.
+"""Shows what training sees, and what is wrong with the data.
 
     python -m input_pipeline --config=configs/tinyvit.py \
         --config.data.root=/data/poses --out=contact_sheet.png
 
-draws a contact sheet of augmented images with their labels. Any field of the
-config can be set as for train.py; without data it shows the digits that ship
-inside scikit-learn.
+draws a contact sheet of augmented images with their labels.
+
+    python -m input_pipeline audit --config=configs/tinyvit.py \
+        --config.data.root=/data/poses --out=audit.csv
+
+decodes every image once and lists bad files, copies, odd sizes and doubtful
+labels. Exit code 0: everything can be used; 1: something would be left out;
+2: a mistake in the command or in the csv, told in one sentence.
+
+Any field of the config can be set as for train.py; without data both take the
+digits that ship inside scikit-learn.
 """
 
 from __future__ import annotations
@@ -16,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from configs import loading
 from errors import UserError, one_sentence
-from input_pipeline import sources
+from input_pipeline import audit, sources
 from input_pipeline.augment import Augment
 from input_pipeline.contact_sheet import write_contact_sheet
 
@@ -35,6 +43,8 @@ def draw(argv: list[str]) -> None:
     parser = loading.Parser(
         prog="python -m input_pipeline",
         description="Draws a contact sheet of what training sees.",
+        epilog="python -m input_pipeline audit --help: what is wrong with "
+        "the data.",
     )
     parser.add_argument("--out", default="contact_sheet.png", metavar="PNG")
     parser.add_argument("--rows", type=int, default=8, help="images")
@@ -102,6 +112,33 @@ def _mixing(config: ConfigDict, stage: ConfigDict) -> Mixing:
     )
 
 
+def check(argv: list[str]) -> int:
+    """Audits the data.
+
+    Args:
+      argv: the command line without the program's name and `audit`.
+
+    Returns:
+      The exit code, 1 if something would be left out, else 0.
+    """
+    parser = loading.Parser(
+        prog="python -m input_pipeline audit",
+        description="Decodes every image and lists what is wrong; exits with "
+        "1 if something would be left out.",
+    )
+    parser.add_argument("--out", default="audit.csv", metavar="CSV")
+    known, config = loading.parse(parser, argv)
+    source = sources.open_source(config.data)
+    findings = audit.audit(source, config.data.folds)
+    audit.write_findings(known.out, findings)
+    print("\n".join(audit.summary(source, findings)))
+    if findings:
+        print(f"all {len(findings):,} of them: {known.out}")
+    return int(audit.loses(findings))
+
+
 if __name__ == "__main__":
     with one_sentence():
+        if sys.argv[1:2] == ["audit"]:
+            sys.exit(check(sys.argv[2:]))
         draw(sys.argv[1:])

@@ -153,17 +153,23 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Converts any mode to RGB without clipping 16 bits or dropping alpha."""
     if image.mode.startswith("I"):
-        # Pillow clips these to 255 in convert(); 65535 / 257 is 255.
-        values = np.asarray(image).astype(np.int64)
-        values = np.clip(values, 0, 65535) + 128
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+        # Pillow clips these to 255 in convert(); 65535 / 257 is 255. In
+        # place, for an image of the largest size takes 360 MB here.
+        values = np.array(image, np.int32)
+        np.clip(values, 0, 65535, out=values)
+        values += 128
+        values //= 257
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, np.float32))
-        scale = 255.0 if values.max() <= 1.0 else 1.0
-        values = np.clip(values * scale + 0.5, 0, 255)
+        values = np.nan_to_num(np.array(image, np.float32), copy=False)
+        if values.max() <= 1.0:
+            values *= 255.0
+        values += 0.5
+        np.clip(values, 0, 255, out=values)
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        white.alpha_composite(rgba)
+        return white.convert("RGB")
     return image.convert("RGB")

@@ -36,6 +36,10 @@ class Images(abc.ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def path(self, row: int) -> str:
+        """The absolute path of a row's file; empty where it has none."""
+        return ""
+
     @abc.abstractmethod
     def read(self, row: int) -> bytes | np.ndarray:
         """Returns the encoded file, or pixels uint8 `[H, W, 3]`.
@@ -63,6 +67,12 @@ class ArrayImages(Images):
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileImages(Images):
     """Image files in one folder.
+
+    No name leads out of the folder (`tables.Table.check_ids`). Symbolic links
+    inside it are followed, wherever they lead, as a folder of links is a
+    common way to choose among photos: whoever can put a link there can put a
+    copy there. Only regular files are read, so a link to a device or a pipe
+    is a bad image.
 
     Attributes:
       folder: absolute path.

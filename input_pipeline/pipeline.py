@@ -23,7 +23,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import grain.python as grain
 import numpy as np
@@ -175,6 +175,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         workers: int,
     ):
         self._images, self._workers = maker.images, workers
+        self._consequence = maker.consequence
         parcel = _Parcel(maker) if workers else None
         # In a list, to be emptied when it is closed.
         self._chain = [iter(_chain(steps.map(parcel or maker), workers))]
@@ -203,8 +204,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         for row, reason in batch.pop(_REASONS):
             if row not in self._reported:
                 self._reported.add(row)
+                name = self._images.path(row) or self._images.ids[row]
                 print(
-                    f"bad image '{self._images.ids[row]}': {reason}",
+                    f"bad image '{name}': {reason}; {self._consequence}",
                     file=sys.stderr,
                 )
         # Images from workers lie in shared memory, which would fill up, or
@@ -306,6 +308,7 @@ def _start_worker(index: int, count: int) -> None:
 class _TrainBatch:
     """Step number -> batch. Picklable, as worker processes are spawned."""
 
+    consequence: ClassVar = "left out of training"
     images: Images
     sampler: Sampler
     augment: Augment
@@ -348,6 +351,7 @@ class _TrainBatch:
 class _EvalBatch:
     """Batch number -> batch."""
 
+    consequence: ClassVar = "keeps its row with the class prior"
     images: Images
     rows: np.ndarray
     size: int

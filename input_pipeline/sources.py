@@ -7,8 +7,6 @@ that the folds divide, and the images to predict.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
-from input_pipeline import tables
+from input_pipeline import listing, tables
 from input_pipeline.decoding import EXTENSIONS
 from input_pipeline.images import (
     ArrayImages,
@@ -130,6 +128,12 @@ def _open_csv(data: Any, root: Path) -> Source:
                 f"{answers.path} has no label for id '{ids[row]}' in column "
                 f"'{data.target_column}'; fill it in or remove the row"
             )
+        if len(target) > tables.MAX_ID_LENGTH:
+            raise UserError(
+                f"{answers.path} has a label of {len(target)} characters for "
+                f"id '{ids[row]}' in column '{data.target_column}', which is "
+                f"no class's name; shorten it to {tables.MAX_ID_LENGTH}"
+            )
     classes = _sorted_classes(targets)
     if len(classes) < 2:
         raise UserError(
@@ -143,7 +147,7 @@ def _open_csv(data: Any, root: Path) -> Source:
     index = {name: position for position, name in enumerate(classes)}
     labels = np.array([index[target] for target in targets], np.int32)
 
-    train_folder = _Folder(root / data.train_images, "data.train_images")
+    train_folder = listing.Folder(root / data.train_images, "data.train_images")
     names = train_folder.find_all(ids, data.extension, answers.path)
     labelled = FileImages(np.array(ids), labels, str(train_folder.path), names)
 
@@ -174,7 +178,7 @@ def _open_csv_test(data: Any, root: Path, sample: Path | None) -> Images | None:
     path = root / data.test_images
     if sample is None and not path.is_dir():
         return None
-    folder = _Folder(path, "data.test_images")
+    folder = listing.Folder(path, "data.test_images")
     if sample is None:
         return _every_image(folder)
     table = tables.read_csv(sample, "data.sample_submission")
@@ -205,21 +209,26 @@ def _open_folders(data: Any, root: Path) -> Source:
     elif train != root and (root / "test").is_dir():
         test_path = root / "test"
 
-    names, targets = [], []
+    names, targets, sizes = [], [], []
     if train == root and not data.test_folder:
         _check_no_split_folders(root)
-    for folder in sorted(train.iterdir()):
-        if folder.name.startswith(".") or not folder.is_dir():
+    for name in sorted(listing.entries(train)):
+        folder = train / name
+        if name.startswith(".") or not folder.is_dir():
             continue
         if test_path is not None and folder == test_path:
             continue
-        found = [name for name in os.listdir(folder) if _is_image_name(name)]
+        inside = listing.Folder(folder, "data.root")
+        found = sorted(inside.image_names())
         if not found:
             raise UserError(
                 f"class folder {folder} holds no image "
                 f"({', '.join(EXTENSIONS)}); put images in it or remove it"
             )
-        names += [f"{folder.name}/{name}" for name in sorted(found)]
+        listing.check_readable_names(train, [folder.name])
+        listing.check_readable_names(folder, found)
+        names += [f"{folder.name}/{name}" for name in found]
+        sizes += inside.sizes(found)
         targets += [folder.name] * len(found)
     if not names:
         raise UserError(
@@ -238,10 +247,9 @@ def _open_folders(data: Any, root: Path) -> Source:
     labelled = FileImages(np.array(names), labels, str(train), names)
     test = None
     if test_path is not None:
-        folder = _Folder(test_path, "data.test_folder")
+        folder = listing.Folder(test_path, "data.test_folder")
         test = _every_image(folder)
         _check_no_class_folders(folder, classes)
-    sizes = [os.path.getsize(train / name) for name in names]
     return Source(
         name="folders",
         labelled=labelled,
@@ -254,7 +262,9 @@ def _open_folders(data: Any, root: Path) -> Source:
     )
 
 
-def _check_no_class_folders(folder: _Folder, classes: Sequence[str]) -> None:
+def _check_no_class_folders(
+    folder: listing.Folder, classes: Sequence[str]
+) -> None:
     """A test folder is flat; class folders in it would be passed over."""
     inside = [name for name in classes if (folder.path / name).is_dir()]
     if inside:
@@ -265,111 +275,22 @@ def _check_no_class_folders(folder: _Folder, classes: Sequence[str]) -> None:
         )
 
 
-class _Folder:
-    """A folder's listing: one pass over it instead of a question per file."""
-
-    def __init__(self, path: Path, flag: str):
-        self.path = path
-        if not path.is_dir():
-            problem = "is not a folder" if path.exists() else "does not exist"
-            raise UserError(
-                f"image folder {path} {problem}; create it or set "
-                f"--config.{flag}"
-            )
-        self._size = {}
-        with os.scandir(path) as entries:
-            for entry in entries:
-                self._size[entry.name] = entry
-        self._by_stem: dict[str, list[str]] | None = None
-
-    def image_names(self) -> list[str]:
-        """Every entry that is called like an image, numbers in their order."""
-        names = [name for name in self._size if _is_image_name(name)]
-        return sorted(names, key=_natural_order)
-
-    def find_all(
-        self, ids: Sequence[str], extension: str, table: Path
-    ) -> list[str]:
-        """The file of every id, or an error that names the first without."""
-        names = [self._find(image_id, extension) for image_id in ids]
-        if None in names:
-            culprit = ids[names.index(None)]
-            count = names.count(None)
-            others = f" (and {count - 1} more)" if count > 1 else ""
-            raise UserError(
-                f"id '{culprit}' of {table} has no image in {self.path}"
-                f"{others}; add the file, remove the row, or set "
-                "--config.data.extension"
-            )
-        return names
-
-    def _find(self, image_id: str, extension: str) -> str | None:
-        if image_id + extension in self._size:
-            return image_id + extension
-        if image_id in self._size and _is_image_name(image_id):
-            return image_id
-        if "/" in image_id:
-            for name in _candidates(image_id, extension):
-                if (self.path / name).exists():
-                    return name
-            return None
-        if self._by_stem is None:
-            self._by_stem = {}
-            for name in self.image_names():
-                self._by_stem.setdefault(_stem(name), []).append(name)
-        return self._by_stem.get(image_id, [None])[0]
-
-    def sizes(self, names: Iterable[str]) -> list[int]:
-        """Bytes per file, -1 where nobody can say."""
-        return [self._file_size(name) for name in names]
-
-    def _file_size(self, name: str) -> int:
-        try:
-            if name in self._size:
-                return self._size[name].stat().st_size
-            return (self.path / name).stat().st_size
-        except OSError:
-            return -1
-
-
-def _candidates(image_id: str, extension: str) -> list[str]:
-    names = [image_id] if _is_image_name(image_id) else []
-    names += [image_id + suffix for suffix in (extension, *EXTENSIONS)]
-    return names + [image_id + suffix.upper() for suffix in EXTENSIONS]
-
-
-def _is_image_name(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
-def _stem(name: str) -> str:
-    return name[: name.rindex(".")]
-
-
-def _natural_order(name: str) -> list[tuple[int, int | str]]:
-    """Sorts 2.jpg before 10.jpg."""
-    return [
-        (0, int(part)) if part.isdecimal() else (1, part)
-        for part in re.split(r"(\d+)", name)
-        if part
-    ]
-
-
-def _every_image(folder: _Folder) -> FileImages:
+def _every_image(folder: listing.Folder) -> FileImages:
     names = folder.image_names()
     if not names:
         raise UserError(
             f"test folder {folder.path} holds no image "
             f"({', '.join(EXTENSIONS)}); put the images there or remove it"
         )
-    ids = [_stem(name) for name in names]
+    listing.check_readable_names(folder.path, names)
+    ids = [listing.stem(name) for name in names]
     if len(set(ids)) < len(ids):
         ids = names  # 1.jpg beside 1.png: only full names tell them apart.
     return _unlabelled(ids, folder, names)
 
 
 def _unlabelled(
-    ids: Sequence[str], folder: _Folder, names: Sequence[str]
+    ids: Sequence[str], folder: listing.Folder, names: Sequence[str]
 ) -> FileImages:
     unknown = np.full(len(ids), -1, np.int32)
     return FileImages(np.array(ids), unknown, str(folder.path), names)

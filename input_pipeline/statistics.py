@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
 import hashlib
-import itertools
 import json
-import os
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 import files
 from errors import UserError
+from input_pipeline import passes
 from input_pipeline.augment import BadImage, decode
 from input_pipeline.sources import Images
-
-# Without a word for longer than this, a person thinks that it hangs.
-_PROGRESS_SECONDS = 5.0
 
 _VALUES = np.arange(256) / 255.0
 
@@ -81,27 +73,12 @@ def _read_cache(path: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def _measure(images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # Counts of the 256 values per channel: exact, whatever the order in which
-    # the threads finish.
+    # Counts of the 256 values per channel: exact, and in any order the same.
     total = np.zeros((3, 256), np.int64)
-    start = last = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        # In portions, for the pool queues everything that it is handed.
-        counts = itertools.chain.from_iterable(
-            pool.map(functools.partial(_histogram, images), portion)
-            for portion in np.array_split(rows, len(rows) // 1024 + 1)
-        )
-        for done, count in enumerate(counts, 1):
-            total += count
-            now = time.monotonic()
-            if now - last > _PROGRESS_SECONDS:
-                last = now
-                left = (now - start) / done * (len(rows) - done)
-                print(
-                    f"channel statistics: {done} of {len(rows)} images, "
-                    f"{left:.0f} s left",
-                    file=sys.stderr,
-                )
+    for count in passes.every_image(
+        _histogram, images, rows, "channel statistics"
+    ):
+        total += count
     pixels = total.sum(axis=1)
     if not pixels.all():
         raise UserError(

@@ -15,6 +15,9 @@ MAX_ID_LENGTH = 255
 
 MAX_FIELD_LENGTH = 1 << 17
 
+# Ten million rows of ids and labels; more would not fit into memory.
+MAX_FILE_BYTES = 1 << 28
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -96,7 +99,8 @@ def read_csv(path: Path, flag: str) -> Table:
       flag: the config field that names it.
 
     Raises:
-      UserError: missing, unreadable, empty, or ragged.
+      UserError: missing, unreadable, empty, ragged, or larger than
+        `MAX_FILE_BYTES`.
     """
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
@@ -107,6 +111,13 @@ def read_csv(path: Path, flag: str) -> Table:
             else [],
         )
         raise UserError(f"{path} {problem}; set --config.{flag}{near}")
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise UserError(
+            f"{path} has {size >> 20} MB, more than the {MAX_FILE_BYTES >> 20} "
+            f"that a list of images can have; set --config.{flag} to the csv "
+            "with ids and labels alone"
+        )
     csv.field_size_limit(MAX_FIELD_LENGTH)
     line = 0
     try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
@@ -32,8 +33,9 @@ def test_every_odd_image_behaves_as_its_manifest_says(shared_data):
     rng = np.random.default_rng(0)
     for number, row in enumerate(manifest):
         if row["expected"] == "bad":
-            with pytest.raises(BadImage):
+            with pytest.raises(BadImage) as error:
                 decode(images.read(number))
+            assert re.search(REASONS[row["file"]], str(error.value))
             continue
         data = images.read(number)
         pixels = decode(data)
@@ -41,6 +43,61 @@ def test_every_odd_image_behaves_as_its_manifest_says(shared_data):
         assert train_image(data, Augment(), 32, rng).shape == (32, 32, 3)
         views = eval_image(data, ("center", "crop_flip"), 32, row["file"])
         assert views.shape == (2, 32, 32, 3)
+
+
+REASONS = {
+    "truncated.jpg": "truncated",
+    "empty.jpg": "empty",
+    "text.jpg": "not an image",
+    "bomb.png": f"more than {decoding.MAX_PIXELS} pixels",
+    "folder.jpg": "a folder",
+}
+
+
+def test_odd_images_show_what_is_in_them(shared_data):
+    """Against Pillow's own ways for single kinds of images."""
+    folder = shared_data / "odd_images"
+
+    def ours_and_pillow(name):
+        path = folder / name
+        with Image.open(path) as image:
+            image.load()
+        return decode(path.read_bytes()), image
+
+    for name in ("gray.jpg", "palette.png", "photo.webp", "photo.bmp"):
+        pixels, image = ours_and_pillow(name)
+        np.testing.assert_array_equal(pixels, image.convert("RGB"))
+    pixels, image = ours_and_pillow("png_inside.jpg")
+    assert image.format == "PNG"
+    np.testing.assert_array_equal(pixels, image.convert("RGB"))
+
+    pixels, image = ours_and_pillow("gray16.png")
+    exact = np.asarray(image) / 257
+    assert exact.max() > 128 and np.ptp(pixels[..., 0]) > 100
+    assert np.abs(pixels - exact[..., None]).max() <= 0.5
+
+    pixels, image = ours_and_pillow("exif_rotated.jpg")
+    assert image.getexif()[0x0112] == 6
+    stored = np.asarray(image)
+    np.testing.assert_array_equal(pixels, np.rot90(stored, -1))
+
+    pixels, image = ours_and_pillow("rgba.png")
+    *colors, alpha = np.moveaxis(np.asarray(image, float), 2, 0)
+    assert alpha.min() < 255
+    share = alpha[..., None] / 255
+    over_white = np.stack(colors, -1) * share + 255 * (1 - share)
+    assert np.abs(pixels - over_white).max() <= 1
+
+    pixels, image = ours_and_pillow("cmyk.jpg")
+    assert image.mode == "CMYK"
+    # The photo is of a banana before a bright wall: inverted it is dark.
+    assert pixels.mean() > 128
+    assert pixels[..., 0].mean() > pixels[..., 2].mean() + 20
+
+    pixels, image = ours_and_pillow("animated.gif")
+    np.testing.assert_array_equal(pixels, image.convert("RGB"))
+    assert decode((folder / "one_pixel.png").read_bytes()).shape == (1, 1, 3)
+    assert decode((folder / "thin.png").read_bytes()).shape == (3, 2000, 3)
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped():

@@ -177,12 +177,14 @@ def test_bad_training_images_are_masked_and_told_once(some_bad, capfd, workers):
         if line.startswith("bad image")
     ]
     assert sorted(lines) == [
-        "bad image '2': the file is empty",
-        "bad image '5': No such file or directory",
+        f"bad image '{some_bad.path(2)}': the file is empty; left out of "
+        "training",
+        f"bad image '{some_bad.path(5)}': No such file or directory; left "
+        "out of training",
     ]
 
 
-def test_bad_evaluation_images_keep_their_row(some_bad):
+def test_bad_evaluation_images_keep_their_row(some_bad, capsys):
     batches = evaluate(some_bad, np.arange(8), batch_size=5)
     rows = np.concatenate([batch["row"] for batch in batches])[:8]
     bad = np.concatenate([batch["bad"] for batch in batches])
@@ -190,6 +192,10 @@ def test_bad_evaluation_images_keep_their_row(some_bad):
     np.testing.assert_array_equal(rows, np.arange(8))
     np.testing.assert_array_equal(np.flatnonzero(bad), [2, 5])
     np.testing.assert_array_equal(mask, [1] * 8 + [0] * 2)
+    assert (
+        f"bad image '{some_bad.path(2)}': the file is empty; keeps its row "
+        "with the class prior\n"
+    ) in capsys.readouterr().err
 
 
 def test_settings_that_cannot_be(digits):

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
 from sample_images import encoded, photo
 
 from errors import UserError
-from input_pipeline import pipeline, statistics
+from input_pipeline import passes, pipeline, statistics
 from input_pipeline.images import ArrayImages, FileImages
 
 
@@ -80,6 +82,25 @@ def test_no_readable_image_is_an_error(images, tmp_path):
 def test_progress_is_told_when_it_takes_long(
     images, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(statistics, "_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(passes, "_SILENCE_SECONDS", 0.0)
     pipeline.channel_stats(images, np.arange(5), tmp_path, "f")
-    assert "channel statistics: 5 of 5 images" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("channel statistics: 1 of 5 images, ")
+    assert len(lines) == 4 and lines[0].endswith(" s left")
+
+
+def test_a_quick_pass_says_nothing(images, tmp_path, capsys):
+    pipeline.channel_stats(images, np.arange(5), tmp_path, "f")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    pipeline.channel_stats(images, np.arange(5), tmp_path, "f")
+    assert "channel statistics" in capsys.readouterr().err
+
+
+def test_cores_where_the_system_does_not_tell_them(monkeypatch):
+    assert 1 <= passes.usable_cores() <= os.cpu_count()
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert passes.usable_cores() == os.cpu_count()
