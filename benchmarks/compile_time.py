@@ -5,8 +5,9 @@
 Prints one table. "scanned" is the same network with the blocks of each stage
 as one `lax.scan` over stacked weights, written here and used nowhere else: it
 would become an option of the models if it compiled three times as fast
-without a slower step. Its loss is checked against the plain form's. Memory is
-what XLA plans for temporaries.
+without a slower step. Its loss is checked against the plain form's. Seconds
+are those of the processor, all threads together, which other work on the
+machine does not change; memory is what XLA plans for temporaries.
 
 Stochastic depth is off: its rate is part of a block's program, so that blocks
 of one stage would not be one program.
@@ -90,7 +91,7 @@ def _block(graphdef, x, state):
 
 
 def measure(params, apply, images, steps):
-    """The loss; seconds to trace, to compile, per step; MiB of temporaries."""
+    """The loss; CPU seconds to trace, to compile, per step; temporary MiB."""
 
     def step(params, images):
         def loss(params):
@@ -99,16 +100,16 @@ def measure(params, apply, images, steps):
         value, slopes = jax.value_and_grad(loss)(params)
         return value, jax.tree.map(lambda p, g: p - 1e-3 * g, params, slopes)
 
-    start = time.perf_counter()
+    start = time.process_time()
     lowered = jax.jit(step).lower(params, images)
-    traced = time.perf_counter()
+    traced = time.process_time()
     compiled = lowered.compile()
-    done = time.perf_counter()
+    done = time.process_time()
     took = []
     for _ in range(steps):
-        begin = time.perf_counter()
+        begin = time.process_time()
         value, _ = jax.block_until_ready(compiled(params, images))
-        took.append(time.perf_counter() - begin)
+        took.append(time.process_time() - begin)
     memory = compiled.memory_analysis().temp_size_in_bytes / 2**20
     return float(value), traced - start, done - traced, min(took), memory
 
