@@ -179,40 +179,6 @@ def test_a_bomb_is_refused_before_its_pixels_are_decoded(monkeypatch):
     assert not loads
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_mutated_files_are_read_or_refused_but_never_crash():
-    """A small share of the fuzzing that an audit does in full."""
-    rng = np.random.default_rng(0)
-    seeds = [
-        encoded(photo(), kind, **options)
-        for kind, options in [
-            ("JPEG", {}),
-            ("JPEG", {"progressive": True}),
-            ("PNG", {}),
-            ("WEBP", {}),
-            ("GIF", {}),
-            ("BMP", {}),
-            ("TIFF", {}),
-            ("TIFF", {"compression": "tiff_lzw"}),
-            ("PPM", {}),
-        ]
-    ]
-    outcomes = {True: 0, False: 0}
-    for round_number in range(450):
-        data = bytearray(seeds[round_number % len(seeds)])
-        for _ in range(rng.integers(1, 20)):
-            data[rng.integers(len(data))] = rng.integers(256)
-        if rng.random() < 0.3:
-            data = data[: rng.integers(len(data))]
-        try:
-            pixels = decode(bytes(data))
-            assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
-            outcomes[True] += 1
-        except BadImage:
-            outcomes[False] += 1
-    assert min(outcomes.values()) > 50
-
-
 def test_unreadable_files_are_bad_images_not_errors(tmp_path):
     import os
 
