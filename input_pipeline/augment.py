@@ -24,7 +24,9 @@ from input_pipeline.decoding import (
     BadImage,
     decode,
     open_image,
+    reduce_jpeg,
     upright_rgb,
+    upright_size,
 )
 
 __all__ = ["VIEWS", "Augment", "BadImage", "decode", "eval_image"]
@@ -96,11 +98,7 @@ def train_image(
     Raises:
       BadImage: the data cannot be read.
     """
-    image = upright_rgb(open_image(data))
-    box = random_crop_box(
-        *image.size, augment.crop_scale, augment.crop_ratio, rng
-    )
-    image = _resized_crop(image, box, size)
+    image = _random_resized_crop(open_image(data), augment, size, rng)
     if rng.random() < augment.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     image = _randaugment(image, augment, rng)
@@ -143,6 +141,34 @@ def random_crop_box(
         w = round(height * max(ratio))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def _random_resized_crop(
+    image: Image.Image, augment: Augment, size: int, rng: np.random.Generator
+) -> Image.Image:
+    """RandomResizedCrop of an image that is not decoded yet.
+
+    Of a JPEG whose crop has at least twice as many pixels a side as are
+    asked for, no more are decoded than that takes, which for photos of
+    megapixels halves the time. The result is half a grey level off on average
+    (a photo that is both turned and of a size that the factor does not divide
+    is off by a part of a pixel more).
+    """
+    scale, ratio = augment.crop_scale, augment.crop_ratio
+    if image.format != "JPEG":  # MPO files, too, are decoded in full.
+        image = upright_rgb(image)
+        box = random_crop_box(*image.size, scale, ratio, rng)
+        return _resized_crop(image, box, size)
+    width, height = upright_size(image)
+    box = random_crop_box(width, height, scale, ratio, rng)
+    shorter = min(box[2] - box[0], box[3] - box[1])
+    factor = next((f for f in (8, 4, 2) if shorter >= f * size), 1)
+    factor = reduce_jpeg(image, factor)
+    image = upright_rgb(image)
+    if factor == 1:
+        return _resized_crop(image, box, size)
+    box = tuple(edge / factor for edge in box)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box)
 
 
 def _resized_crop(

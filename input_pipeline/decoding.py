@@ -100,6 +100,31 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
     return image
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of what `upright_rgb` makes of a JPEG, undecoded."""
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def reduce_jpeg(image: Image.Image, factor: int) -> int:
+    """Has a JPEG decoded at a half, a quarter or an eighth of its size.
+
+    The decoder then computes one pixel for each 2x2, 4x4 or 8x8 of them,
+    their mean or nearly so, straight from the low frequencies.
+
+    Args:
+      image: a JPEG from `open_image`, not decoded yet; changed in place.
+      factor: 1, 2, 4 or 8.
+
+    Returns:
+      The factor; 1 if this file can only be decoded as it is.
+    """
+    width, height = image.size
+    if factor > 1:
+        image.draft(image.mode, (width // factor, height // factor))
+    return factor if image.size != (width, height) else 1
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Decodes what `open_image` opened, to mode RGB, the right way up.
 
