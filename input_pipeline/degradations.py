@@ -57,7 +57,8 @@ def gaussian_blur(image: Image.Image, sigma: float) -> Image.Image:
     weights = kernel.astype(np.float32).tolist()
     pixels = np.asarray(image, np.float32)
     pixels = _convolve(_convolve(pixels, weights, 0), weights, 1)
-    return Image.fromarray((pixels + np.float32(0.5)).astype(np.uint8))
+    pixels += np.float32(0.5)
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _convolve(
@@ -74,8 +75,9 @@ def _convolve(
         return wide[tuple(window)]
 
     total = shifted(0) * weights[0]
+    pair = np.empty_like(total)
     for distance in range(1, radius + 1):
-        pair = shifted(distance) + shifted(-distance)
+        np.add(shifted(distance), shifted(-distance), out=pair)
         pair *= weights[distance]
         total += pair
     return total
@@ -100,7 +102,7 @@ def downscale(image: Image.Image, scale: float) -> Image.Image:
     pixels = np.asarray(image)
     rows = _coarse(image.height, scale)
     columns = _coarse(image.width, scale)
-    return Image.fromarray(pixels[rows[:, None], columns])
+    return Image.fromarray(pixels.take(rows, 0).take(columns, 1))
 
 
 def _coarse(length: int, scale: float) -> np.ndarray:
