@@ -27,6 +27,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from input_pipeline.augment import Augment, train_image  # noqa: E402
 from input_pipeline.decoding import BadImage, decode  # noqa: E402
 
 # An image of the most pixels that are allowed needs about a gigabyte.
@@ -35,6 +36,7 @@ FILES_PER_CHILD = 400
 CHILD_SECONDS = 400
 
 WIDTH, HEIGHT = 45, 37
+SIZE = 16
 
 # What breaks size computations.
 NUMBERS = (0, 1, 255, 9000, 9459, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1)
@@ -218,6 +220,8 @@ def child(first: int, count: int) -> None:
             image = decode(data)
             if image.dtype != np.uint8 or image.ndim != 3:
                 raise AssertionError(f"{image.dtype} {image.shape}")
+            # Training decodes large JPEGs at a part of their size.
+            train_image(data, Augment(), SIZE, np.random.default_rng(number))
             outcome = "read"
         except BadImage:
             outcome = "refused"
