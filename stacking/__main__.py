@@ -82,18 +82,27 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
+def _number(kind, low, high):
+    """An argparse type: `kind` between `low` and `high`."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no number from {low:,} to {high:,}"
+            )
+        return value
+
+    return parse
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
+_positive = _number(int, 1, 1_000_000)
+_seconds = _number(float, 0, 1_000_000)
+# Seeds of single fits are counted up from it, and must fit into 31 bits.
+_seed = _number(int, 0, 2_000_000_000)
 
 
 def _stack_parser() -> argparse.ArgumentParser:
@@ -105,7 +114,7 @@ def _stack_parser() -> argparse.ArgumentParser:
     )
     _common(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument(
         "--blend",
         choices=("reference", "auto"),

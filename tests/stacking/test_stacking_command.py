@@ -153,6 +153,16 @@ def test_planted_leak_is_refused_unless_waved_through(tmp_path):
     call(*call_with, "--no-leak-check")
 
 
+@pytest.mark.parametrize(
+    "option", [("--seed", "-5"), ("--search", "soon"), ("--threads", "0")]
+)
+def test_numbers_that_are_none(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--runs", "x", "--out", "y", *option])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option[0]}: '{option[1]}' is no number from" in said
+
+
 def test_unknown_booster():
     found = call("--runs", "x", "--out", "y", "--boosters", "xg", code=2)
     assert "catboost, lightgbm and none, not xg" in found.stderr
