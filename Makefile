@@ -9,7 +9,8 @@ SHELL := /bin/bash
 DATA ?=
 export DATA
 RUNS ?= runs/ensemble
-MODELS ?= miniconvnext tinyvit
+MODELS ?= miniconvnext tinyvit tinyvit_mae tinyvit_ssl efficientnetv2 \
+  convnextv2_small convnextv2_base
 # Small machines: VARIANT=short takes one short stage instead of the full
 # recipe, SIZE the side of an image in pixels, EPOCHS the length of a recipe.
 VARIANT ?=
@@ -54,14 +55,18 @@ $(READY): requirements.txt constraints.txt stacking/requirements.txt
 	@touch $@
 	@echo '$(VENV) is ready'
 
+# What classifies; masked autoencoding is there for tinyvit_ssl to start from.
+CLASSIFIERS := $(filter-out %_mae,$(MODELS))
+
 # Stacks the models in folder $(1) into $(2), unless that is newer than every
 # logits file. The report is the last thing that stacking writes.
 define stack
 if [ -e '$(2)/report.html' ] && [ -z "$$(find $(patsubst \
-  %,'$(1)/%/logits',$(MODELS)) -newer '$(2)/report.html')" ]; then \
+  %,'$(1)/%/logits',$(CLASSIFIERS)) -newer '$(2)/report.html')" ]; then \
   echo 'stacked already: $(2)/report.html (make it again by deleting it)'; \
 else \
-  $(PY) -m stacking --runs $(patsubst %,'$(1)/%',$(MODELS)) --out '$(2)'; \
+  $(PY) -m stacking --runs $(patsubst %,'$(1)/%',$(CLASSIFIERS)) \
+    --out '$(2)'; \
 fi
 endef
 

@@ -43,6 +43,7 @@ def train(
         interrupts,
         metrics,
         optim,
+        resume,
         run_folder,
         runtime,
         sharding,
@@ -64,11 +65,10 @@ def train(
     tasks = {"classify": Classification, "mae": MaskedAutoencoding}
     task = tasks[config.task](config, workdir, mesh, workers)
     plan = stages.lay_out(config, task.num_train)
-    end = plan[-1].end
     source = None
     if config.init_from and not run_folder.has_checkpoint(workdir):
         source = transfer.open_run(
-            config.init_from, config.data.fold, "init_from"
+            config.init_from, workdir, config.data.fold, "init_from"
         )
 
     # ---- The run folder: new, half done, or finished ------------------------
@@ -78,88 +78,74 @@ def train(
         workdir / "checkpoints", metric, config.checkpoint.keep_best
     )
     resources.callback(saved.close)
-    step = saved.latest() or 0
-    history = saved.history(step) if step else {}
-    go_on_from = history.get("go_on_from", 0)
-    print_plan(arguments, task, plan, go_on_from, mesh)
-    if go_on_from == end and task.is_exported(workdir) and not arguments.export:
+    here = resume.newest(saved, plan, task.blueprint, mesh)
+    print_plan(arguments, task, plan, here.step, mesh)
+    exported = here.step == plan[-1].end and task.is_exported(workdir)
+    if exported and not arguments.export:
         print("this run is finished; --export writes its logits once more")
         return 0
     task.prepare(cache)
-    recorder = metrics.Recorder(
-        workdir / "metrics.jsonl",
-        history,
-        plan,
-        metric,
-        config.log_every_steps,
-    )
+    log = workdir / "metrics.jsonl"
+    every = config.log_every_steps
+    recorder = metrics.Recorder(log, here.history, plan, metric, every)
     resources.callback(recorder.close)
 
     # ---- Stages of steps ----------------------------------------------------
     stop = interrupts.StopSignals()
-    while (stage := stages.stage_after(plan, go_on_from)) is not None:
-        schedule = (stage.config, stage.steps, stage.steps_per_epoch)
-        if go_on_from > stage.start:
-            like = state.stage_like(task.blueprint, stage.config, mesh)
-            now = saved.load(step, like)
-        else:
+    while (stage := stages.stage_after(plan, here.step)) is not None:
+        step, now = here.step, here.state
+        if now is None:
             if stage.index:
-                weights = best_weights(saved, plan, task, mesh)
+                _, *weights = resume.best_weights(
+                    saved, plan, task.blueprint, mesh
+                )
             else:
                 weights = state.init_weights(task.build, mesh)
             if source and not stage.index:
                 *weights, told = source.encoder_into(*weights, mesh)
                 print(told)
             now = state.start_stage(stage.start, *weights, stage.config, mesh)
+        schedule = (stage.config, stage.steps, stage.steps_per_epoch)
         train_step = state.make_train_step(
             task.blueprint,
             task.loss(stage),
             stage.config,
-            optim.rate_tables(*schedule),
+            optim.rate_tables(*schedule, recorder.rate_factor(stage)),
             seed=config.seed,
-            log_every_steps=config.log_every_steps,
+            log_every_steps=every,
         )
-        step = go_on_from
         recorder.start_stage(stage, optim.logged_rates(*schedule))
-        with stop, contextlib.closing(task.batches(stage, step)) as batches:
-            while go_on_from < stage.end and not stop.received:
-                batch = sharding.put_batch(next(batches), mesh)
-                now, measured = train_step(now, batch)
-                step = go_on_from = step + 1
-                recorder.step(step, measured)
-                if stage.evaluates_at(step):
-                    recorder.finish_steps()
-                    scores = task.evaluate(*now.weights)
-                    recorder.evaluation(step, scores)
-                    history = recorder.history(step)
-                    saved.save(step, now, history, scores)
-                    go_on_from = history["go_on_from"]
-        if stop.received:
-            recorder.finish_steps()
-            saved.save(step, now, recorder.history(step))
-            saved.wait()
-            print(f"stopped at step {step}; the same command continues")
-            return stop.exit_code
+        try:
+            with stop, contextlib.closing(task.batches(stage, step)) as batches:
+                while step < stage.end and not stop.received:
+                    batch = sharding.put_batch(next(batches), mesh)
+                    now, measured = train_step(now, batch)
+                    step += 1
+                    recorder.step(step, measured)
+                    if stage.evaluates_at(step):
+                        recorder.finish_steps()
+                        scores = task.evaluate(*now.weights)
+                        recorder.evaluation(step, scores)
+                        history = recorder.history(step)
+                        saved.save(step, now, history, scores)
+                        step = history["go_on_from"]
+            if stop.received:
+                recorder.finish_steps()
+                saved.save(step, now, recorder.history(step))
+                saved.wait()
+                print(f"stopped at step {step}; the same command continues")
+                return stop.exit_code
+            here = resume.Point(step, {}, None)
+        except metrics.Diverged as diverged:
+            here = resume.newest(saved, plan, task.blueprint, mesh)
+            recorder.roll_back(stage, here.step, here.history, diverged)
 
     # ---- The best checkpoint speaks -----------------------------------------
-    print(f"predicting with the best checkpoint, step {saved.best()}")
-    print(task.export(workdir, *best_weights(saved, plan, task, mesh)))
+    step, *weights = resume.best_weights(saved, plan, task.blueprint, mesh)
+    print(f"predicting with the best checkpoint, step {step}")
+    print(task.export(workdir, *weights))
     print(f"report in {reports.run_report(workdir)}")
     return 0
-
-
-def best_weights(saved, plan, task, mesh) -> tuple[dict, dict]:
-    """Returns (params, batch_stats) of the best checkpoint so far."""
-    from training import stages, state
-
-    step = saved.best()
-    params, batch_stats = state.weights_like(task.blueprint, mesh)
-    like = {"params": params, "batch_stats": batch_stats}
-    if stages.stage_of(plan, step).config.ema_decay > 0:
-        weights = saved.load(step, {"ema": like})["ema"]
-    else:
-        weights = saved.load(step, like)
-    return weights["params"], weights["batch_stats"]
 
 
 def print_plan(arguments, task, plan, step, mesh) -> None:

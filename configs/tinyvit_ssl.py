@@ -3,10 +3,10 @@
 Papers: Wu et al., "TinyViT", 2022; He et al., "Masked Autoencoders Are
 Scalable Vision Learners", 2022. First a linear probe, 10 epochs in which the
 encoder is frozen, then five stages in which the head learns faster than the
-encoder at first. Run configs/tinyvit_mae.py before it.
+encoder at first. Run configs/tinyvit_mae.py before it, into a folder
+tinyvit_mae beside this run's, or name its folder with --config.init_from.
 
     python train.py --config=configs/tinyvit_ssl.py \
-        --config.init_from=runs/tinyvit_mae \
         --config.data.root=/data/poses --workdir=runs/tinyvit_ssl
 
 Variants: `:short` for small machines and small photos, `:demo` the digits.
@@ -19,7 +19,7 @@ def get_config(variant: str = ""):
     """Returns the recipe; `variant` is '', 'short' or 'demo'."""
     config = common.base()
     config.model = "tinyvit_11m"
-    config.init_from = "runs/tinyvit_mae"
+    config.init_from = "tinyvit_mae"
     if variant == "":
         config.stages = (
             _probe(epochs=10.0),

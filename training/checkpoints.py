@@ -5,6 +5,7 @@ The only file that knows Orbax (its v1 API).
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,49 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from errors import UserError
+from training import seals
 from training.metrics import merit
 
 _policies = ocp.training.preservation_policies
+
+# Where Orbax keeps what it is told beside the arrays, inside a checkpoint.
+_DESCRIPTION, _METRICS = "_CHECKPOINT_METADATA", "metrics/metrics"
+
+
+class Damaged(UserError):
+    """A checkpoint that is not what was saved.
+
+    Attributes:
+      step: which one.
+    """
+
+    def __init__(self, folder: Path, step: int, reason: str):
+        super().__init__(
+            f"the checkpoint {folder / str(step)} is damaged: {reason}; "
+            "restore it from a copy, or take another run"
+        )
+        self.step, self.reason = step, reason
 
 
 class Checkpoints:
     """The checkpoints of one run, newest and best kept, the rest deleted.
 
     A checkpoint holds a `TrainState` as a flat mapping of path to array, so
-    it restores on any layout of devices, and a small `history` (JSON). Saving
-    returns as soon as the arrays are copied; disk is written meanwhile, to a
-    temporary name that is renamed when whole.
+    it restores on any layout of devices, and a small `history` (JSON), both
+    with checksums. Saving returns as soon as the arrays are copied; disk is
+    written meanwhile, to a temporary name that is renamed when whole.
+
+    So the disk holds 1 + `keep_best` checkpoints, and one more while it is
+    being written: each about three times the parameters (four or five with
+    EMA), in float32.
 
     Args:
       directory: `<run>/checkpoints`.
       metric: name of the metric that ranks checkpoints (`metrics.merit`).
       keep_best: how many of the best to keep besides the latest one.
       read_only: whether the folder is another run's: what a save in progress
-        has written there so far is then not swept away.
+        has written there so far is then not swept away, and nothing damaged
+        set aside.
     """
 
     def __init__(
@@ -44,10 +69,17 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self._metric, self._directory = metric, directory
+        self._keep_best, self._read_only = keep_best, read_only
+        self._set_aside: list[int] = []
+        if not read_only:
+            self._check_descriptions()
+        self._open()
+
+    def _open(self) -> None:
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
+            self._directory.absolute(),
             context=context,
             save_decision_policy=_EveryCall(),
             preservation_policy=_policies.AnyPreservationPolicy(
@@ -55,17 +87,27 @@ class Checkpoints:
                     _policies.LatestN(1),
                     _policies.BestN(
                         get_metric_fn=self._rank,
-                        n=keep_best,
+                        n=self._keep_best,
                         keep_checkpoints_without_metrics=False,
                     ),
                 ]
             ),
-            cleanup_tmp_directories=not read_only,
+            cleanup_tmp_directories=not self._read_only,
         )
 
     def latest(self) -> int | None:
-        """Returns the step of the newest checkpoint, None if there is none."""
+        """Returns the step of the newest checkpoint, None if there is none.
+
+        Raises:
+          UserError: there were some, but every one is damaged.
+        """
         newest = self._checkpointer.latest
+        if newest is None and self._set_aside:
+            raise UserError(
+                f"every checkpoint in {self._directory} was damaged and is now "
+                f"in {self._aside}; restore one from a copy, or delete the run "
+                "folder to start over"
+            )
         return None if newest is None else newest.step
 
     def best(self) -> int | None:
@@ -89,6 +131,10 @@ class Checkpoints:
           state: a pytree of arrays.
           history: what else a continued run must know, as JSON.
           metrics: of the evaluation at this step; None if there was none.
+
+        Raises:
+          UserError: the state holds a number that is not finite, or the disk
+            cannot be written; what was there before is intact.
         """
         self.wait()
         if any(c.step == step for c in self._checkpointer.checkpoints):
@@ -97,11 +143,24 @@ class Checkpoints:
             metrics = {**metrics, "step": step}
         # The next step overwrites the state's buffers (donation) while Orbax
         # may still be reading them, so it gets buffers of its own.
+        state = _flatten(_copy(state))
+        checksums, infinite = seals.examine(state)
+        if infinite:
+            raise UserError(
+                f"the training diverged by step {step}: {infinite[0]} is not "
+                "finite; lower the stage's learning_rate or set its clip_norm "
+                "to 1.0, in a new --workdir"
+            )
+        content = {
+            "history": history,
+            "metrics": metrics,
+            "checksums": checksums,
+        }
         self._checkpointer.save_async(
             step,
-            _flatten(_copy(state)),
+            state,
             metrics=metrics,
-            custom_metadata=history,
+            custom_metadata=seals.seal(content),
         )
 
     def load(self, step: int, like: Any) -> Any:
@@ -112,13 +171,33 @@ class Checkpoints:
           like: a pytree of arrays or `jax.ShapeDtypeStruct`s with shardings:
             the structure to fill and the placement to restore onto. A part of
             what was saved is enough.
+
+        Raises:
+          Damaged: what is on disk is not what was saved.
         """
         abstract = {
             key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for key, x in _flatten(like).items()
         }
         self.wait()  # A checkpoint still being written has no files yet.
-        flat = self._checkpointer.load(step, abstract)
+        expected = self._content(step)["checksums"]
+        try:
+            flat = self._checkpointer.load(step, abstract)
+        except Exception as error:  # Orbax has no one type for what is broken.
+            reason = f"its arrays cannot be read ({type(error).__name__})"
+            raise Damaged(self._directory, step, reason) from error
+        # Orbax hands the shape back where it finds no array of that name.
+        absent = [k for k in abstract if not isinstance(flat[k], jax.Array)]
+        if absent:
+            reason = f"{absent[0]} is missing"
+            raise Damaged(self._directory, step, reason)
+        found, _ = seals.examine({key: flat[key] for key in abstract})
+        wrong = [key for key in found if found[key] != expected.get(key)]
+        if wrong:
+            reason = f"{wrong[0]} has changed"
+            if len(wrong) > 1:
+                reason += f", and {len(wrong) - 1} more"
+            raise Damaged(self._directory, step, reason)
         return jax.tree.unflatten(
             jax.tree.structure(like), [flat[key] for key in abstract]
         )
@@ -130,7 +209,19 @@ class Checkpoints:
 
     def history(self, step: int) -> dict[str, Any]:
         """Returns the `history` saved under `step`."""
-        return self._checkpointer.metadata(step).custom_metadata
+        return self._content(step)["history"]
+
+    def set_aside(self, damaged: Damaged) -> None:
+        """Moves a damaged checkpoint out of the way, and says so.
+
+        Raises:
+          Damaged: it is another run's, where nothing may be moved.
+        """
+        if self._read_only:
+            raise damaged
+        self._checkpointer.close()
+        self._move(damaged.step, damaged.reason)
+        self._open()
 
     def wait(self) -> None:
         """Blocks until everything handed to `save` is on disk.
@@ -150,6 +241,41 @@ class Checkpoints:
         """Waits for the disk and gives up the folder."""
         self._checkpointer.close()
 
+    @property
+    def _aside(self) -> Path:
+        return self._directory.parent / "checkpoints-damaged"
+
+    def _move(self, step: int, reason: str) -> None:
+        self._aside.mkdir(exist_ok=True)
+        target, copies = self._aside / str(step), 1
+        while target.exists():
+            target = self._aside / f"{step}-{copies}"
+            copies += 1
+        (self._directory / str(step)).rename(target)
+        self._set_aside.append(step)
+        print(
+            f"the checkpoint of step {step} is damaged ({reason}); it is now "
+            f"{target}",
+            flush=True,
+        )
+
+    def _check_descriptions(self) -> None:
+        """Sets aside what Orbax would stumble over, or read wrongly."""
+        for folder in sorted(self._directory.glob("[0-9]*")):
+            if not folder.name.isdigit():
+                continue  # Not finished: Orbax sweeps it away.
+            try:
+                _described(folder)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                self._move(int(folder.name), str(error).splitlines()[0])
+
+    def _content(self, step: int) -> dict[str, Any]:
+        try:
+            return _described(self._directory / str(step))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise Damaged(self._directory, step, reason) from error
+
     def _rank(self, metrics: dict[str, float]) -> tuple[float, int]:
         value = merit(self._metric, metrics[self._metric])
         return value if math.isfinite(value) else -math.inf, -metrics["step"]
@@ -160,6 +286,18 @@ class _EveryCall:
 
     def should_save(self, step, previous_steps, *, context) -> bool:
         return True
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What was sealed into a checkpoint, its metrics being those on disk."""
+    text = (folder / _DESCRIPTION).read_text(encoding="utf-8")
+    content = seals.unseal(json.loads(text).get("custom_metadata"))
+    if content["metrics"] is not None:
+        text = (folder / _METRICS).read_text(encoding="utf-8")
+        # As text, for a metric that is not a number does not equal itself.
+        if json.dumps(json.loads(text)) != json.dumps(content["metrics"]):
+            raise ValueError("its metrics have changed")
+    return content
 
 
 @jax.jit

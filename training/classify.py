@@ -58,6 +58,7 @@ class Classification:
         self, config: ConfigDict, workdir: Path, mesh: Mesh, workers: int
     ):
         self._config, self._mesh = config, mesh
+        self._workdir = workdir
         pipeline.check_views(config.eval.tta)
         _check_metric(config.checkpoint.metric)
         self._feed = Feed(config, workdir, mesh, workers)
@@ -204,7 +205,9 @@ class Classification:
         self, stage: ConfigDict
     ) -> tuple[transfer.Run, Blueprint]:
         fold = self._config.data.fold
-        run = transfer.open_run(stage.distill_from, fold, "distill_from")
+        run = transfer.open_run(
+            stage.distill_from, self._workdir, fold, "distill_from"
+        )
         transfer.check_teacher(run, self.identity, fold)
         classes = self.data.num_classes
         return run, make_blueprint(

@@ -19,6 +19,16 @@ from training.stages import Stage
 
 SECONDS_BETWEEN_LINES = 5.0
 
+# So many steps in a row without a finite loss and gradient are a divergence.
+STEPS_TO_DIVERGE = 10
+
+# The stage that diverged goes on at this share of its learning rate.
+RATE_AFTER_ROLLBACK = 0.3
+
+
+class Diverged(UserError):
+    """The loss or the gradients are not finite any more."""
+
 
 def merit(metric: str, value: float) -> float:
     """Returns `value` such that more is better: a loss changes its sign."""
@@ -54,23 +64,36 @@ class Recorder:
         every_steps: int,
     ):
         self._path, self._metric, self._every = path, metric, every_steps
-        self._best = history.get("best")
-        # Evaluations of this stage since the best one.
-        self._stale = history.get("stale", {"stage": -1, "evaluations": 0})
+        # Index of the stage that goes on at a lower rate; once in a run.
+        self._rolled_back = history.get("rolled_back")
         self._plan = plan
-        self._last: tuple[int, dict[str, jax.Array]] | None = None
-        self._pending = False  # whether the last step is still to be logged
-        self._clock = _Clock()
         self._spoke = -math.inf
         try:
             self._file = open(path, "ab")  # noqa: SIM115 (see close)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self._go_back_to(history)
+
+    def _go_back_to(self, history: dict[str, Any]) -> None:
+        """Forgets what came after a checkpoint."""
+        self._best = history.get("best")
+        # Evaluations of this stage since the best one.
+        self._stale = history.get("stale", {"stage": -1, "evaluations": 0})
+        self._last: tuple[int, dict[str, jax.Array]] | None = None
+        self._pending = False  # whether the last step is still to be logged
+        self._clock = _Clock()
+        try:
             self._file.truncate(min(history.get("log_bytes", 0), self.size()))
             self._file.seek(0, os.SEEK_END)
         except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; choose a --workdir "
-                "that can be written"
-            ) from error
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {self._path}: {error.strerror}; free some space or "
+            "choose a --workdir that can be written, and run the same command "
+            "again to continue"
+        )
 
     def start_stage(
         self, stage: Stage, rates: dict[str, optax.Schedule]
@@ -97,8 +120,11 @@ class Recorder:
 
         Args:
           step: global number of the step.
-          measured: `loss` and `grad_norm` on the device, float32 []. Fetched
-            one step later, so that the device never waits for the host.
+          measured: by the train step, scalars on the device. Fetched one
+            step later, so that the device never waits for the host.
+
+        Raises:
+          Diverged: too many steps in a row were not finite.
         """
         self._report()
         self._clock.start()
@@ -109,15 +135,19 @@ class Recorder:
         """Waits for the steps so far; call before evaluating or saving.
 
         Raises:
-          UserError: the loss or a gradient is not finite any more; nothing
-            may be saved then.
+          Diverged: too many steps in a row were not finite.
         """
         self._report()
-        self._finite_last()
+        if self._last is not None:
+            self._fetch_last()
         self._clock.stop()
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
-        """Logs an evaluation and says whether it is the best so far."""
+        """Logs an evaluation and says whether it is the best so far.
+
+        Raises:
+          Diverged: a score is not finite.
+        """
         if not all(math.isfinite(value) for value in scores.values()):
             raise self._diverged(step, f"the evaluation gave {scores}")
         value = scores[self._metric]
@@ -140,6 +170,36 @@ class Recorder:
         )
         print(f"{self._where(step)}  {told}  ({remark})", flush=True)
 
+    def roll_back(
+        self, stage: Stage, step: int, history: dict[str, Any], why: Diverged
+    ) -> None:
+        """Goes back to a checkpoint, from which `stage` learns more slowly.
+
+        Args:
+          stage: the one that diverged.
+          step: global step of the checkpoint, 0 for the start of the run.
+          history: of the checkpoint.
+          why: what happened.
+
+        Raises:
+          Diverged: there was a rollback already; `why` itself.
+        """
+        if self._rolled_back is not None:
+            raise why
+        self._go_back_to(history)
+        self._stage, self._rolled_back = stage, stage.index
+        self._write("rollback", step, {"rate": RATE_AFTER_ROLLBACK})
+        print(
+            f"{str(why).partition(';')[0]}; going back to step {step:,}, "
+            f"once, with {RATE_AFTER_ROLLBACK:g} times the learning rate",
+            flush=True,
+        )
+
+    def rate_factor(self, stage: Stage) -> float:
+        """Returns what the learning rates of `stage` are multiplied by."""
+        rolled_back = self._rolled_back == stage.index
+        return RATE_AFTER_ROLLBACK if rolled_back else 1.0
+
     @property
     def out_of_patience(self) -> bool:
         """Whether early stopping ends the stage here (Prechelt 1998)."""
@@ -157,6 +217,7 @@ class Recorder:
             "log_bytes": self.size(),
             "best": self._best,
             "stale": self._stale,
+            "rolled_back": self._rolled_back,
             # Early stopping leaves the rest of a stage out.
             "go_on_from": self._stage.end if self.out_of_patience else step,
         }
@@ -173,14 +234,21 @@ class Recorder:
         if not self._pending:
             return
         self._pending = False
-        step, measured = self._finite_last()
+        step, measured = self._fetch_last()
         done = step - 1 - self._stage.start
-        rates = {name: float(rate(done)) for name, rate in self._rates.items()}
+        factor = self.rate_factor(self._stage)
+        rates = {
+            name: factor * float(rate(done))
+            for name, rate in self._rates.items()
+        }
+        skipped = measured["skipped"]
         measured = {
             "loss": measured["loss"],
             **rates,
             "grad_norm": measured["grad_norm"],
         }
+        if skipped:
+            measured["skipped"] = int(skipped)
         self._write("train", step, measured)
         images = stages.images_until(self._plan, step)
         speed = self._clock.advance(images)
@@ -200,20 +268,21 @@ class Recorder:
         print(
             f"{self._where(step)}  loss {measured['loss']:.4f}  "
             f"lr {next(iter(rates.values())):.2e}  {speed:,.0f} img/s  "
-            f"eta {duration(left / speed)}",
+            f"eta {duration(left / speed)}"
+            + (f"  {skipped:.0f} steps skipped, not finite" if skipped else ""),
             flush=True,
         )
 
-    def _finite_last(self) -> tuple[int, dict[str, float]]:
+    def _fetch_last(self) -> tuple[int, dict[str, float]]:
         step, measured = self._last
         measured = {k: float(v) for k, v in jax.device_get(measured).items()}
-        if not all(math.isfinite(value) for value in measured.values()):
-            what = ", ".join(f"{k} is {v}" for k, v in measured.items())
-            raise self._diverged(step, what)
+        if measured["skipped_in_a_row"] >= STEPS_TO_DIVERGE:
+            count = round(measured["skipped_in_a_row"])
+            raise self._diverged(step, f"{count} steps in a row not finite")
         return step, measured
 
-    def _diverged(self, step: int, what: str) -> UserError:
-        return UserError(
+    def _diverged(self, step: int, what: str) -> Diverged:
+        return Diverged(
             f"the training diverged by step {step} ({what}); lower "
             f"stages[{self._stage.index}].learning_rate or set its clip_norm "
             "to 1.0, in a new --workdir"
@@ -240,16 +309,14 @@ class Recorder:
             "step": step,
             "stage": self._stage.index,
             "epoch": round(self._epoch(step), 4),
-            **values,
+            # JSON has no NaN: all steps since the last line were skipped.
+            **{k: None if v != v else v for k, v in values.items()},
         }
         try:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            raise UserError(
-                f"cannot write {self._path}: {error.strerror}; free some "
-                "space and run the same command again to continue"
-            ) from error
+            raise self._cannot_write(error) from error
 
 
 class _Clock:

@@ -91,13 +91,19 @@ def logged_rates(
 
 
 def rate_tables(
-    stage: ConfigDict, steps: int, steps_per_epoch: int
+    stage: ConfigDict, steps: int, steps_per_epoch: int, factor: float = 1.0
 ) -> dict[str, jax.Array]:
     """Returns each group's rate at every step of the stage.
 
     A compiled step reads its rate from here rather than computing it, so
     stages and folds that differ in the schedule alone share one compilation.
     For the same reason the tables are filled up to a round length.
+
+    Args:
+      stage: a `configs.common.stage`.
+      steps: length of the stage, T.
+      steps_per_epoch: converts epochs to steps.
+      factor: what all rates are multiplied by.
 
     Returns:
       "encoder" and "head": float32 [T rounded up].
@@ -107,7 +113,7 @@ def rate_tables(
     tables = {}
     for group in ("encoder", "head"):
         schedule = make_schedule(stage, steps, steps_per_epoch, group)
-        rates = jax.vmap(schedule)(at)
+        rates = factor * jax.vmap(schedule)(at)
         tables[group] = jnp.broadcast_to(rates, at.shape).astype(jnp.float32)
     return tables
 

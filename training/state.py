@@ -45,6 +45,8 @@ class TrainState:
         empty when the stage keeps none.
       window: sums of loss and gradient norm, and the count of steps, since
         the last logged step. In the state, so that resuming loses none.
+      skipped: int32 [] each: how many steps had a loss or a gradient that
+        was not finite, `in_a_row` until now and `in_all` of the stage.
     """
 
     step: jax.Array
@@ -53,6 +55,7 @@ class TrainState:
     opt_state: Any
     ema: dict
     window: dict[str, jax.Array]
+    skipped: dict[str, jax.Array]
 
     @property
     def weights(self) -> tuple[dict, dict]:
@@ -173,10 +176,12 @@ def make_train_step(
     """Returns the jitted step: (state, batch) -> (state, metrics).
 
     The old state is donated: its buffers become the new one's. All randomness
-    comes from (seed, global step), whatever the layout of devices.
+    comes from (seed, global step), whatever the layout of devices. A step
+    whose loss or gradient is not finite changes no weight and is counted.
 
-    Metrics are means over the steps since the last logged one (a multiple of
-    `log_every_steps`, at which the window closes): `loss`, `grad_norm`.
+    `loss` and `grad_norm` are means over the finite steps since the last
+    logged one (a multiple of `log_every_steps`, at which the window closes),
+    NaN if there are none; `skipped` and `skipped_in_a_row` count the others.
 
     Args:
       blueprint: of the model.
@@ -220,14 +225,30 @@ def make_train_step(
                 state.ema,
                 {"params": params, "batch_stats": batch_stats},
             )
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        params, batch_stats, opt_state, ema = _keep(
+            finite,
+            (params, batch_stats, opt_state, ema),
+            (state.params, state.batch_stats, state.opt_state, state.ema),
+        )
+        skipped = {
+            "in_a_row": jnp.where(finite, 0, state.skipped["in_a_row"] + 1),
+            "in_all": state.skipped["in_all"] + jnp.where(finite, 0, 1),
+        }
         window = {
-            "loss": state.window["loss"] + value,
-            "grad_norm": state.window["grad_norm"] + optax.tree.norm(grads),
-            "steps": state.window["steps"] + 1,
+            "loss": state.window["loss"] + jnp.where(finite, value, 0.0),
+            "grad_norm": state.window["grad_norm"]
+            + jnp.where(finite, norm, 0.0),
+            "steps": state.window["steps"] + jnp.where(finite, 1, 0),
         }
         metrics = {
             name: window[name] / window["steps"]
             for name in ("loss", "grad_norm")
+        }
+        metrics |= {
+            "skipped": skipped["in_all"],
+            "skipped_in_a_row": skipped["in_a_row"],
         }
         step = state.step + 1
         closed = step % log_every_steps == 0
@@ -236,13 +257,24 @@ def make_train_step(
             window,
             _empty_window(),
         )
-        return (
-            TrainState(step, params, batch_stats, opt_state, ema, window),
-            metrics,
+        after = TrainState(
+            step, params, batch_stats, opt_state, ema, window, skipped
         )
+        return after, metrics
 
     jitted = jax.jit(train_step, donate_argnums=0)
     return lambda state, batch: jitted(state, batch, loss.constants, tables)
+
+
+def _keep(finite: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where the step was finite; counters go on in any case."""
+
+    def choose(new, old):
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return jnp.where(finite, new, old)
+
+    return jax.tree.map(choose, new, old)
 
 
 def count(params: dict) -> int:
@@ -259,6 +291,7 @@ def _start(stage: ConfigDict, step, params, batch_stats) -> TrainState:
         opt_state=optim.make_optimizer(stage).init(params),
         ema=jax.tree.map(jnp.copy, averaged) if stage.ema_decay else {},
         window=_empty_window(),
+        skipped={"in_a_row": jnp.int32(0), "in_all": jnp.int32(0)},
     )
 
 

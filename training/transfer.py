@@ -118,18 +118,24 @@ class Run:
         return f"{'ema/' if self._averaged else ''}{kind}/{name}"
 
 
-def open_run(folder: str, fold: int, field: str) -> Run:
+def open_run(name: str, workdir: Path, fold: int, field: str) -> Run:
     """Opens a run folder to take weights from; changes nothing in it.
 
     Args:
-      folder: of a run, or of a run over all folds.
+      name: a path, or the bare name of a run that lies beside `workdir` (or,
+        for one fold of a run over all folds, beside the whole of it).
+      workdir: this run's folder.
       fold: this run's; of a run over all folds the same one is taken.
       field: of the config that names the folder, for the error.
 
     Raises:
       UserError: it holds no evaluated checkpoint.
     """
-    run = Path(folder)
+    run = Path(name)
+    if len(run.parts) == 1 and not run.is_dir():
+        beside = workdir.absolute().parent
+        near = beside / name
+        run = near if near.is_dir() else beside.parent / name
     if (run / f"fold-{fold}").is_dir():
         run = run / f"fold-{fold}"
     try:

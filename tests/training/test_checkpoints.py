@@ -1,11 +1,15 @@
 """Checkpoints: latest and best are kept, and come back bit by bit."""
 
+import shutil
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import Run
 
-from training import checkpoints
+from errors import UserError
+from training import checkpoints, seals
 
 
 def open_in(folder, keep_best=1):
@@ -93,6 +97,147 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path):
     saved.wait()
     assert saved.history(1) == {"log_bytes": 10}
     assert saved.best() == 1
+
+
+@pytest.fixture(scope="module")
+def two_good(tmp_path_factory):
+    """Checkpoints 1 (best) and 2 (latest), and the state in both."""
+    folder = tmp_path_factory.mktemp("two")
+    state = Run().start()
+    saved = open_in(folder)
+    save_all(saved, state, {1: 0.5, 2: 0.4})
+    saved.close()
+    return folder, state
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if how == "delete":
+        path.unlink()
+    elif how == "truncate":
+        path.write_bytes(content[:middle])
+    else:
+        flipped = bytes([content[middle] ^ 4])
+        path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+
+
+@pytest.mark.parametrize("how", ["delete", "truncate", "flip"])
+def test_whatever_happens_to_a_file_the_state_is_right_or_refused(
+    two_good, tmp_path, how
+):
+    whole, state = two_good
+    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    files = [
+        path.relative_to(whole)
+        for path in (whole / "checkpoints/2").rglob("*")
+        if path.is_file()
+    ]
+    refused = set()
+    for number, name in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        damage(folder / name, how)
+        saved = open_in(folder)
+        try:
+            step = saved.latest()
+            if step == 2:
+                assert saved.history(2) == {"log_bytes": 20}
+                found = saved.load(2, state)
+                for x, y in zip(jax.tree.leaves(found), expected, strict=True):
+                    np.testing.assert_array_equal(np.asarray(x), y)
+        except checkpoints.Damaged as damaged:
+            assert "checkpoints/2" in str(damaged)
+            saved.set_aside(damaged)
+            refused.add(name)
+        else:
+            if step == 1:
+                refused.add(name)
+        if name in refused:
+            assert saved.latest() == saved.best() == 1
+            assert (folder / "checkpoints-damaged/2").is_dir()
+        saved.load(1, state)
+        saved.close()
+    names = {name.name for name in refused}
+    assert {"_CHECKPOINT_METADATA", "metrics"} <= names
+    assert len(refused) >= 5, names  # Some files hold nothing that is read.
+
+
+def test_one_flipped_bit_in_an_array_is_named(tmp_path, monkeypatch):
+    state = Run().start()
+    saved = open_in(tmp_path)
+    save_all(saved, state, {1: 0.5})
+    load = saved._checkpointer.load
+
+    def flipping(step, abstract):
+        flat = dict(load(step, abstract))
+        words = np.array(flat["params/head/kernel"])
+        words.view(np.uint32)[3, 1] ^= 1 << 31
+        flat["params/head/kernel"] = jnp.array(words)
+        return flat
+
+    monkeypatch.setattr(saved._checkpointer, "load", flipping)
+    with pytest.raises(checkpoints.Damaged, match="params/head/kernel has"):
+        saved.load(1, state)
+
+
+def test_no_good_checkpoint_is_one_sentence_and_no_fresh_start(
+    two_good, tmp_path
+):
+    shutil.copytree(two_good[0] / "checkpoints", tmp_path / "checkpoints")
+    for step in ("1", "2"):
+        damage(
+            tmp_path / f"checkpoints/{step}/_CHECKPOINT_METADATA", "truncate"
+        )
+    saved = open_in(tmp_path)
+    with pytest.raises(UserError, match=r"every checkpoint in .* was damaged"):
+        saved.latest()
+
+
+def test_another_runs_damaged_checkpoint_is_not_moved(two_good, tmp_path):
+    shutil.copytree(two_good[0] / "checkpoints", tmp_path / "checkpoints")
+    damage(tmp_path / "checkpoints/1/_CHECKPOINT_METADATA", "flip")
+    saved = checkpoints.Checkpoints(
+        tmp_path / "checkpoints", "f1", read_only=True
+    )
+    with pytest.raises(checkpoints.Damaged) as caught:
+        saved.load(1, two_good[1])
+    with pytest.raises(checkpoints.Damaged):
+        saved.set_aside(caught.value)
+    assert (tmp_path / "checkpoints/1").is_dir()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_never_saved(tmp_path, value):
+    state = Run().start()
+    state.params["head"]["kernel"] = (
+        state.params["head"]["kernel"].at[0].set(value)
+    )
+    saved = open_in(tmp_path)
+    with pytest.raises(UserError, match="params/head/kernel is not finite"):
+        saved.save(1, state, {})
+    assert saved.latest() is None
+
+
+def test_checksums_do_not_depend_on_the_layout():
+    values = np.arange(24, dtype=np.float32).reshape(4, 3, 2) / 7
+    whole = jnp.array(values)
+    sums, _ = seals.examine({"x": whole})
+    # By hand, as eight shards would add it up.
+    words = values.view(np.uint32).ravel().astype(np.uint64)
+    factors = 2 * np.arange(24, dtype=np.uint64) + 1
+    assert sums["x"] == int((words * factors).sum() % 2**32)
+    parts = [slice(0, 2), slice(2, 4)]
+    by_part = sum(
+        int(
+            (
+                values[part].view(np.uint32).astype(np.uint64)
+                * seals._places((part, slice(None), slice(None)), (4, 3, 2))
+            ).sum()
+        )
+        for part in parts
+    )
+    assert sums["x"] == by_part % 2**32
 
 
 def test_an_empty_folder_has_neither(tmp_path):

@@ -24,8 +24,13 @@ def recorder(path, history, every=2, metric="f1", patience=0):
     return made
 
 
-def measured(loss=1.0, grad_norm=2.0):
-    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm)}
+def measured(loss=1.0, grad_norm=2.0, skipped=0, in_a_row=0):
+    return {
+        "loss": jnp.float32(loss),
+        "grad_norm": jnp.float32(grad_norm),
+        "skipped": jnp.int32(skipped),
+        "skipped_in_a_row": jnp.int32(in_a_row),
+    }
 
 
 def lines(path):
@@ -111,15 +116,39 @@ def test_what_was_logged_after_the_checkpoint_is_cut_and_sizes_stay_true(
     assert [r["step"] for r in lines(path)] == [5, 10]
 
 
-@pytest.mark.parametrize(
-    "bad", [{"loss": float("nan")}, {"grad_norm": float("inf")}]
-)
-def test_a_step_that_is_not_finite_is_never_followed_by_a_save(tmp_path, bad):
-    log = recorder(tmp_path / "m.jsonl", {}, every=100)
+def test_skipped_steps_are_told_and_too_many_in_a_row_are_a_divergence(
+    tmp_path,
+):
+    log = recorder(tmp_path / "m.jsonl", {})
     log.step(1, measured())
-    log.step(2, measured(**bad))
-    with pytest.raises(UserError, match="diverged by step 2"):
+    log.step(2, measured(loss=float("nan"), skipped=3, in_a_row=3))
+    log.finish_steps()
+    found = lines(tmp_path / "m.jsonl")
+    assert found[-1]["skipped"] == 3 and found[-1]["loss"] is None
+    log.step(3, measured(skipped=10, in_a_row=10))
+    with pytest.raises(metrics.Diverged, match=r"by step 3 .10 steps in a row"):
         log.finish_steps()
+
+
+def test_a_rollback_forgets_what_came_after_and_happens_once(tmp_path):
+    path = tmp_path / "m.jsonl"
+    log = recorder(path, {})
+    log.evaluation(5, {"f1": 0.5})
+    history = log.history(5)
+    log.evaluation(10, {"f1": 0.9})
+    why = metrics.Diverged("it diverged; lower the rate")
+    log.roll_back(plan()[0], 5, history, why)
+    assert [(r["kind"], r["step"]) for r in lines(path)] == [
+        ("eval", 5),
+        ("rollback", 5),
+    ]
+    assert log.rate_factor(plan()[0]) == metrics.RATE_AFTER_ROLLBACK
+    log.evaluation(10, {"f1": 0.6})
+    assert log.history(10)["best"]["value"] == 0.6
+    with pytest.raises(metrics.Diverged, match="lower the rate"):
+        log.roll_back(plan()[0], 5, history, why)
+    again = metrics.Recorder(path, log.history(10), plan(), "f1", 2)
+    assert again.rate_factor(plan()[0]) == metrics.RATE_AFTER_ROLLBACK
 
 
 def test_a_score_that_is_not_finite_is_an_error(tmp_path):

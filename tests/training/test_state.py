@@ -187,6 +187,27 @@ def test_metrics_are_means_since_the_last_logged_step():
     assert windows[5] == pytest.approx(np.mean(losses[3:]), rel=1e-5)
 
 
+def test_a_step_that_is_not_finite_changes_no_weight_and_is_counted():
+    run = Run(ema_decay=0.9, log_every_steps=4)
+    state, _ = run.train(run.start(), 1)
+    before = jax.tree.map(np.array, state)
+    # A value that float32 cannot hold once it is squared and summed.
+    poison = {**run.batch(1), "image": jnp.full((8, 8, 8, 3), 1e38)}
+    state, measured = run.train_step(state, poison)
+    for name in ("params", "batch_stats", "ema"):
+        assert_same_bits(getattr(before, name), getattr(state, name))
+    assert int(measured["skipped"]) == int(measured["skipped_in_a_row"]) == 1
+    assert np.isfinite(measured["loss"])
+    assert int(state.step) == 2
+    state, measured = run.train_step(state, run.batch(2))
+    assert int(measured["skipped"]) == 1
+    assert int(measured["skipped_in_a_row"]) == 0
+    assert (
+        np.asarray(state.params["head"]["kernel"])
+        != before.params["head"]["kernel"]
+    ).any()
+
+
 def test_the_old_state_is_donated():
     run = Run()
     state = run.start()
