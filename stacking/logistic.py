@@ -1,4 +1,8 @@
-"""Multinomial logistic regression on the meta-features."""
+"""Multinomial logistic regression on the meta-features.
+
+It corrects the models' mean: without evidence (a strong penalty, few rows for
+many classes) the answer is the mean, and not that every class is as likely.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +33,16 @@ class Logistic:
     bias: np.ndarray
     present: np.ndarray
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [N, P] over the classes `present`."""
+    def predict(self, features: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Probabilities float32 [N, P] over the classes `present`.
+
+        Args:
+          features: float32 [N, D].
+          start: float32 [N, C], log-probabilities to be corrected.
+        """
         logits = (features - self.mean) / self.scale @ self.weights
         logits += self.bias
+        logits += start[:, self.present]
         logits -= logits.max(axis=1, keepdims=True)
         exp = np.exp(logits)
         return exp / exp.sum(axis=1, keepdims=True)
@@ -40,6 +50,7 @@ class Logistic:
 
 def fit(
     features: np.ndarray,
+    start: np.ndarray,
     labels: np.ndarray,
     penalty: float,
     row_weights: np.ndarray,
@@ -48,6 +59,7 @@ def fit(
 
     Args:
       features: float32 [N, D].
+      start: float32 [N, C], log-probabilities to be corrected.
       labels: int [N].
       penalty: strength of the L2 penalty on the weights, not the bias.
       row_weights: float [N], mean one.
@@ -61,6 +73,7 @@ def fit(
     classes = len(present)
     one_hot = np.zeros((rows, classes), np.float32)
     one_hot[np.arange(rows), targets] = 1
+    offset = start[:, present]
     share = (row_weights / row_weights.sum()).astype(np.float32)[:, None]
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -68,6 +81,7 @@ def fit(
         weights = parameters[:-1]
         logits = inputs @ weights.astype(np.float32)
         logits += parameters[-1].astype(np.float32)
+        logits += offset
         logits -= logits.max(axis=1, keepdims=True)
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         value = -(share * one_hot * log_probs).sum(dtype=np.float64)

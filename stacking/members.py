@@ -55,7 +55,8 @@ class Regression:
     def predict(self, inputs: Inputs, threads: int) -> np.ndarray:
         """Probabilities float32 [N, C]."""
         del threads
-        found = self.model.predict(inputs.features)
+        start = calibration.log_probabilities(inputs.base)
+        found = self.model.predict(inputs.features, start)
         return boosters.filled(found, self.model.present, inputs.base)
 
 
@@ -149,10 +150,13 @@ def fit_regression(
     used = np.zeros(len(labels), bool)
     used[subsample(labels, _REGRESSION_WORK // work, seed)] = True
 
+    start = calibration.log_probabilities(inputs.base)
+
     def fit(rows, penalty):
         return Regression(
             logistic.fit(
                 inputs.features[rows],
+                start[rows],
                 labels[rows],
                 penalty,
                 row_weights[rows],
