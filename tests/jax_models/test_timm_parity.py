@@ -107,7 +107,7 @@ def test_training_step(name, goldens, quick_compilation):
 
     In float64, so that what is left is a difference of the networks: in
     float32 the twelve cells of the last maps here, normalised in layer after
-    layer, let rounding grow to a ten-thousandth in the deep networks.
+    layer, let rounding grow to nearly a thousandth in the deep networks.
     """
     with jax.enable_x64(True):
         found = golden_models.training_step(
@@ -120,7 +120,7 @@ def test_training_step(name, goldens, quick_compilation):
 def test_training_step_in_float32(name, goldens, quick_compilation):
     """The same as it is trained: within what rounding leaves."""
     found = golden_models.training_step(golden_models.load(name))
-    compare(found, goldens(name), 1e-4 if name in DEMOS else 1e-2)
+    compare(found, goldens(name), 1e-4 if name in DEMOS else 5e-3)
 
 
 def compare(found, goldens, tolerance):
