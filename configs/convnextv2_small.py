@@ -28,11 +28,11 @@ def get_config(variant: str = ""):
         )
     elif variant == "short":
         config.model = "convnextv2_atto"
-        config.stages = (_one_cycle(1e-3, epochs=30.0),)
+        config.stages = (_one_cycle(1e-3, epochs=20.0),)
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "convnextv2_demo"
-        config.stages = (_one_cycle(4e-3, epochs=18.0),)
+        config.stages = (_one_cycle(4e-3, epochs=15.0),)
     else:
         raise ValueError(f"variant {variant!r} is not one of short, demo")
     return config

@@ -34,7 +34,7 @@ def get_config(variant: str = ""):
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "efficientnetv2_demo"
-        config.stages = (common.one_cycle(4e-3, epochs=18.0),)
+        config.stages = (common.one_cycle(4e-3, epochs=15.0),)
     else:
         raise ValueError(f"variant {variant!r} is not one of short, demo")
     return config

@@ -8,7 +8,7 @@ mixing and ever lower floors.
     python train.py --config=configs/tinyvit.py \
         --config.data.root=/data/poses --workdir=runs/tinyvit
 
-Variants: `:short` is one one-cycle stage for small machines and small photos,
+Variants: `:short` is a small sibling for small machines and small photos,
 `:demo` the digits in about a minute.
 """
 
@@ -27,20 +27,12 @@ def get_config(variant: str = ""):
             _cosine(50.0, end_rate=1e-8, alpha=0.25),
         )
     elif variant == "short":
-        config.stages = (common.one_cycle(1e-3, epochs=30.0, clip_norm=1.0),)
+        config.model = "tinyvit_demo"
+        config.stages = (common.one_cycle(2e-3, epochs=30.0, clip_norm=1.0),)
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "tinyvit_demo"
-        config.stages = (
-            common.one_cycle(2e-3, epochs=18.0, clip_norm=1.0),
-            common.stage(
-                epochs=6.0,
-                learning_rate=3e-4,
-                end_rate=1e-6,
-                mixup_alpha=0.25,
-                cutmix_alpha=0.25,
-            ),
-        )
+        config.stages = (common.one_cycle(2e-3, epochs=18.0, clip_norm=1.0),)
     else:
         raise ValueError(f"variant {variant!r} is not one of short, demo")
     return config

@@ -34,9 +34,11 @@ def get_config(variant: str = ""):
     if variant == "":
         config.stages = (common.stage(epochs=50.0, **stage),)
     elif variant == "short":
-        config.model = "tinyvit_5m"
+        config.model = "tinyvit_demo"
         config.dtype = "float32"
-        config.stages = (common.stage(epochs=15.0, **stage),)
+        config.stages = (
+            common.stage(epochs=20.0, **{**stage, "learning_rate": 2e-3}),
+        )
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "tinyvit_demo"
@@ -49,7 +51,7 @@ def get_config(variant: str = ""):
             decoder_mlp_width=128,
         )
         config.stages = (
-            common.stage(epochs=6.0, **{**stage, "learning_rate": 2e-3}),
+            common.stage(epochs=3.0, **{**stage, "learning_rate": 2e-3}),
         )
     else:
         raise ValueError(f"variant {variant!r} is not one of short, demo")

@@ -39,11 +39,11 @@ def get_config(variant: str = ""):
             _cosine(75.0, end_rate=1e-7, alpha=0.25),
         )
     elif variant == "short":
-        config.model = "tinyvit_5m"
+        config.model = "tinyvit_demo"
         config.stages = (
-            _probe(epochs=2.0),
+            _probe(epochs=2.0, learning_rate=3e-3),
             common.one_cycle(
-                1e-3, head_learning_rate=3e-3, epochs=13.0, clip_norm=1.0
+                2e-3, head_learning_rate=4e-3, epochs=28.0, clip_norm=1.0
             ),
         )
     elif variant == "demo":
@@ -51,7 +51,7 @@ def get_config(variant: str = ""):
         config.model = "tinyvit_demo"
         config.stages = (
             _probe(epochs=3.0, learning_rate=3e-3),
-            common.one_cycle(2e-3, epochs=15.0, clip_norm=1.0),
+            common.one_cycle(2e-3, epochs=12.0, clip_norm=1.0),
         )
     else:
         raise ValueError(f"variant {variant!r} is not one of short, demo")

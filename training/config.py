@@ -185,6 +185,12 @@ def _augmentation_problems(config: ConfigDict) -> Iterator[str]:
         "augment.flip": augment.flip,
         "augment.jitter_prob": augment.jitter_prob,
         "augment.grayscale": augment.grayscale,
+        "augment.gamma": augment.gamma,
+        "augment.blur": augment.blur,
+        "augment.downscale": augment.downscale,
+        "augment.jpeg": augment.jpeg,
+        "augment.coarse_dropout": augment.coarse_dropout,
+        "data.balance": config.data.balance,
         "mixing.prob": mixing.prob,
         "mixing.erase_prob": mixing.erase_prob,
     }

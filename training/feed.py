@@ -108,6 +108,7 @@ class Feed:
             seed=self._config.seed + 7919 * stage.index,
             start_step=step - stage.start,
             workers=self._workers,
+            balance=self._config.data.balance,
         )
 
     def validation(self) -> Iterable[dict]:
