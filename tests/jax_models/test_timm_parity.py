@@ -19,6 +19,8 @@ import pytest
 
 from jax_models.model import ImageModel
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GOLDENS = Path(__file__).parent / "goldens"
 LOGITS_TOLERANCE = 1e-4
 
@@ -102,7 +104,7 @@ def test_every_block(name, goldens, compiled_blocks, monkeypatch):
 @pytest.mark.parametrize(
     "name", [*QUICK, *slow({*MAIN, *SIBLINGS, *DEMOS} - {*QUICK})]
 )
-def test_training_step(name, goldens, quick_compilation):
+def test_training_step(name, goldens):
     """Loss, gradients and BatchNorm's updates, all in training mode.
 
     In float64, so that what is left is a difference of the networks: in
@@ -117,7 +119,7 @@ def test_training_step(name, goldens, quick_compilation):
 
 
 @pytest.mark.parametrize("name", [*DEMOS, *slow({*MAIN, *SIBLINGS})])
-def test_training_step_in_float32(name, goldens, quick_compilation):
+def test_training_step_in_float32(name, goldens):
     """The same as it is trained: within what rounding leaves."""
     found = golden_models.training_step(golden_models.load(name))
     compare(found, goldens(name), 1e-4 if name in DEMOS else 5e-3)
