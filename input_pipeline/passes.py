@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from input_pipeline.images import Images
+from machine import usable_cores
 
 T = TypeVar("T")
 
@@ -48,13 +48,6 @@ def every_image(
             )
         )
         yield from _told(answers, len(rows), title)
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _told(answers: Iterator[T], total: int, title: str) -> Iterator[T]:

@@ -18,6 +18,7 @@ from rich.status import Status
 from threadpoolctl import threadpool_limits
 
 from errors import one_sentence
+from machine import usable_cores
 from reports.ensemble import title
 from stacking import boosters, decide, session, submission
 from stacking.chain import Settings
@@ -42,10 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
             os._exit(INTERRUPTED)
         raise
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _one_blas_thread() -> threadpool_limits:
@@ -77,7 +74,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=_positive,
-        default=_cores(),
+        default=usable_cores(),
         help="use at most so many (default: all cores)",
     )
 

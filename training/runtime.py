@@ -9,6 +9,7 @@ import jax
 from absl import flags, logging
 
 from errors import UserError
+from machine import usable_cores
 
 # Compiled steps of many recipes fit; the least recently used go first.
 COMPILATION_CACHE_BYTES = 4 * 2**30
@@ -57,6 +58,6 @@ def default_workers(asked: int) -> int:
     """
     if asked >= 0:
         return asked
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     # On a CPU the step itself takes every core; workers would only compete.
     return 0 if jax.default_backend() == "cpu" else min(max(cores - 1, 1), 16)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 import numpy as np
@@ -98,9 +97,3 @@ def test_a_terminal_gets_a_bar(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     pipeline.channel_stats(images, np.arange(5), tmp_path, "f")
     assert "channel statistics" in capsys.readouterr().err
-
-
-def test_cores_where_the_system_does_not_tell_them(monkeypatch):
-    assert 1 <= passes.usable_cores() <= os.cpu_count()
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert passes.usable_cores() == os.cpu_count()
