@@ -1,7 +1,7 @@
 """ConvNeXt V2 Base from scratch, 87.7 M parameters at 16 classes.
 
 Paper: Woo et al., "ConvNeXt V2: Co-designing and Scaling ConvNets with
-Masked Autoencoders", 2023 (table 9). The stages are those of
+Masked Autoencoders", 2023. The stages are those of
 configs/convnextv2_small.py.
 
     python train.py --config=configs/convnextv2_base.py \
@@ -24,6 +24,8 @@ def get_config(variant: str = ""):
     """Returns the recipe; `variant` is '', 'short' or 'demo'."""
     config = convnextv2_small.get_config(variant)
     config.model = MODELS[variant]
+    if variant == "":
+        config.drop_path_rate = 0.3
     if variant == "demo":
         config.seed = 43
     return config

@@ -14,14 +14,13 @@ PHOTOS = ROOT.parent / "shared/data/photos16"
 
 
 def ensemble(data, runs, *settings):
-    """Starts make ensemble; demo-sized models, one epoch, 32 px."""
+    """Starts make ensemble with settings such as "SIZE=32"."""
     return in_background(
         [
             "make",
             "ensemble",
             f"DATA={data}",
             f"RUNS={runs}",
-            "SIZE=32",
             f"ARGS=--config.cache_dir={CACHE}",
             *settings,
         ],
@@ -48,7 +47,8 @@ def check_submission(data, runs):
 def test_stopped_in_the_middle_it_goes_on_to_the_submission(tmp_path):
     data, runs = tmp_path / "my photos", tmp_path / "runs"
     write_competition(data, classes=("0", "4", "16"), per_class=40)
-    settings = ("VARIANT=demo", "EPOCHS=4")
+    models = "MODELS=miniconvnext tinyvit"
+    settings = (models, "VARIANT=demo", "EPOCHS=4", "SIZE=32")
     first = ensemble(data, runs, *settings)
     logged = runs / "miniconvnext/metrics.jsonl"
     while first.poll() is None and not logged.exists():
@@ -70,7 +70,10 @@ def test_stopped_in_the_middle_it_goes_on_to_the_submission(tmp_path):
     not PHOTOS.is_dir(), reason="the photos16 folder is not beside the repo"
 )
 def test_real_photos_give_a_submission(tmp_path):
-    process = ensemble(PHOTOS, tmp_path, "VARIANT=short", "EPOCHS=1")
+    models = "MODELS=tinyvit_mae tinyvit_ssl efficientnetv2"
+    process = ensemble(
+        PHOTOS, tmp_path, models, "VARIANT=short", "EPOCHS=1", "SIZE=64"
+    )
     output, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, output
     check_submission(PHOTOS, tmp_path)
