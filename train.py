@@ -65,6 +65,9 @@ def train(
     tasks = {"classify": Classification, "mae": MaskedAutoencoding}
     task = tasks[config.task](config, workdir, mesh, workers)
     plan = stages.lay_out(config, task.num_train)
+    if arguments.plan:
+        print_plan(arguments, task, plan, 0, mesh)
+        return 0
     source = None
     if config.init_from and not run_folder.has_checkpoint(workdir):
         source = transfer.open_run(
@@ -149,8 +152,9 @@ def train(
 
 
 def print_plan(arguments, task, plan, step, mesh) -> None:
-    """Prints what is going to happen, before it does."""
-    from training import state
+    """Prints what is going to happen, before it does; draws it on request."""
+    import reports
+    from training import stages, state
 
     config = arguments.config
     devices = mesh.devices.ravel()
@@ -177,6 +181,11 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
             "give yours with --config.data.root=FOLDER. The estimated time "
             "follows after the first steps."
         )
+    if arguments.plan:
+        path = arguments.workdir / "plan.html"
+        rates = stages.rates_over(plan)
+        reports.plan_report(path, config.model, lines, rates)
+        print(f"the plan with its learning rates is in {path}")
     sys.stdout.flush()
 
 

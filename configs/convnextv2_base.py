@@ -26,6 +26,8 @@ def get_config(variant: str = ""):
     config.model = MODELS[variant]
     if variant == "":
         config.drop_path_rate = 0.3
-    if variant == "demo":
+    if variant == "short":
+        config.stages[0].epochs = 10.0
+    elif variant == "demo":
         config.seed = 43
     return config

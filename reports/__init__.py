@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reports.ensemble import ensemble_report
+from reports.plan import plan_report
 from reports.run import run_report
 
-__all__ = ["ensemble_report", "run_report"]
+__all__ = ["ensemble_report", "plan_report", "run_report"]

@@ -125,9 +125,13 @@ def score_chart(
 
 
 def rate_chart(histories: Sequence[History]) -> str:
-    """Learning rate over epochs."""
+    """Learning rate over epochs; the head's too, where it has its own."""
     lines = [
         _line("learning rate", history.train, "learning_rate", "var(--second)")
+        for history in histories
+    ]
+    lines += [
+        _line("head's", history.train, "head_learning_rate", "var(--accent)")
         for history in histories
     ]
     return _chart(histories, lines, "learning rate", WHOLE)

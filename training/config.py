@@ -43,6 +43,7 @@ class Arguments:
       workdir: the run folder.
       export: write the logits again although the run has finished.
       all_folds: train one model per fold, each in a folder of its own.
+      plan: say what would be done, and draw the learning rates; no training.
     """
 
     recipe: str
@@ -50,6 +51,7 @@ class Arguments:
     workdir: Path
     export: bool
     all_folds: bool = False
+    plan: bool = False
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -83,13 +85,24 @@ def parse(argv: Sequence[str]) -> Arguments:
         help="train one model per fold, in <workdir>/fold-0 and so on, and "
         "join their predictions: out-of-fold logits for every row",
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="only say what would be done, and draw the learning rates into "
+        "<workdir>/plan.html",
+    )
     known, config = loading.parse(parser, argv)
     found = list(problems(config))
     if found:
         raise UserError(f"{known.config}: " + "; ".join(found))
     workdir = known.workdir or f"runs/{_default_name(known.config)}"
     return Arguments(
-        known.config, config, Path(workdir), known.export, known.all_folds
+        known.config,
+        config,
+        Path(workdir),
+        known.export,
+        known.all_folds,
+        known.plan,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from training import config as config_lib
+from training import optim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,30 @@ def stage_after(stages: Sequence[Stage], step: int) -> Stage | None:
 def stage_of(stages: Sequence[Stage], step: int) -> Stage:
     """Returns the stage that trained global step `step`, 1 or later."""
     return next(stage for stage in stages if step <= stage.end)
+
+
+def rates_over(stages: Sequence[Stage], points: int = 400) -> list[dict]:
+    """Returns the learning rates of a run at `points` steps or fewer.
+
+    Each dict has `epoch`, `stage` and the rates that a run logs; the first
+    and the last step of every stage are among them.
+    """
+    every = max(1, stages[-1].end // points)
+    found, epochs = [], 0.0
+    for stage in stages:
+        schedules = optim.logged_rates(
+            stage.config, stage.steps, stage.steps_per_epoch
+        )
+        for step in sorted({*range(0, stage.steps, every), stage.steps - 1}):
+            found.append(
+                {
+                    "epoch": epochs + step / stage.steps_per_epoch,
+                    "stage": stage.index,
+                    **{name: float(at(step)) for name, at in schedules.items()},
+                }
+            )
+        epochs += stage.steps / stage.steps_per_epoch
+    return found
 
 
 def images_until(stages: Sequence[Stage], step: int) -> int:

@@ -2,6 +2,8 @@
 
 import itertools
 
+import pytest
+
 from configs import common
 from training import stages
 
@@ -33,6 +35,23 @@ def test_fewer_rows_than_a_batch_still_make_one_step_an_epoch():
     plan = plan_of((4.0, 64), rows=5)
     assert plan[0].steps_per_epoch == 1
     assert plan[0].steps == 4
+
+
+def test_rates_over_a_run_have_every_stages_ends():
+    config = common.base()
+    config.stages = (
+        common.one_cycle(1e-3, epochs=10.0, batch_size=10),
+        common.stage(epochs=20.0, batch_size=20, end_rate=1e-6),
+    )
+    rates = stages.rates_over(stages.lay_out(config, 100), points=20)
+    assert len(rates) < 60
+    first = [r["learning_rate"] for r in rates if r["stage"] == 0]
+    second = [r for r in rates if r["stage"] == 1]
+    assert first[0] == pytest.approx(1e-4) and first[-1] == pytest.approx(2e-7)
+    assert second[0]["learning_rate"] == pytest.approx(3e-4)
+    assert second[-1]["learning_rate"] == pytest.approx(1e-6)
+    epochs = [r["epoch"] for r in rates]
+    assert epochs == sorted(epochs) and second[0]["epoch"] == 10.0
 
 
 def test_lookups_at_the_seams():
