@@ -125,8 +125,9 @@ def train(
                     now, measured = train_step(now, batch)
                     step += 1
                     recorder.step(step, measured)
-                    if stage.evaluates_at(step):
-                        recorder.finish_steps()
+                    if not stage.evaluates_at(step):
+                        continue
+                    if recorder.finish_steps() or step == stage.end:
                         scores = task.evaluate(*now.weights)
                         recorder.evaluation(step, scores)
                         history = recorder.history(step)

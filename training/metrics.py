@@ -131,16 +131,22 @@ class Recorder:
         self._last = (step, measured)
         self._pending = step % self._every == 0
 
-    def finish_steps(self) -> None:
+    def finish_steps(self) -> bool:
         """Waits for the steps so far; call before evaluating or saving.
+
+        Returns:
+          Whether the last step was finite. In the middle of skipped steps
+          there is nothing new to evaluate, and nothing good to go back to.
 
         Raises:
           Diverged: too many steps in a row were not finite.
         """
         self._report()
+        finite = True
         if self._last is not None:
-            self._fetch_last()
+            finite = self._fetch_last()[1]["skipped_in_a_row"] == 0
         self._clock.stop()
+        return finite
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """Logs an evaluation and says whether it is the best so far.

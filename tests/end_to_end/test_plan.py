@@ -2,16 +2,10 @@
 
 from commands import train
 
-RECIPES = (
-    "miniconvnext",
-    "tinyvit",
-    "tinyvit_mae",
-    "efficientnetv2",
-    "convnextv2_base",
-)
+RECIPES = ("tinyvit_mae", "efficientnetv2", "convnextv2_base")
 
 
-def test_a_plan_of_every_family_trains_nothing(tmp_path):
+def test_a_plan_trains_nothing(tmp_path):
     for recipe in RECIPES:
         workdir = tmp_path / recipe
         path = f"--config=configs/{recipe}.py"
