@@ -4,6 +4,9 @@ Paper: Woo et al., "ConvNeXt V2: Co-designing and Scaling ConvNets with
 Masked Autoencoders", 2023. The stages are those of
 configs/convnextv2_small.py.
 
+By arithmetic, not yet measured: 0.4 h for 9,900 photos on one H200, at 160
+TFLOP/s and 5,300 images/s.
+
     python train.py --config=configs/convnextv2_base.py \
         --config.data.root=/data/poses --workdir=runs/convnextv2_base
 

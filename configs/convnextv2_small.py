@@ -5,6 +5,9 @@ Masked Autoencoders", 2023; depths 3-3-27-3 at widths 96 to 768 are the
 reference solution's own size. 250 epochs in three stages with MixUp .8 and
 CutMix 1.0 all the way, in bfloat16.
 
+By arithmetic, not yet measured: 0.25 h for 9,900 photos on one H200, at 160
+TFLOP/s and 5,300 images/s.
+
     python train.py --config=configs/convnextv2_small.py \
         --config.data.root=/data/poses --workdir=runs/convnextv2_small
 

@@ -4,6 +4,9 @@ Paper: Tan & Le, "EfficientNetV2: Smaller Models and Faster Training", 2021
 (the network; without its progressive image size). 350 epochs in five stages:
 one-cycle with a fast head, then cosine stages with weaker mixing.
 
+By arithmetic, not yet measured: 0.2 h for 9,900 photos on one H200, at 160
+TFLOP/s and 5,300 images/s.
+
     python train.py --config=configs/efficientnetv2.py \
         --config.data.root=/data/poses --workdir=runs/efficientnetv2
 

@@ -4,6 +4,9 @@ Paper: Liu et al., "A ConvNet for the 2020s", 2022 (blocks; the size is the
 reference solution's own). 350 epochs in five stages, from strong one-cycle
 training with mostly CutMix down to a low rate on large batches.
 
+By arithmetic, not yet measured: 0.2 h for 9,900 photos on one H200, at 160
+TFLOP/s and 5,300 images/s.
+
     python train.py --config=configs/miniconvnext.py \
         --config.data.root=/data/poses --workdir=runs/miniconvnext
 

@@ -5,6 +5,9 @@ Transformers", 2022 (architecture; trained here without distillation).
 275 epochs in four stages: one-cycle, then cosine stages with ever weaker
 mixing and ever lower floors.
 
+By arithmetic, not yet measured: 0.15 h for 9,900 photos on one H200, at 160
+TFLOP/s and 5,300 images/s.
+
     python train.py --config=configs/tinyvit.py \
         --config.data.root=/data/poses --workdir=runs/tinyvit
 

@@ -5,6 +5,9 @@ Woo et al., "ConvNeXt V2", 2023 (masking a network with a feature pyramid).
 Three quarters of each photo are hidden, in units of 32 px, and a four-layer
 decoder paints them. Fine-tune with configs/tinyvit_ssl.py.
 
+By arithmetic, not yet measured: 0.05 h for 9,900 photos on one H200, at 160
+TFLOP/s and 5,300 images/s.
+
     python train.py --config=configs/tinyvit_mae.py \
         --config.data.root=/data/poses --workdir=runs/tinyvit_mae
 

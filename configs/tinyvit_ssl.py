@@ -6,6 +6,9 @@ encoder is frozen, then five stages in which the head learns faster than the
 encoder at first. Run configs/tinyvit_mae.py before it, into a folder
 tinyvit_mae beside this run's, or name its folder with --config.init_from.
 
+By arithmetic, not yet measured: 0.2 h for 9,900 photos on one H200, at 160
+TFLOP/s and 5,300 images/s.
+
     python train.py --config=configs/tinyvit_ssl.py \
         --config.data.root=/data/poses --workdir=runs/tinyvit_ssl
 
