@@ -18,7 +18,7 @@ from configs import convnextv2_small
 
 MODELS = {
     "": "convnextv2_base",
-    "short": "convnextv2_femto",
+    "short": "convnextv2_demo",
     "demo": "convnextv2_demo",
 }
 
@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
     if variant == "":
         config.drop_path_rate = 0.3
     if variant == "short":
-        config.stages[0].epochs = 10.0
+        config.stages[0].epochs = 20.0
     elif variant == "demo":
         config.seed = 43
     return config
