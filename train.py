@@ -70,8 +70,8 @@ def train(
         return 0
     source = None
     if config.init_from and not run_folder.has_checkpoint(workdir):
-        source = transfer.open_run(
-            config.init_from, workdir, config.data.fold, "init_from"
+        source = transfer.open_encoder(
+            config, workdir, task.identity, task.blueprint
         )
 
     # ---- The run folder: new, half done, or finished ------------------------
@@ -104,7 +104,7 @@ def train(
                 )
             else:
                 weights = state.init_weights(task.build, mesh)
-            if source and not stage.index:
+            if source is not None and not stage.index:
                 *weights, told = source.encoder_into(*weights, mesh)
                 print(told)
             now = state.start_stage(stage.start, *weights, stage.config, mesh)
@@ -134,8 +134,9 @@ def train(
                         saved.save(step, now, history, scores)
                         step = history["go_on_from"]
             if stop.received:
-                recorder.finish_steps()
-                saved.save(step, now, recorder.history(step))
+                # Between skipped steps there is nothing good to save.
+                if recorder.finish_steps() and step > here.step:
+                    saved.save(step, now, recorder.history(step))
                 saved.wait()
                 print(f"stopped at step {step}; the same command continues")
                 return stop.exit_code
@@ -204,11 +205,12 @@ def train_all_folds(arguments: config_lib.Arguments) -> int:
     """
     from training import all_folds
 
+    all_folds.check(arguments)
     for fold in all_folds.arguments_of(arguments):
         print(f"fold {fold.config.data.fold} of {fold.config.data.folds}")
         with contextlib.ExitStack() as resources:
             code = train(fold, resources)
-        if code:
+        if code or arguments.plan:
             return code
     print(all_folds.join(arguments))
     return 0

@@ -104,6 +104,8 @@ def _apply_overrides(
 ) -> None:
     for flag in overrides:
         match = re.match(r"--(no)?config\.([^=]+)", flag)
+        if match is not None:
+            _open_up(config, match[2])
         if match is None:
             if flag.startswith("-"):
                 name = flag.split("=")[0]
@@ -124,6 +126,20 @@ def _apply_overrides(
         ) from error
     if rest:
         raise UserError(f"did not expect {rest[0]!r}; see --help")
+
+
+def _open_up(config: ConfigDict, name: str) -> None:
+    """Gives a stage the field of config.augment or config.mixing that an
+    override names, so that it can be overridden there."""
+    match = re.fullmatch(r"stages\[(\d+)\]\.(augment|mixing)\.(\w+)", name)
+    if match is None:
+        return
+    index, group, field = int(match[1]), match[2], match[3]
+    if index < len(config.stages) and field in config[group]:
+        own = config.stages[index][group]
+        if field not in own:
+            with own.unlocked():
+                own[field] = config[group][field]
 
 
 def plain(value: Any) -> Any:

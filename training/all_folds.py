@@ -15,6 +15,19 @@ from stacking.logits import Logits, logits_path, read_logits, write_logits
 from training.config import Arguments
 
 
+def check(arguments: Arguments) -> None:
+    """Refuses a folder that holds a run over one fold.
+
+    Raises:
+      UserError: which folder.
+    """
+    if (arguments.workdir / "config.json").exists():
+        raise UserError(
+            f"{arguments.workdir} holds a run over one fold, whose logits "
+            "those of all folds would replace; choose another --workdir"
+        )
+
+
 def arguments_of(arguments: Arguments) -> Iterator[Arguments]:
     """Yields the command line of each fold's run, in `<workdir>/fold-<k>`.
 

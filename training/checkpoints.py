@@ -5,6 +5,7 @@ The only file that knows Orbax (its v1 API).
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -71,8 +72,7 @@ class Checkpoints:
         self._metric, self._directory = metric, directory
         self._keep_best, self._read_only = keep_best, read_only
         self._set_aside: list[int] = []
-        if not read_only:
-            self._check_descriptions()
+        self._check_descriptions()
         self._open()
 
     def _open(self) -> None:
@@ -101,6 +101,7 @@ class Checkpoints:
         Raises:
           UserError: there were some, but every one is damaged.
         """
+        self.wait()
         newest = self._checkpointer.latest
         if newest is None and self._set_aside:
             raise UserError(
@@ -112,6 +113,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Returns the step of the best checkpoint; the earliest of equals."""
+        self.wait()
         scored = [c for c in self._checkpointer.checkpoints if c.metrics]
         if not scored:
             return None
@@ -160,7 +162,8 @@ class Checkpoints:
             step,
             state,
             metrics=metrics,
-            custom_metadata=seals.seal(content),
+            # Orbax writes it last: nobody may change it until then.
+            custom_metadata=copy.deepcopy(seals.seal(content)),
         )
 
     def load(self, step: int, like: Any) -> Any:
@@ -203,12 +206,26 @@ class Checkpoints:
         )
 
     def contents(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Returns {path: shape} of the arrays saved under `step`."""
-        arrays = self._checkpointer.metadata(step).metadata
-        return {path: tuple(array.shape) for path, array in arrays.items()}
+        """Returns {path: shape} of the arrays saved under `step`.
+
+        Raises:
+          Damaged: what is on disk does not tell.
+        """
+        self.wait()
+        try:
+            arrays = self._checkpointer.metadata(step).metadata
+            return {path: tuple(x.shape) for path, x in arrays.items()}
+        except Exception as error:  # As in `load`.
+            reason = f"its arrays are not listed ({type(error).__name__})"
+            raise Damaged(self._directory, step, reason) from error
 
     def history(self, step: int) -> dict[str, Any]:
-        """Returns the `history` saved under `step`."""
+        """Returns the `history` saved under `step`.
+
+        Raises:
+          Damaged: it is not what was saved.
+        """
+        self.wait()
         return self._content(step)["history"]
 
     def set_aside(self, damaged: Damaged) -> None:
@@ -260,14 +277,20 @@ class Checkpoints:
         )
 
     def _check_descriptions(self) -> None:
-        """Sets aside what Orbax would stumble over, or read wrongly."""
+        """Sets aside what Orbax would stumble over, or read wrongly.
+
+        Raises:
+          Damaged: one of another run's, where nothing may be moved.
+        """
         for folder in sorted(self._directory.glob("[0-9]*")):
             if not folder.name.isdigit():
                 continue  # Not finished: Orbax sweeps it away.
             try:
-                _described(folder)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                self._move(int(folder.name), str(error).splitlines()[0])
+                self._content(int(folder.name))
+            except Damaged as damaged:
+                if self._read_only:
+                    raise
+                self._move(damaged.step, damaged.reason)
 
     def _content(self, step: int) -> dict[str, Any]:
         try:

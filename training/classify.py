@@ -95,6 +95,9 @@ class Classification:
         """Returns what the plan says of mixing and loss."""
         c = stage.config
         words = [f"MixUp {c.mixup_prob:.0%}, CutMix {1 - c.mixup_prob:.0%}"]
+        share = {**self._config.mixing, **c.mixing}["prob"]
+        if share < 1:
+            words.append(f"of {share:.0%} of the batches")
         if c.mixup_alpha == c.cutmix_alpha:
             words.append(f"alpha {c.mixup_alpha:g}")
         else:

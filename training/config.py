@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,10 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 def problems(config: ConfigDict) -> Iterator[str]:
     """Yields a sentence for each thing in `config` that cannot work."""
+    broken = list(_not_numbers(config))
+    if broken:
+        yield from broken
+        return  # What follows compares them.
     if config.task not in TASKS:
         yield f"task is {config.task!r}: choose one of {', '.join(TASKS)}"
     if not config.stages:
@@ -115,9 +120,20 @@ def problems(config: ConfigDict) -> Iterator[str]:
     for index, stage in enumerate(config.stages):
         for problem in _stage_problems(config, stage):
             yield f"stages[{index}].{problem}"
-    if config.seed < 0:
-        yield f"seed is {config.seed}: take 0 or more"
-    yield from _augmentation_problems(config)
+    for name, seed in (
+        ("seed", config.seed),
+        ("data.folds_seed", config.data.folds_seed),
+    ):
+        if seed < 0:
+            yield f"{name} is {seed}: take 0 or more"
+    rate = config.drop_path_rate
+    if rate is not None and not 0 <= rate < 1:
+        yield f"drop_path_rate is {rate}: it must lie in [0, 1)"
+    if not 0 <= config.data.balance <= 1:
+        yield f"data.balance is {config.data.balance}: it must lie in [0, 1]"
+    if config.workers < -1:
+        yield f"workers is {config.workers}: take 0 or more, or -1"
+    yield from _augmentation_problems(config.augment, config.mixing)
     if config.image_size < 32:
         yield f"image_size is {config.image_size}: take 32 or more"
     if config.dtype not in ("float32", "bfloat16"):
@@ -178,22 +194,30 @@ def _stage_problems(config: ConfigDict, stage: ConfigDict) -> Iterator[str]:
             yield f"{field} is {stage[field]}: it must not be negative"
     if stage.restart_factor < 1:
         yield f"restart_factor is {stage.restart_factor}: take 1 or more"
+    if stage.end_rate > stage.learning_rate:
+        yield f"end_rate is {stage.end_rate}: it is above learning_rate"
     if len(stage.betas) != 2 or not all(0 <= b < 1 for b in stage.betas):
         yield "betas must be two numbers in [0, 1)"
-    for field in ("mixup_prob", "distill_alpha", "warmup"):
+    for field in ("mixup_prob", "distill_alpha"):
         if not 0 <= stage[field] <= 1:
             yield f"{field} is {stage[field]}: it must lie in [0, 1]"
-    for field in ("label_smoothing", "ema_decay"):
+    for field in ("label_smoothing", "ema_decay", "warmup"):
         if not 0 <= stage[field] < 1:
             yield f"{field} is {stage[field]}: it must lie in [0, 1)"
+    merged = {}
     for name in ("augment", "mixing"):
-        for field in stage[name]:
-            if field not in config[name]:
-                yield f"{name}.{field} is no field of config.{name}"
+        unknown = [field for field in stage[name] if field not in config[name]]
+        for field in unknown:
+            yield f"{name}.{field} is no field of config.{name}"
+        merged[name] = ConfigDict({**config[name], **stage[name]})
+    changed = len(stage.augment) or len(stage.mixing)
+    if changed:
+        yield from _augmentation_problems(merged["augment"], merged["mixing"])
 
 
-def _augmentation_problems(config: ConfigDict) -> Iterator[str]:
-    augment, mixing = config.augment, config.mixing
+def _augmentation_problems(
+    augment: ConfigDict, mixing: ConfigDict
+) -> Iterator[str]:
     shares = {
         "augment.flip": augment.flip,
         "augment.jitter_prob": augment.jitter_prob,
@@ -203,7 +227,6 @@ def _augmentation_problems(config: ConfigDict) -> Iterator[str]:
         "augment.downscale": augment.downscale,
         "augment.jpeg": augment.jpeg,
         "augment.coarse_dropout": augment.coarse_dropout,
-        "data.balance": config.data.balance,
         "mixing.prob": mixing.prob,
         "mixing.erase_prob": mixing.erase_prob,
     }
@@ -219,8 +242,38 @@ def _augmentation_problems(config: ConfigDict) -> Iterator[str]:
     for name, ends in ranges.items():
         if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
             yield f"{name} must be two positive numbers, the smaller first"
-    if len(augment.jitter) != 4 or min(augment.jitter) < 0:
-        yield "augment.jitter must be four numbers, none of them negative"
+    for name, ends in (
+        ("augment.crop_scale", augment.crop_scale),
+        ("mixing.erase_area", mixing.erase_area),
+    ):
+        if max(ends) > 1:
+            yield f"{name} is {ends}: a share of the image is at most 1"
+    jitter = augment.jitter
+    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+        yield (
+            f"augment.jitter is {jitter}: it must be four numbers, none "
+            "negative, the last (hue) at most 0.5"
+        )
+    if augment.randaugment_ops < 0:
+        yield f"augment.randaugment_ops is {augment.randaugment_ops}"
+    if not 0 <= augment.randaugment_magnitude <= 30:
+        yield (
+            f"augment.randaugment_magnitude is "
+            f"{augment.randaugment_magnitude}: it runs from 0 to 30"
+        )
+
+
+def _not_numbers(config: ConfigDict) -> Iterator[str]:
+    """Fields that should hold finite numbers, and hold something else."""
+    pairs = ("betas", "crop_scale", "crop_ratio", "jitter", "erase_area")
+    for name, value in loading.flatten(loading.plain(config)).items():
+        many = isinstance(value, list)
+        for item in value if many else [value]:
+            if isinstance(item, float) and not math.isfinite(item):
+                yield f"{name} is {value}: it must be finite"
+            numeric = name.split(".")[-1] in (*pairs, "erase_ratio")
+            if many and numeric and not isinstance(item, (int, float)):
+                yield f"{name} is {value}: it must hold numbers"
 
 
 def config_hash(config: ConfigDict) -> str:

@@ -16,12 +16,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-import jax_models
 from errors import UserError
 from files import replacing
 from input_pipeline import mixing
 from jax_models import mae
 from training import parts, sharding
+from training.classify import build_classifier
 from training.feed import Feed
 from training.stages import Stage
 from training.state import Loss, make_blueprint
@@ -74,13 +74,8 @@ class MaskedAutoencoding:
 
     def build(self) -> nnx.Module:
         """Returns the freshly initialised autoencoder."""
-        config, options = self._config, {}
-        if config.drop_path_rate is not None:
-            options["drop_path_rate"] = config.drop_path_rate
-        rngs, dtype = nnx.Rngs(config.seed), jnp.dtype(config.dtype)
-        encoder = jax_models.create_model(
-            config.model, num_classes=1, rngs=rngs, dtype=dtype, **options
-        )
+        config = self._config
+        encoder = build_classifier(config, num_classes=1)
         del encoder.head  # There is nothing to classify.
         return mae.MaskedAutoencoder(
             encoder,
@@ -88,8 +83,9 @@ class MaskedAutoencoding:
             depth=config.mae.decoder_depth,
             heads=config.mae.decoder_heads,
             mlp_width=config.mae.decoder_mlp_width,
-            dtype=dtype,
-            rngs=rngs,
+            dtype=jnp.dtype(config.dtype),
+            # Another seed than the encoder's: their draws must not be equal.
+            rngs=nnx.Rngs(config.seed + 1),
         )
 
     def describe(self) -> dict[str, str]:

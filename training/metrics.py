@@ -127,6 +127,10 @@ class Recorder:
           Diverged: too many steps in a row were not finite.
         """
         self._report()
+        if self._last is not None:
+            # At most one step waits behind the one that runs: a stop then
+            # takes two steps, and batches do not pile up on the device.
+            jax.block_until_ready(self._last[1])
         self._clock.start()
         self._last = (step, measured)
         self._pending = step % self._every == 0
@@ -222,7 +226,7 @@ class Recorder:
         return {
             "log_bytes": self.size(),
             "best": self._best,
-            "stale": self._stale,
+            "stale": dict(self._stale),
             "rolled_back": self._rolled_back,
             # Early stopping leaves the rest of a stage out.
             "go_on_from": self._stage.end if self.out_of_patience else step,

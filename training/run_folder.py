@@ -17,7 +17,9 @@ from training import config as config_lib
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has got as far as its first checkpoint there."""
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+    # A save that was killed leaves a name with more than the step's digits.
+    names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
+    return any(name.isdigit() for name in names)
 
 
 def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
@@ -42,6 +44,11 @@ def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
         with another config or data (what differs is named), or it cannot be
         written.
     """
+    if any(workdir.glob("fold-[0-9]*")):
+        raise UserError(
+            f"{workdir} holds a run over all folds, whose logits this one's "
+            "would replace; choose another --workdir"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = open(workdir / ".lock", "w")  # noqa: SIM115 (held by the caller)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,9 +19,6 @@ from jax_models.model import HEAD
 from training import sharding
 from training.checkpoints import Checkpoints
 from training.state import Blueprint, weights_like
-
-# Missing names are told one by one up to this many.
-NAMES_TOLD = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,36 @@ class Run:
             loaded = self._checkpoints.load(self.step, like)
         return loaded["params"], loaded["batch_stats"]
 
+    def match(self, params: dict, batch_stats: dict) -> tuple[list, list]:
+        """Returns what this run's encoder has of a model, and what it lacks.
+
+        Args:
+          params: of the model; shapes are enough.
+          batch_stats: of the same.
+
+        Returns:
+          Paths in the tree of both, as keys: those with the same name and
+          shape here, and those without (among them the head).
+
+        Raises:
+          UserError: nothing matches.
+        """
+        contents = self._checkpoints.contents(self.step)
+        found, absent = [], []
+        ours = {"params": params, "batch_stats": batch_stats}
+        for path, leaf in jax.tree_util.tree_flatten_with_path(ours)[0]:
+            kind, *names = [str(key.key) for key in path]
+            there = contents.get(self._path(kind, names))
+            fits = names[0] != HEAD and there == tuple(leaf.shape)
+            (found if fits else absent).append((kind, *names))
+        if not found:
+            raise UserError(
+                f"nothing in {self.folder} fits this model: that run trained "
+                f"{self.config.model}; give --config.init_from a run of the "
+                "same architecture"
+            )
+        return found, absent
+
     def encoder_into(
         self, params: dict, batch_stats: dict, mesh: Mesh
     ) -> tuple[dict, dict, str]:
@@ -68,54 +98,46 @@ class Run:
           the other run does not have and which therefore stays as it was.
 
         Raises:
-          UserError: nothing matches.
+          UserError: nothing matches, or the checkpoint is damaged.
         """
+        found, absent = self.match(params, batch_stats)
+        place, found = sharding.replicated(mesh), set(found)
         ours = {"params": params, "batch_stats": batch_stats}
         leaves, structure = jax.tree_util.tree_flatten_with_path(ours)
-        place = sharding.replicated(mesh)
-        contents = self._checkpoints.contents(self.step)
-        wanted, left = {}, []
-        for path, leaf in leaves:
+        theirs = {}  # our position -> their path
+        for position, (path, _) in enumerate(leaves):
             kind, *names = [str(key.key) for key in path]
-            name = "/".join(names)
-            theirs = self._path(kind, name)
-            if names[0] != HEAD and contents.get(theirs) == leaf.shape:
-                wanted[theirs] = jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=place
-                )
-            else:
-                left.append(name)
-        if not wanted:
-            raise UserError(
-                f"nothing in {self.folder} fits this model: that run trained "
-                f"{self.config.model}; give --config.init_from a run of the "
-                "same architecture"
+            if (kind, *names) in found:
+                theirs[position] = self._path(kind, names)
+        wanted = {
+            path: jax.ShapeDtypeStruct(
+                leaves[at][1].shape, leaves[at][1].dtype, sharding=place
             )
-        found = self._checkpoints.load(self.step, wanted)
-        merged = [
-            found.get(self._path(str(path[0].key), _name(path[1:])), leaf)
-            for path, leaf in leaves
-        ]
+            for at, path in theirs.items()
+        }
+        loaded = self._checkpoints.load(self.step, wanted)
+        merged = [leaf for _, leaf in leaves]
+        for at, path in theirs.items():
+            merged[at] = loaded[path]
         merged = jax.tree.unflatten(structure, merged)
         told = f"starts from the encoder in {self.folder}, step {self.step}: "
-        told += f"{len(wanted)} of {len(leaves)} arrays"
-        if left:
-            names = ", ".join(left[:NAMES_TOLD])
-            more = len(left) - NAMES_TOLD
-            told += f"; initialised anew: {names}"
-            told += f" and {more} more" if more > 0 else ""
+        told += f"{len(found)} of {len(leaves)} arrays"
+        if absent:
+            names = ("/".join(names) for _, *names in absent)
+            told += f"; initialised anew: {', '.join(names)}"
         return merged["params"], merged["batch_stats"], told
 
-    @property
+    @functools.cached_property
     def _averaged(self) -> bool:
         contents = self._checkpoints.contents(self.step)
         return any(path.startswith("ema/") for path in contents)
 
-    def _path(self, kind: str, name: str) -> str:
+    def _path(self, kind: str, names: Sequence[str]) -> str:
         """Where an array of a classifier lies in this run's checkpoint."""
-        if self.config.task == "mae":
-            name = f"encoder/{name}"
-        return f"{'ema/' if self._averaged else ''}{kind}/{name}"
+        parts = ["ema"] if self._averaged else []
+        parts += [kind]
+        parts += ["encoder"] if self.config.task == "mae" else []
+        return "/".join([*parts, *names])
 
 
 def open_run(name: str, workdir: Path, fold: int, field: str) -> Run:
@@ -142,7 +164,8 @@ def open_run(name: str, workdir: Path, fold: int, field: str) -> Run:
         config = ConfigDict(json.loads((run / "config.json").read_text()))
         identity = json.loads((run / "data.json").read_text())
         metric, _ = config.checkpoint.metric, config.task
-    except (OSError, ValueError, AttributeError) as error:
+        _ = identity["classes"], identity["folds_hash"], identity["rows_hash"]
+    except (OSError, ValueError, AttributeError, KeyError) as error:
         raise UserError(
             f"{field} names {run}, which is no run folder; give the --workdir "
             "of an earlier run"
@@ -157,6 +180,32 @@ def open_run(name: str, workdir: Path, fold: int, field: str) -> Run:
             "let it train first"
         )
     return Run(run, config, identity, step, saved)
+
+
+def open_encoder(
+    config: ConfigDict, workdir: Path, identity: dict, blueprint: Blueprint
+) -> Run:
+    """Opens the run that `init_from` names, and checks that it may be used.
+
+    Args:
+      config: of this run.
+      workdir: this run's folder.
+      identity: of this run's data.
+      blueprint: of this run's model.
+
+    Raises:
+      UserError: it is no run, of another architecture, or a classifier that
+        has learned the labels of rows that validate here.
+    """
+    run = open_run(config.init_from, workdir, config.data.fold, "init_from")
+    run.match(
+        nnx.to_pure_dict(blueprint.params),
+        nnx.to_pure_dict(blueprint.batch_stats),
+    )
+    same_rows = run.identity["rows_hash"] == identity["rows_hash"]
+    if run.config.task == "classify" and same_rows:
+        _refuse_leak(run, identity, config.data.fold, "init_from")
+    return run
 
 
 def check_teacher(teacher: Run, identity: dict, fold: int) -> None:
@@ -180,14 +229,14 @@ def check_teacher(teacher: Run, identity: dict, fold: int) -> None:
             f"the teacher in {teacher.folder} knows other classes; distill "
             "from a run over the same data"
         )
-    same_folds = teacher.identity["folds_hash"] == identity["folds_hash"]
-    if not same_folds or teacher.config.data.fold != fold:
+    _refuse_leak(teacher, identity, fold, "distill_from")
+
+
+def _refuse_leak(run: Run, identity: dict, fold: int, field: str) -> None:
+    same_folds = run.identity["folds_hash"] == identity["folds_hash"]
+    if not same_folds or run.config.data.fold != fold:
         raise UserError(
-            f"the teacher in {teacher.folder} was trained on rows that "
-            "validate here, so scores would be too high; distill from a run "
-            f"over the same folds with --config.data.fold={fold}"
+            f"{field} names {run.folder}, which was trained on rows that "
+            "validate here, so scores would be too high; take a run over the "
+            f"same folds with --config.data.fold={fold}"
         )
-
-
-def _name(path) -> str:
-    return "/".join(str(key.key) for key in path)

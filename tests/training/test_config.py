@@ -8,7 +8,7 @@ from configs import loading
 from errors import UserError
 from training import config as config_lib
 
-DEMO = "--config=configs/tinyvit.py:demo"
+DEMO = "--config=configs/miniconvnext.py:demo"
 
 
 def test_overrides_reach_fields_stages_and_placeholders():
@@ -26,7 +26,7 @@ def test_overrides_reach_fields_stages_and_placeholders():
     assert config.stages[1].epochs == 7.0
     assert config.drop_path_rate == 0.2
     assert config.eval.tta == ("center",)
-    assert str(arguments.workdir) == "runs/tinyvit-demo"
+    assert str(arguments.workdir) == "runs/miniconvnext-demo"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,49 @@ def test_a_mistake_is_named_with_its_remedy(argv, parts):
     assert "\n" not in sentence
     for part in parts:
         assert part in sentence
+
+
+def test_a_stage_may_differ_in_augmentation_and_mixing():
+    config = config_lib.parse(
+        [
+            DEMO,
+            "--config.stages[0].augment.flip=0.25",
+            "--config.stages[0].mixing.prob=0.5",
+        ]
+    ).config
+    assert config.stages[0].augment.flip == 0.25
+    assert list(config.stages[0].augment) == ["flip"]
+    assert config.augment.flip == 0.0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("epochs=nan", "epochs is nan"),
+        ("eval.every_epochs=inf", "eval.every_epochs is inf"),
+        ("stages[0].betas=(0.9,'x')", "stages.0.betas"),
+        ("stages[0].learning_rate=nan", "stages.0.learning_rate is nan"),
+        ("stages[0].end_rate=1.0", "above learning_rate"),
+        ("stages[0].warmup=1.0", "warmup is 1.0"),
+        ("stages[0].patience=-1", "patience is -1"),
+        ("stages[0].loss=focall", "cross_entropy, focal"),
+        ("stages[0].augment.flip=7.0", "augment.flip is 7.0"),
+        ("stages[0].augment.flop=0.1", "stages[0].augment.flop"),
+        ("stages[0].mixing.erase_prob=-3.0", "mixing.erase_prob is -3.0"),
+        ("drop_path_rate=1.0", "drop_path_rate is 1.0"),
+        ("augment.randaugment_magnitude=40", "0 to 30"),
+        ("augment.crop_scale=(0.5,3.0)", "at most 1"),
+        ("augment.jitter=(0.4,0.4,0.4,0.9)", "hue"),
+        ("data.balance=1.5", "data.balance is 1.5"),
+        ("data.folds_seed=-1", "data.folds_seed is -1"),
+        ("workers=-7", "workers is -7"),
+        ("task=clasify", "classify, mae"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(override, words):
+    with pytest.raises(UserError) as caught:
+        config_lib.parse([DEMO, f"--config.{override}"])
+    assert words in str(caught.value)
 
 
 def test_all_problems_are_told_at_once():
