@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ensemble test test-slow lint format clean
+.PHONY: help setup demo ensemble test test-slow test-full lint format clean
 
 # ---- Settings: make ensemble DATA=/data/poses SIZE=64 ----------------------
 DATA ?=
@@ -26,7 +26,8 @@ DEMO := runs/demo
 
 help:
 	@echo 'make demo      train small models on digits, stack them (minutes)'
-	@echo 'make test      lint and tests; make test-slow runs the long ones'
+	@echo 'make test      lint and tests; make test-slow runs the long ones,'
+	@echo '               make test-full those of every sibling model'
 	@echo 'make ensemble DATA=/data/poses   the whole competition, resumable'
 	@echo '               SIZE=64 EPOCHS=30 VARIANT=short for small machines'
 	@echo 'make setup     only make $(VENV);  make clean  remove it'
@@ -105,10 +106,14 @@ format: $(READY)
 	@$(PY) -m ruff format .
 
 test: lint
-	@$(PY) -m pytest -q -m 'not slow'
+	@$(PY) -m pytest -q -m 'not slow and not full'
 
 test-slow: $(READY)
 	@$(PY) -m pytest -q -m slow
+
+# Every model of every size: hours on two cores.
+test-full: $(READY)
+	@$(PY) -m pytest -q -m full
 
 clean:
 	rm -rf $(VENV)

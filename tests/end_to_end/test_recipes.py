@@ -23,6 +23,7 @@ def pretrained(tmp_path_factory):
     return workdir, process
 
 
+@pytest.mark.slow
 def test_pretraining_says_what_it_hides_and_shows_what_it_paints(pretrained):
     workdir, process = pretrained
     assert "75% of 2 x 2 units" in process.stdout
@@ -33,6 +34,7 @@ def test_pretraining_says_what_it_hides_and_shows_what_it_paints(pretrained):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_fine_tuning_takes_the_encoder_and_names_what_it_did_not_find(
     pretrained,
 ):
@@ -53,6 +55,7 @@ def test_fine_tuning_takes_the_encoder_and_names_what_it_did_not_find(
     assert "finished" in again.stdout, again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -143,6 +146,7 @@ def test_finished_folds_are_not_repeated(folds):
     assert lost.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_all_folds_can_be_stacked(folds, tmp_path):
     process = run(
         "-m", "stacking", "--runs", str(folds[0]), "--out", str(tmp_path)
@@ -152,6 +156,7 @@ def test_all_folds_can_be_stacked(folds, tmp_path):
     assert (tmp_path / "submission.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_must_not_have_seen_the_validation_rows(folds, tmp_path):
     teacher = f"--config.stages[0].distill_from={folds[0]}"
     shared = f"--config.data.folds_file={folds[0] / 'folds.csv'}"

@@ -22,17 +22,24 @@ NAMES = tuple(jax_models.list_models())
 DEMOS = tuple(name for name in NAMES if name.endswith("_demo"))
 
 
-def all_models(quick):
-    """All names; only those of `quick` outside of test-slow."""
+def all_models(quick, slow=()):
+    """All names, those outside of `quick` in test-slow or test-full."""
+
+    def mark(name):
+        return pytest.mark.slow if name in slow else pytest.mark.full
+
     return [
-        name if name in quick else pytest.param(name, marks=pytest.mark.slow)
+        name if name in quick else pytest.param(name, marks=mark(name))
         for name in NAMES
     ]
 
 
-COMPUTED = all_models(quick=DEMOS)
+COMPUTED = all_models(quick=DEMOS, slow=("miniconvnext", "convnextv2_atto"))
 # Where only shapes are traced.
-TRACED = all_models(quick=(*DEMOS, "tinyvit_11m", "miniconvnext"))
+TRACED = all_models(
+    quick=(*DEMOS, "tinyvit_11m", "miniconvnext"),
+    slow=("efficientnetv2_m", "convnextv2_base"),
+)
 
 
 def abstract(name, **overrides):

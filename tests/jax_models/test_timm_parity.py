@@ -37,9 +37,13 @@ SIBLINGS = tuple(set(recipe.MODELS) - set(MAIN) - set(DEMOS))
 QUICK = ("convnextv2_demo", "efficientnetv2_demo")
 
 
-def slow(names):
+def later(names, slow):
+    """`names` in test-full, and those of `slow` in test-slow."""
     return [
-        pytest.param(name, marks=pytest.mark.slow) for name in sorted(names)
+        pytest.param(
+            name, marks=pytest.mark.slow if name in slow else pytest.mark.full
+        )
+        for name in sorted(names)
     ]
 
 
@@ -56,8 +60,10 @@ def goldens():
             size,
             id=f"{name}-{size[0]}x{size[1]}",
             # The large ones take up to a quarter of a minute at each size.
-            marks=[pytest.mark.slow]
-            if name in SIBLINGS or (name in MAIN[2:] and size != (96, 160))
+            marks=[pytest.mark.full]
+            if name in SIBLINGS
+            else [pytest.mark.slow]
+            if name in MAIN[2:] and size != (96, 160)
             else [],
         )
         for name in recipe.MODELS
@@ -74,7 +80,15 @@ def test_logits(name, size, goldens, compiled_blocks):
 
 
 @pytest.mark.parametrize(
-    "name", [*DEMOS, "tinyvit_11m", *slow({*MAIN, *SIBLINGS} - {"tinyvit_11m"})]
+    "name",
+    [
+        *DEMOS,
+        "tinyvit_11m",
+        *later(
+            {*MAIN, *SIBLINGS} - {"tinyvit_11m"},
+            slow=("miniconvnext", "efficientnetv2_m"),
+        ),
+    ],
 )
 def test_every_block(name, goldens, compiled_blocks, monkeypatch):
     seen = {}
@@ -102,7 +116,14 @@ def test_every_block(name, goldens, compiled_blocks, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", [*QUICK, *slow({*MAIN, *SIBLINGS, *DEMOS} - {*QUICK})]
+    "name",
+    [
+        *QUICK,
+        *later(
+            {*MAIN, *SIBLINGS, *DEMOS} - {*QUICK},
+            slow=(*DEMOS, "miniconvnext"),
+        ),
+    ],
 )
 def test_training_step(name, goldens):
     """Loss, gradients and BatchNorm's updates, all in training mode.
@@ -118,7 +139,9 @@ def test_training_step(name, goldens):
     compare(found, goldens(name), 1e-9)
 
 
-@pytest.mark.parametrize("name", [*DEMOS, *slow({*MAIN, *SIBLINGS})])
+@pytest.mark.parametrize(
+    "name", [*DEMOS, *later({*MAIN, *SIBLINGS}, slow=("miniconvnext",))]
+)
 def test_training_step_in_float32(name, goldens):
     """The same as it is trained: within what rounding leaves."""
     found = golden_models.training_step(golden_models.load(name))
