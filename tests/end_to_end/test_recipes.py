@@ -134,6 +134,12 @@ def test_all_folds_predict_every_row_once_and_average_the_test(folds):
     assert (workdir / "report.html").exists()
 
 
+def test_one_fold_and_all_folds_do_not_share_a_folder(folds):
+    process = train(folds[0], "--config.data.folds=3", epochs(1))
+    assert process.returncode == 2
+    assert "holds a run over all folds" in process.stderr
+
+
 def test_finished_folds_are_not_repeated(folds):
     workdir, _ = folds
     lost = workdir / "fold-1/logits/val.npz"
@@ -165,10 +171,19 @@ def test_a_teacher_must_not_have_seen_the_validation_rows(folds, tmp_path):
     process = train(student, "--config.data.fold=1", *options)
     assert process.returncode == 0, process.stderr
     assert f"distilled from {folds[0]}" in process.stdout
+    leaking = train(
+        tmp_path / "leak",
+        "--config.data.fold=1",
+        f"--config.init_from={folds[0] / 'fold-0'}",
+        *options[1:],
+    )
+    assert leaking.returncode == 2
+    assert "init_from names" in leaking.stderr
+    assert "trained on rows that validate here" in leaking.stderr
     wrong = f"{teacher}/fold-0"
     refused = train(
         tmp_path / "wrong", "--config.data.fold=1", *options[1:], wrong
     )
     assert refused.returncode == 2
-    assert "trained on rows that validate here" in refused.stderr
+    assert "which was trained on rows that" in refused.stderr
     assert not (tmp_path / "wrong").exists()

@@ -58,3 +58,18 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another --workdir"):
         run_folder.claim(tmp_path / "file" / "run", config(), IDENTITY)
+
+
+def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
+    (folder / "5.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not run_folder.has_checkpoint(tmp_path)
+    (folder / "5").mkdir()
+    assert run_folder.has_checkpoint(tmp_path)
+
+
+def test_a_folder_of_all_folds_is_no_folder_of_one(tmp_path):
+    (tmp_path / "run/fold-0").mkdir(parents=True)
+    config = common.base()
+    with pytest.raises(UserError, match="a run over all folds"):
+        run_folder.claim(tmp_path / "run", config, {})
