@@ -87,6 +87,7 @@ def test_patience_ends_the_stage_and_the_run_goes_on_after_it(tmp_path):
     # A rate of nothing: no evaluation after the first is better.
     stuck = (
         "--config.stages[0].learning_rate=1e-12",
+        "--config.stages[0].end_rate=0.0",
         "--config.stages[0].patience=2",
         "--config.eval.every_epochs=0.25",
         epochs(4),
