@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,14 +54,13 @@ def in_background(words: list[str], stdout) -> subprocess.Popen:
     Ctrl-C is ignored, and would hand it on.
     """
     return subprocess.Popen(
-        words,
+        ["env", "--default-signal=INT", *words],
         cwd=ROOT,
         env=environment(),
         stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

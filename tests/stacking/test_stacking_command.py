@@ -232,12 +232,19 @@ def test_someone_elses_submission_is_not_removed(tmp_path):
 def interrupted(started, out, arguments):
     """Ctrl-C once `started` stands on stderr; returns what else it said."""
     with subprocess.Popen(
-        [sys.executable, "-m", "stacking", *map(str, arguments)],
+        [
+            # Tests started in the background have inherited that it is
+            # ignored.
+            "env",
+            "--default-signal=INT",
+            sys.executable,
+            "-m",
+            "stacking",
+            *map(str, arguments),
+        ],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        # Tests started in the background have inherited that it is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stderr:
             if started in line:
