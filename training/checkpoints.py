@@ -45,8 +45,8 @@ class Checkpoints:
 
     A checkpoint holds a `TrainState` as a flat mapping of path to array, so
     it restores on any layout of devices, and a small `history` (JSON), both
-    with checksums. Saving returns as soon as the arrays are copied; disk is
-    written meanwhile, to a temporary name that is renamed when whole.
+    with checksums. Saving returns as soon as the arrays are copied and summed
+    up; disk is written meanwhile, to a temporary name, renamed when whole.
 
     So the disk holds 1 + `keep_best` checkpoints, and one more while it is
     being written: each about three times the parameters (four or five with

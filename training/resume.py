@@ -19,7 +19,7 @@ class Point(NamedTuple):
 
     Attributes:
       step: global steps that need not be trained any more.
-      history: what the checkpoint remembers (`Recorder`, `run`); empty at
+      history: what the checkpoint remembers (`Recorder.history`); empty at
         the start.
       state: of the stage that is under way; None where one begins.
     """

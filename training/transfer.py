@@ -163,6 +163,7 @@ def open_run(name: str, workdir: Path, fold: int, field: str) -> Run:
     try:
         config = ConfigDict(json.loads((run / "config.json").read_text()))
         identity = json.loads((run / "data.json").read_text())
+        # All that is asked of a run later must be there.
         metric, _ = config.checkpoint.metric, config.task
         _ = identity["classes"], identity["folds_hash"], identity["rows_hash"]
     except (OSError, ValueError, AttributeError, KeyError) as error:
