@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ensemble test test-slow test-full lint format clean
+.PHONY: help setup demo ensemble test test-slow test-full bench lint format \
+  clean
 
 # ---- Settings: make ensemble DATA=/data/poses SIZE=64 ----------------------
 DATA ?=
@@ -30,6 +31,7 @@ help:
 	@echo '               make test-full those of every sibling model'
 	@echo 'make ensemble DATA=/data/poses   the whole competition, resumable'
 	@echo '               SIZE=64 EPOCHS=30 VARIANT=short for small machines'
+	@echo 'make bench     beside PyTorch, into docs/performance.md (an hour)'
 	@echo 'make setup     only make $(VENV);  make clean  remove it'
 
 # ---- Set-up -----------------------------------------------------------------
@@ -115,5 +117,26 @@ test-slow: $(READY)
 test-full: $(READY)
 	@$(PY) -m pytest -q -m full
 
+# ---- Beside PyTorch: tables into docs/performance.md -------------------------
+# BENCHES are scripts of benchmarks/, each the owner of one section there. They
+# need both sides in one environment; BENCH_PY names one that you have already.
+BENCHES ?= train_step $(if $(shell command -v nvidia-smi),accelerator)
+BENCH_VENV := .venv-bench
+BENCH_PY ?= $(BENCH_VENV)/bin/python
+
+bench: $(if $(filter $(BENCH_VENV)/%,$(BENCH_PY)),$(BENCH_VENV)/.ready)
+	@for bench in $(BENCHES); do \
+	  echo "== $$bench"; \
+	  $(BENCH_PY) benchmarks/$$bench.py --write || exit $$?; \
+	done
+
+$(BENCH_VENV)/.ready: $(READY) requirements-torch.txt
+	@echo 'setting up $(BENCH_VENV), with PyTorch (a few minutes)'
+	@$(PY) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -r requirements.txt \
+	  -r requirements-torch.txt -c constraints.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(BENCH_VENV)

@@ -1,0 +1,108 @@
+"""Our models at work, for the benchmarks: the steps that train.py runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jax_models
+from configs import common
+from jax_models import convnext, efficientnetv2, tinyvit
+from training import losses, optim, sharding, state
+
+LOG_EVERY = 20
+VARIANTS = convnext.VARIANTS | tinyvit.VARIANTS | efficientnetv2.VARIANTS
+
+
+class ModelAtWork:
+    """A model with what trains it and what asks it.
+
+    Args:
+      name: of `jax_models.list_models()`.
+      classes: how many.
+      dtype: of the activations.
+
+    Attributes:
+      drop_path_rate: stochastic depth of the last block.
+      dropout: before the classifier.
+    """
+
+    def __init__(self, name: str, classes: int, dtype: jnp.dtype = jnp.float32):
+        self.name, self.classes = name, classes
+        variant = VARIANTS[name]
+        self.drop_path_rate = variant.drop_path_rate
+        self.dropout = variant.dropout
+        self._mesh = sharding.make_mesh()
+
+        def build() -> nnx.Module:
+            return jax_models.create_model(
+                name, num_classes=classes, rngs=nnx.Rngs(0), dtype=dtype
+            )
+
+        self.blueprint = state.make_blueprint(build)
+        self.weights = state.init_weights(build, self._mesh)
+
+    def train_step(
+        self,
+        images: np.ndarray,
+        targets: np.ndarray,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> Callable[[], float]:
+        """Returns a function that makes one step and gives its loss.
+
+        Args:
+          images: float [B, H, W, 3].
+          targets: float32 [B, C].
+          learning_rate: of AdamW.
+          weight_decay: on matrices and filters alone.
+        """
+        stage = common.stage(
+            schedule="constant",
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+        )
+
+        def loss(model, batch, constants, key):
+            rows = losses.cross_entropy(
+                model(batch["image"]), batch["target"], jnp.ones(self.classes)
+            )
+            return rows.mean()
+
+        step = state.make_train_step(
+            self.blueprint,
+            state.Loss(loss, {}),
+            stage,
+            optim.rate_tables(stage, optim.TABLE_UNIT, 1),
+            seed=0,
+            log_every_steps=LOG_EVERY,
+        )
+        copies = jax.tree.map(jnp.copy, self.weights)  # The step takes them.
+        now = state.start_stage(0, *copies, stage, self._mesh)
+        batch = sharding.put_batch(
+            {"image": images, "target": targets}, self._mesh
+        )
+
+        def advance() -> float:
+            nonlocal now
+            now, measured = step(now, batch)
+            jax.block_until_ready(now)
+            return float(measured["loss"])
+
+        return advance
+
+    def inference(self, images: np.ndarray) -> Callable[[], jax.Array]:
+        """Returns a function that gives the logits of `images`."""
+
+        @jax.jit
+        def logits(params, batch_stats, images):
+            model = self.blueprint.merge(params, batch_stats)
+            model.eval()
+            return model(images)
+
+        batch = sharding.put_batch({"image": images}, self._mesh)["image"]
+        return lambda: jax.block_until_ready(logits(*self.weights, batch))
