@@ -107,11 +107,15 @@ format: $(READY)
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
+# A file's tests share fixtures, so they stay together. Four processes at most:
+# each holds a JAX of its own, near 1 GB.
+PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
 test: lint
-	@$(PY) -m pytest -q -m 'not slow and not full'
+	@$(PYTEST) -m 'not slow and not full'
 
 test-slow: $(READY)
-	@$(PY) -m pytest -q -m slow
+	@$(PYTEST) -m slow
 
 # Every model of every size: hours on two cores.
 test-full: $(READY)
