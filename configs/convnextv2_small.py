@@ -33,7 +33,7 @@ def get_config(variant: str = ""):
         )
     elif variant == "short":
         config.model = "convnextv2_atto"
-        config.stages = (_one_cycle(1e-3, epochs=20.0),)
+        config.stages = (_one_cycle(1e-3, epochs=12.0),)
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "convnextv2_demo"

@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
         )
     elif variant == "short":
         config.model = "tinyvit_demo"
-        config.stages = (common.one_cycle(2e-3, epochs=40.0, clip_norm=1.0),)
+        config.stages = (common.one_cycle(2e-3, epochs=24.0, clip_norm=1.0),)
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "tinyvit_demo"

@@ -41,7 +41,7 @@ def get_config(variant: str = ""):
         config.model = "tinyvit_demo"
         config.dtype = "float32"
         config.stages = (
-            common.stage(epochs=20.0, **{**stage, "learning_rate": 2e-3}),
+            common.stage(epochs=10.0, **{**stage, "learning_rate": 2e-3}),
         )
     elif variant == "demo":
         config = common.for_digits(config)

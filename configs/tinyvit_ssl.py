@@ -47,7 +47,7 @@ def get_config(variant: str = ""):
         config.stages = (
             _probe(epochs=2.0, learning_rate=3e-3),
             common.one_cycle(
-                2e-3, head_learning_rate=4e-3, epochs=40.0, clip_norm=1.0
+                2e-3, head_learning_rate=4e-3, epochs=24.0, clip_norm=1.0
             ),
         )
     elif variant == "demo":
