@@ -5,8 +5,8 @@ that is handed in. The chain is torchvision 0.29's RandomResizedCrop,
 RandomHorizontalFlip, RandAugment, ColorJitter and RandomGrayscale, in that
 order, then, where a recipe asks for them, gamma, blur, downscaling, JPEG
 compression and coarse dropout: a photo's way from the lens to the web, and
-what stands before it. RandomErasing and everything between images follow on
-the device, in mixing.py.
+what stands before it. The end of it may be left to the device, and
+RandomErasing and everything between images follow there, in mixing.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from input_pipeline import degradations, ops
+from input_pipeline import degradations, operations, ops
 from input_pipeline.decoding import (
     BadImage,
     decode,
@@ -28,14 +28,18 @@ from input_pipeline.decoding import (
     upright_rgb,
     upright_size,
 )
+from input_pipeline.operations import Operation
 
 __all__ = ["VIEWS", "Augment", "BadImage", "decode", "eval_image"]
-__all__ += ["random_crop_box", "train_image"]
+__all__ += ["prepared_train_image", "random_crop_box", "train_image"]
 
 VIEWS = ("center", "center_flip", "crop", "crop_flip")
 
 # The share of the resized short side that the centre crop keeps.
 CENTER_CROP = 224 / 256
+
+# ColorJitter's steps, in the order of `Augment.jitter`.
+JITTER = ("brightness", "contrast", "saturation", "hue")
 
 # The scale of the random crop among the evaluation views.
 VIEW_CROP_SCALE = (0.9, 1.0)
@@ -61,6 +65,9 @@ class Augment:
       jpeg: probability of JPEG compression at quality 40 to 90.
       coarse_dropout: probability of 1 to 8 black rectangles with sides of 10
         to 20 % of the image's.
+      device: whether the device does what it can of colour and sharpness,
+        inside the training step: the same operations, drawn from the same
+        numbers. Spares the host about half of its work.
     """
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -76,6 +83,12 @@ class Augment:
     downscale: float = 0.0
     jpeg: float = 0.0
     coarse_dropout: float = 0.0
+    device: bool = False
+
+    @property
+    def device_slots(self) -> int:
+        """How many operations of one image the device may be left with."""
+        return self.randaugment_ops + len(JITTER) + 1
 
 
 def train_image(
@@ -98,15 +111,58 @@ def train_image(
     Raises:
       BadImage: the data cannot be read.
     """
+    image, drawn = _cropped(data, augment, size, rng)
+    return np.asarray(operations.apply(image, drawn))
+
+
+def prepared_train_image(
+    data: bytes | np.ndarray,
+    augment: Augment,
+    size: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, list[Operation]]:
+    """As `train_image`, as far as the host must go.
+
+    Returns:
+      uint8 `[size, size, 3]`, and what is left for the device: nothing,
+      unless `augment.device`.
+    """
+    image, drawn = _cropped(data, augment, size, rng)
+    left: list[Operation] = []
+    if augment.device:
+        drawn, left = operations.split(drawn)
+    return np.asarray(operations.apply(image, drawn)), left
+
+
+def _cropped(
+    data: bytes | np.ndarray,
+    augment: Augment,
+    size: int,
+    rng: np.random.Generator,
+) -> tuple[Image.Image, list[Operation]]:
+    """The crop, mirrored or not, and what is to happen to it."""
     image = _random_resized_crop(open_image(data), augment, size, rng)
     if rng.random() < augment.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    image = _randaugment(image, augment, rng)
+    return image, draw_operations(augment, size, rng)
+
+
+def draw_operations(
+    augment: Augment, size: int, rng: np.random.Generator
+) -> list[Operation]:
+    """Draws what happens to a crop.
+
+    Args:
+      augment: how strongly.
+      size: side of the crop in pixels.
+      rng: the only source of randomness.
+    """
+    drawn = _draw_randaugment(augment, size, rng)
     if rng.random() < augment.jitter_prob:
-        image = _color_jitter(image, augment.jitter, rng)
+        drawn += _draw_jitter(augment.jitter, rng)
     if rng.random() < augment.grayscale:
-        image = ops.grayscale(image)
-    return np.asarray(_degrade(image, augment, rng))
+        drawn.append(Operation("grayscale"))
+    return drawn + _draw_degradations(augment, size, rng)
 
 
 def random_crop_box(
@@ -183,64 +239,66 @@ def _resized_crop(
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _randaugment(
-    image: Image.Image, augment: Augment, rng: np.random.Generator
-) -> Image.Image:
+def _draw_randaugment(
+    augment: Augment, size: int, rng: np.random.Generator
+) -> list[Operation]:
     """RandAugment (Cubuk et al. 2019): operations drawn with replacement."""
-    names = tuple(ops.RANDAUGMENT)
+    names, drawn = tuple(ops.RANDAUGMENT), []
     for _ in range(augment.randaugment_ops):
         name = names[rng.integers(len(names))]
         strength = ops.magnitude(
-            name, augment.randaugment_magnitude, *image.size
+            name, augment.randaugment_magnitude, size, size
         )
         if ops.RANDAUGMENT[name] and rng.random() < 0.5:
             strength = -strength
-        image = ops.randaugment_op(image, name, strength)
-    return image
+        operation = operations.randaugment(name, strength)
+        if operation is not None:
+            drawn.append(operation)
+    return drawn
 
 
-def _color_jitter(
-    image: Image.Image,
-    jitter: tuple[float, float, float, float],
-    rng: np.random.Generator,
-) -> Image.Image:
+def _draw_jitter(
+    jitter: tuple[float, float, float, float], rng: np.random.Generator
+) -> list[Operation]:
     """Brightness, contrast, saturation and hue in a random order."""
-    order = rng.permutation(4)
-    for step in order:
+    drawn = []
+    for step in rng.permutation(4):
         amount = jitter[step]
         if amount == 0:
             continue
-        if step == 3:
+        if JITTER[step] == "hue":
             value = rng.uniform(-amount, amount)
         else:
             value = rng.uniform(max(0.0, 1 - amount), 1 + amount)
-        image = ops.JITTER[step](image, value)
-    return image
+        drawn.append(Operation(JITTER[step], value))
+    return drawn
 
 
-def _degrade(
-    image: Image.Image, augment: Augment, rng: np.random.Generator
-) -> Image.Image:
+def _draw_degradations(
+    augment: Augment, size: int, rng: np.random.Generator
+) -> list[Operation]:
     """The stronger chain, see degradations.py.
 
     It comes last and draws last: with all of it off, an image is to the bit
     what it was before there was any.
     """
+    drawn = []
+
+    def add(name: str, value: object) -> None:
+        drawn.append(Operation(name, value))
+
     if rng.random() < augment.gamma:
-        image = degradations.gamma(image, rng.uniform(*degradations.GAMMAS))
+        add("gamma", rng.uniform(*degradations.GAMMAS))
     if rng.random() < augment.blur:
-        sigma = rng.uniform(*degradations.BLUR_SIGMAS)
-        image = degradations.gaussian_blur(image, sigma)
+        add("gaussian_blur", rng.uniform(*degradations.BLUR_SIGMAS))
     if rng.random() < augment.downscale:
-        scale = rng.uniform(*degradations.DOWNSCALES)
-        image = degradations.downscale(image, scale)
+        add("downscale", rng.uniform(*degradations.DOWNSCALES))
     if rng.random() < augment.jpeg:
-        quality = rng.integers(*degradations.JPEG_QUALITIES, endpoint=True)
-        image = degradations.jpeg(image, int(quality))
+        qualities = degradations.JPEG_QUALITIES
+        add("jpeg", int(rng.integers(*qualities, endpoint=True)))
     if rng.random() < augment.coarse_dropout:
-        holes = degradations.sample_holes(*image.size, rng)
-        image = degradations.coarse_dropout(image, holes)
-    return image
+        add("coarse_dropout", degradations.sample_holes(size, size, rng))
+    return drawn
 
 
 def eval_image(

@@ -14,8 +14,6 @@ import io
 import numpy as np
 from PIL import Image
 
-from input_pipeline import ops
-
 # What `sample_…` draws from.
 GAMMAS = (0.8, 1.2)
 # As SimCLR (Chen et al. 2020); pixels of the augmented image.
@@ -27,15 +25,15 @@ HOLES = (1, 8)
 HOLE_SIDES = (0.1, 0.2)  # shares of height and width
 
 
-def gamma(image: Image.Image, exponent: float) -> Image.Image:
-    """Raises all values to a power, of the scale 0 to 1.
+def gamma_table(exponent: float) -> np.ndarray:
+    """Raises all values to a power, of the scale 0 to 1: uint8 `[256]`.
 
     `floor(255 * (value / 255) ** exponent)`. Above 1 it darkens, below 1 it
     brightens; black and white stay.
     """
     table = 255.0 * (np.arange(256) / 255.0) ** exponent
     # 255 * (v / 255) is now and then a last bit below the integer v.
-    return ops.look_up(image, table + 1e-9)
+    return (table + 1e-9).astype(np.uint8)
 
 
 def gaussian_blur(image: Image.Image, sigma: float) -> Image.Image:

@@ -14,6 +14,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from input_pipeline import device_ops
+
 # RandomErasing gives up on an image after as many rectangles that do not fit.
 _ERASE_ATTEMPTS = 10
 
@@ -58,6 +60,25 @@ def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
     offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
     return images.astype(jnp.float32) * scale - offset
+
+
+def images_of(
+    batch: dict[str, jax.Array], mean: jax.Array, std: jax.Array
+) -> jax.Array:
+    """A training batch's images, augmented to the end and normalised.
+
+    Args:
+      batch: of `pipeline.train_batches`.
+      mean: `[3]`, of values in 0 to 1.
+      std: `[3]`, the same.
+
+    Returns:
+      float32 `[B, H, W, 3]`.
+    """
+    images = batch["image"]
+    if "operation" in batch:  # augment.device
+        images = device_ops.apply(images, batch["operation"], batch["strength"])
+    return normalize(images, mean, std)
 
 
 def random_erasing(
@@ -256,7 +277,8 @@ def prepare_train(
     Label smoothing is not applied here; the loss does it, once.
 
     Args:
-      batch: `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]`, `mask` `[B]`.
+      batch: of `pipeline.train_batches`: `image` uint8 `[B, H, W, 3]`, `label`
+        int32 `[B]`, `mask` `[B]`; perhaps `operation` and `strength`.
       mixing: erasing and mixing.
       mean: `[3]`, of values in 0 to 1.
       std: `[3]`, the same.
@@ -268,7 +290,7 @@ def prepare_train(
       `[B]` (0 for images that could not be read).
     """
     erase_key, mix_key = jax.random.split(key)
-    images = normalize(batch["image"], mean, std)
+    images = images_of(batch, mean, std)
     images = random_erasing(images, mixing, erase_key)
     targets = jax.nn.one_hot(batch["label"], num_classes)
     weights = batch["mask"].astype(jnp.float32)

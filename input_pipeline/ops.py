@@ -3,12 +3,15 @@
 Each gives what torchvision 0.29 gives on a Pillow image with the same
 parameters, identical or one grey level off; tests/input_pipeline compares
 them with stored answers of torchvision. Images are mode RGB throughout.
+
+Where an operation replaces every value by itself, whatever stands beside it,
+there is a function that returns its table, uint8 `[256]`, or `[3, 256]` with
+one row per channel: operations.py looks several tables up at once.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 from PIL import Image
@@ -67,42 +70,29 @@ def _linspace(start: float, end: float, position: int) -> float:
     return float(np.float32(end - step * (last - position)))
 
 
-def randaugment_op(
-    image: Image.Image, name: str, strength: float
-) -> Image.Image:
-    """Applies one of `RANDAUGMENT` with a (signed) strength."""
-    match name:
-        case "Identity":
-            return image
-        case "ShearX":
-            shear = math.tan(math.radians(math.degrees(math.atan(strength))))
-            return _affine(image, (1.0, shear, 0.0, 0.0, 1.0, 0.0))
-        case "ShearY":
-            shear = math.tan(math.radians(math.degrees(math.atan(strength))))
-            return _affine(image, (1.0, 0.0, 0.0, shear, 1.0, 0.0))
-        case "TranslateX":
-            return _affine(image, (1.0, 0.0, -int(strength), 0.0, 1.0, 0.0))
-        case "TranslateY":
-            return _affine(image, (1.0, 0.0, 0.0, 0.0, 1.0, -int(strength)))
-        case "Rotate":
-            return image.rotate(strength, Image.Resampling.NEAREST)
-        case "Brightness":
-            return brightness(image, 1.0 + strength)
-        case "Color":
-            return saturation(image, 1.0 + strength)
-        case "Contrast":
-            return contrast(image, 1.0 + strength)
-        case "Sharpness":
-            return sharpness(image, 1.0 + strength)
-        case "Posterize":
-            return posterize(image, int(strength))
-        case "Solarize":
-            return solarize(image, strength)
-        case "AutoContrast":
-            return autocontrast(image)
-        case "Equalize":
-            return equalize(image)
-    raise ValueError(f"unknown RandAugment operation {name!r}")
+def shear_x(image: Image.Image, shear: float) -> Image.Image:
+    """Moves every row sideways by `shear` times its height."""
+    return _affine(image, (1.0, shear, 0.0, 0.0, 1.0, 0.0))
+
+
+def shear_y(image: Image.Image, shear: float) -> Image.Image:
+    """Moves every column upwards by `shear` times its distance from 0."""
+    return _affine(image, (1.0, 0.0, 0.0, shear, 1.0, 0.0))
+
+
+def translate_x(image: Image.Image, pixels: int) -> Image.Image:
+    """Moves to the right."""
+    return _affine(image, (1.0, 0.0, -pixels, 0.0, 1.0, 0.0))
+
+
+def translate_y(image: Image.Image, pixels: int) -> Image.Image:
+    """Moves downwards."""
+    return _affine(image, (1.0, 0.0, 0.0, 0.0, 1.0, -pixels))
+
+
+def rotate(image: Image.Image, degrees: float) -> Image.Image:
+    """Turns about the middle, against the clock."""
+    return image.rotate(degrees, Image.Resampling.NEAREST)
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
@@ -115,12 +105,12 @@ def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
 _VALUES = np.arange(256)
 
 # Weights of red, green and blue in Pillow's grey.
-_LUMINANCE = (0.299, 0.587, 0.114)
+LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def look_up(image: Image.Image, table: np.ndarray) -> Image.Image:
-    """Replaces every value by the table's: `[256]`, or `[3, 256]`, cut."""
-    values = table.astype(np.uint8).ravel().tolist()
+    """Replaces every value by the table's, uint8 `[256]` or `[3, 256]`."""
+    values = table.ravel().tolist()
     if table.ndim == 1:
         values *= 3
     # What Image.point() does after spending 55 us on rounding a list of
@@ -134,28 +124,33 @@ def _band(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _blend_table(base: float, factor: float) -> np.ndarray:
-    """`base + factor * (value - base)` for the 256 values, cut and clipped."""
+    """`base + factor * (value - base)` for the 256 values, clipped and cut."""
     values = base + np.float32(factor) * (_VALUES - base).astype(np.float32)
-    return np.clip(values, 0, 255)
+    return _cut(values)
 
 
-def brightness(image: Image.Image, factor: float) -> Image.Image:
+def _cut(values: np.ndarray) -> np.ndarray:
+    """To uint8: clipped to 0 to 255, without fractions."""
+    return np.minimum(np.maximum(values, 0), 255).astype(np.uint8)
+
+
+def brightness_table(factor: float) -> np.ndarray:
     """Scales all values by `factor`."""
-    return look_up(image, _blend_table(0, factor))
+    return _blend_table(0, factor)
 
 
-def contrast(image: Image.Image, factor: float) -> Image.Image:
-    """Scales the distance from the mean grey by `factor`."""
+def contrast_table(image: Image.Image, factor: float) -> np.ndarray:
+    """Scales the distance from the image's mean grey by `factor`."""
     grey = _band(image.convert("L"), "L")
     mean = int(np.add.reduce(grey, dtype=np.int64) / len(grey) + 0.5)
-    return look_up(image, _blend_table(mean, factor))
+    return _blend_table(mean, factor)
 
 
 def saturation(image: Image.Image, factor: float) -> Image.Image:
     """Scales the distance from the pixel's own grey by `factor`."""
     matrix = []
     for channel in range(3):
-        row = [(1 - factor) * weight for weight in _LUMINANCE]
+        row = [(1 - factor) * weight for weight in LUMINANCE]
         row[channel] += factor
         # Pillow rounds here but cuts when it blends; hence the half.
         matrix += [*row, -0.5]
@@ -186,42 +181,43 @@ def sharpness(image: Image.Image, factor: float) -> Image.Image:
     return Image.fromarray(pixels.reshape(height, width, 3))
 
 
-def posterize(image: Image.Image, bits: int) -> Image.Image:
+def posterize_table(bits: int) -> np.ndarray:
     """Keeps the uppermost `bits` bits of every value."""
-    return look_up(image, _VALUES & (256 - (1 << (8 - bits))))
+    return (_VALUES & (256 - (1 << (8 - bits)))).astype(np.uint8)
 
 
-def solarize(image: Image.Image, threshold: float) -> Image.Image:
+def solarize_table(threshold: float) -> np.ndarray:
     """Inverts the values from `threshold` on."""
-    return look_up(image, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES))
+    inverted = np.where(threshold > _VALUES, _VALUES, 255 - _VALUES)
+    return inverted.astype(np.uint8)
 
 
-def autocontrast(image: Image.Image) -> Image.Image:
+def autocontrast_table(image: Image.Image) -> np.ndarray:
     """Stretches every channel to the whole range 0 to 255."""
-    tables = np.tile(_VALUES, (3, 1))
-    for table, counts in zip(tables, _histograms(image), strict=True):
-        used = np.flatnonzero(counts)
-        low, high = int(used[0]), int(used[-1])
+    tables = np.empty((3, 256), np.uint8)
+    for table, (low, high) in zip(tables, image.getextrema(), strict=True):
         if high > low:
             scale = 255.0 / (high - low)
-            table[:] = np.clip(_VALUES * scale - low * scale, 0, 255)
-    return look_up(image, tables)
+            table[:] = _cut(_VALUES * scale - low * scale)
+        else:
+            table[:] = _VALUES
+    return tables
 
 
-def equalize(image: Image.Image) -> Image.Image:
+def equalize_table(image: Image.Image) -> np.ndarray:
     """Makes the values of every channel equally frequent, as Pillow does."""
-    tables = np.tile(_VALUES, (3, 1))
-    for table, counts in zip(tables, _histograms(image), strict=True):
-        used = np.flatnonzero(counts)
-        step = int(counts.sum() - counts[used[-1]]) // 255
+    tables = np.empty((3, 256), np.uint8)
+    histograms = np.array(image.histogram()).reshape(3, 256)
+    for table, counts in zip(tables, histograms, strict=True):
+        below = np.cumsum(counts)
+        used = counts.nonzero()[0]
+        step = int(below[-1] - counts[used[-1]]) // 255
         if len(used) > 1 and step > 0:
-            below = np.cumsum(counts) - counts
+            below -= counts
             table[:] = np.minimum((below + step // 2) // step, 255)
-    return look_up(image, tables)
-
-
-def _histograms(image: Image.Image) -> np.ndarray:
-    return np.array(image.histogram()).reshape(3, 256)
+        else:
+            table[:] = _VALUES
+    return tables
 
 
 def grayscale(image: Image.Image) -> Image.Image:
@@ -239,7 +235,7 @@ def hue(image: Image.Image, shift: float) -> Image.Image:
     that hue and the spread. Pillow's saturation has 8 bits, so that here and
     there its answer is one grey level off the spread's.
     """
-    hues, deductions = _hue_tables()
+    hues, deductions = hue_tables()
     red, green, blue = (_band(image, name) for name in "RGB")
     high = np.maximum(np.maximum(red, green), blue)
     low = np.minimum(np.minimum(red, green), blue)
@@ -266,7 +262,7 @@ def hue(image: Image.Image, shift: float) -> Image.Image:
 
 
 @functools.cache
-def _hue_tables() -> tuple[np.ndarray, np.ndarray]:
+def hue_tables() -> tuple[np.ndarray, np.ndarray]:
     """What `hue` looks up.
 
     Returns:
@@ -307,7 +303,3 @@ def _hue_tables() -> tuple[np.ndarray, np.ndarray]:
     deductions = np.zeros((256, 256, 4), np.uint8)
     deductions[..., :3] = np.round(shares[None] * np.arange(256)[:, None, None])
     return hues.ravel(), deductions.view("<u4").ravel()
-
-
-# ColorJitter's steps, in the order of `Augment.jitter`.
-JITTER = (brightness, contrast, saturation, hue)

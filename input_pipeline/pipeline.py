@@ -35,8 +35,9 @@ from input_pipeline.augment import (
     Augment,
     BadImage,
     eval_image,
-    train_image,
+    prepared_train_image,
 )
+from input_pipeline.operations import Operation, encode
 from input_pipeline.sampling import AUGMENT, Sampler, generator
 from input_pipeline.sources import Images
 from input_pipeline.statistics import channel_stats
@@ -85,7 +86,9 @@ def train_batches(
     Returns:
       Iterator of dicts with `image` uint8 `[b, size, size, 3]`, `label` int32
       `[b]`, `mask` float32 `[b]` (0: the image could not be read, its pixels
-      are 0), `row` int32 `[b]`, where b = batch_size / number of hosts.
+      are 0), `row` int32 `[b]`, where b = batch_size / number of hosts. With
+      `augment.device` also what `device_ops.apply` is to do with the images:
+      `operation` uint8 `[b, S]` and `strength` float32 `[b, S]`.
 
     Raises:
       UserError: no rows, a batch that the hosts cannot share evenly, or a
@@ -324,25 +327,27 @@ class _TrainBatch:
         pixels = np.zeros((len(positions), side, side, 3), np.uint8)
         mask = np.ones(len(positions), np.float32)
         rows = np.empty(len(positions), np.int32)
+        left: list[list[Operation]] = [[] for _ in positions]
         reasons = []
         for slot, position in enumerate(positions):
             row = self.sampler.row(position)
             rows[slot] = row
+            rng = generator(self.sampler.seed, AUGMENT, position)
             try:
-                pixels[slot] = train_image(
-                    self.images.read(row),
-                    self.augment,
-                    side,
-                    generator(self.sampler.seed, AUGMENT, position),
+                data = self.images.read(row)
+                pixels[slot], left[slot] = prepared_train_image(
+                    data, self.augment, side, rng
                 )
             except BadImage as error:
                 mask[slot] = 0
                 reasons.append((int(row), str(error)))
+        device = self.augment.device
         return {
             "image": pixels,
             "label": self.images.labels[rows],
             "mask": mask,
             "row": rows,
+            **(encode(left, self.augment.device_slots) if device else {}),
             _REASONS: reasons,
         }
 

@@ -142,7 +142,7 @@ class MaskedAutoencoding:
         config, units = self._config.mae, self._units
 
         def loss(model, batch, constants, key: jax.Array) -> jax.Array:
-            images = mixing.normalize(batch["image"], **constants)
+            images = mixing.images_of(batch, **constants)
             mask = mae.random_mask(key, len(images), units, config.mask_ratio)
             return mae.reconstruction_loss(
                 model(images, mask),

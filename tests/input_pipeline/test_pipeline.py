@@ -351,7 +351,8 @@ def test_a_script_that_ends_without_closing_leaves_nothing(tmp_path, end):
 
 def test_modules_that_workers_need_import_no_jax():
     """grain itself imports JAX, so the modules beside pipeline.py count."""
-    modules = "augment, decoding, folds, images, ops, sources, statistics"
+    modules = "augment, decoding, folds, images, operations, ops, sources, "
+    modules += "statistics"
     script = f"import sys; from input_pipeline import {modules}; " + (
         "sys.exit('jax' in sys.modules or 'grain' in sys.modules)"
     )

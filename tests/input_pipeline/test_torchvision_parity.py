@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import augment, mixing, ops
+from input_pipeline import augment, mixing, operations, ops
+from input_pipeline.operations import Operation
 
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "augment.npz")
 
@@ -24,6 +25,10 @@ EXACT = set(ops.RANDAUGMENT) - {"Color", "Sharpness"}
 def answers(name):
     keys, images = GOLDENS[f"{name}/keys"], GOLDENS[f"{name}/images"]
     return zip(keys.tolist(), images, strict=True)
+
+
+def done(image, *drawn):
+    return operations.apply(image, [one for one in drawn if one])
 
 
 def largest_difference(image, golden):
@@ -42,7 +47,7 @@ def test_randaugment_op(picture, name):
         if op != name:
             continue
         strength = int(sign) * ops.magnitude(name, int(level), *image.size)
-        result = ops.randaugment_op(image, name, strength)
+        result = done(image, operations.randaugment(name, strength))
         allowed = 0 if name in EXACT else 1
         assert largest_difference(result, golden) <= allowed, key
         seen += 1
@@ -67,8 +72,7 @@ def test_single_adjustments():
     image = Image.fromarray(GOLDENS["small"])
     for key, golden in answers("adjust"):
         name, _, value = key.partition("/")
-        adjust = getattr(ops, name)
-        result = adjust(image, float(value)) if value else adjust(image)
+        result = done(image, Operation(name, float(value or 0)))
         assert largest_difference(result, golden) <= 1, key
 
 
@@ -82,7 +86,9 @@ def test_color_jitter_in_every_order():
         before = GOLDENS["tiny"]
         for step, golden in zip(map(int, order), after, strict=True):
             image = Image.fromarray(before)
-            result = ops.JITTER[step](image, (b, c, s, h)[step])
+            result = done(
+                image, Operation(augment.JITTER[step], (b, c, s, h)[step])
+            )
             assert largest_difference(result, golden) <= 1, (order, step)
             before = golden
 
@@ -96,58 +102,56 @@ def test_color_jitter_as_a_whole():
     for (*order, b, c, s, h), after in zip(
         GOLDENS["jitter/parameters"], GOLDENS["jitter/images"], strict=True
     ):
-        result = Image.fromarray(GOLDENS["tiny"])
-        for step in map(int, order):
-            result = ops.JITTER[step](result, (b, c, s, h)[step])
+        result = done(
+            Image.fromarray(GOLDENS["tiny"]),
+            *(
+                Operation(augment.JITTER[step], (b, c, s, h)[step])
+                for step in map(int, order)
+            ),
+        )
         difference = np.abs(np.asarray(result).astype(int) - after[-1])
         assert np.percentile(difference, 99) <= 3
         assert difference.mean() < 0.5
 
 
-def test_color_jitter_draws_every_order_and_the_whole_range(monkeypatch):
-    calls = []
-    for step in range(4):
-        monkeypatch.setattr(
-            ops,
-            "JITTER",
-            (*ops.JITTER[:step], _noting(calls, step), *ops.JITTER[step + 1 :]),
-        )
+def test_color_jitter_draws_every_order_and_the_whole_range():
     rng = np.random.default_rng(0)
-    for _ in range(2000):
-        augment._color_jitter(None, (0.4, 1.5, 0.2, 0.1), rng)
-    steps = np.array([step for step, _ in calls]).reshape(-1, 4)
-    orders, counts = np.unique(steps, axis=0, return_counts=True)
+    drawn = [
+        augment._draw_jitter((0.4, 1.5, 0.2, 0.1), rng) for _ in range(2000)
+    ]
+    orders = [tuple(name for name, _ in one) for one in drawn]
+    orders, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(orders) == 24 and counts.min() > 50  # 83 on average
     ends = [(0.6, 1.4), (0.0, 2.5), (0.8, 1.2), (-0.1, 0.1)]
-    for step, (low, high) in enumerate(ends):
-        values = [value for name, value in calls if name == step]
+    for name, (low, high) in zip(augment.JITTER, ends, strict=True):
+        values = [dict(one)[name] for one in drawn]
         np.testing.assert_allclose(min(values), low, atol=0.01)
         np.testing.assert_allclose(max(values), high, atol=0.01)
         assert low <= min(values) and max(values) <= high
 
 
-def _noting(calls, step):
-    def adjust(image, value):
-        calls.append((step, value))
-        return image
-
-    return adjust
-
-
-def test_randaugment_draws_every_op_and_sign(monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        ops, "randaugment_op", lambda image, *call: calls.append(call) or image
-    )
-    image, rng = Image.new("RGB", (32, 32)), np.random.default_rng(0)
-    for _ in range(1000):
-        augment._randaugment(image, augment.Augment(randaugment_ops=2), rng)
-    assert len(calls) == 2000
+def test_randaugment_draws_every_op_and_sign():
+    settings, rng = augment.Augment(randaugment_ops=2), np.random.default_rng(0)
+    drawn = [
+        one
+        for _ in range(1000)
+        for one in augment._draw_randaugment(settings, 32, rng)
+    ]
+    counts = {one: drawn.count(one) for one in drawn}
+    identities = 2000 - len(drawn)
+    assert 100 < identities < 190  # 143 on average
+    expected = {}
     for name, signed in ops.RANDAUGMENT.items():
-        strengths = [strength for op, strength in calls if op == name]
-        assert 100 < len(strengths) < 190  # 143 on average
-        plain = ops.magnitude(name, 9, 32, 32)
-        assert set(strengths) == ({plain, -plain} if signed else {plain})
+        strength = ops.magnitude(name, 9, 32, 32)
+        signs = (1, -1) if signed else (1,)
+        expected |= {
+            operations.randaugment(name, sign * strength): len(signs)
+            for sign in signs
+        }
+    del expected[None]
+    assert counts.keys() == expected.keys()
+    for one, signs in expected.items():
+        assert 100 < counts[one] * signs < 190, one
 
 
 class Replay:
