@@ -1,22 +1,24 @@
-"""Images per second and core: our pipeline beside torchvision + DataLoader.
+"""Milliseconds per augmented image: our input pipeline beside torchvision's.
 
-480x360 JPEG files to augmented 224 px batches, both with RandomResizedCrop,
-flip, RandAugment(2, 9) and ColorJitter(.4, .4, .4, .1). Each side is a process
-of its own; they take turns, so that both meet the same machine, and the figure
-is the median of the rounds' ratios. Time is CPU time of the process, threads
-and all: wall time on an idle core, without what other programs take.
+    python benchmarks/input_pipeline.py [--workers 2] [--write]
 
-Needs the packages of requirements.txt and requirements-torch.txt together:
+Photos to batches of 224 px with RandomResizedCrop(.5-1), flip, RandAugment(2,
+9) and ColorJitter(.4, .4, .4, .1): from JPEG files of 480x360 and of
+1600x1200, and from decoded pixels in memory. Each side is a process of its
+own, stopped while another has its turn.
 
-    python benchmarks/input_pipeline.py
+Without workers, time is CPU time of the process with its threads, so that a
+core shared with others counts for what it gave. With workers it is wall time,
+for which the machine should be quiet.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import itertools
 import multiprocessing
-import statistics
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -27,149 +29,217 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-SIZE, BATCH = 224, 64
-WIDTH, HEIGHT = 480, 360
-# Our thread has batches ready when its turn comes; they do not count.
-MADE_IN_ADVANCE = 4
-MEAN, STD = (0.4638, 0.4522, 0.4148), (0.2222, 0.2198, 0.2176)
+from benchmarks import pairs
 
-
-def make_photos(folder: Path, count: int) -> list[str]:
-    """Writes JPEG files with detail at every scale, about 45 kB each."""
-    rng = np.random.default_rng(0)
-    names = []
-    for number in range(count):
-        pixels = np.zeros((HEIGHT, WIDTH, 3))
-        for octave in range(2, 9):
-            side = 2**octave
-            noise = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
-            layer = Image.fromarray(noise).resize((WIDTH, HEIGHT))
-            pixels += (np.asarray(layer) - 127.5) * 2.4 / octave**1.5
-        pixels = np.clip(pixels + 115, 0, 255).astype(np.uint8)
-        names.append(f"{number}.jpg")
-        Image.fromarray(pixels).save(folder / names[-1], quality=90)
-    return names
+SIZE, BATCH = 224, 16
+# Both have batches ready when their turn comes; they do not count.
+READY_MADE, READY_MADE_BY_WORKER = 4, 3
 
 
-def our_batches(folder: Path, names: list[str]) -> Iterator:
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """What is read.
+
+    Attributes:
+      title: for people.
+      width: in pixels.
+      height: in pixels.
+      decoded: whether they lie in memory as pixels, not in files.
+      count: how many.
+    """
+
+    title: str
+    width: int
+    height: int
+    decoded: bool
+    count: int
+
+    def write(self, folder: Path) -> None:
+        """Writes JPEG files with detail at every scale, 3 bits a pixel."""
+        rng = np.random.default_rng(0)
+        for number in range(self.count):
+            pixels = np.zeros((self.height, self.width, 3))
+            for octave in range(2, 9):
+                side = 2**octave
+                noise = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
+                layer = Image.fromarray(noise).resize((self.width, self.height))
+                pixels += (np.asarray(layer) - 127.5) * 2.4 / octave**1.5
+            pixels = np.clip(pixels + 115, 0, 255).astype(np.uint8)
+            image = Image.fromarray(pixels)
+            image.save(folder / f"{number}.jpg", quality=90)
+
+
+PHOTOS = (
+    Photos("480x360 JPEG", 480, 360, False, 128),
+    Photos("1600x1200 JPEG", 1600, 1200, False, 32),
+    Photos("480x360 in memory", 480, 360, True, 128),
+)
+
+
+def our_batches(
+    photos: Photos, folder: Path, workers: int, device: bool
+) -> Iterator:
     """Ours: bytes, to be normalised and erased on the device."""
     from input_pipeline import pipeline
     from input_pipeline.augment import Augment
-    from input_pipeline.images import FileImages
+    from input_pipeline.images import ArrayImages, FileImages
 
-    rows = np.arange(len(names))
-    images = FileImages(np.array(names), rows * 0, str(folder), names)
+    rows = np.arange(photos.count)
+    ids = np.array([f"{row}.jpg" for row in rows])
+    if photos.decoded:
+        images = [Image.open(folder / name) for name in ids]
+        images = ArrayImages(
+            ids, rows * 0, np.stack(list(map(np.array, images)))
+        )
+    else:
+        images = FileImages(ids, rows * 0, str(folder), ids.tolist())
     return pipeline.train_batches(
-        images, rows, Augment(), size=SIZE, batch_size=BATCH, seed=0
+        images,
+        rows,
+        Augment(device=device),
+        size=SIZE,
+        batch_size=BATCH,
+        seed=0,
+        workers=workers,
     )
 
 
-def torch_batches(folder: Path, names: list[str], end: str) -> Iterator:
-    """The same by torchvision; `end` is 'bytes' or 'floats'."""
-    import torch
-    from torch.utils.data import DataLoader, Dataset
+def their_batches(
+    photos: Photos, folder: Path, workers: int, end: str
+) -> Iterator:
+    """torchvision's, ending in bytes or in floats."""
+    from benchmarks import torch_input
 
-    # torchvision's C++ operators are not needed here, only their names.
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou) -> Tensor")
-    from torchvision import transforms
-
-    chain = [
-        transforms.RandomResizedCrop(SIZE, (0.5, 1.0), (0.75, 1.3333)),
-        transforms.RandomHorizontalFlip(),
-        transforms.RandAugment(2, 9),
-        transforms.ColorJitter(0.4, 0.4, 0.4, 0.1),
-    ]
-    if end == "bytes":
-        chain.append(transforms.PILToTensor())
-    else:
-        chain += [
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-            transforms.RandomErasing(0.25, (0.02, 0.2), (0.3, 3.3), "random"),
-        ]
-    chain = transforms.Compose(chain)
-
-    class Photos(Dataset):
-        def __len__(self) -> int:
-            return len(names)
-
-        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-            with Image.open(folder / names[row]) as image:
-                return chain(image.convert("RGB")), row
-
-    torch.set_num_threads(1)
-    loader = DataLoader(Photos(), BATCH, shuffle=True, drop_last=True)
-    while True:
-        yield from loader
+    files = [folder / f"{number}.jpg" for number in range(photos.count)]
+    if photos.decoded:
+        files = [Image.open(file).convert("RGB") for file in files]
+    return torch_input.batches(files, SIZE, BATCH, workers, end)
 
 
 SIDES = {
-    "ours (bytes)": our_batches,
-    "torchvision, bytes": lambda *photos: torch_batches(*photos, "bytes"),
-    "torchvision, normalised, erased": lambda *photos: torch_batches(
-        *photos, "floats"
-    ),
+    "ours": (our_batches, False),
+    "ours, colours on the device": (our_batches, True),
+    "torchvision": (their_batches, "bytes"),
+    "torchvision, normalised and erased": (their_batches, "floats"),
 }
 
 
 def serve(
-    side: str, folder: Path, names: list[str], orders: Connection
+    side: str,
+    photos: Photos,
+    folder: Path,
+    workers: int,
+    orders: Connection,
 ) -> None:
-    """Answers each number of batches with images per CPU second."""
-    batches = SIDES[side](folder, names)
+    """Answers each number of batches with seconds per image."""
+    os.setpgrp()
+    make, kind = SIDES[side]
+    batches = make(photos, folder, workers, kind)
+    clock = time.perf_counter if workers else time.process_time
+    ready = READY_MADE + READY_MADE_BY_WORKER * workers
     while count := orders.recv():
-        for _ in itertools.islice(batches, MADE_IN_ADVANCE):
+        for _ in itertools.islice(batches, ready):
             pass
-        start = time.process_time()
+        start = clock()
         for _ in itertools.islice(batches, count):
             pass
-        orders.send(count * BATCH / (time.process_time() - start))
+        orders.send((clock() - start) / (count * BATCH))
+
+
+class Side:
+    """A process that prepares batches when asked, and stands still if not."""
+
+    def __init__(self, *arguments):
+        self._orders, theirs = multiprocessing.Pipe()
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=serve, args=(*arguments, theirs)
+        )
+        self._process.start()
+
+    def measure(self, batches: int) -> float:
+        """Returns seconds per image over `batches` batches."""
+        self._signal(signal.SIGCONT)
+        self._orders.send(batches)
+        try:
+            return self._orders.recv()
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        """Ends it and its workers."""
+        self._signal(signal.SIGKILL)
+        self._process.join()
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:  # It has no group of its own yet.
+            os.kill(self._process.pid, number)
+
+
+def compare(
+    photos: Photos, workers: int, rounds: int, batches: int
+) -> dict[str, pairs.Sample]:
+    """Returns seconds per image of every side."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photos.write(folder)
+        sides = {side: Side(side, photos, folder, workers) for side in SIDES}
+        try:
+            return pairs.alternate(
+                {
+                    name: lambda side=side: side.measure(batches)
+                    for name, side in sides.items()
+                },
+                rounds,
+            )
+        finally:
+            for side in sides.values():
+                side.close()
+
+
+def row(photos: Photos, found: dict[str, pairs.Sample]) -> list[str]:
+    """Returns a line of the table."""
+    ours, device, theirs, usual = (found[side] for side in SIDES)
+    return [
+        photos.title,
+        *(side.describe(".2f", 1e3) for side in (ours, device, theirs, usual)),
+        f"{pairs.times_faster(ours, theirs):.2f}",
+        f"{pairs.times_faster(ours, usual):.2f}",
+        f"{pairs.times_faster(device, theirs):.2f}",
+    ]
 
 
 def main() -> None:
-    """Prints medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batches", type=int, default=3, help="per round")
-    parser.add_argument("--photos", type=int, default=256)
-    options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        names = make_photos(folder, options.photos)
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        print(
-            f"{len(names)} JPEG files {WIDTH}x{HEIGHT} of "
-            f"{size / len(names):.0f} bytes to {SIZE} px, batch {BATCH}"
+    """Prints the table."""
+    options = pairs.parse(
+        __doc__,
+        rounds=9,
+        workers=dict(type=int, default=0),
+        batches=dict(type=int, default=2, help="in each turn"),
+    )
+    rows = []
+    for photos in PHOTOS:
+        found = compare(
+            photos, options.workers, options.rounds, options.batches
         )
-        orders = {}
-        for side in SIDES:
-            orders[side], theirs = spawn.Pipe()
-            spawn.Process(
-                target=serve, args=(side, folder, names, theirs), daemon=True
-            ).start()
-        rates = {side: [] for side in SIDES}
-        for round_number in range(options.rounds + 1):
-            for side, connection in orders.items():
-                connection.send(options.batches)
-                speed = connection.recv()
-                if round_number:  # The first one fills tables and caches.
-                    rates[side].append(speed)
-        for connection in orders.values():
-            connection.send(0)
-    ours = rates[next(iter(SIDES))]
-    for side, values in rates.items():
-        ratio = statistics.median(
-            own / other for own, other in zip(ours, values, strict=True)
-        )
-        print(
-            f"{side:32s} {statistics.median(values):7.1f} images/s per core; "
-            f"ours / this: {ratio:.2f}"
-        )
+        rows.append(row(photos, found))
+        print(*rows[-1], sep=" | ", flush=True)
+    head = (
+        "ms per image",
+        "ours",
+        "colours on the device",
+        "torchvision",
+        "and normalised, erased",
+        "times faster",
+        "than the usual chain",
+        "with colours on the device",
+    )
+    section = f"input_{options.workers}_workers"
+    machine = pairs.describe_machine("pillow", "grain", "torch", "torchvision")
+    pairs.publish(section, pairs.table(head, rows), machine, options.write)
 
 
 if __name__ == "__main__":

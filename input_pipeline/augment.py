@@ -22,6 +22,7 @@ from PIL import Image
 from input_pipeline import degradations, operations, ops
 from input_pipeline.decoding import (
     BadImage,
+    check_pixels,
     decode,
     open_image,
     reduce_jpeg,
@@ -141,7 +142,7 @@ def _cropped(
     rng: np.random.Generator,
 ) -> tuple[Image.Image, list[Operation]]:
     """The crop, mirrored or not, and what is to happen to it."""
-    image = _random_resized_crop(open_image(data), augment, size, rng)
+    image = _random_resized_crop(data, augment, size, rng)
     if rng.random() < augment.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return image, draw_operations(augment, size, rng)
@@ -200,7 +201,10 @@ def random_crop_box(
 
 
 def _random_resized_crop(
-    image: Image.Image, augment: Augment, size: int, rng: np.random.Generator
+    data: bytes | np.ndarray,
+    augment: Augment,
+    size: int,
+    rng: np.random.Generator,
 ) -> Image.Image:
     """RandomResizedCrop of an image that is not decoded yet.
 
@@ -211,6 +215,14 @@ def _random_resized_crop(
     is off by a part of a pixel more).
     """
     scale, ratio = augment.crop_scale, augment.crop_ratio
+    if isinstance(data, np.ndarray):
+        check_pixels(data)
+        height, width, _ = data.shape
+        box = random_crop_box(width, height, scale, ratio, rng)
+        left, top, right, bottom = box
+        crop = np.ascontiguousarray(data[top:bottom, left:right])
+        return _resized(Image.fromarray(crop), size)
+    image = open_image(data)
     if image.format != "JPEG":  # MPO files, too, are decoded in full.
         image = upright_rgb(image)
         box = random_crop_box(*image.size, scale, ratio, rng)
@@ -234,6 +246,10 @@ def _resized_crop(
     # outside the crop into its border, which torchvision does not.
     if box != (0, 0, *image.size):
         image = image.crop(box)
+    return _resized(image, size)
+
+
+def _resized(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
     return image.resize((size, size), Image.Resampling.BILINEAR)

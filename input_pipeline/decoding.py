@@ -92,12 +92,7 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
       BadImage: not an image, or more than `MAX_PIXELS` pixels.
     """
     if isinstance(data, np.ndarray):
-        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
-            raise BadImage(
-                f"pixels are {data.dtype} {data.shape}, not uint8 [H, W, 3]"
-            )
-        if not data.size:
-            raise BadImage("the image has no pixels")
+        check_pixels(data)
         return Image.fromarray(data)
     if not data:
         raise BadImage("the file is empty")
@@ -117,6 +112,16 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
     if width < 1 or height < 1:
         raise BadImage("the image has no pixels")
     return image
+
+
+def check_pixels(pixels: np.ndarray) -> None:
+    """Raises BadImage unless these are uint8 `[H, W, 3]` with a pixel."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise BadImage(
+            f"pixels are {pixels.dtype} {pixels.shape}, not uint8 [H, W, 3]"
+        )
+    if not pixels.size:
+        raise BadImage("the image has no pixels")
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
