@@ -40,9 +40,11 @@ def train(
     """
     import reports
     from training import (
+        fit,
         interrupts,
         metrics,
         optim,
+        processes,
         resume,
         run_folder,
         runtime,
@@ -58,43 +60,56 @@ def train(
     config, workdir = arguments.config, arguments.workdir
     metric = config.checkpoint.metric
     cache = runtime.start(config.cache_dir)
-    mesh = sharding.make_mesh()
+    runtime.connect(arguments.peers)
+    resources.enter_context(processes.first_alone_speaks())
+    mesh = sharding.make_mesh(config.mesh.fsdp)
 
     # ---- The task: what can be refused is refused before a file is made -----
     workers = runtime.default_workers(config.workers)
     tasks = {"classify": Classification, "mae": MaskedAutoencoding}
-    task = tasks[config.task](config, workdir, mesh, workers)
+    task = processes.together(
+        lambda: tasks[config.task](config, workdir, mesh, workers)
+    )
     plan = stages.lay_out(config, task.num_train)
     if arguments.plan:
         print_plan(arguments, task, plan, 0, mesh)
+        for line in fit.report(task, plan, mesh):
+            print(line, flush=True)
         return 0
     source = None
     if config.init_from and not run_folder.has_checkpoint(workdir):
-        source = transfer.open_encoder(
-            config, workdir, task.identity, task.blueprint
+        source = processes.together(
+            lambda: transfer.open_encoder(
+                config, workdir, task.identity, task.blueprint
+            )
         )
 
     # ---- The run folder: new, half done, or finished ------------------------
-    lock = run_folder.claim(workdir, config, task.identity)
-    resources.enter_context(lock)
+    def claim() -> None:
+        lock = run_folder.claim(workdir, config, task.identity)
+        resources.enter_context(lock)
+
+    processes.first_tells(claim)
+    processes.together(lambda: run_folder.check_shared(workdir))
     saved = Checkpoints(
         workdir / "checkpoints", metric, config.checkpoint.keep_best
     )
     resources.callback(saved.close)
     here = resume.newest(saved, plan, task.blueprint, mesh)
     print_plan(arguments, task, plan, here.step, mesh)
-    exported = here.step == plan[-1].end and task.is_exported(workdir)
+    exported = processes.first_tells(lambda: task.is_exported(workdir))
+    exported = exported and here.step == plan[-1].end
     if exported and not arguments.export:
         print("this run is finished; --export writes its logits once more")
         return 0
     task.prepare(cache)
-    log = workdir / "metrics.jsonl"
+    log = processes.of_first(workdir / "metrics.jsonl", resources)
     every = config.log_every_steps
     recorder = metrics.Recorder(log, here.history, plan, metric, every)
     resources.callback(recorder.close)
 
     # ---- Stages of steps ----------------------------------------------------
-    stop = interrupts.StopSignals()
+    stop, agreed = interrupts.StopSignals(), processes.Agreement(mesh)
     while (stage := stages.stage_after(plan, here.step)) is not None:
         step, now = here.step, here.state
         if now is None:
@@ -105,7 +120,7 @@ def train(
             else:
                 weights = state.init_weights(task.build, mesh)
             if source is not None and not stage.index:
-                *weights, told = source.encoder_into(*weights, mesh)
+                *weights, told = source.encoder_into(*weights)
                 print(told)
             now = state.start_stage(stage.start, *weights, stage.config, mesh)
         schedule = (stage.config, stage.steps, stage.steps_per_epoch)
@@ -114,13 +129,16 @@ def train(
             task.loss(stage),
             stage.config,
             optim.rate_tables(*schedule, recorder.rate_factor(stage)),
+            mesh,
             seed=config.seed,
             log_every_steps=every,
         )
         recorder.start_stage(stage, optim.logged_rates(*schedule))
         try:
             with stop, contextlib.closing(task.batches(stage, step)) as batches:
-                while step < stage.end and not stop.received:
+                while (
+                    not (stopping := agreed(stop.received)) and step < stage.end
+                ):
                     batch = sharding.put_batch(next(batches), mesh)
                     now, measured = train_step(now, batch)
                     step += 1
@@ -133,13 +151,13 @@ def train(
                         history = recorder.history(step)
                         saved.save(step, now, history, scores)
                         step = history["go_on_from"]
-            if stop.received:
+            if stopping:
                 # Between skipped steps there is nothing good to save.
                 if recorder.finish_steps() and step > here.step:
                     saved.save(step, now, recorder.history(step))
                 saved.wait()
                 print(f"stopped at step {step}; the same command continues")
-                return stop.exit_code
+                return interrupts.exit_code(stopping)
             here = resume.Point(step, {}, None)
         except metrics.Diverged as diverged:
             here = resume.newest(saved, plan, task.blueprint, mesh)
@@ -149,23 +167,23 @@ def train(
     step, *weights = resume.best_weights(saved, plan, task.blueprint, mesh)
     print(f"predicting with the best checkpoint, step {step}")
     print(task.export(workdir, *weights))
-    print(f"report in {reports.run_report(workdir)}")
+    report = processes.first_tells(lambda: str(reports.run_report(workdir)))
+    print(f"report in {report}")
     return 0
 
 
 def print_plan(arguments, task, plan, step, mesh) -> None:
     """Prints what is going to happen, before it does; draws it on request."""
     import reports
-    from training import stages, state
+    from training import processes, sharding, stages, state
 
     config = arguments.config
-    devices = mesh.devices.ravel()
     lines = {
         "recipe": f"{arguments.recipe} -> {arguments.workdir}",
         "model": f"{config.model}, "
         f"{state.count(task.blueprint.params):,} parameters, {config.dtype}, "
         f"{config.image_size} px",
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "devices": sharding.describe_mesh(mesh),
         **task.describe(),
         "steps": f"{plan[-1].end:,} in {len(plan)} stage(s)",
     }
@@ -183,7 +201,7 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
             "give yours with --config.data.root=FOLDER. The estimated time "
             "follows after the first steps."
         )
-    if arguments.plan:
+    if arguments.plan and processes.is_first():
         path = arguments.workdir / "plan.html"
         rates = stages.rates_over(plan)
         reports.plan_report(path, config.model, lines, rates)
@@ -203,16 +221,18 @@ def train_all_folds(arguments: config_lib.Arguments) -> int:
     Raises:
       UserError: as `train`.
     """
-    from training import all_folds
+    from training import all_folds, processes
 
     all_folds.check(arguments)
     for fold in all_folds.arguments_of(arguments):
         print(f"fold {fold.config.data.fold} of {fold.config.data.folds}")
-        with contextlib.ExitStack() as resources:
+        with contextlib.ExitStack() as resources, processes.ending_together():
             code = train(fold, resources)
         if code or arguments.plan:
             return code
-    print(all_folds.join(arguments))
+    told = processes.first_tells(lambda: all_folds.join(arguments))
+    if processes.is_first():
+        print(told)
     return 0
 
 
@@ -222,7 +242,10 @@ def main(argv: list[str]) -> int:
         arguments = config_lib.parse(argv)
         if arguments.all_folds:
             return train_all_folds(arguments)
-        return train(arguments, resources)
+        from training import processes
+
+        with processes.ending_together():
+            return train(arguments, resources)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class ModelAtWork:
             weight_decay=weight_decay,
         )
 
-        def loss(model, batch, constants, key):
+        def loss(model, batch, constants):
             rows = losses.cross_entropy(
                 model(batch["image"]), batch["target"], jnp.ones(self.classes)
             )
@@ -78,6 +78,7 @@ class ModelAtWork:
             state.Loss(loss, {}),
             stage,
             optim.rate_tables(stage, optim.TABLE_UNIT, 1),
+            self._mesh,
             seed=0,
             log_every_steps=LOG_EVERY,
         )

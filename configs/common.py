@@ -28,6 +28,14 @@ def base() -> ConfigDict:
             "mae": mae(),
             "image_size": 224,
             "dtype": "float32",  # of activations; parameters stay float32
+            # Computes activations again when going backward, to fit memory.
+            "remat": False,
+            # How devices share the work, see training/sharding.py.
+            "mesh": {
+                # Devices that keep one copy of the large parameters between
+                # them; 1 gives each device a copy of its own, -1 takes all.
+                "fsdp": 1,
+            },
             "seed": 42,
             "data": data(),
             "augment": augment(),
@@ -64,7 +72,8 @@ def data() -> ConfigDict:
     return ConfigDict(
         {
             "root": "",
-            "source": "",  # '', 'digits', 'csv', 'folders' or 'tfds:<name>'
+            # '', 'digits', 'csv', 'folders', 'records' or 'tfds:<name>'
+            "source": "",
             "answers": "train_answers.csv",
             "id_column": "img_id",
             "target_column": "target_feature",
@@ -199,6 +208,12 @@ def stage(**fields) -> ConfigDict:
             "distill_temperature": 4.0,
             "distill_alpha": 0.7,  # share of the teacher in the loss
             "ema_decay": 0.0,  # 0: no moving average of the weights
+            # Parts that a batch goes through the model in, one after the
+            # other, to fit the memory of the device; the gradient is theirs
+            # together.
+            "accumulate": 1,
+            # Of AdamW's first moment; "bfloat16" takes half the memory.
+            "momentum_dtype": "float32",
             # Ends the stage after as many evaluations without a new best.
             "patience": 0,
             "mixup_prob": 0.5,  # MixUp with this probability, else CutMix

@@ -4,9 +4,9 @@ The element of the chain is a whole batch, and batch `k` is a pure function of
 (seed, k): which rows it holds follows from the order of its epoch, and
 every image has a random generator of its own, keyed by the image's position
 in the endless stream. So a run that is rebuilt at any step goes on exactly,
-with any number of workers, and the shards of several hosts put together are
-the batch of one host. Batches go over the edge of an epoch, and nothing is
-dropped.
+with any number of workers, and the places of a batch that several hosts load
+are, put together, the batch of one host. Batches go over the edge of an
+epoch, and nothing is dropped.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     workers: int = 0,
-    shard: tuple[int, int] = (0, 1),
+    places: Sequence[int] | None = None,
     balance: float = 0.0,
 ) -> Batches:
     """Endless augmented batches in a new order every epoch.
@@ -74,25 +74,25 @@ def train_batches(
       rows: int `[N]`, the rows of `images` to train on.
       augment: see `train_image`.
       size: side of the images in pixels.
-      batch_size: images per step over all shards.
+      batch_size: images per step over all hosts.
       seed: of order and augmentation.
       start_step: number of the first batch; a stream that starts at k is the
         stream that starts at 0 without its first k batches.
       workers: processes that prepare batches; 0 prepares them in a thread.
-      shard: this host's number and the number of hosts.
+      places: which of 0 to batch_size - 1 this host loads, ascending; all
+        when left out.
       balance: how far rare classes come more often than they are, 0 (each
         image once an epoch) to 1 (all classes alike); see `Sampler`.
 
     Returns:
       Iterator of dicts with `image` uint8 `[b, size, size, 3]`, `label` int32
       `[b]`, `mask` float32 `[b]` (0: the image could not be read, its pixels
-      are 0), `row` int32 `[b]`, where b = batch_size / number of hosts. With
-      `augment.device` also what `device_ops.apply` is to do with the images:
+      are 0), `row` int32 `[b]`, where b = len(places). With `augment.device`
+      also what `device_ops.apply` is to do with the images:
       `operation` uint8 `[b, S]` and `strength` float32 `[b, S]`.
 
     Raises:
-      UserError: no rows, a batch that the hosts cannot share evenly, or a
-        balance that is none.
+      UserError: no rows, or a balance that is none.
     """
     rows = np.asarray(rows, np.int32)
     if len(rows) == 0:
@@ -100,14 +100,14 @@ def train_batches(
             "there is no image to train on; check --config.data.fold and "
             "--config.data.folds"
         )
-    _check_shard(batch_size, shard)
     if not 0 <= balance <= 1:
         raise UserError(
             f"data.balance is {balance}; set --config.data.balance between 0 "
             "(classes as often as they are) and 1 (all equally often)"
         )
     sampler = Sampler(rows, images.labels[rows], seed, balance)
-    maker = _TrainBatch(images, sampler, augment, size, batch_size, shard)
+    places = _checked(places, batch_size)
+    maker = _TrainBatch(images, sampler, augment, size, batch_size, places)
     steps = grain.MapDataset.range(start_step, _ENDLESS)
     return Batches(steps, maker, workers)
 
@@ -130,7 +130,7 @@ def eval_batches(
     batch_size: int,
     views: Sequence[str] = ("center",),
     workers: int = 0,
-    shard: tuple[int, int] = (0, 1),
+    places: Sequence[int] | None = None,
 ) -> Batches:
     """Every row exactly once, in order; the last batch is filled up.
 
@@ -138,10 +138,11 @@ def eval_batches(
       images: the images.
       rows: int `[N]`, the rows of `images` to evaluate.
       size: side of a view in pixels.
-      batch_size: images per step over all shards.
+      batch_size: images per step over all hosts.
       views: names out of `augment.VIEWS`.
       workers: processes that prepare batches; 0 prepares them in a thread.
-      shard: this host's number and the number of hosts.
+      places: which of 0 to batch_size - 1 this host loads, ascending; all
+        when left out.
 
     Returns:
       Iterator of dicts with `image` uint8 `[b, V, size, size, 3]`, `label`
@@ -149,12 +150,12 @@ def eval_batches(
       `[b]`, `bad` bool `[b]` (the image could not be read, its pixels are 0).
 
     Raises:
-      UserError: an unknown view, or a batch the hosts cannot share evenly.
+      UserError: an unknown view.
     """
     check_views(views)
-    _check_shard(batch_size, shard)
     rows = np.asarray(rows, np.int32)
-    maker = _EvalBatch(images, rows, size, batch_size, tuple(views), shard)
+    places = _checked(places, batch_size)
+    maker = _EvalBatch(images, rows, size, batch_size, tuple(views), places)
     steps = grain.MapDataset.range(0, -(-len(rows) // batch_size))
     return Batches(steps, maker, workers)
 
@@ -262,13 +263,13 @@ def _owned(values: np.ndarray) -> np.ndarray:
     return values if type(values) is np.ndarray else np.array(values)
 
 
-def _check_shard(batch_size: int, shard: tuple[int, int]) -> None:
-    index, count = shard
-    if batch_size < 1 or batch_size % count or not 0 <= index < count:
-        raise UserError(
-            f"a batch of {batch_size} images cannot be shared evenly by "
-            f"{count} hosts; set --config.batch_size to a multiple of {count}"
-        )
+def _checked(places: Sequence[int] | None, batch_size: int) -> tuple[int, ...]:
+    if places is None:
+        return tuple(range(batch_size))
+    places = tuple(int(place) for place in places)
+    if not places or min(places) < 0 or max(places) >= batch_size:
+        raise ValueError(f"places {places} of a batch of {batch_size}")
+    return places
 
 
 def _chain(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
@@ -317,12 +318,11 @@ class _TrainBatch:
     augment: Augment
     size: int
     batch_size: int
-    shard: tuple[int, int]
+    places: tuple[int, ...]
 
     def __call__(self, step: int) -> dict[str, Any]:
-        index, count = self.shard
         first = step * self.batch_size
-        positions = range(first + index, first + self.batch_size, count)
+        positions = [first + place for place in self.places]
         side = self.size
         pixels = np.zeros((len(positions), side, side, 3), np.uint8)
         mask = np.ones(len(positions), np.float32)
@@ -362,12 +362,11 @@ class _EvalBatch:
     size: int
     batch_size: int
     views: tuple[str, ...]
-    shard: tuple[int, int]
+    places: tuple[int, ...]
 
     def __call__(self, step: int) -> dict[str, Any]:
-        index, count = self.shard
         first = step * self.batch_size
-        positions = range(first + index, first + self.batch_size, count)
+        positions = [first + place for place in self.places]
         shape = (len(positions), len(self.views), self.size, self.size, 3)
         pixels = np.zeros(shape, np.uint8)
         rows = np.full(len(positions), -1, np.int32)

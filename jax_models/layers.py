@@ -7,8 +7,10 @@ always computed in float32 or wider.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +194,46 @@ def _sides(padding):
     return ((padding, padding), (padding, padding))
 
 
+# Which part of a batch the layers see, and of how many parts.
+_PART: contextvars.ContextVar[tuple[jax.Array, int] | None] = (
+    contextvars.ContextVar("part", default=None)
+)
+
+
+@contextlib.contextmanager
+def part_of_batch(index: jax.Array, count: int) -> Iterator[None]:
+    """Tells layers that they see rows index, index + count, … of a batch.
+
+    Every row is then dropped as it would be in the whole batch.
+
+    Args:
+      index: int32 [], which part; may be traced.
+      count: how many parts the batch has.
+    """
+    token = _PART.set((index, count))
+    try:
+        yield
+    finally:
+        _PART.reset(token)
+
+
+def part_of_rows(rows: jax.Array, index: jax.Array, count: int) -> jax.Array:
+    """Rows index, index + count, … of `[B, ...]`: `[B / count, ...]`."""
+    rows = rows.reshape(rows.shape[0] // count, count, *rows.shape[1:])
+    return lax.dynamic_index_in_dim(rows, index, 1, keepdims=False)
+
+
+def _row_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform numbers for the rows that are seen, float32 of `shape`."""
+    part = _PART.get()
+    if part is None:
+        return jax.random.uniform(key, shape, jnp.float32, *_UNIT)
+    index, count = part
+    shape = (shape[0] * count, *shape[1:])
+    noise = jax.random.uniform(key, shape, jnp.float32, *_UNIT)
+    return part_of_rows(noise, index, count)
+
+
 class Dropout(nnx.Module):
     """Drops values at random when training (Srivastava et al. 2014).
 
@@ -221,9 +263,7 @@ class Dropout(nnx.Module):
         if self.deterministic or self.stream is None:
             return x
         keep = 1 - self.rate
-        noise = jax.random.uniform(
-            self.stream(), self.mask_shape(x.shape), jnp.float32, *_UNIT
-        )
+        noise = _row_noise(self.stream(), self.mask_shape(x.shape))
         return x * ((noise < keep).astype(x.dtype) / keep)
 
     def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from errors import UserError
-from training import seals
+from training import processes, seals
 from training.metrics import merit
 
 _policies = ocp.training.preservation_policies
@@ -72,7 +72,7 @@ class Checkpoints:
         self._metric, self._directory = metric, directory
         self._keep_best, self._read_only = keep_best, read_only
         self._set_aside: list[int] = []
-        self._check_descriptions()
+        self._set_aside += processes.first_tells(self._check_descriptions)
         self._open()
 
     def _open(self) -> None:
@@ -183,6 +183,22 @@ class Checkpoints:
             for key, x in _flatten(like).items()
         }
         self.wait()  # A checkpoint still being written has no files yet.
+        # A part of the damage may meet one process alone.
+        damage, flat = "", {}
+        try:
+            flat = self._load(step, abstract)
+        except Damaged as damaged:
+            damage = damaged.reason
+        found = [reason for reason in processes.all_tell(damage) if reason]
+        if found:
+            raise Damaged(self._directory, step, found[0])
+        return jax.tree.unflatten(
+            jax.tree.structure(like), [flat[key] for key in abstract]
+        )
+
+    def _load(
+        self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]
+    ) -> dict[str, jax.Array]:
         expected = self._content(step)["checksums"]
         try:
             flat = self._checkpointer.load(step, abstract)
@@ -201,9 +217,7 @@ class Checkpoints:
             if len(wrong) > 1:
                 reason += f", and {len(wrong) - 1} more"
             raise Damaged(self._directory, step, reason)
-        return jax.tree.unflatten(
-            jax.tree.structure(like), [flat[key] for key in abstract]
-        )
+        return flat
 
     def contents(self, step: int) -> dict[str, tuple[int, ...]]:
         """Returns {path: shape} of the arrays saved under `step`.
@@ -237,7 +251,8 @@ class Checkpoints:
         if self._read_only:
             raise damaged
         self._checkpointer.close()
-        self._move(damaged.step, damaged.reason)
+        processes.first_tells(lambda: self._move(damaged.step, damaged.reason))
+        self._set_aside.append(damaged.step)
         self._open()
 
     def wait(self) -> None:
@@ -269,19 +284,22 @@ class Checkpoints:
             target = self._aside / f"{step}-{copies}"
             copies += 1
         (self._directory / str(step)).rename(target)
-        self._set_aside.append(step)
         print(
             f"the checkpoint of step {step} is damaged ({reason}); it is now "
             f"{target}",
             flush=True,
         )
 
-    def _check_descriptions(self) -> None:
+    def _check_descriptions(self) -> list[int]:
         """Sets aside what Orbax would stumble over, or read wrongly.
+
+        Returns:
+          The steps of what is no longer there.
 
         Raises:
           Damaged: one of another run's, where nothing may be moved.
         """
+        moved = []
         for folder in sorted(self._directory.glob("[0-9]*")):
             if not folder.name.isdigit():
                 continue  # Not finished: Orbax sweeps it away.
@@ -291,6 +309,8 @@ class Checkpoints:
                 if self._read_only:
                     raise
                 self._move(damaged.step, damaged.reason)
+                moved.append(damaged.step)
+        return moved
 
     def _content(self, step: int) -> dict[str, Any]:
         try:

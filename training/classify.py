@@ -24,11 +24,11 @@ from input_pipeline import mixing, pipeline
 from reports import scores
 from stacking import logits as logits_lib
 from training import config as config_lib
-from training import losses, parts, transfer
+from training import gradients, losses, parts, processes, transfer
 from training.feed import Feed
 from training.predict import Prediction, make_predict_step, predict
 from training.stages import Stage
-from training.state import Blueprint, Loss, make_blueprint
+from training.state import Blueprint, Loss, make_blueprint, weights_like
 
 # What stacking asks for at least (MIN_ROWS in stacking/session.py).
 FEWEST_ROWS_TO_STACK = 10
@@ -67,6 +67,7 @@ class Classification:
         self.blueprint = make_blueprint(self.build)
         shapes = nnx.to_pure_dict(self.blueprint.params)
         self._teachers = {}
+        gradients.check(config, self.blueprint.batch_stats)
         for stage in config.stages:
             parts.check(shapes, stage.frozen)
             if stage.distill_from:
@@ -127,8 +128,13 @@ class Classification:
         """Returns the training batches of `stage`; see `Feed.train`."""
         return self._feed.train(stage, step)
 
-    def loss(self, stage: Stage) -> Loss:
-        """Returns the loss of `stage`: see `make_loss`."""
+    def loss(self, stage: Stage, *, shapes_only: bool = False) -> Loss:
+        """Returns the loss of `stage`: see `make_loss`.
+
+        Args:
+          stage: of this run.
+          shapes_only: whether to leave a teacher's weights on disk.
+        """
         c = stage.config
         constants = loss_constants(
             c, self._feed.mean, self._feed.std, self.data.class_prior
@@ -136,14 +142,15 @@ class Classification:
         teacher = None
         if c.distill_from:
             run, teacher = self._teachers[c.distill_from]
-            constants["teacher"] = run.weights(teacher, self._mesh)
+            weights = weights_like if shapes_only else run.weights
+            constants["teacher"] = weights(teacher, self._mesh)
         mix = mixing.Mixing(
             mixup_prob=c.mixup_prob,
             mixup_alpha=c.mixup_alpha,
             cutmix_alpha=c.cutmix_alpha,
             **{**self._config.mixing, **c.mixing},
         )
-        return Loss(make_loss(c, mix, teacher), constants)
+        return Loss(make_loss(c, teacher), constants, make_prepare(mix))
 
     def evaluate(self, params: dict, batch_stats: dict) -> dict[str, float]:
         """Returns validation loss, macro-F1 and accuracy, on centre crops."""
@@ -156,8 +163,11 @@ class Classification:
             rows,
             self._mesh,
         )
-        return classification_metrics(
-            labelled.labels[rows], prediction.mean(self.data.class_prior)
+        # Once, so that all processes go by the very same scores.
+        return processes.first_tells(
+            lambda: classification_metrics(
+                labelled.labels[rows], prediction.mean(self.data.class_prior)
+            )
         )
 
     def export(self, workdir: Path, params: dict, batch_stats: dict) -> str:
@@ -219,34 +229,32 @@ class Classification:
 
     def _write_logits(self, path, images, rows, logits, fold) -> None:
         config, source = self._config, self.data.source
-        logits_lib.write_logits(
-            path,
-            logits_lib.Logits(
-                ids=images.ids[rows],
-                logits=logits.astype(np.float32),
-                labels=images.labels[rows],
-                classes=np.array(source.classes),
-                fold=fold,
-                metadata={
-                    "model": config.model,
-                    "seed": config.seed,
-                    "config_hash": config_lib.config_hash(config),
-                    "folds_hash": self.data.folds_hash,
-                    "val_fold": config.data.fold,
-                    "tta_views": list(config.eval.tta),
-                    "source": source.name,
-                    "sample_submission": source.sample_submission,
-                    "id_column": source.id_column,
-                    "target_column": source.target_column,
-                    "data": loading.plain(config.data),
-                },
-            ),
+        found = logits_lib.Logits(
+            ids=images.ids[rows],
+            logits=logits.astype(np.float32),
+            labels=images.labels[rows],
+            classes=np.array(source.classes),
+            fold=fold,
+            metadata={
+                "model": config.model,
+                "seed": config.seed,
+                "config_hash": config_lib.config_hash(config),
+                "folds_hash": self.data.folds_hash,
+                "val_fold": config.data.fold,
+                "tta_views": list(config.eval.tta),
+                "source": source.name,
+                "sample_submission": source.sample_submission,
+                "id_column": source.id_column,
+                "target_column": source.target_column,
+                "data": loading.plain(config.data),
+            },
         )
+        processes.first_tells(lambda: logits_lib.write_logits(path, found))
 
 
 def build_classifier(config: ConfigDict, num_classes: int) -> nnx.Module:
     """Returns the freshly initialised model that `config` asks for."""
-    options = {}
+    options = {"remat": config.remat}
     if config.drop_path_rate is not None:
         options["drop_path_rate"] = config.drop_path_rate
     return jax_models.create_model(
@@ -277,9 +285,25 @@ def loss_constants(
     }
 
 
-def make_loss(
-    stage: ConfigDict, mix: mixing.Mixing, teacher: Blueprint | None = None
-):
+def make_prepare(mix: mixing.Mixing):
+    """Returns the `prepare` of a `Loss`: erased and mixed images.
+
+    Args:
+      mix: RandomErasing, MixUp and CutMix of the stage.
+    """
+
+    def prepare(batch, constants, key: jax.Array) -> dict[str, jax.Array]:
+        classes = len(constants["class_weights"])
+        images, targets, counts = mixing.prepare_train(
+            batch, mix, constants["mean"], constants["std"], classes, key
+        )
+        images = jax.lax.optimization_barrier(images)
+        return {"image": images, "target": targets, "mask": counts}
+
+    return prepare
+
+
+def make_loss(stage: ConfigDict, teacher: Blueprint | None = None):
     """Returns the function of a `Loss`: a stage's loss on mixed images.
 
     Label smoothing (Szegedy et al. 2016) is applied here and nowhere else.
@@ -287,17 +311,13 @@ def make_loss(
 
     Args:
       stage: a `configs.common.stage`.
-      mix: RandomErasing, MixUp and CutMix of the stage.
       teacher: of the distillation, its weights in `constants["teacher"]`.
     """
 
-    def loss(model, batch, constants, key: jax.Array) -> jax.Array:
+    def loss(model, batch, constants) -> jax.Array:
         weights = constants["class_weights"]
-        images, targets, counts = mixing.prepare_train(
-            batch, mix, constants["mean"], constants["std"], len(weights), key
-        )
-        images = jax.lax.optimization_barrier(images)
-        targets = optax.smooth_labels(targets, stage.label_smoothing)
+        images, counts = batch["image"], batch["mask"]
+        targets = optax.smooth_labels(batch["target"], stage.label_smoothing)
         logits = answers = model(images)
         if stage.logit_adjustment:
             logits = losses.adjust(

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,19 @@ from errors import UserError
 # Fields that change how fast a run goes, or where it keeps things, but no
 # number in it: they may differ between a run and its continuation.
 # Where the data lie is free too: what they are is kept in data.json.
+# Nor is it part of a training on how many devices it runs and how it fits
+# there: sums are then taken in another order, to the same result within
+# rounding.
 FREE_FIELDS = frozenset(
-    {"workers", "cache_dir", "data.root", "data.folds_file"}
+    {
+        "workers",
+        "cache_dir",
+        "data.root",
+        "data.folds_file",
+        "mesh.fsdp",
+        "remat",
+        "stages.*.accumulate",
+    }
 )
 
 TASKS = ("classify", "mae")
@@ -35,6 +47,21 @@ LOSSES = ("cross_entropy", "focal")
 
 
 @dataclasses.dataclass(frozen=True)
+class Peers:
+    """Several processes that train together, and which of them this is.
+
+    Attributes:
+      coordinator: host:port of process 0, where all of them meet.
+      num_processes: how many there are.
+      process_id: this one's number, from 0.
+    """
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Arguments:
     """What the command line of train.py says.
 
@@ -45,6 +72,8 @@ class Arguments:
       export: write the logits again although the run has finished.
       all_folds: train one model per fold, each in a folder of its own.
       plan: say what would be done, and draw the learning rates; no training.
+      peers: the other processes; None where there are none, or where the
+        cluster tells.
     """
 
     recipe: str
@@ -53,6 +82,7 @@ class Arguments:
     export: bool
     all_folds: bool = False
     plan: bool = False
+    peers: Peers | None = None
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -92,11 +122,27 @@ def parse(argv: Sequence[str]) -> Arguments:
         help="only say what would be done, and draw the learning rates into "
         "<workdir>/plan.html",
     )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="several processes train as one, and meet at process 0; on TPU "
+        "hosts and under srun they find each other without these three flags",
+    )
+    parser.add_argument("--num-processes", type=int, metavar="N")
+    parser.add_argument(
+        "--process-id", type=int, metavar="I", help="from 0 to N - 1"
+    )
     known, config = loading.parse(parser, argv)
     found = list(problems(config))
     if found:
         raise UserError(f"{known.config}: " + "; ".join(found))
     workdir = known.workdir or f"runs/{_default_name(known.config)}"
+    if "://" in workdir:
+        raise UserError(
+            f"--workdir is {workdir}, but a run folder needs files that can be "
+            "appended to and locked; mount the bucket (gcsfuse) and give the "
+            "folder that it is mounted on"
+        )
     return Arguments(
         known.config,
         config,
@@ -104,7 +150,32 @@ def parse(argv: Sequence[str]) -> Arguments:
         known.export,
         known.all_folds,
         known.plan,
+        _peers(known.coordinator, known.num_processes, known.process_id),
     )
+
+
+def _peers(
+    coordinator: str | None, count: int | None, index: int | None
+) -> Peers | None:
+    given = [value is not None for value in (coordinator, count, index)]
+    if not any(given):
+        return None
+    if not all(given):
+        raise UserError(
+            "--coordinator, --num-processes and --process-id belong together; "
+            "give all three, or none on a TPU host or under srun"
+        )
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(
+            f"--coordinator is {coordinator!r}; give the host of process 0 "
+            "and a free port, such as 10.0.0.2:8476"
+        )
+    if not 0 <= index < count:
+        raise UserError(
+            f"--process-id is {index}: with --num-processes={count} it runs "
+            f"from 0 to {count - 1}"
+        )
+    return Peers(coordinator, count, index)
 
 
 def problems(config: ConfigDict) -> Iterator[str]:
@@ -138,6 +209,8 @@ def problems(config: ConfigDict) -> Iterator[str]:
         yield f"image_size is {config.image_size}: take 32 or more"
     if config.dtype not in ("float32", "bfloat16"):
         yield f"dtype is {config.dtype!r}: take float32 or bfloat16"
+    if config.mesh.fsdp < 1 and config.mesh.fsdp != -1:
+        yield f"mesh.fsdp is {config.mesh.fsdp}: take 1 or more, or -1 for all"
     if config.data.folds < 2:
         yield f"data.folds is {config.data.folds}: take 2 or more"
     elif not 0 <= config.data.fold < config.data.folds:
@@ -162,7 +235,16 @@ def _stage_problems(config: ConfigDict, stage: ConfigDict) -> Iterator[str]:
         yield f"epochs is {stage.epochs}: it must be positive"
     if stage.batch_size < 2:
         yield f"batch_size is {stage.batch_size}: take 2 or more"
-    for field, known in (("schedule", SCHEDULES), ("loss", LOSSES)):
+    if stage.accumulate < 1 or stage.batch_size % stage.accumulate:
+        yield (
+            f"accumulate is {stage.accumulate}: take a divisor of batch_size, "
+            f"{stage.batch_size}"
+        )
+    for field, known in (
+        ("schedule", SCHEDULES),
+        ("loss", LOSSES),
+        ("momentum_dtype", ("float32", "bfloat16")),
+    ):
         if stage[field] not in known:
             yield f"{field} is {stage[field]!r}: choose one of " + ", ".join(
                 known
@@ -280,9 +362,13 @@ def config_hash(config: ConfigDict) -> str:
     """Returns 16 hex digits of SHA-256 over all fields that shape the run."""
     fields = loading.flatten(loading.plain(config))
     text = json.dumps(
-        {key: fields[key] for key in sorted(fields) if key not in FREE_FIELDS}
+        {key: fields[key] for key in sorted(fields) if not _is_free(key)}
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_free(key: str) -> bool:
+    return re.sub(r"\.\d+\.", ".*.", key) in FREE_FIELDS
 
 
 def differences(config: ConfigDict, earlier: dict[str, Any]) -> list[str]:
@@ -300,7 +386,7 @@ def differences(config: ConfigDict, earlier: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in sorted(now.keys() | before.keys())
-        if key not in FREE_FIELDS
+        if not _is_free(key)
         and now.get(key, missing) != before.get(key, missing)
     ]
 

@@ -14,7 +14,7 @@ from input_pipeline import folds as folds_lib
 from input_pipeline import pipeline
 from input_pipeline.augment import Augment
 from input_pipeline.sources import Images
-from training import dataset
+from training import dataset, processes, sharding
 from training.stages import Stage
 
 # Validation images up to this size are decoded once and kept.
@@ -33,24 +33,22 @@ class Feed:
 
     Attributes:
       data: the source with its folds.
-      mean: float [3], channel means over 0..1 (after `prepare`).
-      std: float [3], their standard deviations (after `prepare`).
+      mean: float [3], channel means over 0..1; 0 before `prepare`.
+      std: float [3], their standard deviations; 1 before `prepare`.
 
     Raises:
       UserError: the data or a batch size is wrong.
     """
 
-    mean: np.ndarray
-    std: np.ndarray
-
     def __init__(
         self, config: ConfigDict, workdir: Path, mesh: Mesh, workers: int
     ):
-        self._config, self._workers = config, workers
+        self._config, self._mesh, self._workers = config, mesh, workers
         self._folds_path = Path(config.data.folds_file or workdir / "folds.csv")
         self.data = dataset.load(config.data, self._folds_path)
-        _check_batches(config, mesh.size)
+        _check_batches(config, mesh)
         self._validation: list[dict] | None = None
+        self.mean, self.std = np.zeros(3, np.float32), np.ones(3, np.float32)
 
     def identity(self) -> dict[str, object]:
         """Returns what must not change while the run lives, as JSON."""
@@ -81,15 +79,20 @@ class Feed:
         Args:
           cache: folder that keeps channel means over runs.
         """
-        if not self._folds_path.exists():
-            labelled = self.data.source.labelled
-            folds_lib.write_folds(
-                self._folds_path,
-                labelled.ids,
-                self.data.folds,
-                self._config.data.folds_seed,
-            )
-        self.mean, self.std = self.data.channel_stats(cache)
+
+        def prepare() -> list[list[float]]:
+            if not self._folds_path.exists():
+                labelled = self.data.source.labelled
+                folds_lib.write_folds(
+                    self._folds_path,
+                    labelled.ids,
+                    self.data.folds,
+                    self._config.data.folds_seed,
+                )
+            return [part.tolist() for part in self.data.channel_stats(cache)]
+
+        told = processes.first_tells(prepare)
+        self.mean, self.std = (np.array(part, np.float32) for part in told)
 
     def train(self, stage: Stage, step: int) -> Iterator[dict]:
         """Returns the endless training batches of `stage`.
@@ -104,6 +107,7 @@ class Feed:
             Augment(**{**self._config.augment, **stage.config.augment}),
             size=self._config.image_size,
             batch_size=stage.config.batch_size,
+            places=sharding.local_places(self._mesh, stage.config.batch_size),
             # Stages shuffle differently; prime, so that seeds do not meet.
             seed=self._config.seed + 7919 * stage.index,
             start_step=step - stage.start,
@@ -140,22 +144,35 @@ class Feed:
             rows,
             size=self._config.image_size,
             batch_size=self._config.eval.batch_size,
+            places=sharding.local_places(
+                self._mesh, self._config.eval.batch_size
+            ),
             views=views,
             workers=self._workers,
         )
 
 
-def _check_batches(config: ConfigDict, devices: int) -> None:
+def _check_batches(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses batches that the devices cannot share evenly, all at once."""
+    devices = mesh.size
     sizes = {
-        "eval.batch_size": config.eval.batch_size,
-        **{
-            f"stages[{i}].batch_size": stage.batch_size
-            for i, stage in enumerate(config.stages)
-        },
+        f"eval.batch_size is {config.eval.batch_size}": (
+            config.eval.batch_size,
+            1,
+        )
     }
-    for name, size in sizes.items():
-        if size % devices:
-            raise UserError(
-                f"{name} is {size}, which {devices} devices cannot share "
-                f"evenly; take a multiple of {devices}"
-            )
+    for i, stage in enumerate(config.stages):
+        name = f"stages[{i}].batch_size is {stage.batch_size}"
+        if stage.accumulate > 1:
+            name += f" in {stage.accumulate} parts"
+        sizes[name] = stage.batch_size, stage.accumulate
+    wrong = [
+        f"{name} (take a multiple of {parts * devices})"
+        for name, (size, parts) in sizes.items()
+        if size % (parts * devices)
+    ]
+    if wrong:
+        raise UserError(
+            f"{devices} devices cannot share these batches evenly: "
+            + ", ".join(wrong)
+        )

@@ -6,6 +6,11 @@ import os
 import signal
 
 
+def exit_code(number: int) -> int:
+    """What the shell would report: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number
+
+
 class StopSignals:
     """Notes SIGTERM and Ctrl-C, so that the loop can save and stop in order.
 
@@ -19,11 +24,6 @@ class StopSignals:
 
     def __init__(self):
         self.received = 0
-
-    @property
-    def exit_code(self) -> int:
-        """What the shell would report: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self.received
 
     def __enter__(self) -> StopSignals:
         self._former = {

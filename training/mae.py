@@ -20,7 +20,7 @@ from errors import UserError
 from files import replacing
 from input_pipeline import mixing
 from jax_models import mae
-from training import parts, sharding
+from training import gradients, parts, processes, sharding
 from training.classify import build_classifier
 from training.feed import Feed
 from training.stages import Stage
@@ -64,6 +64,7 @@ class MaskedAutoencoding:
         unit = nnx.eval_shape(self.build).unit
         self._units = mae.units_of((side, side), unit)
         shapes = nnx.to_pure_dict(self.blueprint.params)
+        gradients.check(config, self.blueprint.batch_stats)
         for stage in config.stages:
             parts.check(shapes, stage.frozen)
 
@@ -111,9 +112,11 @@ class MaskedAutoencoding:
         """
         self._feed.prepare(cache)
         config, units = self._config.mae, self._units
+        seed = self._config.seed
 
         @jax.jit
-        def reconstruct(params, batch_stats, images, key, constants):
+        def reconstruct(params, batch_stats, images, number, constants):
+            key = jax.random.fold_in(jax.random.key(seed), number)
             model = self.blueprint.merge(params, batch_stats)
             model.eval()
             images = mixing.normalize(images, **constants)
@@ -129,7 +132,7 @@ class MaskedAutoencoding:
                 normalize_targets=config.normalize_targets,
                 weights=weights,
             )
-            return loss * weights.sum()
+            return loss * weights.sum(), weights.sum()
 
         self._reconstruct, self._errors = reconstruct, errors
 
@@ -137,22 +140,31 @@ class MaskedAutoencoding:
         """Returns the training batches of `stage`; see `Feed.train`."""
         return self._feed.train(stage, step)
 
-    def loss(self, stage: Stage) -> Loss:
-        """Returns the mean squared error over hidden pixels."""
+    def loss(self, stage: Stage, *, shapes_only: bool = False) -> Loss:
+        """Returns the mean squared error over hidden pixels.
+
+        Args:
+          stage: of this run.
+          shapes_only: makes no difference here; see `Classification.loss`.
+        """
         config, units = self._config.mae, self._units
 
-        def loss(model, batch, constants, key: jax.Array) -> jax.Array:
+        def prepare(batch, constants, key: jax.Array) -> dict[str, jax.Array]:
             images = mixing.images_of(batch, **constants)
-            mask = mae.random_mask(key, len(images), units, config.mask_ratio)
+            hidden = mae.random_mask(key, len(images), units, config.mask_ratio)
+            return {"image": images, "hidden": hidden, "mask": batch["mask"]}
+
+        def loss(model, batch, constants) -> jax.Array:
+            images, hidden = batch["image"], batch["hidden"]
             return mae.reconstruction_loss(
-                model(images, mask),
+                model(images, hidden),
                 images,
-                mask,
+                hidden,
                 normalize_targets=config.normalize_targets,
                 weights=batch["mask"],
             )
 
-        return Loss(loss, self._channels)
+        return Loss(loss, self._channels, prepare)
 
     def evaluate(self, params: dict, batch_stats: dict) -> dict[str, float]:
         """Returns `val_loss`, over the validation rows that can be read."""
@@ -161,8 +173,8 @@ class MaskedAutoencoding:
             weights = batch["mask"] * ~batch["bad"]
             found = self._look(params, batch_stats, batch, number)
             put = sharding.put_batch({"weights": weights}, self._mesh)
-            total += float(self._errors(*found, put["weights"]))
-            count += float(weights.sum())
+            sums = jax.device_get(self._errors(*found, put["weights"]))
+            total, count = total + float(sums[0]), count + float(sums[1])
         return {"val_loss": total / max(count, 1.0)}
 
     def export(self, workdir: Path, params: dict, batch_stats: dict) -> str:
@@ -174,7 +186,7 @@ class MaskedAutoencoding:
         batch = next(iter(self._feed.validation()))
         found = self._look(params, batch_stats, batch, 0)
         images, mask, predictions = (
-            np.asarray(array)[:PICTURED] for array in found
+            array[:PICTURED] for array in sharding.to_host(found)
         )
         picture = mae.picture(
             images,
@@ -184,8 +196,12 @@ class MaskedAutoencoding:
             std=self._feed.std,
             normalize_targets=self._config.mae.normalize_targets,
         )
-        with replacing(workdir / "reconstructions.png") as path:
-            Image.fromarray(picture).save(path, format="png")
+
+        def write() -> None:
+            with replacing(workdir / "reconstructions.png") as path:
+                Image.fromarray(picture).save(path, format="png")
+
+        processes.first_tells(write)
         return (
             f"reconstructions in {workdir / 'reconstructions.png'}; fine-tune "
             f"with --config.init_from={workdir}"
@@ -204,9 +220,8 @@ class MaskedAutoencoding:
         """(images, mask, predictions) of a validation batch's centre crops."""
         views = {"image": batch["image"][:, 0]}
         images = sharding.put_batch(views, self._mesh)["image"]
-        key = jax.random.fold_in(jax.random.key(self._config.seed), number)
         return self._reconstruct(
-            params, batch_stats, images, key, self._channels
+            params, batch_stats, images, np.int32(number), self._channels
         )
 
 

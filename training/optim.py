@@ -213,6 +213,9 @@ def make_optimizer(
             b2=stage.betas[1],
             weight_decay=stage.weight_decay,
             mask=decay_mask,
+            # The second moment stays float32: at b2 = .999 a step changes it
+            # by a thousandth, which bfloat16 would round away.
+            mu_dtype=stage.momentum_dtype,
         )
 
     groups = {

@@ -93,21 +93,22 @@ def predict(
       RuntimeError: a row came twice or never; a bug, never a lower score.
     """
     position = {int(row): i for i, row in enumerate(rows)}
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    found: list[dict[str, np.ndarray]] = []
     pending = None
     for batch in batches:
-        real = batch["row"] >= 0  # The rest fills the last batch up.
-        where = np.array([position[int(row)] for row in batch["row"][real]])
-        image = sharding.put_batch({"image": batch["image"]}, mesh)["image"]
-        ahead = step(params, batch_stats, image)
+        needed = {name: batch[name] for name in ("image", "row", "bad")}
+        ahead = sharding.put_batch(needed, mesh)
+        ahead["logits"] = step(params, batch_stats, ahead.pop("image"))
         if pending is not None:  # Fetched one late: the device stays busy.
-            found.append(_fetch(*pending))
-        pending = (where, real, batch["bad"], ahead)
+            found.append(_fetch(pending))
+        pending = ahead
     if pending is not None:
-        found.append(_fetch(*pending))
-    where, logits, bad = (
-        np.concatenate(parts) for parts in zip(*found, strict=True)
+        found.append(_fetch(pending))
+    row, logits, bad = (
+        np.concatenate([part[name] for part in found])
+        for name in ("row", "logits", "bad")
     )
+    where = np.array([position[row] for row in row.tolist()])
     if not np.array_equal(np.sort(where), np.arange(len(rows))):
         raise RuntimeError(
             f"{len(rows)} rows were to be predicted once each, but "
@@ -117,5 +118,8 @@ def predict(
     return Prediction(logits[order], bad[order])
 
 
-def _fetch(where, real, bad, logits):
-    return where, np.asarray(logits)[real], bad[real]
+def _fetch(batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """The rows of a batch, of all processes."""
+    batch = sharding.to_host(batch)
+    real = batch["row"] >= 0  # The rest fills the last batch up.
+    return {name: values[real] for name, values in batch.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import socket
 from pathlib import Path
 from typing import IO
 
@@ -86,6 +87,20 @@ def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
             "choose another --workdir, or delete the folder to start over"
         )
     return lock
+
+
+def check_shared(workdir: Path) -> None:
+    """Refuses a run folder that process 0 has made, and this one cannot see.
+
+    Raises:
+      UserError: which folder, and on which host.
+    """
+    if not (workdir / "config.json").exists():
+        raise UserError(
+            f"{socket.gethostname()} does not see the run folder {workdir} "
+            "that another process has just claimed; give a --workdir on a "
+            "disk that all hosts share"
+        )
 
 
 def _read(path: Path) -> dict[str, object]:

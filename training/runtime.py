@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import os
 from pathlib import Path
 
@@ -10,9 +12,13 @@ from absl import flags, logging
 
 from errors import UserError
 from machine import usable_cores
+from training.config import Peers
 
 # Compiled steps of many recipes fit; the least recently used go first.
 COMPILATION_CACHE_BYTES = 4 * 2**30
+
+# After so long without a sign, another process counts as gone.
+PATIENCE_SECONDS = 60
 
 
 def start(cache_dir: str) -> Path:
@@ -48,6 +54,54 @@ def start(cache_dir: str) -> Path:
     # C++ notes on start-up say nothing that a user could act on.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return cache
+
+
+def connect(peers: Peers | None) -> None:
+    """Makes this process one of several that train together, if it is one.
+
+    On TPU hosts and under `srun`, JAX finds out by itself who the others are;
+    elsewhere the command line says so. Call it before anything asks for
+    devices; further calls do nothing.
+
+    Args:
+      peers: from the command line.
+
+    Raises:
+      UserError: the others cannot be reached.
+    """
+    if jax.distributed.is_initialized():
+        return
+    if peers is None and not _is_in_a_cluster():
+        return
+    # SIGTERM is answered by training/interrupts.py.
+    jax.config.update("jax_enable_preemption_service", False)
+    named = () if peers is None else dataclasses.astuple(peers)
+    try:
+        jax.distributed.initialize(
+            *named,
+            heartbeat_timeout_seconds=PATIENCE_SECONDS,
+            shutdown_timeout_seconds=PATIENCE_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        if peers is None and isinstance(error, ValueError):
+            return  # A TPU host that tells nothing of others is alone.
+        where = peers.coordinator if peers else "the cluster's first host"
+        raise UserError(
+            f"cannot meet the other processes at {where} "
+            f"({str(error).splitlines()[0][:200]}); start all of them within "
+            "five minutes, with a host and port that each of them can reach"
+        ) from error
+
+
+def _is_in_a_cluster() -> bool:
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return False
+    slurm = "SLURM_STEP_NODELIST" in os.environ  # Absent outside of srun.
+    if slurm and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        return True
+    devices = ("/dev/accel0", "/dev/vfio/0")
+    tpu = any(os.path.exists(device) for device in devices)
+    return tpu and importlib.util.find_spec("libtpu") is not None
 
 
 def default_workers(asked: int) -> int:

@@ -8,28 +8,38 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx, struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from training import optim, parts, sharding
+from training import gradients, optim, parts, sharding
 
 Batch = dict[str, jax.Array]
+
+
+def _as_it_is(batch: Batch, constants: Any, key: jax.Array) -> Batch:
+    return batch
 
 
 class Loss(NamedTuple):
     """What a stage minimises.
 
     Attributes:
-      function: (model, batch, constants, key) -> mean loss over the batch.
-      constants: a tree of arrays that the function reads, such as a teacher's
+      function: (model, prepared batch, constants) -> mean loss over the
+        batch's rows, each counting as much as its `mask` says.
+      constants: a tree of arrays that the functions read, such as a teacher's
         weights. Passed to the compiled step rather than built into it, so
         runs that differ in them alone share the compilation.
+      prepare: (batch, constants, key) -> prepared batch, a dict of arrays
+        `[B, ...]`. All that is random about the batch happens here, to the
+        whole of it; what follows may see it part by part.
     """
 
-    function: Callable[[nnx.Module, Batch, Any, jax.Array], jax.Array]
+    function: Callable[[nnx.Module, Batch, Any], jax.Array]
     constants: Any
+    prepare: Callable[[Batch, Any, jax.Array], Batch] = _as_it_is
 
 
 @struct.dataclass
@@ -124,7 +134,8 @@ def init_weights(
         _, params, batch_stats, _ = _split(build())
         return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
-    return jax.jit(init, out_shardings=sharding.replicated(mesh))()
+    placed = sharding.lay_out(jax.eval_shape(init), mesh)
+    return jax.jit(init, out_shardings=sharding.placements(placed))()
 
 
 def start_stage(
@@ -144,8 +155,12 @@ def start_stage(
       mesh: to place the state on.
     """
     start = functools.partial(_start, stage)
-    return jax.jit(start, out_shardings=sharding.replicated(mesh))(
-        jnp.int32(step), params, batch_stats
+    step = np.int32(step)
+    placed = sharding.lay_out(
+        jax.eval_shape(start, step, params, batch_stats), mesh
+    )
+    return jax.jit(start, out_shardings=sharding.placements(placed))(
+        step, params, batch_stats
     )
 
 
@@ -156,12 +171,34 @@ def stage_like(
     start = functools.partial(_start, stage)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = jax.eval_shape(start, step, *_pure_shapes(blueprint))
-    return _placed(shapes, mesh)
+    return sharding.lay_out(shapes, mesh)
 
 
 def weights_like(blueprint: Blueprint, mesh: Mesh) -> tuple[dict, dict]:
     """Returns (params, batch_stats) as shapes and placements."""
-    return _placed(_pure_shapes(blueprint), mesh)
+    shapes = _pure_shapes(blueprint)
+    # By the names that they have in a state, which the rules may ask for.
+    named = dict(zip(("params", "batch_stats"), shapes, strict=True))
+    placed = sharding.lay_out(named, mesh)
+    return placed["params"], placed["batch_stats"]
+
+
+class TrainStep(NamedTuple):
+    """A jitted step with what it reads besides state and batch."""
+
+    jitted: Any
+    constants: Any
+    tables: dict[str, jax.Array]
+
+    def __call__(
+        self, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Advances the state, which is donated, and measures the step."""
+        return self.jitted(state, batch, self.constants, self.tables)
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """Returns the step ready to compile; shapes are enough."""
+        return self.jitted.lower(state, batch, self.constants, self.tables)
 
 
 def make_train_step(
@@ -169,10 +206,11 @@ def make_train_step(
     loss: Loss,
     stage: ConfigDict,
     tables: dict[str, jax.Array],
+    mesh: Mesh,
     *,
     seed: int,
     log_every_steps: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> TrainStep:
     """Returns the jitted step: (state, batch) -> (state, metrics).
 
     The old state is donated: its buffers become the new one's. All randomness
@@ -188,6 +226,7 @@ def make_train_step(
       loss: what to minimise.
       stage: a `configs.common.stage`: optimizer, frozen parts, EMA.
       tables: its learning rates, from `optim.rate_tables`.
+      mesh: that the state and the batches lie on.
       seed: of the run.
       log_every_steps: of which steps the log tells.
     """
@@ -198,17 +237,20 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         model_key, loss_key = jax.random.split(key)
 
-        def loss_of(params):
+        def loss_of(params, batch):
             params = parts.hold_still(params, frozen)
             model = blueprint.merge(params, state.batch_stats, model_key)
             parts.train_mode(model, frozen)
-            value = loss.function(model, batch, constants, loss_key)
+            value = loss.function(model, batch, constants)
             _, _, batch_stats, _ = _split(model)
             return value, nnx.to_pure_dict(batch_stats)
 
-        (value, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params
+        batch = loss.prepare(batch, constants, loss_key)
+        slopes = gradients.accumulated(loss_of, stage.accumulate)
+        (value, batch_stats), grads = slopes(
+            sharding.gathered(state.params, mesh), batch
         )
+        grads = sharding.scattered(grads, mesh)
         updates, opt_state = optim.make_optimizer(stage, tables).update(
             grads, state.opt_state, state.params
         )
@@ -262,8 +304,14 @@ def make_train_step(
         )
         return after, metrics
 
-    jitted = jax.jit(train_step, donate_argnums=0)
-    return lambda state, batch: jitted(state, batch, loss.constants, tables)
+    places = sharding.placements(stage_like(blueprint, stage, mesh))
+    jitted = jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(places, sharding.replicated(mesh)),
+    )
+    constants, tables = sharding.put_constants((loss.constants, tables), mesh)
+    return TrainStep(jitted, constants, tables)
 
 
 def _keep(finite: jax.Array, new: Any, old: Any) -> Any:
@@ -299,13 +347,6 @@ def _pure_shapes(blueprint: Blueprint) -> tuple[dict, dict]:
     return (
         nnx.to_pure_dict(blueprint.params),
         nnx.to_pure_dict(blueprint.batch_stats),
-    )
-
-
-def _placed(shapes: Any, mesh: Mesh) -> Any:
-    place = sharding.replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
     )
 
 

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from errors import UserError
 from jax_models.model import HEAD
-from training import sharding
 from training.checkpoints import Checkpoints
 from training.state import Blueprint, weights_like
 
@@ -84,24 +83,24 @@ class Run:
         return found, absent
 
     def encoder_into(
-        self, params: dict, batch_stats: dict, mesh: Mesh
+        self, params: dict, batch_stats: dict
     ) -> tuple[dict, dict, str]:
         """Replaces what has the same name and shape in this run's encoder.
 
         Args:
           params: of a freshly initialised model.
           batch_stats: of the same.
-          mesh: to place the arrays on.
 
         Returns:
-          params, batch_stats, and a sentence that names every array which
-          the other run does not have and which therefore stays as it was.
+          params, batch_stats, laid out as they were, and a sentence that
+          names every array which the other run does not have and which
+          therefore stays as it was.
 
         Raises:
           UserError: nothing matches, or the checkpoint is damaged.
         """
         found, absent = self.match(params, batch_stats)
-        place, found = sharding.replicated(mesh), set(found)
+        found = set(found)
         ours = {"params": params, "batch_stats": batch_stats}
         leaves, structure = jax.tree_util.tree_flatten_with_path(ours)
         theirs = {}  # our position -> their path
@@ -111,7 +110,9 @@ class Run:
                 theirs[position] = self._path(kind, names)
         wanted = {
             path: jax.ShapeDtypeStruct(
-                leaves[at][1].shape, leaves[at][1].dtype, sharding=place
+                leaves[at][1].shape,
+                leaves[at][1].dtype,
+                sharding=leaves[at][1].sharding,
             )
             for at, path in theirs.items()
         }

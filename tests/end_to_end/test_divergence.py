@@ -22,14 +22,14 @@ def fragile(monkeypatch):
     def break_for(stages):
         make, begun = classify.make_loss, []
 
-        def make_fragile(stage, mix, teacher=None):
-            loss, limit = make(stage, mix, teacher), 0.03
+        def make_fragile(stage, teacher=None):
+            loss, limit = make(stage, teacher), 0.03
             begun.append(stage)
             if len(begun) > stages:
                 return loss
 
-            def function(model, batch, constants, key):
-                value = loss(model, batch, constants, key)
+            def function(model, batch, constants):
+                value = loss(model, batch, constants)
                 far = jnp.abs(model.head.fc.bias[...]).max()
                 return jnp.where(far > limit, jnp.nan, value)
 

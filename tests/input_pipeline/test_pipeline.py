@@ -94,15 +94,17 @@ def test_the_same_image_is_augmented_differently_each_time(digits):
     assert len({image.tobytes() for image in images}) > 15
 
 
-def test_shards_put_together_are_the_batch_of_one_host(digits):
-    whole = first_batches(digits, 3)
-    parts = [first_batches(digits, 3, shard=(host, 2)) for host in (0, 1)]
-    for step, batch in enumerate(whole):
-        for host in (0, 1):
+@pytest.mark.parametrize("rows", [32, 37])
+def test_places_put_together_are_the_batch_of_one_host(digits, rows):
+    """Also over the edge of an epoch that hosts do not divide."""
+    rows = np.arange(rows)
+    whole = first_batches(digits, 3, rows=rows)
+    size = len(whole[0]["row"])
+    for places in (np.arange(0, size, 2), np.arange(size // 2, size)):
+        part = first_batches(digits, 3, rows=rows, places=places)
+        for own, batch in zip(part, whole, strict=True):
             for name, values in batch.items():
-                np.testing.assert_array_equal(
-                    parts[host][step][name], values[host::2]
-                )
+                np.testing.assert_array_equal(own[name], values[places])
 
 
 def evaluate(images, rows, **options):
@@ -128,10 +130,11 @@ def test_evaluation_covers_every_row_exactly_once(digits, count, workers):
     np.testing.assert_array_equal(labels[mask == 1], digits.labels[rows])
 
 
-def test_evaluation_shards_cover_every_row_exactly_once(digits):
+def test_evaluation_places_cover_every_row_exactly_once(digits):
     seen = []
     for host in (0, 1, 2):
-        batches = evaluate(digits, np.arange(13), shard=(host, 3))
+        places = (2 * host, 2 * host + 1)
+        batches = evaluate(digits, np.arange(13), places=places)
         assert len(batches) == 3  # The same number on every host.
         seen += [batch["row"] for batch in batches]
     seen = np.concatenate(seen)
@@ -201,8 +204,8 @@ def test_bad_evaluation_images_keep_their_row(some_bad, capsys):
 def test_settings_that_cannot_be(digits):
     with pytest.raises(UserError, match="no image to train on"):
         first_batches(digits, 1, rows=np.array([], int))
-    with pytest.raises(UserError, match="multiple of 4"):
-        first_batches(digits, 1, shard=(0, 4))
+    with pytest.raises(ValueError, match="places"):
+        first_batches(digits, 1, places=(0, 1000))
     with pytest.raises(UserError, match="no evaluation view 'middle'"):
         evaluate(digits, np.arange(3), views=("center", "middle"))
 

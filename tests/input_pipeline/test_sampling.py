@@ -136,12 +136,12 @@ def test_rare_classes_come_as_often_as_the_others():
     assert plain.mean() == 2 / 28
 
 
-def test_shards_of_a_balanced_stream_are_the_batch_of_one_host():
+def test_places_of_a_balanced_stream_are_the_batch_of_one_host():
     whole = stream(4, batch_size=6)
-    for host in (0, 1):
-        part = stream(4, batch_size=6, shard=(host, 2))
+    for places in ([0, 1, 2], [3, 4, 5]):
+        part = stream(4, batch_size=6, places=places)
         for batch, own in zip(whole, part, strict=True):
-            np.testing.assert_array_equal(own["row"], batch["row"][host::2])
+            np.testing.assert_array_equal(own["row"], batch["row"][places])
 
 
 @pytest.mark.parametrize("balance", [-0.1, 1.5, float("nan")])

@@ -26,8 +26,9 @@ def loss_of(model, batch, classes, teacher=None, prior=None, **fields):
     constants = classify.loss_constants(stage, MEAN, STD, prior)
     if teacher is not None:
         constants["teacher"] = ({}, {})
-    loss = classify.make_loss(stage, mix, teacher)
-    return loss(model, batch, constants, jax.random.key(0))
+    prepare = classify.make_prepare(mix)
+    batch = prepare(batch, constants, jax.random.key(0))
+    return classify.make_loss(stage, teacher)(model, batch, constants)
 
 
 def batch_of(labels, mask):

@@ -57,7 +57,8 @@ def loss_of(task, weights):
     def compute(weights, batch, key):
         model = task.blueprint.merge(*weights)
         model.eval()
-        return loss.function(model, batch, loss.constants, key)
+        batch = loss.prepare(batch, loss.constants, key)
+        return loss.function(model, batch, loss.constants)
 
     return lambda batch, key=0: float(
         compute(weights, batch, jax.random.key(key))

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tiny import LOSS, Run, loss_fn
+from tiny import LOSS, Run, loss_fn, prepare
 
 from errors import UserError
 from training import optim, parts
@@ -64,10 +64,12 @@ def test_gradient_and_update_equal_those_written_out():
     key = jax.random.fold_in(jax.random.key(1), 0)
     model_key, loss_key = jax.random.split(key)
 
+    prepared = prepare(batch, LOSS.constants, loss_key)
+
     def loss_of(params):
         model = run.blueprint.merge(params, state.batch_stats, model_key)
         model.train()
-        return loss_fn(model, batch, LOSS.constants, loss_key)
+        return loss_fn(model, prepared, LOSS.constants)
 
     loss, grads = jax.value_and_grad(loss_of)(state.params)
     optimizer = optim.make_optimizer(run.stage, run.tables)

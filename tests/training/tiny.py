@@ -30,21 +30,44 @@ def build() -> Tiny:
     return Tiny(nnx.Rngs(0))
 
 
-def loss_fn(model, batch, constants, key):
+def prepare(batch, constants, key):
     noise = constants["noise"] * jax.random.normal(key, batch["image"].shape)
-    logits = model(batch["image"] + noise)
+    return {**batch, "image": batch["image"] + noise}
+
+
+def loss_fn(model, batch, constants):
+    logits = model(batch["image"])
     targets = jax.nn.one_hot(batch["label"], 4)
     return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
 
-LOSS = state_lib.Loss(loss_fn, {"noise": np.float32(0.01)})
+LOSS = state_lib.Loss(loss_fn, {"noise": np.float32(0.01)}, prepare)
+
+
+def masked_loss_fn(model, batch, constants):
+    targets = jax.nn.one_hot(batch["label"], 4)
+    rows = -(targets * jax.nn.log_softmax(model(batch["image"]))).sum(-1)
+    return (rows * batch["mask"]).sum() / jnp.maximum(batch["mask"].sum(), 1.0)
+
+
+MASKED_LOSS = state_lib.Loss(masked_loss_fn, LOSS.constants, prepare)
 
 
 class Run:
     """A stage of training of the tiny model."""
 
-    def __init__(self, ema_decay=0.0, log_every_steps=4, seed=1, **fields):
-        self.mesh = sharding.make_mesh()
+    def __init__(
+        self,
+        ema_decay=0.0,
+        log_every_steps=4,
+        seed=1,
+        mesh=None,
+        build=build,
+        loss=LOSS,
+        **fields,
+    ):
+        self.mesh = mesh or sharding.make_mesh()
+        self.build = build
         self.blueprint = state_lib.make_blueprint(build)
         options = {"schedule": "constant", "learning_rate": 1e-2, **fields}
         self.stage = common.stage(
@@ -53,16 +76,17 @@ class Run:
         self.tables = optim.rate_tables(self.stage, 100, 10)
         self.train_step = state_lib.make_train_step(
             self.blueprint,
-            LOSS,
+            loss,
             self.stage,
             self.tables,
+            self.mesh,
             seed=seed,
             log_every_steps=log_every_steps,
         )
 
     def start(self, step=0):
         """The state before the first step; donated by `train`."""
-        weights = state_lib.init_weights(build, self.mesh)
+        weights = state_lib.init_weights(self.build, self.mesh)
         return state_lib.start_stage(step, *weights, self.stage, self.mesh)
 
     def batch(self, step):

@@ -1,0 +1,111 @@
+"""The same training on every layout of devices, and one checkpoint for all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import MappingProxyType
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from errors import UserError
+from training import sharding
+
+HERE = Path(__file__).parent
+# Sums in another order: float32 rounds to 6e-8, and a step amplifies it.
+CLOSE = {"rtol": 2e-5}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What train_in_layouts.py tells."""
+    folder = tmp_path_factory.mktemp("layouts")
+    process = subprocess.run(
+        [sys.executable, HERE / "train_in_layouts.py", folder],
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("layout", ["data", "fsdp"])
+def test_losses_do_not_depend_on_the_layout(found, layout):
+    """With BatchNorm, dropout and noise; nothing moved without being asked."""
+    one = found["one"]["losses"]
+    np.testing.assert_allclose(found[layout]["losses"], one, **CLOSE)
+    assert len(set(one)) == len(one)
+
+
+@pytest.mark.parametrize("layout", ["parts", "parts on fsdp"])
+def test_losses_do_not_depend_on_accumulation(found, layout):
+    """With drop path and dropout, and rows that do not count."""
+    np.testing.assert_allclose(
+        found[layout]["losses"], found["plain"]["losses"], **CLOSE
+    )
+
+
+def test_fsdp_splits_a_parameter_with_its_moments_and_average(found):
+    assert found["one"]["split"] == found["data"]["split"] == []
+    kernels = [p for p in found["fsdp"]["split"] if p.endswith("head/kernel")]
+    starts = sorted(path.removesuffix("/head/kernel") for path in kernels)
+    assert len(kernels) == 4
+    assert starts[:2] == ["ema/params", starts[1]] and "params" in starts
+    assert sum("/mu" in start or "/nu" in start for start in starts) == 2
+
+
+def test_data_parallel_steps_send_no_rows_around(found):
+    assert found["gathers"] == 0
+
+
+def test_a_checkpoint_of_one_layout_goes_on_on_any_other(found):
+    np.testing.assert_allclose(found["restored"], found["straight"], **CLOSE)
+
+
+class Mesh:
+    shape = MappingProxyType({"data": 2, "fsdp": 4, "model": 1})
+
+
+def test_the_largest_dimension_that_divides_is_split():
+    def layout(*shape):
+        return sharding.split_largest(shape, Mesh)
+
+    assert layout(512, 128) == PartitionSpec("fsdp")
+    assert layout(3, 3, 64, 256) == PartitionSpec(None, None, None, "fsdp")
+    assert layout(1001, 64) == PartitionSpec(None, "fsdp")
+    assert layout(1001, 1003) == PartitionSpec()
+    assert layout(64, 64) == PartitionSpec()  # small
+
+
+def test_biases_and_statistics_stay_whole_kernels_are_split():
+    mesh = sharding.make_mesh()
+    leaf = jax.ShapeDtypeStruct((2**20,), np.float32)
+    rules = {
+        path: next(
+            r for found, r in sharding.RULES if sharding.re.search(found, path)
+        )
+        for path in ("/a/kernel", "/a/bias", "/ema/params/a/kernel", "/step")
+    }
+    assert rules["/a/kernel"] is rules["/ema/params/a/kernel"]
+    assert rules["/a/kernel"] is sharding.split_largest
+    assert rules["/a/bias"] is rules["/step"] is sharding.whole
+    placed = sharding.lay_out({"a": {"bias": leaf}}, mesh)
+    assert placed["a"]["bias"].sharding == sharding.replicated(mesh)
+
+
+def test_groups_that_the_devices_do_not_make_are_refused():
+    with pytest.raises(UserError, match=r"mesh.fsdp is 3.*one of 1"):
+        sharding.make_mesh(3)
+    assert sharding.make_mesh(-1).shape["fsdp"] == jax.device_count()
+
+
+def test_one_process_holds_all_places_of_a_batch():
+    places = sharding.local_places(sharding.make_mesh(), 12)
+    np.testing.assert_array_equal(places, np.arange(12))

@@ -1,0 +1,147 @@
+"""Trains tiny models in many layouts of 8 devices; prints what came out.
+
+A program of its own, as the number of devices is fixed when JAX starts.
+"""
+
+import json
+import os
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiled quickly rather than well: there is next to nothing to compute.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    )
+)
+
+import jax
+import numpy as np
+import tiny
+from flax import nnx
+
+from jax_models import layers
+from training import sharding
+from training import state as state_lib
+from training.checkpoints import Checkpoints
+
+STEPS = 4
+sharding.SMALLEST_SPLIT = 16  # Or nothing of models this small were split.
+
+
+class Plain(nnx.Module):
+    """What drops rows and values at random, and has no BatchNorm."""
+
+    def __init__(self, rngs):
+        options = {"dtype": np.float32, "rngs": rngs}
+        self.fc = layers.Linear(192, 16, **options)
+        self.drop_path = layers.DropPath(0.4, rngs=rngs)
+        self.dropout = layers.Dropout(0.4, rngs=rngs)
+        self.head = layers.Linear(16, 4, **options)
+
+    def __call__(self, images):
+        x = jax.nn.gelu(self.fc(images.reshape(len(images), -1)))
+        return self.head(self.dropout(x + self.drop_path(x * x)))
+
+
+def build_plain():
+    return Plain(nnx.Rngs(0))
+
+
+def mesh_of(data, fsdp):
+    return sharding.make_mesh(fsdp, jax.devices()[: data * fsdp])
+
+
+def run_on(data, fsdp, **options):
+    return tiny.Run(
+        mesh=mesh_of(data, fsdp), log_every_steps=1, ema_decay=0.9, **options
+    )
+
+
+def batch_on(run, step):
+    """A batch of 16 rows, of which two count nothing."""
+    rng = np.random.default_rng(step)
+    batch = {
+        "image": rng.normal(size=(16, 8, 8, 3)).astype(np.float32),
+        "label": rng.integers(0, 4, 16).astype(np.int32),
+        "mask": (np.arange(16) % 7 != step).astype(np.float32),
+    }
+    return sharding.put_batch(batch, run.mesh)
+
+
+def advance(run, state, steps):
+    losses = []
+    for _ in range(steps):
+        batch = batch_on(run, int(state.step))
+        with jax.transfer_guard("disallow"):
+            state, measured = run.train_step(state, batch)
+        losses.append(float(measured["loss"]))
+    return state, losses
+
+
+def outcome(data, fsdp, **options):
+    run = run_on(data, fsdp, **options)
+    state, losses = advance(run, run.start(), STEPS)
+    return {"losses": losses, "split": split(state)}
+
+
+def split(state):
+    """Paths of arrays of which no device has the whole."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [
+        sharding.path_of(path)
+        for path, leaf in leaves
+        if leaf.sharding.shard_shape(leaf.shape) != leaf.shape
+    ]
+
+
+def restored(folder):
+    """Two steps on each of four layouts, a checkpoint between them."""
+    losses = []
+    for data, fsdp in ((1, 1), (8, 1), (2, 4), (1, 1)):
+        run = run_on(data, fsdp)
+        saved = Checkpoints(folder, "val_loss")
+        step = saved.latest()
+        if step is None:
+            state = run.start()
+        else:
+            like = state_lib.stage_like(run.blueprint, run.stage, run.mesh)
+            state = saved.load(step, like)
+        state, new = advance(run, state, 2)
+        losses += new
+        saved.save(int(state.step), state, {"go_on_from": int(state.step)})
+        saved.close()
+    return losses
+
+
+def gathers(run):
+    """How many all-gathers the compiled step has."""
+    state = state_lib.stage_like(run.blueprint, run.stage, run.mesh)
+    batch = batch_on(run, 0)
+    text = run.train_step.lower(state, batch).compile().as_text()
+    return text.count(" all-gather(")
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    plain = {"build": build_plain, "loss": tiny.MASKED_LOSS}
+    whole = run_on(1, 1)
+    _, straight = advance(whole, whole.start(), 8)
+    print(
+        json.dumps(
+            {
+                "one": outcome(1, 1),
+                "data": outcome(8, 1),
+                "fsdp": outcome(2, 4),
+                "plain": outcome(1, 1, **plain),
+                "parts": outcome(1, 1, accumulate=4, **plain),
+                "parts on fsdp": outcome(2, 4, accumulate=2, **plain),
+                "gathers": gathers(run_on(8, 1)),
+                "straight": straight,
+                "restored": restored(Path(sys.argv[1]) / "checkpoints"),
+            }
+        )
+    )

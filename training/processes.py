@@ -1,0 +1,192 @@
+"""Several processes as one program: who writes, and how they agree.
+
+Every process runs all of train.py on its own devices and its own rows. What
+exists once (the run folder, the log, the logits) is process 0's to write, and
+whatever can go wrong for one of them alone is told to all, so that none waits
+for ever. With one process all of this costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from errors import UserError
+from training import sharding
+
+T = TypeVar("T")
+
+# As in sysexits.h: something is missing for now, try again.
+PEER_LOST_EXIT_CODE = 75
+
+# What JAX's runtimes say when a process at the other end has gone.
+_SIGNS_OF_LOSS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Socket closed",
+    "Broken pipe",
+    "Gloo",
+    "NCCL",
+    "heartbeat",
+    "coordination service",
+    "DEADLINE_EXCEEDED",
+    "UNAVAILABLE",
+)
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes and speaks."""
+    return jax.process_index() == 0
+
+
+def first_tells(action: Callable[[], Any]) -> Any:
+    """Runs `action` in process 0 and returns what it returned, in all.
+
+    Args:
+      action: its answer must go through JSON.
+
+    Raises:
+      UserError: process 0 raised it.
+    """
+    if jax.process_count() == 1:
+        return action()
+    told: dict[str, Any] = {}
+    if is_first():
+        try:
+            told["answer"] = action()
+        except UserError as error:
+            told["error"] = str(error)
+    text = json.dumps(told).encode()
+    length = multihost_utils.broadcast_one_to_all(np.int32(len(text)))
+    message = np.zeros(int(length), np.uint8)
+    if is_first():
+        message[:] = np.frombuffer(text, np.uint8)
+    # As integers that a sum over processes leaves as they are.
+    message = multihost_utils.broadcast_one_to_all(message)
+    told = json.loads(bytes(np.asarray(message, np.uint8)))
+    if "error" in told:
+        raise UserError(told["error"])
+    return told["answer"]
+
+
+def together(action: Callable[[], T]) -> T:
+    """Runs `action` in every process; if one of them fails, all do.
+
+    Raises:
+      UserError: of the first process that raised one.
+    """
+    if jax.process_count() == 1:
+        return action()
+    problem, answer = "", None
+    try:
+        answer = action()
+    except UserError as error:
+        problem = str(error)
+    problems = all_tell(problem)
+    if any(problems):
+        raise UserError(next(filter(None, problems)))
+    return answer
+
+
+def all_tell(text: str) -> list[str]:
+    """Returns the text of every process, by process number."""
+    if jax.process_count() == 1:
+        return [text]
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(encoded)))
+    message = np.zeros(max(1, int(lengths.max())), np.uint8)
+    message[: len(encoded)] = encoded
+    messages = multihost_utils.process_allgather(message)
+    return [
+        bytes(np.asarray(row[:length], np.uint8)).decode()
+        for row, length in zip(messages, lengths, strict=True)
+    ]
+
+
+def of_first(path: Path, resources: contextlib.ExitStack) -> Path:
+    """Returns `path` in process 0, a file that nobody reads in the others.
+
+    Args:
+      path: of what only process 0 is to write.
+      resources: whose end is the end of that file.
+    """
+    if is_first():
+        return path
+    scratch = resources.enter_context(tempfile.TemporaryDirectory())
+    return Path(scratch) / path.name
+
+
+class Agreement:
+    """The largest of a number that processes have, a step later.
+
+    A tiny reduction is queued behind each training step and read once the
+    next one is queued, so no process waits for it, and all of them learn the
+    same at the same step. With one process it is the number itself, at once.
+
+    Args:
+      mesh: from `sharding.make_mesh`.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._mesh, self._last = mesh, None
+        self._largest = jax.jit(
+            lambda numbers: numbers.max(),
+            out_shardings=sharding.replicated(mesh),
+        )
+
+    def __call__(self, number: int) -> int:
+        """Returns the largest `number` of all processes' last calls."""
+        if jax.process_count() == 1:
+            return number
+        own = np.full(jax.local_device_count(), number, np.int32)
+        queued = sharding.put_batch({"number": own}, self._mesh)["number"]
+        before, self._last = self._last, self._largest(queued)
+        return 0 if before is None else int(before)
+
+
+@contextlib.contextmanager
+def first_alone_speaks() -> Iterator[None]:
+    """Silences stdout in all processes but process 0."""
+    if is_first():
+        yield
+        return
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Ends the program in one sentence when another process has gone.
+
+    Leaving in the usual way would wait for the process that is no more. Exit
+    code 75: all of them can be started again, and go on.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        lost = any(sign in str(error) for sign in _SIGNS_OF_LOSS)
+        if jax.process_count() == 1 or not lost:
+            raise
+        print(
+            f"error: another of the {jax.process_count()} processes has gone "
+            f"({str(error).splitlines()[0][:200]}); start the same command "
+            "in all of them again, and they go on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(PEER_LOST_EXIT_CODE)
