@@ -12,6 +12,11 @@ decodes every image once and lists bad files, copies, odd sizes and doubtful
 labels. Exit code 0: everything can be used; 1: something would be left out;
 2: a mistake in the command or in the csv, told in one sentence.
 
+    python -m input_pipeline convert --config=configs/tinyvit.py \
+        --config.data.root=/data/poses --out=/data/poses-records
+
+writes the photos into a few large files, for fast reading at scale.
+
 Any field of the config can be set as for train.py; without data both take the
 digits that ship inside scikit-learn.
 """
@@ -137,8 +142,40 @@ def check(argv: list[str]) -> int:
     return int(audit.loses(findings))
 
 
+def convert(argv: list[str]) -> None:
+    """Writes the data as a folder of ArrayRecord shards.
+
+    Args:
+      argv: the command line without the program's name and `convert`.
+    """
+    from input_pipeline import records
+
+    parser = loading.Parser(
+        prog="python -m input_pipeline convert",
+        description="Writes photos, labels and ids into a few large files "
+        "(ArrayRecord), which --config.data.source=records reads.",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", required=True, help="local or gs://…"
+    )
+    parser.add_argument(
+        "--rows-per-shard",
+        type=int,
+        default=records.ROWS_PER_SHARD,
+        help="photos in one file",
+    )
+    known, config = loading.parse(parser, argv)
+    if known.rows_per_shard < 1:
+        raise UserError("--rows-per-shard must be at least 1")
+    source = sources.open_source(config.data)
+    print(records.convert(source, known.out, known.rows_per_shard))
+
+
 if __name__ == "__main__":
     with one_sentence():
+        if sys.argv[1:2] == ["convert"]:
+            convert(sys.argv[2:])
+            sys.exit(0)
         if sys.argv[1:2] == ["audit"]:
             sys.exit(check(sys.argv[2:]))
         draw(sys.argv[1:])

@@ -112,7 +112,7 @@ class Source:
     """Everything known about one data folder before an image is decoded.
 
     Attributes:
-      name: `digits`, `csv`, `folders` or `tfds:<name>`.
+      name: `digits`, `csv`, `folders`, `records` or `tfds:<name>`.
       labelled: what the folds divide.
       test: the rows to predict, or None; labels only where the source knows
         them (digits), for scoring and nothing else.

@@ -1,4 +1,4 @@
-"""Where images come from: digits, csv, folders, TensorFlow Datasets.
+"""Where images come from: digits, csv, folders, records, tfds.
 
 `open_source(config.data)` looks at the folder, checks everything that can be
 checked without decoding an image, and returns a `Source`: the labelled images
@@ -46,14 +46,19 @@ def open_source(data: Any) -> Source:
         kind = "digits"
     if kind == "digits":
         return _open_digits(data)
+    if kind == "records" and data.root:
+        from input_pipeline import records
+
+        return records.open_records(data)
     if kind.startswith("tfds:"):
         from input_pipeline import tfds_source
 
         return tfds_source.open_tfds(data)
-    if kind not in ("", "csv", "folders"):
+    if kind not in ("", "csv", "folders", "records"):
         raise UserError(
             f"data.source is '{kind}', which is not known; choose digits, "
-            f"csv, folders or tfds:<name>{tables.did_you_mean(kind, _KINDS)}"
+            "csv, folders, records or tfds:<name>"
+            f"{tables.did_you_mean(kind, _KINDS)}"
         )
     if not data.root:
         raise UserError(
@@ -75,7 +80,7 @@ def open_source(data: Any) -> Source:
 # The default of config.data.sample_submission, used if it is there.
 SAMPLE_SUBMISSION = "sample_submission.csv"
 
-_KINDS = ("digits", "csv", "folders", "tfds:")
+_KINDS = ("digits", "csv", "folders", "records", "tfds:")
 
 
 def _looks_like_csv(data: Any, root: Path) -> bool:
