@@ -12,7 +12,7 @@ from flax import nnx
 import jax_models
 from configs import common
 from jax_models import convnext, efficientnetv2, tinyvit
-from training import losses, optim, sharding, state
+from training import losses, optim, runtime, sharding, state
 
 LOG_EVERY = 20
 VARIANTS = convnext.VARIANTS | tinyvit.VARIANTS | efficientnetv2.VARIANTS
@@ -32,6 +32,7 @@ class ModelAtWork:
     """
 
     def __init__(self, name: str, classes: int, dtype: jnp.dtype = jnp.float32):
+        runtime.keep_memory()  # As train.py; it serves PyTorch just as well.
         self.name, self.classes = name, classes
         variant = VARIANTS[name]
         self.drop_path_rate = variant.drop_path_rate

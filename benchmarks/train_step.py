@@ -30,6 +30,7 @@ MODELS = (
     "convnextv2_atto",
     "efficientnetv2_s",
 )
+FORMS = ("eager", "eager, channels_last", "compiled, channels_last")
 CLASSES = 16
 RATE, DECAY = 3e-4, 1e-4
 
@@ -50,9 +51,9 @@ def our_step(model: ModelAtWork, batch: int, size: int) -> Callable:
 
 
 def their_step(
-    model: ModelAtWork, batch: int, size: int
+    model: ModelAtWork, batch: int, size: int, forms: tuple[str, ...]
 ) -> tuple[str, Callable]:
-    """Returns the same of PyTorch, and the form that was fastest."""
+    """Returns the same of PyTorch, and which of `forms` was fastest."""
     import torch
 
     from benchmarks import torch_side
@@ -71,7 +72,8 @@ def their_step(
             form,
             learning_rate=RATE,
             weight_decay=DECAY,
-        )
+        ),
+        forms,
     )
 
 
@@ -83,16 +85,21 @@ def main() -> None:
         models=dict(nargs="+", default=MODELS),
         batch=dict(type=int, default=64),
         size=dict(type=int, default=64),
+        forms=dict(nargs="+", default=FORMS, help="of PyTorch, to choose from"),
     )
     rows, ratios = [], []
     for name in options.models:
         model = ModelAtWork(name, CLASSES)
-        form, theirs = their_step(model, options.batch, options.size)
+        form, theirs = their_step(
+            model, options.batch, options.size, options.forms
+        )
         ours = our_step(model, options.batch, options.size)
         found = pairs.alternate(
             {
-                "ours": lambda work=ours: pairs.seconds(work),
-                "theirs": lambda work=theirs: pairs.seconds(work),
+                "ours": lambda work=ours: pairs.seconds(work, options.clock),
+                "theirs": lambda work=theirs: pairs.seconds(
+                    work, options.clock
+                ),
             },
             options.rounds,
         )

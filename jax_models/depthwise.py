@@ -1,10 +1,11 @@
 """Depthwise convolution that is fast on every backend.
 
 XLA's grouped convolution on CPU is tens of times slower than the machine
-allows, so the CPU has two forms of its own, chosen by the size of the map:
-a sum of shifted products, and for small maps one matrix per channel. Other
-backends use their library's convolution. `lax.platform_dependent` chooses
-when the code is compiled, so one traced program serves all of them.
+allows, so the CPU has forms of its own: C++ where the machine has a compiler
+(native.py), and in plain JAX, chosen by the size of the map, a sum of shifted
+products, and for small maps one matrix per channel. Other backends use their
+library's convolution. `lax.platform_dependent` chooses when the code is
+compiled, so one traced program serves all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_models import native
 from jax_models.norms import widen
+
+# What depthwise.cc knows.
+NATIVE_SIZES, NATIVE_STRIDES = (3, 5, 7), (1, 2)
 
 # Networks have tens of these in a few shapes. Compiled as functions of their
 # own they are traced once per shape; XLA inlines them again.
@@ -54,7 +59,10 @@ def depthwise_conv(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(images, kernel, stride, pads):
     options = dict(stride=stride, pads=pads)
-    form = _matrices if _is_small(images, kernel) else _shifts
+    if _is_native(images, kernel, stride, pads):
+        form = _native
+    else:
+        form = _matrices if _is_small(images, kernel) else _shifts
     return lax.platform_dependent(
         images,
         kernel,
@@ -69,7 +77,9 @@ def _forward(images, kernel, stride, pads):
 
 def _backward(stride, pads, residuals, slope):
     options = dict(stride=stride, pads=pads)
-    if _is_small(*residuals):
+    if _is_native(*residuals, stride, pads):
+        form = _native_slopes
+    elif _is_small(*residuals):
         form = functools.partial(_slopes_by_transposition, _matrices)
     else:
         form = _shifts_slopes
@@ -85,6 +95,19 @@ def _backward(stride, pads, residuals, slope):
 _convolve.defvjp(_forward, _backward)
 
 
+def _is_native(images, kernel, stride, pads):
+    """Whether there is C++ for it."""
+    size, _, channels = kernel.shape
+    if size not in NATIVE_SIZES or stride not in NATIVE_STRIDES:
+        return False
+    if images.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        return False
+    if not all(0 <= pad < size for pad in np.ravel(pads)):
+        return False
+    library = native.library()
+    return library is not None and channels >= library.lanes
+
+
 def _is_small(images, kernel):
     """Whether a matrix over the map costs less than shifts by the kernel."""
     return images.shape[1] * images.shape[2] <= 2 * kernel[..., 0].size
@@ -94,6 +117,60 @@ def _slopes_by_transposition(form, images, kernel, slope, **options):
     """The gradients of a form that JAX can transpose well by itself."""
     convolve = functools.partial(form, **options)
     return jax.vjp(convolve, images, kernel)[1](slope)
+
+
+@_trace_once
+def _native(images, kernel, *, stride, pads):
+    """In C++, computed in float32."""
+    size = kernel.shape[0]
+    height, width = (
+        (length + low + high - size) // stride + 1
+        for length, (low, high) in zip(images.shape[1:3], pads, strict=True)
+    )
+    (top, _), (left, _) = pads
+    shape = (images.shape[0], height, width, images.shape[3])
+    return _native_convolve(
+        images, kernel, shape, stride=stride, top=top, left=left, spread=1
+    )
+
+
+def _native_convolve(images, kernel, shape, *, flip=False, **options):
+    convolved = native.library().call(
+        "sextet_depthwise",
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        widen(images),
+        widen(kernel),
+        flip=flip,
+        **options,
+    )
+    return convolved.astype(images.dtype)
+
+
+@_trace_once
+def _native_slopes(images, kernel, slope, *, stride, pads):
+    """The gradients of `_native`."""
+    last = kernel.shape[0] - 1
+    (top, _), (left, _) = pads
+    to_images = _native_convolve(
+        slope,
+        kernel,
+        images.shape,
+        stride=1,
+        top=last - top,
+        left=last - left,
+        spread=stride,
+        flip=True,
+    )
+    to_kernel = native.library().call(
+        "sextet_depthwise_kernel_slope",
+        jax.ShapeDtypeStruct(kernel.shape, jnp.float32),
+        widen(images),
+        widen(slope),
+        stride=stride,
+        top=top,
+        left=left,
+    )
+    return to_images, to_kernel.astype(kernel.dtype)
 
 
 @_trace_once

@@ -12,8 +12,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
+
+from jax_models import native
 
 
 def widen(x: jax.Array) -> jax.Array:
@@ -96,16 +99,41 @@ def _normalize(x, axes, epsilon):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _layer_norm(x, scale, bias, epsilon):
-    return _normalize(x, -1, epsilon)[0] * scale + bias
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
 
 def _layer_norm_forward(x, scale, bias, epsilon):
-    normal, mean, variance = _normalize(x, -1, epsilon)
-    return normal * scale + bias, (x, scale, mean, variance)
+    if not _is_native(x):
+        normal, mean, variance = _normalize(x, -1, epsilon)
+        return normal * scale + bias, (x, scale, mean, variance)
+    # The C++ finds the statistics again, in no time.
+    y = lax.platform_dependent(
+        *(x, scale, bias),
+        cpu=functools.partial(_native_layer_norm, epsilon=epsilon),
+        default=lambda x, *rest: (
+            _normalize(x, -1, epsilon)[0] * rest[0] + rest[1]
+        ),
+    )
+    return y, (x, scale, None, None)
 
 
 def _layer_norm_backward(epsilon, residuals, slope):
     x, scale, mean, variance = residuals
+    if mean is None:
+        return lax.platform_dependent(
+            *(x, scale, slope),
+            cpu=functools.partial(_native_layer_norm_slopes, epsilon=epsilon),
+            default=functools.partial(_layer_norm_slopes, epsilon=epsilon),
+        )
+    return _slopes(x, scale, slope, mean, variance, epsilon)
+
+
+def _layer_norm_slopes(x, scale, slope, *, epsilon):
+    _, mean, variance = _normalize(x, -1, epsilon)
+    return _slopes(x, scale, slope, mean, variance, epsilon)
+
+
+def _slopes(x, scale, slope, mean, variance, epsilon):
     factor = lax.rsqrt(variance + epsilon)
     normal = (widen(x) - mean) * factor
     axes = tuple(range(x.ndim - 1))
@@ -120,6 +148,37 @@ def _layer_norm_backward(epsilon, residuals, slope):
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _is_native(x):
+    """Whether there is C++ for it."""
+    narrow = x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+    return narrow and x.size > 0 and native.library() is not None
+
+
+def _native_layer_norm(x, scale, bias, *, epsilon):
+    rows = widen(x).reshape(-1, x.shape[-1])
+    shape = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
+    y = native.library().call(
+        "sextet_layer_norm",
+        *(shape, rows, scale, bias),
+        epsilon=np.float32(epsilon),
+    )
+    return y.reshape(x.shape)
+
+
+def _native_layer_norm_slopes(x, scale, slope, *, epsilon):
+    rows = widen(x).reshape(-1, x.shape[-1])
+    shapes = tuple(
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in (rows.shape, scale.shape, scale.shape)
+    )
+    to_x, to_scale, to_bias = native.library().call(
+        "sextet_layer_norm_slopes",
+        *(shapes, rows, scale, slope.reshape(rows.shape)),
+        epsilon=np.float32(epsilon),
+    )
+    return to_x.reshape(x.shape).astype(x.dtype), to_scale, to_bias
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

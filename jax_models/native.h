@@ -1,0 +1,101 @@
+// What the C++ of the models shares: vectors, scratch memory, threads.
+//
+// How work is divided over threads changes no sum: results do not depend on
+// the number of threads.
+
+#ifndef SEXTET_NATIVE_H_
+#define SEXTET_NATIVE_H_
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <utility>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
+
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::Result<Array>;
+
+inline Vector Load(const float* from) {
+  Vector value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+inline void Store(float* to, Vector value) {
+  std::memcpy(to, &value, sizeof(value));
+}
+
+// Vectors of an aligned scratch memory, all zero.
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<Vector*>(::operator new(
+            count * sizeof(Vector), std::align_val_t(sizeof(Vector))))) {
+    std::memset(static_cast<void*>(data_), 0, count * sizeof(Vector));
+  }
+  ~Scratch() {
+    ::operator delete(data_, std::align_val_t(sizeof(Vector)));
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  Vector* get() { return data_; }
+
+ private:
+  Vector* data_;
+};
+
+// Calls work(begin, end) for ranges that cover [0, tasks), on all threads.
+template <typename Work>
+void Parallel(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
+  const int64_t threads = std::min(pool.num_threads(), tasks);
+  if (threads <= 1) {
+    work(0, tasks);
+    return;
+  }
+  struct Shared {
+    std::atomic<int64_t> next{0};
+    std::mutex mutex;
+    std::condition_variable all_done;
+    int64_t done = 0;
+  };
+  auto shared = std::make_shared<Shared>();
+  const int64_t pieces = std::min(tasks, 4 * threads);
+  // A helper that comes late finds no piece left, and touches nothing else.
+  auto run = [shared, pieces, tasks, &work] {
+    for (int64_t i; (i = shared->next++) < pieces;) {
+      work(i * tasks / pieces, (i + 1) * tasks / pieces);
+      std::lock_guard<std::mutex> lock(shared->mutex);
+      if (++shared->done == pieces) shared->all_done.notify_all();
+    }
+  };
+  for (int64_t i = 1; i < threads; ++i) {
+    auto helper = run;
+    pool.Schedule(std::move(helper));
+  }
+  run();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->all_done.wait(lock, [&] { return shared->done == pieces; });
+}
+
+}  // namespace
+
+#endif  // SEXTET_NATIVE_H_

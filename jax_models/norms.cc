@@ -1,0 +1,155 @@
+// Layer normalisation for XLA's CPU backend, float32: one pass over the rows
+// where XLA makes several, and writes what lies between to memory.
+
+#include <cmath>
+#include <cstdint>
+
+#include "native.h"
+
+namespace {
+
+// Rows whose gradients of scale and bias are summed before the sums are.
+constexpr int64_t kRowsPerSum = 256;
+
+// Vectors for as far as they go, then single numbers.
+template <typename Work>
+inline void Along(int64_t length, Work work) {
+  int64_t i = 0;
+  for (; i + kLanes <= length; i += kLanes) work(i, Vector{});
+  for (; i < length; ++i) work(i, float{});
+}
+
+template <typename T>
+inline T Get(const float* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <typename T>
+inline void Put(float* to, T value) {
+  std::memcpy(to, &value, sizeof(value));
+}
+
+// A sum in which vectors stay vectors until the end.
+struct Sum {
+  void operator+=(Vector value) { vector += value; }
+  void operator+=(float value) { single += value; }
+  float Total() const {
+    float total = single;
+    for (int lane = 0; lane < kLanes; ++lane) total += vector[lane];
+    return total;
+  }
+  Vector vector = {};
+  float single = 0;
+};
+
+struct Statistics {
+  Statistics(const float* row, int64_t length, float epsilon) {
+    Sum sum, squares;
+    Along(length, [&](int64_t i, auto t) { sum += Get<decltype(t)>(row + i); });
+    mean = sum.Total() / length;
+    Along(length, [&](int64_t i, auto t) {
+      const auto centred = Get<decltype(t)>(row + i) - mean;
+      squares += centred * centred;
+    });
+    factor = 1 / std::sqrt(squares.Total() / length + epsilon);
+  }
+  float mean, factor;
+};
+
+// x [rows, C], scale [C], bias [C] -> out [rows, C].
+ffi::Error Forward(ffi::ThreadPool pool, Array x, Array scale, Array bias,
+                   Result out, float epsilon) {
+  const int64_t rows = x.dimensions()[0], length = x.dimensions()[1];
+  Parallel(pool, rows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* from = x.typed_data() + row * length;
+      float* to = out->typed_data() + row * length;
+      const Statistics found(from, length, epsilon);
+      Along(length, [&](int64_t i, auto t) {
+        using T = decltype(t);
+        const T normal = (Get<T>(from + i) - found.mean) * found.factor;
+        Put<T>(to + i, normal * Get<T>(scale.typed_data() + i) +
+                           Get<T>(bias.typed_data() + i));
+      });
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// x, slope [rows, C], scale [C] -> to_x [rows, C], to_scale [C], to_bias [C].
+ffi::Error Backward(ffi::ThreadPool pool, Array x, Array scale, Array slope,
+                    Result to_x, Result to_scale, Result to_bias,
+                    float epsilon) {
+  const int64_t rows = x.dimensions()[0], length = x.dimensions()[1];
+  const int64_t parts = (rows + kRowsPerSum - 1) / kRowsPerSum;
+  Scratch scratch(parts * 2 * length / kLanes + 1);
+  float* partial = reinterpret_cast<float*>(scratch.get());
+  Parallel(pool, parts, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      float* scale_sum = partial + part * 2 * length;
+      float* bias_sum = scale_sum + length;
+      const int64_t last = std::min((part + 1) * kRowsPerSum, rows);
+      for (int64_t row = part * kRowsPerSum; row < last; ++row) {
+        const float* from = x.typed_data() + row * length;
+        const float* back = slope.typed_data() + row * length;
+        float* to = to_x->typed_data() + row * length;
+        const Statistics found(from, length, epsilon);
+        // What shifting and stretching a row would change has no effect.
+        Sum shifts, stretches;
+        Along(length, [&](int64_t i, auto t) {
+          using T = decltype(t);
+          const T normal = (Get<T>(from + i) - found.mean) * found.factor;
+          const T given = Get<T>(back + i);
+          const T scaled = given * Get<T>(scale.typed_data() + i);
+          shifts += scaled;
+          stretches += scaled * normal;
+          Put<T>(scale_sum + i, Get<T>(scale_sum + i) + given * normal);
+          Put<T>(bias_sum + i, Get<T>(bias_sum + i) + given);
+        });
+        const float shift = shifts.Total() / length;
+        const float stretch = stretches.Total() / length;
+        Along(length, [&](int64_t i, auto t) {
+          using T = decltype(t);
+          const T normal = (Get<T>(from + i) - found.mean) * found.factor;
+          const T scaled =
+              Get<T>(back + i) * Get<T>(scale.typed_data() + i);
+          Put<T>(to + i, (scaled - shift - normal * stretch) * found.factor);
+        });
+      }
+    }
+  });
+  for (int64_t i = 0; i < length; ++i) {
+    float scale_sum = 0, bias_sum = 0;
+    for (int64_t part = 0; part < parts; ++part) {
+      scale_sum += partial[part * 2 * length + i];
+      bias_sum += partial[part * 2 * length + length + i];
+    }
+    to_scale->typed_data()[i] = scale_sum;
+    to_bias->typed_data()[i] = bias_sum;
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sextet_layer_norm, Forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Ret<Array>()
+                                  .Attr<float>("epsilon"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sextet_layer_norm_slopes, Backward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Ret<Array>()
+                                  .Ret<Array>()
+                                  .Ret<Array>()
+                                  .Attr<float>("epsilon"));

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jax_models import depthwise, native, norms
+
+SHAPES = [
+    # batch, height, width, channels, kernel, stride, padding
+    (5, 9, 11, 24, 3, 1, 1),
+    (3, 9, 10, 40, 3, 2, "SAME"),
+    (2, 8, 8, 16, 3, 2, 1),
+    (2, 12, 13, 33, 5, 1, "VALID"),
+    (2, 7, 6, 17, 5, 2, "SAME"),
+    (9, 10, 19, 48, 7, 1, "SAME"),
+    (2, 9, 9, 32, 7, 2, 3),
+    (1, 1, 2, 16, 7, 1, 3),
+]
+
+
+def test_there_is_compiled_code_where_there_is_a_compiler():
+    assert (native.library() is None) == (shutil.which("c++") is None)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_depthwise_in_cpp_equals_the_librarys_convolution(shape):
+    *image, size, stride, padding = shape
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal(image, np.float32)
+    kernel = rng.standard_normal((size, size, image[-1]), np.float32)
+    pads = (
+        lax.padtype_to_pads(image[1:3], (size, size), (stride,) * 2, padding)
+        if isinstance(padding, str)
+        else ((padding, padding),) * 2
+    )
+    pads = tuple(map(tuple, pads))
+    if native.library() is not None:
+        assert depthwise._is_native(images, kernel, stride, pads)
+
+    def expected(images, kernel):
+        return depthwise._grouped(images, kernel, stride=stride, pads=pads)
+
+    def found(images, kernel):
+        return depthwise.depthwise_conv(images, kernel, stride, padding)
+
+    def value_and_slopes(function):
+        value, back = jax.vjp(function, images, kernel)
+        slope = rng_slope.standard_normal(value.shape, np.float32)
+        return value, *back(slope)
+
+    rng_slope = np.random.default_rng(1)
+    right = jax.jit(lambda: value_and_slopes(expected))()
+    rng_slope = np.random.default_rng(1)
+    mine = jax.jit(lambda: value_and_slopes(found))()
+    for one, other in zip(mine, right, strict=True):
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * scale)
+
+
+@pytest.mark.parametrize("channels", [3, 16, 40, 96])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_norm_in_cpp_equals_the_plain_one(channels, dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 + 2 * rng.standard_normal((3, 10, 11, channels)), dtype)
+    scale, bias = rng.standard_normal((2, channels), np.float32)
+    slope = rng.standard_normal(x.shape, np.float32)
+
+    def mine(x, scale, bias):
+        return norms._layer_norm(x, scale, bias, 1e-6)
+
+    def plain(x, scale, bias):
+        return norms._normalize(x, -1, 1e-6)[0] * scale + bias
+
+    def value_and_slopes(function):
+        value, back = jax.vjp(function, x, scale, bias)
+        return value, *back(slope)
+
+    found = jax.jit(lambda: value_and_slopes(mine))()
+    right = jax.jit(lambda: value_and_slopes(plain))()
+    for one, other in zip(found, right, strict=True):
+        assert one.dtype == other.dtype
+        one, other = (np.asarray(value, np.float32) for value in (one, other))
+        narrow = dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            one, other, rtol=1e-2 if narrow else 1e-5, atol=2e-5
+        )
+
+
+def test_without_a_compiler_everything_works_and_nothing_is_said(tmp_path):
+    code = (
+        "from jax_models import native; assert native.library() is None;"
+        "import jax.numpy as jnp; from jax_models.depthwise import *;"
+        "print(depthwise_conv(jnp.ones((1, 4, 4, 16)), jnp.ones((3, 3, 16)))"
+        "[0, 1, 1, 0])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"CXX": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout == "9.0\n"
+    assert ran.stderr == ""
+
+
+def test_what_does_not_compile_is_left_alone(tmp_path, monkeypatch):
+    broken = tmp_path / "broken.cc"
+    broken.write_text("this is no C++\n")
+    monkeypatch.setattr(native, "SOURCES", (broken,))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.library.__wrapped__() is None
+    assert list((tmp_path / "sextet" / "native").iterdir()) == []
