@@ -11,10 +11,13 @@ from flax import nnx
 
 import jax_models
 from configs import common
-from jax_models import convnext, efficientnetv2, tinyvit
+from jax_models import convnext, efficientnetv2, mae, tinyvit
 from training import losses, optim, runtime, sharding, state
 
 LOG_EVERY = 20
+MAE = " mae"
+MASKED = 0.75
+UNIT = 32  # pixels that are hidden together
 VARIANTS = convnext.VARIANTS | tinyvit.VARIANTS | efficientnetv2.VARIANTS
 
 
@@ -22,7 +25,8 @@ class ModelAtWork:
     """A model with what trains it and what asks it.
 
     Args:
-      name: of `jax_models.list_models()`.
+      name: of `jax_models.list_models()`; with " mae" behind it, the masked
+        autoencoder around that model, which has no counterpart in timm.
       classes: how many.
       dtype: of the activations.
 
@@ -34,15 +38,21 @@ class ModelAtWork:
     def __init__(self, name: str, classes: int, dtype: jnp.dtype = jnp.float32):
         runtime.keep_memory()  # As train.py; it serves PyTorch just as well.
         self.name, self.classes = name, classes
-        variant = VARIANTS[name]
+        self._paints = name.endswith(MAE)
+        network = name.removesuffix(MAE)
+        variant = VARIANTS[network]
         self.drop_path_rate = variant.drop_path_rate
         self.dropout = variant.dropout
         self._mesh = sharding.make_mesh()
 
         def build() -> nnx.Module:
-            return jax_models.create_model(
-                name, num_classes=classes, rngs=nnx.Rngs(0), dtype=dtype
+            model = jax_models.create_model(
+                network, num_classes=classes, rngs=nnx.Rngs(0), dtype=dtype
             )
+            if not self._paints:
+                return model
+            del model.head
+            return mae.MaskedAutoencoder(model, dtype=dtype, rngs=nnx.Rngs(1))
 
         self.blueprint = state.make_blueprint(build)
         self.weights = state.init_weights(build, self._mesh)
@@ -53,8 +63,8 @@ class ModelAtWork:
         targets: np.ndarray,
         learning_rate: float,
         weight_decay: float,
-    ) -> Callable[[], float]:
-        """Returns a function that makes one step and gives its loss.
+    ) -> Callable[[int], float]:
+        """Returns a function that makes some steps and gives the last loss.
 
         Args:
           images: float [B, H, W, 3].
@@ -69,6 +79,10 @@ class ModelAtWork:
         )
 
         def loss(model, batch, constants):
+            if self._paints:
+                hidden = batch["hidden"]
+                painted = model(batch["image"], hidden)
+                return mae.reconstruction_loss(painted, batch["image"], hidden)
             rows = losses.cross_entropy(
                 model(batch["image"]), batch["target"], jnp.ones(self.classes)
             )
@@ -85,13 +99,18 @@ class ModelAtWork:
         )
         copies = jax.tree.map(jnp.copy, self.weights)  # The step takes them.
         now = state.start_stage(0, *copies, stage, self._mesh)
-        batch = sharding.put_batch(
-            {"image": images, "target": targets}, self._mesh
-        )
+        batch = {"image": images, "target": targets}
+        if self._paints:
+            units = mae.units_of(images.shape[1:3], UNIT)
+            key = jax.random.key(0)
+            mask = mae.random_mask(key, len(images), units, MASKED)
+            batch["hidden"] = np.asarray(mask)
+        batch = sharding.put_batch(batch, self._mesh)
 
-        def advance() -> float:
+        def advance(steps: int = 1) -> float:
             nonlocal now
-            now, measured = step(now, batch)
+            for _ in range(steps):
+                now, measured = step(now, batch)
             jax.block_until_ready(now)
             return float(measured["loss"])
 

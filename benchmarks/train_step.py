@@ -118,7 +118,10 @@ def main() -> None:
     text = pairs.table(
         ("model", "ours, ms", "PyTorch, ms", "its form", "times faster"), rows
     )
-    text += f"\n\nGeometric mean: {pairs.geometric_mean(ratios):.2f}."
+    text += (
+        f"\n\nBatches of {options.batch}, {options.size} px. Geometric mean: "
+        f"{pairs.geometric_mean(ratios):.2f}. Times are {options.clock} time."
+    )
     machine = pairs.describe_machine("jax", "torch", "timm")
     pairs.publish("train_step", text, machine, options.write)
 

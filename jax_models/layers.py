@@ -393,7 +393,7 @@ def rematerialize(block: nnx.Module, x: jax.Array) -> jax.Array:
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU (Hendrycks & Gimpel 2016): `x * P(normal < x)`."""
     # On two axes, as what comes before and after it: see `Linear`.
-    flat = x.reshape(-1, x.shape[-1])
+    flat = _flat(x)
     return (flat * _normal_below(flat).astype(x.dtype)).reshape(x.shape)
 
 
@@ -407,7 +407,7 @@ def _gelu_backward(x, slope):
     Written with `-x`, or XLA would notice that the forward pass computed the
     same, and store that, which takes longer than to compute it again.
     """
-    wide = widen(x.reshape(-1, x.shape[-1]))
+    wide = widen(_flat(x))
     below = 0.5 - 0.5 * lax.erf(wide * -math.sqrt(0.5))
     density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2 * math.pi)
     factor = (below + wide * density).astype(x.dtype)
@@ -415,6 +415,10 @@ def _gelu_backward(x, slope):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def _flat(x):
+    return x if x.ndim < 3 else x.reshape(-1, x.shape[-1])
 
 
 def _normal_below(x):
