@@ -46,14 +46,27 @@ def depthwise_conv(
     Returns:
       `[B, h, w, C]`.
     """
-    size = kernel.shape[0]
-    if isinstance(padding, str):
-        pads = lax.padtype_to_pads(
-            images.shape[1:3], (size, size), (stride, stride), padding
-        )
-    else:
-        pads = ((padding, padding), (padding, padding))
-    return _convolve(images, kernel, stride, tuple(map(tuple, pads)))
+    pads = pads_of(padding, images.shape, kernel.shape[0], stride)
+    return _convolve(images, kernel, stride, pads)
+
+
+def pads_of(
+    padding: str | int, shape: tuple[int, ...], size: int, stride: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the zeros that a padding means: (top, bottom), (left, right).
+
+    Args:
+      padding: as for `depthwise_conv`.
+      shape: of the images, `[B, H, W, C]`.
+      size: of the kernel.
+      stride: of the convolution.
+    """
+    if not isinstance(padding, str):
+        return (padding, padding), (padding, padding)
+    rows, columns = lax.padtype_to_pads(
+        shape[1:3], (size, size), (stride, stride), padding
+    )
+    return tuple(rows), tuple(columns)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -20,7 +20,8 @@ from jax import lax
 
 from errors import UserError
 from jax_models import initial
-from jax_models.depthwise import depthwise_conv
+from jax_models.convolution import conv
+from jax_models.depthwise import depthwise_conv, pads_of
 from jax_models.norms import LayerNorm, widen
 
 # Bounds of random numbers; as Python floats they would become float64 where
@@ -128,13 +129,9 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, inputs]` to `[B, h, w, outputs]`."""
-        x = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=_sides(self.padding),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel = self.kernel[...].astype(self.dtype)
+        pads = pads_of(self.padding, x.shape, kernel.shape[0], self.stride)
+        x = conv(x.astype(self.dtype), kernel, self.stride, pads)
         if self.bias is not None:
             x = x + self.bias[...].astype(self.dtype)
         return x
@@ -210,13 +207,6 @@ class DepthwiseConv(nnx.Module):
         if self.bias is not None:
             x = x + self.bias[...].astype(self.dtype)
         return x
-
-
-def _sides(padding):
-    """The padding as `lax.conv_general_dilated` wants it."""
-    if isinstance(padding, str):
-        return padding
-    return ((padding, padding), (padding, padding))
 
 
 # Which part of a batch the layers see, and of how many parts.

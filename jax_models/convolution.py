@@ -1,0 +1,95 @@
+"""Dense convolution whose gradients are fast on every backend.
+
+XLA's CPU backend takes five times as long for the gradient of the filters as
+for the convolution itself: there it is one matrix product per position in the
+filter instead. Everything else is the backend's own.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(
+    images: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    pads: tuple[tuple[int, int], tuple[int, int]],
+) -> jax.Array:
+    """Convolves images with a dense filter.
+
+    Args:
+      images: `[B, H, W, inputs]`.
+      kernel: `[k, k, inputs, outputs]`, of the same dtype.
+      stride: the same for both axes.
+      pads: zeros above and below, left and right.
+
+    Returns:
+      `[B, h, w, outputs]`.
+    """
+    return _library(images, kernel, stride, pads)
+
+
+def _library(images, kernel, stride, pads):
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        window_strides=(stride, stride),
+        padding=pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _forward(images, kernel, stride, pads):
+    return _library(images, kernel, stride, pads), (images, kernel)
+
+
+def _backward(stride, pads, residuals, slope):
+    images, kernel = residuals
+    to_images = jax.vjp(
+        lambda images: _library(images, kernel, stride, pads), images
+    )[1](slope)[0]
+    options = dict(stride=stride, pads=pads)
+    to_kernel = lax.platform_dependent(
+        *(images, kernel, slope),
+        cpu=functools.partial(_by_products, **options),
+        default=functools.partial(_by_library, **options),
+    )
+    return to_images, to_kernel
+
+
+conv.defvjp(_forward, _backward)
+
+
+def _by_library(images, kernel, slope, *, stride, pads):
+    def convolve(kernel):
+        return _library(images, kernel, stride, pads)
+
+    return jax.vjp(convolve, kernel)[1](slope)[0]
+
+
+def _by_products(images, kernel, slope, *, stride, pads):
+    """One product of the shifted images with the slope for each position."""
+    padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+    height, width = ((n - 1) * stride + 1 for n in slope.shape[1:3])
+    slope = slope.reshape(-1, slope.shape[-1])
+    products = []
+    for row in range(kernel.shape[0]):
+        for column in range(kernel.shape[1]):
+            shifted = padded[
+                :,
+                row : row + height : stride,
+                column : column + width : stride,
+            ]
+            # Behind a wall: a product whose operand XLA slices on the way is
+            # no matrix product of its library any more.
+            shifted = lax.optimization_barrier(
+                shifted.reshape(-1, images.shape[-1])
+            )
+            products.append(shifted.T @ slope)
+    return jnp.stack(products).reshape(kernel.shape)
