@@ -20,7 +20,7 @@ from jax import lax
 
 from errors import UserError
 from jax_models import initial
-from jax_models.convolution import conv
+from jax_models.convolution import conv, product
 from jax_models.depthwise import depthwise_conv, pads_of
 from jax_models.norms import LayerNorm, widen
 
@@ -66,35 +66,10 @@ class Linear(nnx.Module):
         # the gradient of a product with more axes. The bias is added before
         # the axes come back, or XLA's loop over both shapes is not vectorised.
         flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        flat = _product(flat, self.kernel[...].astype(self.dtype))
+        flat = product(flat, self.kernel[...].astype(self.dtype))
         if self.bias is not None:
             flat = flat + self.bias[...].astype(self.dtype)
         return flat.reshape(*x.shape[:-1], flat.shape[-1])
-
-
-@jax.custom_vjp
-def _product(x, kernel):
-    return x @ kernel
-
-
-def _product_backward(residuals, slope):
-    x, kernel = residuals
-    # XLA's CPU backend takes nearly twice as long for the gradient of a matrix
-    # that narrows: it is better computed the other way round, behind a wall,
-    # or the transposition would be undone.
-    if kernel.shape[1] < kernel.shape[0]:
-        to_kernel = lax.platform_dependent(
-            x,
-            slope,
-            cpu=lambda x, slope: lax.optimization_barrier(slope.T @ x).T,
-            default=lambda x, slope: x.T @ slope,
-        )
-    else:
-        to_kernel = x.T @ slope
-    return slope @ kernel.T, to_kernel
-
-
-_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
 
 
 class Conv(nnx.Module):
