@@ -52,6 +52,7 @@ def train(
         stages,
         state,
         transfer,
+        waiting,
     )
     from training.checkpoints import Checkpoints
     from training.classify import Classification
@@ -105,7 +106,8 @@ def train(
     task.prepare(cache)
     log = processes.of_first(workdir / "metrics.jsonl", resources)
     every = config.log_every_steps
-    recorder = metrics.Recorder(log, here.history, plan, metric, every)
+    remedy = waiting.remedy(config, workers)
+    recorder = metrics.Recorder(log, here.history, plan, metric, every, remedy)
     resources.callback(recorder.close)
 
     # ---- Stages of steps ----------------------------------------------------
@@ -136,10 +138,12 @@ def train(
         recorder.start_stage(stage, optim.logged_rates(*schedule))
         try:
             with stop, contextlib.closing(task.batches(stage, step)) as batches:
+                # Fetched while the step before runs, so the device goes on.
+                placed = (sharding.put_batch(one, mesh) for one in batches)
                 while (
                     not (stopping := agreed(stop.received)) and step < stage.end
                 ):
-                    batch = sharding.put_batch(next(batches), mesh)
+                    batch = recorder.fetch(placed)
                     now, measured = train_step(now, batch)
                     step += 1
                     recorder.step(step, measured)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import optax
 from errors import UserError
 from training import stages
 from training.stages import Stage
+from training.waiting import Waiting
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -50,6 +51,7 @@ class Recorder:
       plan: all stages.
       metric: what ranks evaluations (`merit`).
       every_steps: of which steps metrics.jsonl tells.
+      remedy: what to change when the device waits for images.
 
     Raises:
       UserError: the file cannot be written.
@@ -62,7 +64,9 @@ class Recorder:
         plan: Sequence[Stage],
         metric: str,
         every_steps: int,
+        remedy: str = "",
     ):
+        self._waiting = Waiting(remedy)
         self._path, self._metric, self._every = path, metric, every_steps
         # Index of the stage that goes on at a lower rate; once in a run.
         self._rolled_back = history.get("rolled_back")
@@ -107,6 +111,7 @@ class Recorder:
         """
         self._stage, self._rates = stage, rates
         self._clock = _Clock()  # Compilation is not what the steps take.
+        self._waiting.pause()
         if self._stale["stage"] != stage.index:
             self._stale = {"stage": stage.index, "evaluations": 0}
         print(
@@ -114,6 +119,10 @@ class Recorder:
             "(kept, so the next start is faster)",
             flush=True,
         )
+
+    def fetch(self, batches: Iterator[Any]) -> Any:
+        """Returns the next batch, noting whether the device waits for it."""
+        return self._waiting.fetch(batches)
 
     def step(self, step: int, measured: dict[str, jax.Array]) -> None:
         """Notes that a step was dispatched.
@@ -126,6 +135,7 @@ class Recorder:
         Raises:
           Diverged: too many steps in a row were not finite.
         """
+        self._waiting.dispatched(measured)
         self._report()
         if self._last is not None:
             # At most one step waits behind the one that runs: a stop then
@@ -150,6 +160,7 @@ class Recorder:
         if self._last is not None:
             finite = self._fetch_last()[1]["skipped_in_a_row"] == 0
         self._clock.stop()
+        self._waiting.pause()
         return finite
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
@@ -238,6 +249,7 @@ class Recorder:
 
     def close(self) -> None:
         """Closes the file."""
+        self._waiting.close()
         self._file.close()
 
     def _report(self) -> None:
@@ -262,6 +274,8 @@ class Recorder:
         self._write("train", step, measured)
         images = stages.images_until(self._plan, step)
         speed = self._clock.advance(images)
+        if complaint := self._waiting.complaint():
+            print(complaint, flush=True)
         if speed is None or self._clock.now - self._spoke < (
             SECONDS_BETWEEN_LINES
         ):
@@ -278,7 +292,7 @@ class Recorder:
         print(
             f"{self._where(step)}  loss {measured['loss']:.4f}  "
             f"lr {next(iter(rates.values())):.2e}  {speed:,.0f} img/s  "
-            f"eta {duration(left / speed)}"
+            f"eta {duration(left / speed)}{self._waiting.remark()}"
             + (f"  {skipped:.0f} steps skipped, not finite" if skipped else ""),
             flush=True,
         )
