@@ -149,6 +149,24 @@ def test_asked_to_stop_it_saves_and_continues_later(
     assert_same_run(workdir, whole[0])
 
 
+@pytest.mark.slow
+def test_colours_on_the_device_stop_and_continue_as_exactly(tmp_path):
+    settings = (
+        "--config.augment.device=True",
+        "--config.augment.jitter=(0.4, 0.4, 0.4, 0.1)",
+        "--config.augment.grayscale=0.2",
+    )
+    whole = train(tmp_path / "whole", *settings)
+    assert whole.returncode == 0, whole.stderr
+    process = start(tmp_path / "stopped", *settings)
+    wait_for_step(tmp_path / "stopped", process, 0)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    again = train(tmp_path / "stopped", *settings)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
 def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
     workdir = tmp_path / "shared"
     first = start(workdir)
