@@ -4,8 +4,9 @@
 
 Photos to batches of 224 px with RandomResizedCrop(.5-1), flip, RandAugment(2,
 9) and ColorJitter(.4, .4, .4, .1): from JPEG files of 480x360 and of
-1600x1200, and from decoded pixels in memory. Each side is a process of its
-own, stopped while another has its turn.
+1600x1200, from ArrayRecord shards (torchvision has the files), and from
+decoded pixels in memory. Each side is a process of its own, stopped while
+another has its turn.
 
 Without workers, time is CPU time of the process with its threads, so that a
 core shared with others counts for what it gave. With workers it is wall time,
@@ -22,6 +23,7 @@ import signal
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,6 +40,9 @@ SIZE, BATCH = 224, 16
 READY_MADE, READY_MADE_BY_WORKER = 4, 3
 
 
+FILES, RECORDS, MEMORY = "files", "records", "memory"
+
+
 @dataclasses.dataclass(frozen=True)
 class Photos:
     """What is read.
@@ -46,14 +51,14 @@ class Photos:
       title: for people.
       width: in pixels.
       height: in pixels.
-      decoded: whether they lie in memory as pixels, not in files.
+      kept: where they are read from: FILES, RECORDS or MEMORY (as pixels).
       count: how many.
     """
 
     title: str
     width: int
     height: int
-    decoded: bool
+    kept: str
     count: int
 
     def write(self, folder: Path) -> None:
@@ -72,10 +77,30 @@ class Photos:
 
 
 PHOTOS = (
-    Photos("480x360 JPEG", 480, 360, False, 128),
-    Photos("1600x1200 JPEG", 1600, 1200, False, 32),
-    Photos("480x360 in memory", 480, 360, True, 128),
+    Photos("480x360 JPEG", 480, 360, FILES, 128),
+    Photos("1600x1200 JPEG", 1600, 1200, FILES, 32),
+    Photos("480x360 in ArrayRecord", 480, 360, RECORDS, 128),
+    Photos("480x360 in memory", 480, 360, MEMORY, 128),
 )
+
+
+def our_images(photos: Photos, folder: Path):
+    """Returns the photos as our pipeline reads them."""
+    from input_pipeline import records
+    from input_pipeline.images import ArrayImages, FileImages, Source
+
+    labels = np.zeros(photos.count, np.int32)
+    ids = np.array([f"{number}.jpg" for number in range(photos.count)])
+    if photos.kept == MEMORY:
+        pixels = [np.array(Image.open(folder / name)) for name in ids]
+        return ArrayImages(ids, labels, np.stack(pixels))
+    images = FileImages(ids, labels, str(folder), ids.tolist())
+    if photos.kept == FILES:
+        return images
+    source = Source("folders", images, None, ("0",), None, "id", "label", "")
+    shards = tempfile.mkdtemp(dir=folder)  # for each side its own
+    records.convert(source, shards, records.ROWS_PER_SHARD)
+    return records.open_records(types.SimpleNamespace(root=shards)).labelled
 
 
 def our_batches(
@@ -84,17 +109,9 @@ def our_batches(
     """Ours: bytes, to be normalised and erased on the device."""
     from input_pipeline import pipeline
     from input_pipeline.augment import Augment
-    from input_pipeline.images import ArrayImages, FileImages
 
+    images = our_images(photos, folder)
     rows = np.arange(photos.count)
-    ids = np.array([f"{row}.jpg" for row in rows])
-    if photos.decoded:
-        images = [Image.open(folder / name) for name in ids]
-        images = ArrayImages(
-            ids, rows * 0, np.stack(list(map(np.array, images)))
-        )
-    else:
-        images = FileImages(ids, rows * 0, str(folder), ids.tolist())
     return pipeline.train_batches(
         images,
         rows,
@@ -113,7 +130,7 @@ def their_batches(
     from benchmarks import torch_input
 
     files = [folder / f"{number}.jpg" for number in range(photos.count)]
-    if photos.decoded:
+    if photos.kept == MEMORY:
         files = [Image.open(file).convert("RGB") for file in files]
     return torch_input.batches(files, SIZE, BATCH, workers, end)
 

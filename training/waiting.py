@@ -124,5 +124,7 @@ def remedy(config: ConfigDict, workers: int) -> str:
     # A CPU would do itself what it waits for.
     if not config.augment.device and jax.default_backend() != "cpu":
         ways.append("set --config.augment.device=True")
-    ways.append("keep the photos in files of about twice config.image_size")
+    if config.data.source != "records":
+        ways.append("convert the photos (python -m input_pipeline convert)")
+    ways.append("keep photos of about twice config.image_size")
     return " or ".join(ways)

@@ -125,9 +125,9 @@ def test_the_remedy_fits_the_run(monkeypatch):
     told = waiting.remedy(config, 4)
     assert "--config.workers=15 (now 4) or" in told
     assert "--config.augment.device=True or" in told
-    config.augment.device = True
+    config.augment.device, config.data.source = True, "records"
     told = waiting.remedy(config, 15)
-    assert "workers" not in told and "device" not in told
+    assert told == "keep photos of about twice config.image_size"
     config.augment.device = False
     monkeypatch.setattr(waiting.jax, "default_backend", lambda: "cpu")
     assert "device" not in waiting.remedy(config, 0)
