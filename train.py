@@ -5,11 +5,16 @@
 
 Without a `data.root` it trains on the digits inside scikit-learn. Run the
 same command again to continue where a run was stopped. Exit codes: 0 done;
-2 a mistake in the command or the data; 130 and 143 saved and stopped, by
-Ctrl-C or SIGTERM.
+2 a mistake in the command or the data, or a full disk; 130 and 143 stopped by
+Ctrl-C or SIGTERM, with what was done saved.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.watch()  # First of all: the imports below take seconds.
 
 import contextlib
 import sys
@@ -38,10 +43,10 @@ def train(
       UserError: the recipe, the data or the run folder is wrong, or the
         training diverged.
     """
+    import interrupts
     import reports
     from training import (
         fit,
-        interrupts,
         metrics,
         optim,
         processes,
@@ -72,11 +77,6 @@ def train(
         lambda: tasks[config.task](config, workdir, mesh, workers)
     )
     plan = stages.lay_out(config, task.num_train)
-    if arguments.plan:
-        print_plan(arguments, task, plan, 0, mesh)
-        for line in fit.report(task, plan, mesh):
-            print(line, flush=True)
-        return 0
     source = None
     if config.init_from and not run_folder.has_checkpoint(workdir):
         source = processes.together(
@@ -84,6 +84,12 @@ def train(
                 config, workdir, task.identity, task.blueprint
             )
         )
+        task.identity["init_from"] = source.pin
+    if arguments.plan:
+        print_plan(arguments, task, plan, 0, mesh)
+        for line in fit.report(task, plan, mesh):
+            print(line, flush=True)
+        return 0
 
     # ---- The run folder: new, half done, or finished ------------------------
     def claim() -> None:

@@ -23,6 +23,11 @@ digits that ship inside scikit-learn.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.watch()  # First of all: the imports below take seconds.
+
 import os
 import sys
 from typing import TYPE_CHECKING

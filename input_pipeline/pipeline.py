@@ -19,16 +19,18 @@ import os
 import pickle
 import signal
 import sys
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any, ClassVar
 
 import grain.python as grain
 import numpy as np
 from absl import flags
 
+import files
 from errors import UserError
 from input_pipeline.augment import (
     VIEWS,
@@ -180,19 +182,24 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     ):
         self._images, self._workers = maker.images, workers
         self._consequence = maker.consequence
-        parcel = _Parcel(maker) if workers else None
+        kept = contextlib.ExitStack()
+        if workers:
+            maker = kept.enter_context(_parcel(maker))
         # In a list, to be emptied when it is closed.
-        self._chain = [iter(_chain(steps.map(parcel or maker), workers))]
+        self._chain = [iter(_chain(steps.map(maker), workers))]
         self._reported: set[int] = set()
         # Also when this is dropped, or when the program ends: worker processes
         # must be gone before the modules that end them are taken apart.
-        self.close = weakref.finalize(self, _close, self._chain, parcel)
+        self.close = weakref.finalize(self, _close, self._chain, kept)
+        self._starting = _deaf_children if workers else contextlib.nullcontext
 
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._chain:
             raise StopIteration
         try:
-            batch = next(self._chain[0])
+            # The first call starts the workers.
+            with self._starting():
+                batch = next(self._chain[0])
         except StopIteration:
             self.close()
             raise
@@ -224,13 +231,34 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self.close()
 
 
-def _close(chain: list[grain.DatasetIterator], parcel: _Parcel | None) -> None:
+def _close(
+    chain: list[grain.DatasetIterator], kept: contextlib.ExitStack
+) -> None:
     # Out of the list first, so that it is taken down here and now.
     chain.pop().close()
-    if parcel is not None:
-        parcel.discard()
+    kept.close()
 
 
+@contextlib.contextmanager
+def _parcel(maker: _TrainBatch | _EvalBatch) -> Iterator[_Parcel]:
+    """Yields what makes the same batches, in a file as long as it lasts.
+
+    Raises:
+      UserError: there is no room for the file.
+    """
+    with files.temporary_folder(prefix="sextet-loader-") as folder:
+        path = folder / "maker"
+        try:
+            path.write_bytes(pickle.dumps(maker))
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; free some space "
+                "there, or set TMPDIR to another folder"
+            ) from error
+        yield _Parcel(path)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Parcel:
     """A batch maker that travels to worker processes in a file.
 
@@ -240,23 +268,15 @@ class _Parcel:
     pickled once for all workers.
     """
 
-    def __init__(self, maker: _TrainBatch | _EvalBatch):
-        descriptor, self._path = tempfile.mkstemp(prefix="sextet-loader-")
-        with open(descriptor, "wb") as file:
-            pickle.dump(maker, file)
+    path: Path
 
     def __call__(self, step: int) -> dict[str, Any]:
-        return _unpack(self._path)(step)
-
-    def discard(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+        return _unpack(self.path)(step)
 
 
 @functools.lru_cache(maxsize=1)
-def _unpack(path: str) -> _TrainBatch | _EvalBatch:
-    with open(path, "rb") as file:
-        return pickle.load(file)
+def _unpack(path: Path) -> _TrainBatch | _EvalBatch:
+    return pickle.loads(path.read_bytes())
 
 
 def _owned(values: np.ndarray) -> np.ndarray:
@@ -289,16 +309,31 @@ def _chain(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
     return chain
 
 
-def _start_worker(index: int, count: int) -> None:
-    """Leaves stopping to the parent, and leaves with it.
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that start inside leave Ctrl-C and SIGTERM to this one.
 
-    Ctrl-C in a terminal, and SIGTERM to a whole job, reach every process; the
-    parent then finishes its step, for which it needs its loaders. grain ends
-    its workers in good order; after a SIGKILL nobody does, and they would
-    wait for ever on a queue that no one reads.
+    In a terminal, or from a scheduler, these reach every process of a job;
+    the one that trains then finishes its step, for which it needs its
+    loaders. A signal that is blocked here stays blocked in a child from its
+    first moment on; other threads of this process hear it meanwhile.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Starting the tracker, which a worker's start may do, would unblock them.
+    resource_tracker.ensure_running()
+    stops = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Leaves with the parent.
+
+    grain ends its workers in good order; after a SIGKILL nobody does, and
+    they would wait for ever on a queue that no one reads.
+    """
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

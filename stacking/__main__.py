@@ -6,8 +6,12 @@ python -m stacking predict --stack runs/stack --runs 'runs/*' --out new.csv
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.watch()  # First of all: the imports below take seconds.
+
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,24 +29,15 @@ from stacking.chain import Settings
 from stacking.honest import OUTER_FOLDS
 from stacking.table import score_table
 
-INTERRUPTED = 130
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and does what it says."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        with one_sentence():
-            if arguments[:1] == ["predict"]:
-                _predict(_predict_parser().parse_args(arguments[1:]))
-            else:
-                _stack(_stack_parser().parse_args(arguments))
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            # An orderly exit would wait for fits that nobody wants.
-            sys.stdout.flush()
-            os._exit(INTERRUPTED)
-        raise
+    with one_sentence():
+        if arguments[:1] == ["predict"]:
+            _predict(_predict_parser().parse_args(arguments[1:]))
+        else:
+            _stack(_stack_parser().parse_args(arguments))
 
 
 def _one_blas_thread() -> threadpool_limits:

@@ -14,14 +14,13 @@ behind the mean they were given.
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from files import temporary_folder
 from stacking import calibration
 
 KINDS = ("catboost", "lightgbm")
@@ -319,8 +318,8 @@ def _fit_catboost(train, stop, classes, parameters, seed, watch) -> bytes:
     else:
         model.set_params(iterations=_ITERATIONS_UNSTOPPED)
         model.fit(pool(train), callbacks=[_Watch(watch)])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.cbm"
+    with temporary_folder() as folder:
+        path = folder / "model.cbm"
         model.save_model(str(path))
         return path.read_bytes()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from errors import UserError
+from files import temporary_folder
 
 # In this order: while `stack.json` is gone the folder is no stack, and the
 # report is the last, so that whoever finds it finds all of them.
@@ -31,7 +31,7 @@ def check_writable(folder: Path, flag: str) -> None:
             f"{flag} {folder}: {place} is a file; name a folder instead"
         )
     try:
-        with tempfile.TemporaryDirectory(prefix=".stack-", dir=place):
+        with temporary_folder(place, ".stack-"):
             pass
     except OSError as error:
         raise UserError(
@@ -52,9 +52,9 @@ def staged(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".stack-", dir=folder) as new:
-            yield Path(new)
-            _install(Path(new), folder)
+        with temporary_folder(folder, ".stack-") as new:
+            yield new
+            _install(new, folder)
     except OSError as error:
         raise UserError(
             f"cannot write {folder}: {error.strerror or error}; free some "

@@ -24,7 +24,14 @@ from input_pipeline import mixing, pipeline
 from reports import scores
 from stacking import logits as logits_lib
 from training import config as config_lib
-from training import gradients, losses, parts, processes, transfer
+from training import (
+    gradients,
+    losses,
+    parts,
+    processes,
+    run_folder,
+    transfer,
+)
 from training.feed import Feed
 from training.predict import Prediction, make_predict_step, predict
 from training.stages import Stage
@@ -72,6 +79,10 @@ class Classification:
             parts.check(shapes, stage.frozen)
             if stage.distill_from:
                 self._teachers[stage.distill_from] = self._open_teacher(stage)
+        if self._teachers:
+            self.identity["teachers"] = {
+                name: run.pin for name, (run, _) in self._teachers.items()
+            }
 
     @property
     def num_train(self) -> int:
@@ -218,8 +229,11 @@ class Classification:
         self, stage: ConfigDict
     ) -> tuple[transfer.Run, Blueprint]:
         fold = self._config.data.fold
+        name = stage.distill_from
+        # The teacher may have trained on since this run began.
+        pins = run_folder.remembered(self._workdir, "teachers") or {}
         run = transfer.open_run(
-            stage.distill_from, self._workdir, fold, "distill_from"
+            name, self._workdir, fold, "distill_from", pins.get(name)
         )
         transfer.check_teacher(run, self.identity, fold)
         classes = self.data.num_classes

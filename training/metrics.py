@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -73,7 +74,8 @@ class Recorder:
         self._plan = plan
         self._spoke = -math.inf
         try:
-            self._file = open(path, "ab")  # noqa: SIM115 (see close)
+            # Unbuffered: what fails is not tried again when it is closed.
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (close)
         except OSError as error:
             raise self._cannot_write(error) from error
         self._go_back_to(history)
@@ -140,7 +142,8 @@ class Recorder:
         if self._last is not None:
             # At most one step waits behind the one that runs: a stop then
             # takes two steps, and batches do not pile up on the device.
-            jax.block_until_ready(self._last[1])
+            # A divergence between two logged steps would go unnoticed.
+            self._check(*self._last)
         self._clock.start()
         self._last = (step, measured)
         self._pending = step % self._every == 0
@@ -232,8 +235,14 @@ class Recorder:
 
         Args:
           step: after which the checkpoint is taken.
+
+        Raises:
+          UserError: the log cannot be written to the disk.
         """
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._cannot_write(error) from error
         return {
             "log_bytes": self.size(),
             "best": self._best,
@@ -299,11 +308,14 @@ class Recorder:
 
     def _fetch_last(self) -> tuple[int, dict[str, float]]:
         step, measured = self._last
-        measured = {k: float(v) for k, v in jax.device_get(measured).items()}
-        if measured["skipped_in_a_row"] >= STEPS_TO_DIVERGE:
-            count = round(measured["skipped_in_a_row"])
+        self._check(step, measured)
+        return step, {k: float(v) for k, v in jax.device_get(measured).items()}
+
+    def _check(self, step: int, measured: dict[str, jax.Array]) -> None:
+        """Waits for `step`, and for an end to what is not finite any more."""
+        count = int(measured["skipped_in_a_row"])
+        if count >= STEPS_TO_DIVERGE:
             raise self._diverged(step, f"{count} steps in a row not finite")
-        return step, measured
 
     def _diverged(self, step: int, what: str) -> Diverged:
         return Diverged(
@@ -336,10 +348,13 @@ class Recorder:
             # JSON has no NaN: all steps since the last line were skipped.
             **{k: None if v != v else v for k, v in values.items()},
         }
+        line, whole = json.dumps(record).encode() + b"\n", self.size()
         try:
-            self._file.write(json.dumps(record).encode() + b"\n")
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(whole)  # Lines are whole or absent.
             raise self._cannot_write(error) from error
 
 

@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 
 from errors import UserError
 from training import stages
-from training.checkpoints import Checkpoints, Damaged
+from training.checkpoints import Checkpoints
 from training.stages import Stage
 from training.state import Blueprint, TrainState, stage_like, weights_like
+from training.stored import Damaged
 
 
 class Point(NamedTuple):

@@ -6,7 +6,7 @@ import fcntl
 import json
 import socket
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ml_collections import ConfigDict
 
@@ -21,6 +21,17 @@ def has_checkpoint(workdir: Path) -> bool:
     # A save that was killed leaves a name with more than the step's digits.
     names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
     return any(name.isdigit() for name in names)
+
+
+def remembered(workdir: Path, name: str) -> Any:
+    """Returns what the run there keeps under `name` in `data.json`, if any.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    if not has_checkpoint(workdir):
+        return None
+    return _read(workdir / "data.json").get(name)
 
 
 def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:

@@ -51,8 +51,9 @@ def start(cache_dir: str) -> Path:
     keep_memory()
     # grain's worker pool asks absl's global flags, which we do not parse.
     flags.FLAGS.mark_as_parsed()
-    # Orbax tells at length of waits that a user can do nothing about.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax tells at length of waits that a user can do nothing about, and
+    # shows the traceback of every error that it also raises.
+    logging.set_verbosity(logging.FATAL)
     # C++ notes on start-up say nothing that a user could act on.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return cache
@@ -75,7 +76,7 @@ def connect(peers: Peers | None) -> None:
         return
     if peers is None and not _is_in_a_cluster():
         return
-    # SIGTERM is answered by training/interrupts.py.
+    # SIGTERM is answered by interrupts.py.
     jax.config.update("jax_enable_preemption_service", False)
     named = () if peers is None else dataclasses.astuple(peers)
     try:

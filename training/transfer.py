@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from errors import UserError
 from jax_models.model import HEAD
-from training.checkpoints import Checkpoints
 from training.state import Blueprint, weights_like
+from training.stored import Stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,13 @@ class Run:
     config: ConfigDict
     identity: dict[str, Any]
     step: int
-    _checkpoints: Checkpoints
+    _checkpoints: Stored
+
+    @property
+    def pin(self) -> dict[str, Any]:
+        """What names the weights, as JSON: the run may train on."""
+        fingerprint = self._checkpoints.fingerprint(self.step)
+        return {"step": self.step, "fingerprint": fingerprint}
 
     def weights(self, blueprint: Blueprint, mesh: Mesh) -> tuple[dict, dict]:
         """Returns all of its (params, batch_stats).
@@ -141,7 +147,13 @@ class Run:
         return "/".join([*parts, *names])
 
 
-def open_run(name: str, workdir: Path, fold: int, field: str) -> Run:
+def open_run(
+    name: str,
+    workdir: Path,
+    fold: int,
+    field: str,
+    pin: dict[str, Any] | None = None,
+) -> Run:
     """Opens a run folder to take weights from; changes nothing in it.
 
     Args:
@@ -150,9 +162,11 @@ def open_run(name: str, workdir: Path, fold: int, field: str) -> Run:
       workdir: this run's folder.
       fold: this run's; of a run over all folds the same one is taken.
       field: of the config that names the folder, for the error.
+      pin: `Run.pin` of the weights that were taken before; None takes the
+        best ones.
 
     Raises:
-      UserError: it holds no evaluated checkpoint.
+      UserError: it holds no evaluated checkpoint, or not those weights.
     """
     run = Path(name)
     if len(run.parts) == 1 and not run.is_dir():
@@ -172,16 +186,21 @@ def open_run(name: str, workdir: Path, fold: int, field: str) -> Run:
             f"{field} names {run}, which is no run folder; give the --workdir "
             "of an earlier run"
         ) from error
-    saved = step = None
-    if (run / "checkpoints").is_dir():
-        saved = Checkpoints(run / "checkpoints", metric, read_only=True)
-        step = saved.best()
+    saved = Stored(run / "checkpoints", metric)
+    step = saved.best() if pin is None else pin["step"]
     if step is None:
         raise UserError(
             f"{field} names {run}, which has no evaluated checkpoint yet; "
             "let it train first"
         )
-    return Run(run, config, identity, step, saved)
+    found = Run(run, config, identity, step, saved)
+    if pin is not None and (step not in saved.steps() or found.pin != pin):
+        raise UserError(
+            f"{field} names {run}, and {workdir} has learned from its step "
+            f"{step}, which is gone or another one since that run trained on; "
+            "restore it from a copy, or choose another --workdir"
+        )
+    return found
 
 
 def open_encoder(

@@ -263,6 +263,25 @@ def test_closing_leaves_no_process_and_no_thread(digits, workers, read, how):
     assert wait_for(lambda: threading.active_count() <= threads + 4)
 
 
+def test_workers_hear_neither_ctrl_c_nor_sigterm(digits):
+    """A signal to the whole group must not take the loaders away."""
+    own, before = signal.pthread_sigmask(signal.SIG_BLOCK, ()), children()
+    settings = {"size": 8, "batch_size": 4, "seed": 0, "workers": 2}
+    with pipeline.train_batches(
+        digits, np.arange(50), Augment(), **settings
+    ) as batches:
+        next(batches)
+        workers = children() - before
+        assert len(workers) == 2
+        for worker in workers:
+            with open(f"/proc/{worker}/status") as file:
+                status = file.read()
+            blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                assert blocked & 1 << (number - 1)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == own
+
+
 def test_an_evaluation_read_to_its_end_is_closed(digits):
     threads = threading.active_count()
     streams = [

@@ -9,7 +9,7 @@ import pytest
 from tiny import Run
 
 from errors import UserError
-from training import checkpoints, seals
+from training import checkpoints, seals, stored
 
 
 def open_in(folder, keep_best=1):
@@ -146,7 +146,7 @@ def test_whatever_happens_to_a_file_the_state_is_right_or_refused(
                 found = saved.load(2, state)
                 for x, y in zip(jax.tree.leaves(found), expected, strict=True):
                     np.testing.assert_array_equal(np.asarray(x), y)
-        except checkpoints.Damaged as damaged:
+        except stored.Damaged as damaged:
             assert "checkpoints/2" in str(damaged)
             saved.set_aside(damaged)
             refused.add(name)
@@ -167,7 +167,7 @@ def test_one_flipped_bit_in_an_array_is_named(tmp_path, monkeypatch):
     state = Run().start()
     saved = open_in(tmp_path)
     save_all(saved, state, {1: 0.5})
-    load = saved._checkpointer.load
+    load = saved._read
 
     def flipping(step, abstract):
         flat = dict(load(step, abstract))
@@ -176,8 +176,8 @@ def test_one_flipped_bit_in_an_array_is_named(tmp_path, monkeypatch):
         flat["params/head/kernel"] = jnp.array(words)
         return flat
 
-    monkeypatch.setattr(saved._checkpointer, "load", flipping)
-    with pytest.raises(checkpoints.Damaged, match="params/head/kernel has"):
+    monkeypatch.setattr(saved, "_read", flipping)
+    with pytest.raises(stored.Damaged, match="params/head/kernel has"):
         saved.load(1, state)
 
 
@@ -194,12 +194,23 @@ def test_no_good_checkpoint_is_one_sentence_and_no_fresh_start(
         saved.latest()
 
 
-def test_another_runs_damaged_checkpoint_is_not_moved(two_good, tmp_path):
-    shutil.copytree(two_good[0] / "checkpoints", tmp_path / "checkpoints")
-    damage(tmp_path / "checkpoints/1/_CHECKPOINT_METADATA", "flip")
-    with pytest.raises(checkpoints.Damaged, match="checkpoints/1 is damaged"):
-        checkpoints.Checkpoints(tmp_path / "checkpoints", "f1", read_only=True)
-    assert (tmp_path / "checkpoints/1").is_dir()
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "metrics/metrics"])
+@pytest.mark.parametrize("how", ["delete", "truncate", "flip"])
+def test_another_runs_damaged_checkpoint_is_passed_over_and_not_moved(
+    two_good, tmp_path, name, how
+):
+    whole, state = two_good
+    shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+    other = stored.Stored(tmp_path / "checkpoints", "f1")
+    pinned = other.fingerprint(1)
+    damage(tmp_path / f"checkpoints/2/{name}", how)
+    assert other.best() == 1 and other.fingerprint(1) == pinned
+    other.load(1, state)
+    damage(tmp_path / f"checkpoints/1/{name}", how)
+    assert other.best() is None
+    with pytest.raises(stored.Damaged, match="checkpoints/1 is damaged"):
+        other.load(1, state)
+    assert steps_on_disk(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -233,6 +244,22 @@ def test_checksums_do_not_depend_on_the_layout():
         for part in parts
     )
     assert sums["x"] == by_part % 2**32
+
+
+def test_checksums_do_not_depend_on_who_sums_up():
+    generator = np.random.default_rng(0)
+    arrays = [
+        jnp.float32(-3.5),
+        jnp.array(generator.normal(size=(5, 7, 3)), jnp.float32),
+        jnp.array(generator.normal(size=(300, 11)), jnp.bfloat16),
+        jnp.array(generator.integers(-9, 9, (4, 1)), jnp.int32),
+        jnp.array([True, False, True]),
+        jnp.array([[1.0, jnp.nan]], jnp.float32),
+        jnp.zeros((0, 3), jnp.float32),
+    ]
+    on_host = seals._look_on_host(arrays)
+    np.testing.assert_array_equal(seals._look_on_device(arrays), on_host)
+    assert on_host[:, 1].tolist() == [0, 0, 0, 0, 0, 1, 0]
 
 
 def test_a_history_that_changes_while_it_is_written_stays_what_it_was(

@@ -1,6 +1,7 @@
 """metrics.jsonl over restarts, diverged runs, and the clock."""
 
 import json
+import resource
 
 import jax.numpy as jnp
 import pytest
@@ -128,6 +129,40 @@ def test_skipped_steps_are_told_and_too_many_in_a_row_are_a_divergence(
     log.step(3, measured(skipped=10, in_a_row=10))
     with pytest.raises(metrics.Diverged, match=r"by step 3 .10 steps in a row"):
         log.finish_steps()
+
+
+def test_a_divergence_between_two_logged_steps_is_noticed(tmp_path):
+    log = recorder(tmp_path / "m.jsonl", {}, every=100)
+    bad = metrics.STEPS_TO_DIVERGE
+    for step in range(1, bad + 1):
+        log.step(step, measured(skipped=step, in_a_row=step))
+    # The next one is finite again, and the next line is far off.
+    with pytest.raises(metrics.Diverged, match=rf"by step {bad} \({bad} "):
+        log.step(bad + 1, measured(skipped=bad))
+
+
+def test_fewer_than_that_are_passed_over(tmp_path):
+    log = recorder(tmp_path / "m.jsonl", {}, every=100)
+    for step in range(1, metrics.STEPS_TO_DIVERGE):
+        log.step(step, measured(skipped=step, in_a_row=step))
+    log.step(step + 1, measured(skipped=step))
+    assert log.finish_steps()
+
+
+def test_half_a_line_is_taken_back_when_the_disk_is_full(tmp_path):
+    path = tmp_path / "m.jsonl"
+    log = recorder(path, {})
+    log.evaluation(5, {"f1": 0.5})
+    kept = path.read_bytes()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 10, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*m\.jsonl: File"):
+            log.evaluation(10, {"f1": 0.6})
+        assert path.read_bytes() == kept
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def test_a_rollback_forgets_what_came_after_and_happens_once(tmp_path):
