@@ -20,10 +20,12 @@ class History:
     Attributes:
       train: one dict per logged step.
       evals: one dict per evaluation.
+      rollbacks: one dict per return to an earlier checkpoint.
     """
 
     train: Sequence[dict[str, Any]]
     evals: Sequence[dict[str, Any]]
+    rollbacks: Sequence[dict[str, Any]] = ()
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -59,7 +61,7 @@ def read_history(run: Path) -> History | None:
         text = (run / "metrics.jsonl").read_text(encoding="utf-8")
     except OSError:
         return None
-    train, evals = [], []
+    kinds: dict[str, list] = {"train": [], "eval": [], "rollback": []}
     for line in text.splitlines():
         try:
             entry = json.loads(line)
@@ -67,9 +69,10 @@ def read_history(run: Path) -> History | None:
             continue
         if isinstance(entry, dict):
             kind = entry.get("kind")
-            if kind in ("train", "eval") and "epoch" in entry:
-                (train if kind == "train" else evals).append(entry)
-    return History(train, evals) if train or evals else None
+            if kind in kinds and "epoch" in entry:
+                kinds[kind].append(entry)
+    history = History(*kinds.values())
+    return history if history.train or history.evals else None
 
 
 def read_histories(run: Path) -> list[History]:
@@ -78,6 +81,29 @@ def read_histories(run: Path) -> list[History]:
     own = read_history(run)
     found = [own] if own else [read_history(fold) for fold in folds]
     return [history for history in found if history is not None]
+
+
+def troubles(histories: Sequence[History]) -> list[str]:
+    """A sentence for each skip and each rollback; mostly none."""
+    told = []
+    for number, history in enumerate(histories):
+        where = f"Fold {number}: " if len(histories) > 1 else ""
+        skipped = {}  # The counter begins anew in each stage.
+        for entry in history.train:
+            if entry.get("skipped"):
+                skipped[entry.get("stage", 0)] = entry["skipped"]
+        for stage, count in skipped.items():
+            told.append(
+                f"{where}{count:,} steps of stage {stage + 1} changed nothing, "
+                "because their loss or gradients were not finite."
+            )
+        for entry in history.rollbacks:
+            told.append(
+                f"{where}stage {entry.get('stage', 0) + 1} diverged and went "
+                f"back to step {entry.get('step', 0):,}, to go on with "
+                f"{entry.get('rate', 1):g} times its learning rate."
+            )
+    return told
 
 
 def _line(name, entries, field, colour, dashed=False) -> Line:

@@ -63,6 +63,11 @@ def run_report(run_dir: str | Path) -> Path:
                 "line is a new stage.",
             )
         )
+    if troubles := curves.troubles(histories):
+        items = "".join(f"<li>{escape(text)}</li>" for text in troubles)
+        sections.append(
+            section("Skipped and repeated", f'<ul class="card">{items}</ul>')
+        )
     if answers is not None:
         data = config.get("data") or metadata.get("data")
         sections += [

@@ -141,6 +141,31 @@ def test_run_over_all_folds_shows_the_curves_inside_it(tmp_path):
     assert "0.8000, mean of 3 folds" in read(path).text
 
 
+def test_skips_and_rollbacks_are_told(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    assert "Skipped" not in read(tell(run, [])).text
+    entries = [
+        {"kind": "train", "step": 10, "stage": 0, "skipped": 2},
+        {"kind": "train", "step": 20, "stage": 0, "skipped": 7},
+        {"kind": "rollback", "step": 10, "stage": 0, "rate": 0.3},
+        {"kind": "train", "step": 30, "stage": 1},
+        {"kind": "train", "step": 40, "stage": 1, "skipped": 1234},
+    ]
+    text = read(tell(run, entries)).text
+    assert "7 steps of stage 1 changed nothing" in text
+    assert "1,234 steps of stage 2 changed nothing" in text
+    assert "stage 1 diverged and went back to step 10" in text
+    assert "0.3 times its learning rate" in text
+
+
+def tell(run, entries):
+    first = {"kind": "train", "step": 1, "loss": 1.0}
+    lines = [json.dumps({**e, "epoch": 1.0}) for e in (first, *entries)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return run_report(run)
+
+
 def test_run_report_of_a_pretraining_without_labels(tmp_path):
     run = tmp_path / "mae"
     run.mkdir()
