@@ -166,8 +166,18 @@ def load(folder: str | os.PathLike) -> Artifact:
             f"{folder} has format {description.get('format')}, this program "
             f"reads {FORMAT}; stack again"
         )
-    for path, expected in description["sha256"].items():
-        if not (folder / path).exists() or _sha256(folder / path) != expected:
+    expected = description["sha256"]
+    read = {
+        fit["file"]
+        for entry in description["members"]
+        for fit in entry.get("fits", ())
+    }
+    for path in [*expected, *read]:
+        if (
+            not (folder / path).resolve().is_relative_to(folder.resolve())
+            or not (folder / path).exists()
+            or _sha256(folder / path) != expected.get(path)
+        ):
             raise UserError(
                 f"{folder / path} is not the file that stack.json describes; "
                 "restore it or stack again"

@@ -156,6 +156,18 @@ def test_changed_or_missing_file_is_refused(stacked, tmp_path, path):
         artifact.load(copy)
 
 
+def test_a_description_cannot_name_files_outside_its_folder(stacked, tmp_path):
+    _, stack = stacked
+    copy = tmp_path / "stack"
+    shutil.copytree(stack, copy)
+    inside, outside = "members/catboost_0.cbm", "../catboost_0.cbm"
+    shutil.copy(copy / inside, copy / outside)
+    text = (copy / "stack.json").read_text()
+    (copy / "stack.json").write_text(text.replace(inside, outside))
+    with pytest.raises(UserError, match=r"\.\./catboost_0\.cbm is not the"):
+        artifact.load(copy)
+
+
 def test_folder_without_a_stack(tmp_path):
     with pytest.raises(UserError, match=r"holds no stack \(no stack\.json\)"):
         artifact.load(tmp_path)
