@@ -9,7 +9,7 @@ import argparse
 import difflib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(
-    parser: Parser, argv: Sequence[str]
+    parser: Parser,
+    argv: Sequence[str],
+    problems: Callable[[ConfigDict], Iterable[str]] = lambda config: (),
 ) -> tuple[argparse.Namespace, ConfigDict]:
     """Reads a command line with `--config` and its overrides.
 
     Args:
       parser: of the command's other flags; `--config` is added here.
       argv: the words after the program's name.
+      problems: what cannot work in the finished config, told together with
+        the mistakes on the command line.
 
     Returns:
       The flags, with `config` the recipe as it was named, and the recipe's
@@ -45,7 +49,8 @@ def parse(
 
     Raises:
       UserError: a missing or broken recipe, an unknown variant, flag or field
-        (with the nearest known name), or a value of another type.
+        (with the nearest known name), a value of another type, or a problem;
+        all of them at once.
     """
     parser.allow_abbrev = False
     parser.add_argument(
@@ -60,7 +65,10 @@ def parse(
             "--config=configs/tinyvit.py"
         )
     config = load(known.config)
-    _apply_overrides(config, overrides, [f"--{name}" for name in vars(known)])
+    names = [f"--{name}" for name in vars(known)]
+    found = [*_apply_overrides(config, overrides, names), *problems(config)]
+    if found:
+        raise UserError(f"{known.config}: " + "; ".join(found))
     return known, config
 
 
@@ -101,19 +109,30 @@ def load(recipe: str) -> ConfigDict:
 
 def _apply_overrides(
     config: ConfigDict, overrides: Sequence[str], known_flags: Sequence[str]
-) -> None:
+) -> list[str]:
+    """Sets the fields that `overrides` name; returns what is wrong in them."""
+    found, good = [], []
     for flag in overrides:
         match = re.match(r"--(no)?config\.([^=]+)", flag)
         if match is not None:
             _open_up(config, match[2])
-        if match is None:
-            if flag.startswith("-"):
-                name = flag.split("=")[0]
-                near = difflib.get_close_matches(name, known_flags, 1)
-                hint = f"did you mean {near[0]}?" if near else "see --help"
-                raise UserError(f"unknown flag {flag}; {hint}")
-        elif not _has_field(config, match[2]):
-            raise UserError(_unknown_field(config, match[2]))
+            if not _has_field(config, match[2]):
+                found.append(_unknown_field(config, match[2]))
+                continue
+        elif flag.startswith("-"):
+            name = flag.split("=")[0]
+            near = difflib.get_close_matches(name, known_flags, 1)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            found.append(f"unknown flag {flag}; {hint}")
+            continue
+        good.append(flag)
+    wrong = _set(config, good)
+    if wrong and len(good) > 1:  # absl tells of the first one alone.
+        wrong = [text for flag in good for text in _set(config, [flag])]
+    return found + wrong
+
+
+def _set(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict(
         "config", config, flag_values=values, sys_argv=["", *overrides]
@@ -121,11 +140,8 @@ def _apply_overrides(
     try:
         rest = values(["", *overrides])[1:]
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(
-            f"{error}; give a value of the field's own type"
-        ) from error
-    if rest:
-        raise UserError(f"did not expect {rest[0]!r}; see --help")
+        return [f"{error}; give a value of the field's own type"]
+    return [f"did not expect {word!r}; see --help" for word in rest]
 
 
 def _open_up(config: ConfigDict, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import loading
+from configs import common, loading
 from errors import UserError
 
 # Fields that change how fast a run goes, or where it keeps things, but no
@@ -44,6 +44,23 @@ SCHEDULES = (
     "constant",
 )
 LOSSES = ("cross_entropy", "focal")
+
+# Fields of a stage that a task without classes would silently ignore.
+CLASSIFIERS_FIELDS = (
+    "head_learning_rate",
+    "loss",
+    "label_smoothing",
+    "focal_gamma",
+    "class_weight",
+    "logit_adjustment",
+    "distill_from",
+    "distill_temperature",
+    "distill_alpha",
+    "mixup_prob",
+    "mixup_alpha",
+    "cutmix_alpha",
+    "mixing",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +149,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser.add_argument(
         "--process-id", type=int, metavar="I", help="from 0 to N - 1"
     )
-    known, config = loading.parse(parser, argv)
-    found = list(problems(config))
-    if found:
-        raise UserError(f"{known.config}: " + "; ".join(found))
+    known, config = loading.parse(parser, argv, problems)
     workdir = known.workdir or f"runs/{_default_name(known.config)}"
     if "://" in workdir:
         raise UserError(
@@ -191,6 +205,12 @@ def problems(config: ConfigDict) -> Iterator[str]:
     for index, stage in enumerate(config.stages):
         for problem in _stage_problems(config, stage):
             yield f"stages[{index}].{problem}"
+        if config.task == "mae":
+            for field in _without_effect(stage):
+                yield (
+                    f"stages[{index}].{field} has no effect on task 'mae', "
+                    "which knows no classes: leave it out"
+                )
     for name, seed in (
         ("seed", config.seed),
         ("data.folds_seed", config.data.folds_seed),
@@ -295,6 +315,14 @@ def _stage_problems(config: ConfigDict, stage: ConfigDict) -> Iterator[str]:
     changed = len(stage.augment) or len(stage.mixing)
     if changed:
         yield from _augmentation_problems(merged["augment"], merged["mixing"])
+
+
+def _without_effect(stage: ConfigDict) -> Iterator[str]:
+    """Fields about classes that were set although nothing is classified."""
+    default = common.stage()
+    for field in CLASSIFIERS_FIELDS:
+        if stage[field] != default[field]:
+            yield field
 
 
 def _augmentation_problems(

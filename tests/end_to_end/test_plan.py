@@ -4,6 +4,7 @@ import re
 
 import pytest
 from commands import train
+from in_process import training
 
 # The recipes, with siblings that compile in seconds.
 RECIPES = {
@@ -39,3 +40,9 @@ def test_a_plan_trains_nothing(tmp_path, recipe):
     assert [p.name for p in workdir.iterdir()] == ["plan.html"]
     page = (workdir / "plan.html").read_text()
     assert "Learning rate" in page and "<svg" in page
+
+
+def test_a_plan_names_what_is_not_there_to_start_from(tmp_path, capsys):
+    assert training(tmp_path, "--config.init_from=nowhere", "--plan") == 2
+    assert "init_from names" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -59,6 +59,48 @@ def test_a_mistake_is_named_with_its_remedy(argv, parts):
         assert part in sentence
 
 
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(UserError) as caught:
+        config_lib.parse(
+            [
+                DEMO,
+                "--wrkdir=x",
+                "--config.data.rot=x",
+                "--config.image_size=big",
+                "--config.seed=large",
+                "--config.data.fold=9",
+                "--config.stages[0].schedule=one_cicle",
+            ]
+        )
+    told = str(caught.value)
+    for part in (
+        "did you mean --workdir",
+        "did you mean config.data.root",
+        "image_size=big",
+        "seed=large",
+        "0 to 4",
+        "stages[0].schedule is 'one_cicle'",
+    ):
+        assert part in told
+    assert "\n" not in told
+
+
+def test_what_a_pretraining_would_ignore_is_refused():
+    mae = "--config=configs/tinyvit_mae.py"
+    config_lib.parse([mae])
+    with pytest.raises(UserError) as caught:
+        config_lib.parse(
+            [
+                mae,
+                "--config.stages[0].loss=focal",
+                "--config.stages[0].label_smoothing=0.2",
+                "--config.stages[0].mixing.prob=0.5",
+            ]
+        )
+    for field in ("loss", "label_smoothing", "mixing"):
+        assert f"stages[0].{field} has no effect" in str(caught.value)
+
+
 def test_a_stage_may_differ_in_augmentation_and_mixing():
     config = config_lib.parse(
         [
