@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,29 +104,6 @@ def test_same_command_same_numbers_elsewhere(whole, tmp_path):
     assert_same_run(twin, whole[0])
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_killed_at_any_moment_it_continues_bit_by_bit(whole, tmp_path, workers):
-    workdir = tmp_path / "killed"
-    generator = np.random.default_rng(int(workers))
-    kills = 0
-    while kills < 4:
-        process = start(workdir, f"--config.workers={workers}")
-        # Start-up takes seconds; the moments after it are the telling ones.
-        wait_for_step(workdir, process, records_so_far(workdir))
-        time.sleep(generator.uniform(0, 1.0))
-        if process.poll() is not None:
-            break
-        loaders = children(process)
-        process.kill()
-        process.wait()
-        kills += 1
-        assert_gone(loaders)
-    assert kills >= 2, "the run ended before it could be killed twice"
-    process = train(workdir, f"--config.workers={workers[-1]}")
-    assert process.returncode == 0, process.stderr
-    assert_same_run(workdir, whole[0])
-
-
 @pytest.mark.parametrize(
     ("number", "code", "workers"),
     [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 1)],
@@ -212,23 +188,6 @@ def test_help_answers_at_once_and_tells_how_to_set_a_field():
     assert "--config.data.root=" in process.stdout
     # Without JAX this takes a fifth of a second; the bound is for busy days.
     assert time.perf_counter() - began < 10
-
-
-def children(process) -> list[Path]:
-    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [Path(f"/proc/{child}") for child in listed.read_text().split()]
-
-
-def assert_gone(processes, seconds=20):
-    """No loader process outlives the training, however that ended."""
-    until = time.perf_counter() + seconds
-    while any(p.exists() for p in processes):
-        assert time.perf_counter() < until, f"still there: {processes}"
-        time.sleep(0.1)
-
-
-def records_so_far(workdir) -> int:
-    return len(records(workdir)) if (workdir / "metrics.jsonl").exists() else 0
 
 
 def wait_for_step(workdir, process, count, seconds=240):

@@ -1,0 +1,32 @@
+"""Three stages with all that a checkpoint must remember; see fork_server."""
+
+from fork_server import DIVERGES
+
+from configs import common
+
+
+def get_config(variant: str = ""):
+    config = common.for_digits(common.base())
+    config.data.folds = 2
+    config.eval.every_epochs = 0.18
+    config.eval.tta = ("center",)
+    config.log_every_steps = 2
+    shared = {"batch_size": 16, "schedule": "constant"}
+    config.stages = (
+        common.stage(
+            epochs=0.4,
+            learning_rate=3e-3,
+            frozen=("conv", "norm"),
+            ema_decay=0.9,
+            **shared,
+        ),
+        common.stage(
+            epochs=1.0,
+            learning_rate=1e-12,
+            frozen=("conv", "norm"),
+            patience=2,
+            **shared,
+        ),
+        common.stage(epochs=0.6, learning_rate=DIVERGES, **shared),
+    )
+    return config
