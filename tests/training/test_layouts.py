@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,20 +21,37 @@ HERE = Path(__file__).parent
 CLOSE = {"rtol": 2e-5}
 
 
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, HERE / "train_in_layouts.py", *arguments],
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def told(process):
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return json.loads(output.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What train_in_layouts.py tells."""
-    folder = tmp_path_factory.mktemp("layouts")
-    process = subprocess.run(
-        [sys.executable, HERE / "train_in_layouts.py", folder],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return told(start(tmp_path_factory.mktemp("layouts")))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """What it tells as two processes of four devices each."""
+    folder = tmp_path_factory.mktemp("pair")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    both = [start(folder, meeting, str(index)) for index in (0, 1)]
+    return [told(process) for process in both]
 
 
 @pytest.mark.parametrize("layout", ["data", "fsdp"])
@@ -67,6 +85,23 @@ def test_data_parallel_steps_send_no_rows_around(found):
 
 def test_a_checkpoint_of_one_layout_goes_on_on_any_other(found):
     np.testing.assert_allclose(found["restored"], found["straight"], **CLOSE)
+
+
+def test_two_processes_train_as_one_and_restore_what_they_saved(found, pair):
+    for one in pair:
+        losses = found["fsdp"]["losses"]
+        np.testing.assert_allclose(one["losses"], losses, **CLOSE)
+        assert one["split"] == found["fsdp"]["split"]
+        assert one["labels"] == found["labels"]
+
+
+def test_two_processes_hear_of_each_other(pair):
+    for one in pair:
+        assert one["answer"] == {"process": 0}
+        assert one["texts"] == ["", "x"]
+        assert one["refusals"] == ["process 0 refuses", "process 1 refuses"]
+        # Sent to process 1 alone, in step 1; known to both a step later.
+        assert one["signal"] == [0, 0, 15, 0]
 
 
 class Mesh:

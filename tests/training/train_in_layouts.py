@@ -1,17 +1,21 @@
 """Trains tiny models in many layouts of 8 devices; prints what came out.
 
-A program of its own, as the number of devices is fixed when JAX starts.
+    python train_in_layouts.py FOLDER [COORDINATOR PROCESS]
+
+A program of its own, as the number of devices is fixed when JAX starts. With
+a coordinator it is one of two processes that have four devices each.
 """
 
 import json
 import os
 import sys
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiled quickly rather than well: there is next to nothing to compute.
 os.environ["XLA_FLAGS"] = " ".join(
     (
-        "--xla_force_host_platform_device_count=8",
+        f"--xla_force_host_platform_device_count={4 if sys.argv[2:] else 8}",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
     )
@@ -22,10 +26,12 @@ import numpy as np
 import tiny
 from flax import nnx
 
+from errors import UserError
 from jax_models import layers
-from training import sharding
+from training import processes, runtime, sharding
 from training import state as state_lib
 from training.checkpoints import Checkpoints
+from training.config import Peers
 
 STEPS = 4
 sharding.SMALLEST_SPLIT = 16  # Or nothing of models this small were split.
@@ -68,7 +74,9 @@ def batch_on(run, step):
         "label": rng.integers(0, 4, 16).astype(np.int32),
         "mask": (np.arange(16) % 7 != step).astype(np.float32),
     }
-    return sharding.put_batch(batch, run.mesh)
+    own = sharding.local_places(run.mesh, 16)
+    own = {name: values[own] for name, values in batch.items()}
+    return sharding.put_batch(own, run.mesh)
 
 
 def advance(run, state, steps):
@@ -124,9 +132,54 @@ def gathers(run):
     return text.count(" all-gather(")
 
 
-if __name__ == "__main__":
-    from pathlib import Path
+def refusals():
+    """What processes hear of what goes wrong in one of them."""
 
+    def refuse(number):
+        if jax.process_index() == number:
+            raise UserError(f"process {number} refuses")
+
+    heard = []
+    for ask in (
+        lambda: processes.first_tells(lambda: refuse(0)),
+        lambda: processes.together(lambda: refuse(1)),
+    ):
+        try:
+            ask()
+        except UserError as error:
+            heard.append(str(error))
+    return heard
+
+
+def as_one_of_two(folder, coordinator, index):
+    """Trains 2 x 4, saves, restores, trains on; stops by a signal to one."""
+    runtime.connect(Peers(coordinator, 2, index))
+    run = tiny.Run(mesh=sharding.make_mesh(4), log_every_steps=1, ema_decay=0.9)
+    saved = Checkpoints(folder, "val_loss")
+    state, losses = advance(run, run.start(), 2)
+    saved.save(2, state, {"go_on_from": 2}, {"val_loss": 1.0})
+    saved.close()
+    saved = Checkpoints(folder, "val_loss")
+    like = state_lib.stage_like(run.blueprint, run.stage, run.mesh)
+    state, more = advance(run, saved.load(saved.best(), like), 2)
+    agreed = processes.Agreement(run.mesh)
+    signal = [agreed(15 if index and step == 1 else 0) for step in range(4)]
+    labels = sharding.to_host(batch_on(run, 0))["label"].tolist()
+    found = {"losses": losses + more, "split": split(state), "labels": labels}
+    found |= {"signal": signal, "refusals": refusals()}
+    found["answer"] = processes.first_tells(lambda: {"process": index})
+    found["texts"] = processes.all_tell("x" * index)
+    saved.close()
+    return found
+
+
+def main():
+    """Prints what came out as one line of JSON."""
+    folder = Path(sys.argv[1]) / "checkpoints"
+    if len(sys.argv) > 2:
+        found = as_one_of_two(folder, sys.argv[2], int(sys.argv[3]))
+        print(json.dumps(found), flush=True)
+        return
     plain = {"build": build_plain, "loss": tiny.MASKED_LOSS}
     whole = run_on(1, 1)
     _, straight = advance(whole, whole.start(), 8)
@@ -141,7 +194,12 @@ if __name__ == "__main__":
                 "parts on fsdp": outcome(2, 4, accumulate=2, **plain),
                 "gathers": gathers(run_on(8, 1)),
                 "straight": straight,
-                "restored": restored(Path(sys.argv[1]) / "checkpoints"),
+                "labels": batch_on(whole, 0)["label"].tolist(),
+                "restored": restored(folder),
             }
         )
     )
+
+
+if __name__ == "__main__":
+    main()
