@@ -68,6 +68,7 @@ def train(
     cache = runtime.start(config.cache_dir)
     runtime.connect(arguments.peers)
     resources.enter_context(processes.first_alone_speaks())
+    resources.enter_context(processes.watching())
     mesh = sharding.make_mesh(config.mesh.fsdp)
 
     # ---- The task: what can be refused is refused before a file is made -----

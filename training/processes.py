@@ -9,16 +9,20 @@ for ever. With one process all of this costs nothing.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -29,6 +33,9 @@ T = TypeVar("T")
 
 # As in sysexits.h: something is missing for now, try again.
 PEER_LOST_EXIT_CODE = 75
+
+# A process that has not been heard of for so long has gone.
+SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE = 2.0, 30.0
 
 # What JAX's runtimes say when a process at the other end has gone.
 _SIGNS_OF_LOSS = (
@@ -182,11 +189,61 @@ def ending_together() -> Iterator[None]:
         lost = any(sign in str(error) for sign in _SIGNS_OF_LOSS)
         if jax.process_count() == 1 or not lost:
             raise
-        print(
-            f"error: another of the {jax.process_count()} processes has gone "
-            f"({str(error).splitlines()[0][:200]}); start the same command "
-            "in all of them again, and they go on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(PEER_LOST_EXIT_CODE)
+        _leave(str(error).splitlines()[0][:200])
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[None]:
+    """Ends the program in one sentence when another process falls silent.
+
+    A device that waits for a process that is no more may wait for ever, with
+    no error for `ending_together`. JAX's own watch would end this process as
+    well, later and with a page of C++ (and does so where it is process 0 that
+    has gone, since all of this goes through it).
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _watch(over: threading.Event) -> None:
+    """Tells the others that this process lives, and listens to them."""
+    # Where jax.distributed keeps what all processes can read; Orbax's
+    # barriers stand there, too.
+    client = distributed.global_state.client
+    own = jax.process_index()
+    heard = dict.fromkeys(range(jax.process_count()), ("", time.monotonic()))
+    beats = itertools.count()
+    while not over.wait(SECONDS_BETWEEN_BEATS):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            beat = str(next(beats))
+            client.key_value_set(f"sextet/{own}", beat, allow_overwrite=True)
+        for process, (before, when) in heard.items():
+            beat = before
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                beat = client.key_value_try_get(f"sextet/{process}")
+            now = time.monotonic()
+            if beat != before:
+                heard[process] = beat, now
+            elif now - when > SECONDS_OF_SILENCE and not over.is_set():
+                _leave(f"process {process} fell silent")
+
+
+def _leave(why: str) -> None:
+    """Ends this process at once, as an orderly end would wait for all."""
+    print(
+        f"error: another of the {jax.process_count()} processes has gone "
+        f"({why}); start the same command in all of them again, and they go "
+        "on from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(PEER_LOST_EXIT_CODE)
