@@ -84,7 +84,8 @@ def _look_at(array: jax.Array) -> tuple[np.uint32, bool]:
         if shard.replica_id == 0:
             values = np.asarray(shard.data)
             products = _words(values) * _places(shard.index, array.shape)
-            total += products.sum(dtype=np.uint32)
+            with np.errstate(over="ignore"):  # Modulo 2^32, as it should be.
+                total += products.sum(dtype=np.uint32)
             if np.issubdtype(values.dtype, np.floating):
                 infinite |= not np.isfinite(values).all()
     return total, infinite
