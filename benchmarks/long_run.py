@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,22 +51,24 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        samples = watch(Path(folder), options.steps, options.workers)
     print("| step | training, MB | loader, MB | open files | threads |")
     print("| ---: | ---: | ---: | ---: | ---: |")
-    for line in samples:
-        print(
-            f"| {line.step:,} | {line.main:.0f} | {line.loader:.0f} | "
-            f"{line.files} | {line.threads} |"
-        )
+    samples = []
+    with tempfile.TemporaryDirectory() as folder:
+        for line in watch(Path(folder), options.steps, options.workers):
+            samples.append(line)
+            print(
+                f"| {line.step:,} | {line.main:.0f} | {line.loader:.0f} | "
+                f"{line.files} | {line.threads} |",
+                flush=True,
+            )
     grown = list(growth(samples))
     print("; ".join(grown) or "nothing grew over the second half")
     return bool(grown)
 
 
-def watch(folder: Path, steps: int, workers: int) -> list[Sample]:
-    """Trains for `steps` steps; returns about `LINES` samples.
+def watch(folder: Path, steps: int, workers: int) -> Iterator[Sample]:
+    """Trains for `steps` steps; yields `LINES` samples.
 
     Raises:
       RuntimeError: the training failed.
@@ -87,21 +90,21 @@ def watch(folder: Path, steps: int, workers: int) -> list[Sample]:
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
     )
-    log, samples = folder / "run/metrics.jsonl", []
+    log, taken = folder / "run/metrics.jsonl", 0
     try:
-        while process.poll() is None and len(samples) < LINES:
+        while process.poll() is None and taken < LINES:
             step = (
                 10 * log.read_bytes().count(b'"train"') if log.exists() else 0
             )
-            if step >= (len(samples) + 1) * steps // LINES:
-                samples.append(sample(step, process.pid))
+            if step >= (taken + 1) * steps // LINES:
+                taken += 1
+                yield sample(step, process.pid)
             time.sleep(0.05)
         if process.poll() not in (None, 0):
             raise RuntimeError(f"the training ended with {process.returncode}")
     finally:
         process.kill()
         process.wait()
-    return samples
 
 
 def sample(step: int, process: int) -> Sample:
@@ -123,7 +126,7 @@ def memory(process: int) -> float:
     return int(text.partition("RssAnon:")[2].split()[0]) / 1024
 
 
-def growth(samples: list[Sample]):
+def growth(samples: list[Sample]) -> Iterator[str]:
     """Yields a sentence for what grew from the middle of the run on."""
     middle = samples[len(samples) // 2 :]
     third = max(1, len(middle) // 3)
