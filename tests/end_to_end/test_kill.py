@@ -176,7 +176,7 @@ def kill_often(server, folder, whole, kills, seed, *arguments):
 def test_killed_now_and_then_it_comes_to_the_same_bits(
     server, one_fold, tmp_path
 ):
-    kill_often(server, tmp_path, one_fold, 4, 0, FOLDS)
+    kill_often(server, tmp_path, one_fold, 3, 0, FOLDS)
 
 
 @pytest.mark.slow
