@@ -108,15 +108,19 @@ def _product_backward(residuals, slope):
     # that narrows: it is better computed the other way round, behind a wall,
     # or the transposition would be undone.
     if kernel.shape[1] < kernel.shape[0]:
-        to_kernel = lax.platform_dependent(
-            x,
-            slope,
-            cpu=lambda x, slope: lax.optimization_barrier(slope.T @ x).T,
-            default=lambda x, slope: x.T @ slope,
-        )
+        to_kernel = _narrowing_slope(x, slope)
     else:
         to_kernel = x.T @ slope
     return slope @ kernel.T, to_kernel
+
+
+@jax.jit  # Traced once for all products of a shape.
+def _narrowing_slope(x, slope):
+    return lax.platform_dependent(
+        *(x, slope),
+        cpu=lambda x, slope: lax.optimization_barrier(slope.T @ x).T,
+        default=lambda x, slope: x.T @ slope,
+    )
 
 
 product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)

@@ -120,11 +120,7 @@ def _layer_norm_forward(x, scale, bias, epsilon):
 def _layer_norm_backward(epsilon, residuals, slope):
     x, scale, mean, variance = residuals
     if mean is None:
-        return lax.platform_dependent(
-            *(x, scale, slope),
-            cpu=functools.partial(_native_layer_norm_slopes, epsilon=epsilon),
-            default=functools.partial(_layer_norm_slopes, epsilon=epsilon),
-        )
+        return _choose_layer_norm_slopes(x, scale, slope, epsilon=epsilon)
     return _slopes(x, scale, slope, mean, variance, epsilon)
 
 
@@ -154,6 +150,32 @@ def _is_native(x):
     """Whether there is C++ for it."""
     narrow = x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
     return narrow and x.size > 0 and native.library() is not None
+
+
+# Functions of their own are traced once for all norms of a shape.
+_trace_once = functools.partial(jax.jit, static_argnames="epsilon")
+
+
+@_trace_once
+def _choose_layer_norm(x, scale, bias, *, epsilon):
+    return lax.platform_dependent(
+        *(x, scale, bias),
+        cpu=functools.partial(_native_layer_norm, epsilon=epsilon),
+        default=functools.partial(_plain_layer_norm, epsilon=epsilon),
+    )
+
+
+@_trace_once
+def _choose_layer_norm_slopes(x, scale, slope, *, epsilon):
+    return lax.platform_dependent(
+        *(x, scale, slope),
+        cpu=functools.partial(_native_layer_norm_slopes, epsilon=epsilon),
+        default=functools.partial(_layer_norm_slopes, epsilon=epsilon),
+    )
+
+
+def _plain_layer_norm(x, scale, bias, *, epsilon):
+    return _normalize(x, -1, epsilon)[0] * scale + bias
 
 
 def _native_layer_norm(x, scale, bias, *, epsilon):

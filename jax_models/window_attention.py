@@ -9,6 +9,8 @@ a window cost what they contain.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +68,14 @@ class WindowAttention(nnx.Module):
         rows = []
         for top, bottom in ((0, full_height), (full_height, height)):
             row = [
-                self._attend(qkv[:, top:bottom, left:right], padding, bias)
+                _attend(
+                    qkv[:, top:bottom, left:right],
+                    padding,
+                    bias,
+                    window=self.window,
+                    heads=self.heads,
+                    dtype=self.dtype,
+                )
                 for left, right in ((0, full_width), (full_width, width))
                 if top < bottom and left < right
             ]
@@ -75,52 +84,58 @@ class WindowAttention(nnx.Module):
         x = jnp.concatenate(rows, 1) if rows[1:] else rows[0]
         return self.proj(x)
 
-    def _attend(self, qkv, padding, bias):
-        """Attention over one part of the map, cut into equal windows.
 
-        Args:
-          qkv: `[B, h, w, 3C]`; h and w are multiples of the window or
-            smaller than it.
-          padding: `[3C]`, the same of a padded cell.
-          bias: `[heads, window**2, window**2]`.
+# Blocks of a stage have one shape: as a function of its own it is traced once.
+@functools.partial(jax.jit, static_argnames=("window", "heads", "dtype"))
+def _attend(qkv, padding, bias, *, window, heads, dtype):
+    """Attention over one part of the map, cut into equal windows.
 
-        Returns:
-          `[B, h, w, C]`.
-        """
-        batch, height, width, _ = qkv.shape
-        h, w = min(height, self.window), min(width, self.window)
-        rows, columns = height // h, width // w
-        cells, heads = h * w, self.heads
-        # -> [B, rows, columns, heads, cells, 3 * D]
-        qkv = qkv.reshape(batch, rows, h, columns, w, heads, -1)
-        qkv = qkv.transpose(0, 1, 3, 5, 2, 4, 6)
-        qkv = qkv.reshape(batch, rows, columns, heads, cells, -1)
-        query, key, value = jnp.split(qkv, 3, -1)
-        depth = query.shape[-1]
-        query = query * depth**-0.5
-        inside = np.zeros((self.window, self.window), bool)
-        inside[:h, :w] = True
-        inside = inside.ravel()
-        bias = bias[:, inside]
-        scores = jnp.einsum("...qd,...kd->...qk", query, key)
-        scores = norms.widen(scores) + bias[:, :, inside]
-        if cells == self.window**2:
-            weights = jax.nn.softmax(scores).astype(self.dtype)
-            x = weights @ value
-        else:
-            # Padded keys differ in their bias alone, so their exponentials
-            # add up to one key whose bias is the log of the sum.
-            _, pad_key, pad_value = jnp.split(padding.reshape(heads, -1), 3, -1)
-            pad_bias = jax.nn.logsumexp(bias[:, :, ~inside], -1)
-            pad_score = jnp.einsum("...hqd,hd->...hq", query, pad_key)
-            pad_score = norms.widen(pad_score) + pad_bias
-            scores = jnp.concatenate([scores, pad_score[..., None]], -1)
-            weights = jax.nn.softmax(scores).astype(self.dtype)
-            x = weights[..., :-1] @ value
-            x = x + weights[..., -1:] * pad_value[:, None]
-        x = x.reshape(batch, rows, columns, heads, h, w, depth)
-        x = x.transpose(0, 1, 4, 2, 5, 3, 6)
-        return x.reshape(batch, height, width, heads * depth)
+    Args:
+      qkv: `[B, h, w, 3C]`; h and w are multiples of the window or
+        smaller than it.
+      padding: `[3C]`, the same of a padded cell.
+      bias: `[heads, window**2, window**2]`.
+      window: side of the window, in cells.
+      heads: attention heads.
+      dtype: of the attention weights.
+
+    Returns:
+      `[B, h, w, C]`.
+    """
+    batch, height, width, _ = qkv.shape
+    h, w = min(height, window), min(width, window)
+    rows, columns = height // h, width // w
+    cells = h * w
+    # -> [B, rows, columns, heads, cells, 3 * D]
+    qkv = qkv.reshape(batch, rows, h, columns, w, heads, -1)
+    qkv = qkv.transpose(0, 1, 3, 5, 2, 4, 6)
+    qkv = qkv.reshape(batch, rows, columns, heads, cells, -1)
+    query, key, value = jnp.split(qkv, 3, -1)
+    depth = query.shape[-1]
+    query = query * depth**-0.5
+    inside = np.zeros((window, window), bool)
+    inside[:h, :w] = True
+    inside = inside.ravel()
+    bias = bias[:, inside]
+    scores = jnp.einsum("...qd,...kd->...qk", query, key)
+    scores = norms.widen(scores) + bias[:, :, inside]
+    if cells == window**2:
+        weights = jax.nn.softmax(scores).astype(dtype)
+        x = weights @ value
+    else:
+        # Padded keys differ in their bias alone, so their exponentials
+        # add up to one key whose bias is the log of the sum.
+        _, pad_key, pad_value = jnp.split(padding.reshape(heads, -1), 3, -1)
+        pad_bias = jax.nn.logsumexp(bias[:, :, ~inside], -1)
+        pad_score = jnp.einsum("...hqd,hd->...hq", query, pad_key)
+        pad_score = norms.widen(pad_score) + pad_bias
+        scores = jnp.concatenate([scores, pad_score[..., None]], -1)
+        weights = jax.nn.softmax(scores).astype(dtype)
+        x = weights[..., :-1] @ value
+        x = x + weights[..., -1:] * pad_value[:, None]
+    x = x.reshape(batch, rows, columns, heads, h, w, depth)
+    x = x.transpose(0, 1, 4, 2, 5, 3, 6)
+    return x.reshape(batch, height, width, heads * depth)
 
 
 def _bias_index(window, signed):
