@@ -33,7 +33,7 @@ from training import state as state_lib
 from training.checkpoints import Checkpoints
 from training.config import Peers
 
-STEPS = 4
+STEPS = int(os.environ.get("STEPS", "4"))
 sharding.SMALLEST_SPLIT = 16  # Or nothing of models this small were split.
 
 
