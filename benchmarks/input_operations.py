@@ -57,10 +57,9 @@ def does(operation: Operation | None) -> Callable[[Image.Image], Image.Image]:
 
 def lines(files: list[bytes]) -> list[tuple]:
     """Returns (name, share, items, our work, torchvision's work)."""
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import RandAugment, functional
+    from benchmarks.torch_input import v2
 
-    from benchmarks import torch_input  # noqa: F401 (names its operators)
+    functional = v2.functional
 
     full = [decoded(data) for data in files]
     crops = [augment._resized_crop(image, CROP, SIZE) for image in full]
@@ -83,12 +82,12 @@ def lines(files: list[bytes]) -> list[tuple]:
             functional.horizontal_flip,
         ),
     ]
-    theirs = RandAugment(2, 9)
+    theirs = v2.RandAugment(2, 9)
     for name in ops.RANDAUGMENT:
         strength = ops.magnitude(name, 9, SIZE, SIZE)
 
         def transform(image, name=name, strength=strength):
-            nearest = InterpolationMode.NEAREST
+            nearest = v2.InterpolationMode.NEAREST
             return theirs._apply_image_or_video_transform(
                 image, name, strength, interpolation=nearest, fill={}
             )
