@@ -64,15 +64,15 @@ class Photos:
     def write(self, folder: Path) -> None:
         """Writes JPEG files with detail at every scale, 3 bits a pixel."""
         rng = np.random.default_rng(0)
+        pixels = np.zeros((self.height, self.width, 3))
+        for octave in range(2, 9):
+            side = 2**octave
+            noise = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
+            layer = Image.fromarray(noise).resize((self.width, self.height))
+            pixels += (np.asarray(layer) - 127.5) * 2.4 / octave**1.5
+        pixels = np.clip(pixels + 115, 0, 255).astype(np.uint8)
         for number in range(self.count):
-            pixels = np.zeros((self.height, self.width, 3))
-            for octave in range(2, 9):
-                side = 2**octave
-                noise = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
-                layer = Image.fromarray(noise).resize((self.width, self.height))
-                pixels += (np.asarray(layer) - 127.5) * 2.4 / octave**1.5
-            pixels = np.clip(pixels + 115, 0, 255).astype(np.uint8)
-            image = Image.fromarray(pixels)
+            image = Image.fromarray(np.roll(pixels, 7 * number, axis=1))
             image.save(folder / f"{number}.jpg", quality=90)
 
 
