@@ -109,7 +109,9 @@ def watch(folder: Path, steps: int, workers: int) -> Iterator[Sample]:
 
 def sample(step: int, process: int) -> Sample:
     """Reads /proc of a training process and its children."""
-    listed = Path(f"/proc/{process}/task/{process}/children").read_text()
+    # A loader is a child of the thread that started it.
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    listed = " ".join(task.read_text() for task in tasks)
     status = Path(f"/proc/{process}/status").read_text()
     return Sample(
         step,

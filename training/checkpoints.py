@@ -49,6 +49,7 @@ class Checkpoints(Stored):
     def __init__(self, directory: Path, metric: str, keep_best: int = 1):
         super().__init__(directory, metric)
         self._keep_best = keep_best
+        self._saving: Any = None  # Orbax's answer to the last save.
         self._set_aside: list[int] = []
         self._set_aside += processes.first_tells(self._check_descriptions)
         self._open()
@@ -130,7 +131,7 @@ class Checkpoints(Stored):
         # Orbax writes it last: nobody may change it until then.
         sealed = copy.deepcopy(seals.seal(content))
         with self._writing():
-            self._checkpointer.save_async(
+            self._saving = self._checkpointer.save_async(
                 step,
                 state,
                 checkpointable_name=ARRAYS,
@@ -152,6 +153,10 @@ class Checkpoints(Stored):
           UserError: it could not be written; what was there before is intact.
         """
         with self._writing():
+            saving, self._saving = self._saving, None
+            if saving is not None:
+                # Unless it is asked, a thread and three open files stay.
+                saving.result()
             self._checkpointer.wait()
 
     def close(self) -> None:
@@ -160,6 +165,12 @@ class Checkpoints(Stored):
         Raises:
           UserError: as `wait`.
         """
+        try:
+            self.wait()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         try:
             with self._writing():
                 self._checkpointer.close()

@@ -1,6 +1,8 @@
 """Checkpoints: latest and best are kept, and come back bit by bit."""
 
+import os
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -275,6 +277,18 @@ def test_a_history_that_changes_while_it_is_written_stays_what_it_was(
     assert "params/head/kernel" in saved.contents(1)
     saved.close()
     assert open_in(tmp_path).latest() == 1
+
+
+def test_saving_again_and_again_holds_no_more_files_and_threads(tmp_path):
+    state, held = Run().start(), []
+    saved = open_in(tmp_path)
+    for step in range(1, 7):
+        saved.save(step, state, {}, {"f1": 0.1 * step})
+        saved.wait()
+        files = len(os.listdir("/proc/self/fd"))
+        held.append((files, threading.active_count()))
+    saved.close()
+    assert held[-1][0] <= held[1][0] and held[-1][1] <= held[1][1], held
 
 
 def test_an_empty_folder_has_neither(tmp_path):
