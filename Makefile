@@ -124,7 +124,8 @@ test-full: $(READY)
 # ---- Beside PyTorch: tables into docs/performance.md -------------------------
 # BENCHES are scripts of benchmarks/, each the owner of one section there. They
 # need both sides in one environment; BENCH_PY names one that you have already.
-BENCHES ?= train_step inference step_growth startup input_operations input_pipeline input_growth \
+BENCHES ?= train_step inference step_growth startup \
+  input_operations input_pipeline input_growth \
   starvation $(if $(shell command -v nvidia-smi),accelerator)
 BENCH_VENV := .venv-bench
 BENCH_PY ?= $(BENCH_VENV)/bin/python
