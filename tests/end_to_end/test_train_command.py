@@ -148,6 +148,8 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
     first = start(workdir)
     try:
         wait_for_step(workdir, first, 0)
+        # Held there: it might be done before the second one has started.
+        first.send_signal(signal.SIGSTOP)
         second = train(workdir)
         assert second.returncode == 2
         assert "another process" in second.stderr

@@ -24,7 +24,7 @@ def stacker_alone(tmp_path):
     """A folder with what `stacking` is made of, and nothing else."""
     for name in ("stacking", "reports"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("errors.py", "files.py", "machine.py"):
+    for name in ("errors.py", "files.py", "interrupts.py", "machine.py"):
         shutil.copy(ROOT / name, tmp_path)
     # Of what is installed, only the stacker's requirements are let in.
     (tmp_path / "sitecustomize.py").write_text(
