@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stacking.logits import read_logits
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path("~/.cache/sextet/tests").expanduser()
 
@@ -99,3 +101,14 @@ def write_competition(
 def _write_photo(path: Path, label: int, generator) -> None:
     pixels = generator.integers(0, 60, (40, 48, 3)) + 60 * label
     Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def assert_same_run(one, other):
+    """Metrics and logits are equal to the last bit."""
+    first = (one / "metrics.jsonl").read_bytes()
+    assert first == (other / "metrics.jsonl").read_bytes()
+    for split in ("val", "test"):
+        a = read_logits(one / f"logits/{split}.npz")
+        b = read_logits(other / f"logits/{split}.npz")
+        np.testing.assert_array_equal(a.ids, b.ids)
+        np.testing.assert_array_equal(a.logits, b.logits)

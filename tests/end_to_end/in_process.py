@@ -13,7 +13,6 @@ from commands import CACHE, ROOT
 
 import train
 from configs import loading
-from stacking.logits import read_logits
 from training import classify, state
 
 # Two stages of eight steps, four evaluations.
@@ -60,14 +59,3 @@ def _content(value):
     if callable(value):
         return None
     return json.dumps(loading.plain(value))
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Metrics and logits are equal to the last bit."""
-    first = (one / "metrics.jsonl").read_bytes()
-    assert first == (other / "metrics.jsonl").read_bytes()
-    for split in ("val", "test"):
-        a = read_logits(one / f"logits/{split}.npz")
-        b = read_logits(other / f"logits/{split}.npz")
-        np.testing.assert_array_equal(a.ids, b.ids)
-        np.testing.assert_array_equal(a.logits, b.logits)

@@ -4,8 +4,8 @@ import shutil
 import time
 
 import pytest
-from commands import ROOT, run
-from in_process import TINY, assert_same_run, training
+from commands import ROOT, assert_same_run, run
+from in_process import TINY, training
 from small_disk import limit_file_size, small_disk
 
 import reports

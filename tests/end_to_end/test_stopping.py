@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import command, in_background, run
-from in_process import TINY, assert_same_run
+from commands import assert_same_run, command, in_background, run
+from in_process import TINY
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 COMMANDS = {

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from commands import records, run, start, train
+from commands import assert_same_run, records, run, start, train
 
 from stacking.logits import read_logits
 
@@ -202,14 +202,3 @@ def wait_for_step(workdir, process, count, seconds=240):
         time.sleep(0.02)
     output = workdir.with_name(workdir.name + ".out").read_text()
     assert process.poll() == 0, f"no step was logged:\n{output}"
-
-
-def assert_same_run(one, other):
-    """Metrics and logits are equal to the last bit."""
-    first = (one / "metrics.jsonl").read_bytes()
-    assert first == (other / "metrics.jsonl").read_bytes()
-    for split in ("val", "test"):
-        a = read_logits(one / f"logits/{split}.npz")
-        b = read_logits(other / f"logits/{split}.npz")
-        np.testing.assert_array_equal(a.ids, b.ids)
-        np.testing.assert_array_equal(a.logits, b.logits)
