@@ -45,7 +45,9 @@ def open_source(data: Any) -> Source:
     if not kind and not data.root:
         kind = "digits"
     if kind == "digits":
-        return _open_digits(data)
+        from input_pipeline import digits
+
+        return digits.open_digits(data)
     if kind == "records" and data.root:
         from input_pipeline import records
 
@@ -93,31 +95,6 @@ def _looks_like_csv(data: Any, root: Path) -> bool:
         (root / data.answers).is_file()
         or (root / data.train_images).is_dir()
         or any(root.glob("*.csv"))
-    )
-
-
-def _open_digits(data: Any) -> Source:
-    """The 1,797 digits that ship inside scikit-learn, a fifth held out."""
-    from sklearn import datasets, model_selection
-
-    digits = datasets.load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    pixels = np.repeat(grey[..., None], 3, axis=-1)  # [N, 8, 8, 3]
-    ids = np.array([f"digit-{row:04d}" for row in range(len(grey))])
-    labels = digits.target.astype(np.int32)
-    train, test = model_selection.train_test_split(
-        np.arange(len(ids)), test_size=0.2, random_state=42, stratify=labels
-    )
-    train, test = np.sort(train), np.sort(test)
-    return Source(
-        name="digits",
-        labelled=ArrayImages(ids[train], labels[train], pixels[train]),
-        test=ArrayImages(ids[test], labels[test], pixels[test]),
-        classes=tuple(str(name) for name in digits.target_names),
-        sample_submission=None,
-        id_column=data.submission_id_column,
-        target_column=data.target_column,
-        fingerprint=fingerprint(ids, labels, [pixels.size]),
     )
 
 

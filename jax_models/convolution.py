@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_models import native
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(
@@ -55,13 +57,8 @@ def _backward(stride, pads, residuals, slope):
     to_images = jax.vjp(
         lambda images: _library(images, kernel, stride, pads), images
     )[1](slope)[0]
-    options = dict(stride=stride, pads=pads)
-    to_kernel = lax.platform_dependent(
-        *(images, kernel, slope),
-        cpu=functools.partial(_by_products, **options),
-        default=functools.partial(_by_library, **options),
-    )
-    return to_images, to_kernel
+    form = _by_products if native.on_cpu() else _by_library
+    return to_images, form(images, kernel, slope, stride=stride, pads=pads)
 
 
 conv.defvjp(_forward, _backward)
@@ -107,20 +104,11 @@ def _product_backward(residuals, slope):
     # XLA's CPU backend takes nearly twice as long for the gradient of a matrix
     # that narrows: it is better computed the other way round, behind a wall,
     # or the transposition would be undone.
-    if kernel.shape[1] < kernel.shape[0]:
-        to_kernel = _narrowing_slope(x, slope)
+    if native.on_cpu() and kernel.shape[1] < kernel.shape[0]:
+        to_kernel = lax.optimization_barrier(slope.T @ x).T
     else:
         to_kernel = x.T @ slope
     return slope @ kernel.T, to_kernel
-
-
-@jax.jit  # Traced once for all products of a shape.
-def _narrowing_slope(x, slope):
-    return lax.platform_dependent(
-        *(x, slope),
-        cpu=lambda x, slope: lax.optimization_barrier(slope.T @ x).T,
-        default=lambda x, slope: x.T @ slope,
-    )
 
 
 product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)

@@ -4,8 +4,7 @@ XLA's grouped convolution on CPU is tens of times slower than the machine
 allows, so the CPU has forms of its own: C++ where the machine has a compiler
 (native.py), and in plain JAX, chosen by the size of the map, a sum of shifted
 products, and for small maps one matrix per channel. Other backends use their
-library's convolution. `lax.platform_dependent` chooses when the code is
-compiled, so one traced program serves all of them.
+library's convolution.
 """
 
 from __future__ import annotations
@@ -71,17 +70,13 @@ def pads_of(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(images, kernel, stride, pads):
-    options = dict(stride=stride, pads=pads)
-    if _is_native(images, kernel, stride, pads):
+    if not native.on_cpu():
+        form = _grouped
+    elif _is_native(images, kernel, stride, pads):
         form = _native
     else:
         form = _matrices if _is_small(images, kernel) else _shifts
-    return lax.platform_dependent(
-        images,
-        kernel,
-        cpu=functools.partial(form, **options),
-        default=functools.partial(_grouped, **options),
-    )
+    return form(images, kernel, stride=stride, pads=pads)
 
 
 def _forward(images, kernel, stride, pads):
@@ -89,20 +84,15 @@ def _forward(images, kernel, stride, pads):
 
 
 def _backward(stride, pads, residuals, slope):
-    options = dict(stride=stride, pads=pads)
-    if _is_native(*residuals, stride, pads):
+    if not native.on_cpu():
+        form = functools.partial(_slopes_by_transposition, _grouped)
+    elif _is_native(*residuals, stride, pads):
         form = _native_slopes
     elif _is_small(*residuals):
         form = functools.partial(_slopes_by_transposition, _matrices)
     else:
         form = _shifts_slopes
-    grouped = functools.partial(_slopes_by_transposition, _grouped)
-    return lax.platform_dependent(
-        *residuals,
-        slope,
-        cpu=functools.partial(form, **options),
-        default=functools.partial(grouped, **options),
-    )
+    return form(*residuals, slope, stride=stride, pads=pads)
 
 
 _convolve.defvjp(_forward, _backward)

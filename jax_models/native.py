@@ -67,6 +67,15 @@ class Library:
         return call(*arrays, **options)
 
 
+def on_cpu() -> bool:
+    """Whether what is traced now will run on a CPU.
+
+    Asked while tracing: `lax.platform_dependent` would trace, lower and
+    compile every form of every layer.
+    """
+    return jax.default_backend() == "cpu"
+
+
 @functools.cache
 def library() -> Library | None:
     """Returns the compiled code, or None where there is none."""
@@ -74,7 +83,7 @@ def library() -> Library | None:
     # operations only.
     if os.environ.get("SEXTET_NATIVE") == "0" or jax.device_count() > 1:
         return None
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return None
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:

@@ -107,25 +107,14 @@ def _layer_norm_forward(x, scale, bias, epsilon):
         normal, mean, variance = _normalize(x, -1, epsilon)
         return normal * scale + bias, (x, scale, mean, variance)
     # The C++ finds the statistics again, in no time.
-    y = lax.platform_dependent(
-        *(x, scale, bias),
-        cpu=functools.partial(_native_layer_norm, epsilon=epsilon),
-        default=lambda x, *rest: (
-            _normalize(x, -1, epsilon)[0] * rest[0] + rest[1]
-        ),
-    )
+    y = _native_layer_norm(x, scale, bias, epsilon=epsilon)
     return y, (x, scale, None, None)
 
 
 def _layer_norm_backward(epsilon, residuals, slope):
     x, scale, mean, variance = residuals
     if mean is None:
-        return _choose_layer_norm_slopes(x, scale, slope, epsilon=epsilon)
-    return _slopes(x, scale, slope, mean, variance, epsilon)
-
-
-def _layer_norm_slopes(x, scale, slope, *, epsilon):
-    _, mean, variance = _normalize(x, -1, epsilon)
+        return _native_layer_norm_slopes(x, scale, slope, epsilon=epsilon)
     return _slopes(x, scale, slope, mean, variance, epsilon)
 
 
@@ -157,27 +146,6 @@ _trace_once = functools.partial(jax.jit, static_argnames="epsilon")
 
 
 @_trace_once
-def _choose_layer_norm(x, scale, bias, *, epsilon):
-    return lax.platform_dependent(
-        *(x, scale, bias),
-        cpu=functools.partial(_native_layer_norm, epsilon=epsilon),
-        default=functools.partial(_plain_layer_norm, epsilon=epsilon),
-    )
-
-
-@_trace_once
-def _choose_layer_norm_slopes(x, scale, slope, *, epsilon):
-    return lax.platform_dependent(
-        *(x, scale, slope),
-        cpu=functools.partial(_native_layer_norm_slopes, epsilon=epsilon),
-        default=functools.partial(_layer_norm_slopes, epsilon=epsilon),
-    )
-
-
-def _plain_layer_norm(x, scale, bias, *, epsilon):
-    return _normalize(x, -1, epsilon)[0] * scale + bias
-
-
 def _native_layer_norm(x, scale, bias, *, epsilon):
     rows = widen(x).reshape(-1, x.shape[-1])
     shape = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
@@ -189,6 +157,7 @@ def _native_layer_norm(x, scale, bias, *, epsilon):
     return y.reshape(x.shape)
 
 
+@_trace_once
 def _native_layer_norm_slopes(x, scale, slope, *, epsilon):
     rows = widen(x).reshape(-1, x.shape[-1])
     shapes = tuple(

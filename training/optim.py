@@ -2,7 +2,8 @@
 
 A schedule maps the step inside a stage, 0 to T - 1, to a rate. The first
 step uses schedule(0) and the last uses schedule(T - 1), so a stage ends
-exactly at its floor.
+exactly at its floor. Schedules are of NumPy: the compiled step reads tables,
+and every operation of JAX outside of it would be compiled on its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -40,7 +42,7 @@ def make_schedule(
       group: "encoder" or "head" (`training.parts`).
 
     Returns:
-      int32 step -> float32 rate, traceable.
+      A function of one step or an array of steps.
     """
     peak, floor = stage.learning_rate, stage.end_rate
     if group == "head" and stage.head_learning_rate:
@@ -109,19 +111,19 @@ def rate_tables(
       "encoder" and "head": float32 [T rounded up].
     """
     length = -(-steps // TABLE_UNIT) * TABLE_UNIT
-    at = jnp.minimum(jnp.arange(length), steps - 1)
+    at = np.minimum(np.arange(length), steps - 1)
     tables = {}
     for group in ("encoder", "head"):
         schedule = make_schedule(stage, steps, steps_per_epoch, group)
-        rates = factor * jax.vmap(schedule)(at)
-        tables[group] = jnp.broadcast_to(rates, at.shape).astype(jnp.float32)
+        rates = np.broadcast_to(factor * np.asarray(schedule(at)), at.shape)
+        tables[group] = jnp.asarray(rates.astype(np.float32))
     return tables
 
 
-def _cosine(step, length: int, start: float, end: float) -> jax.Array:
+def _cosine(step, length: float, start: float, end: float) -> np.ndarray:
     """Half a cosine from `start` at step 0 to `end` at step `length`."""
-    done = jnp.clip(step / max(length, 1), 0.0, 1.0)
-    return end + (start - end) * 0.5 * (1 + jnp.cos(math.pi * done))
+    done = np.clip(step / max(length, 1), 0.0, 1.0)
+    return end + (start - end) * 0.5 * (1 + np.cos(math.pi * done))
 
 
 def _warmup_cosine(
@@ -133,7 +135,7 @@ def _warmup_cosine(
     def schedule(step):
         up = peak * (step + 1) / (rising + 1)
         down = _cosine(step - rising, rest, peak, end)
-        return jnp.where(step < rising, up, down)
+        return np.where(step < rising, up, down)
 
     return schedule
 
@@ -147,7 +149,7 @@ def _one_cycle(
     def schedule(step):
         up = _cosine(step, top, start, peak)
         down = _cosine(step - top, rest, peak, end)
-        return jnp.where(step <= top, up, down)
+        return np.where(step <= top, up, down)
 
     return schedule
 
@@ -162,9 +164,9 @@ def _warm_restarts(
     lengths[-1] = steps - starts[-1]
 
     def schedule(step):
-        cycle = jnp.searchsorted(jnp.array(starts), step, side="right") - 1
-        position = step - jnp.array(starts)[cycle]
-        length = jnp.maximum(jnp.array(lengths)[cycle] - 1, 1)
+        cycle = np.searchsorted(starts, step, side="right") - 1
+        position = step - np.array(starts)[cycle]
+        length = np.maximum(np.array(lengths)[cycle] - 1, 1)
         return _cosine(position / length, 1, peak, floor)
 
     return schedule

@@ -47,7 +47,8 @@ def start(cache_dir: str) -> Path:
     # several machines share must not mix them, so XLA's own check is left on.
     jax.config.update("jax_compilation_cache_dir", str(compiled))
     jax.config.update("jax_compilation_cache_max_size", COMPILATION_CACHE_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # All programs: a start meets tens of small ones, which take seconds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     keep_memory()
     # grain's worker pool asks absl's global flags, which we do not parse.
     flags.FLAGS.mark_as_parsed()

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+from sklearn import datasets
 
-from input_pipeline import sources
+from input_pipeline import digits, sources
 
 
 def test_digits_need_no_folder(data_config):
@@ -15,6 +16,13 @@ def test_digits_need_no_folder(data_config):
     assert not set(source.labelled.ids) & set(source.test.ids)
     # Stratified: every digit is about a tenth of the held-out rows.
     assert np.bincount(source.test.labels).min() >= 34
+
+
+def test_digits_are_those_that_scikit_learn_loads():
+    expected = datasets.load_digits()
+    pixels, labels = digits._read()
+    np.testing.assert_array_equal(pixels, expected.images)
+    np.testing.assert_array_equal(labels, expected.target)
 
 
 def test_csv_source_reads_the_competition_layout(competition, data_config):

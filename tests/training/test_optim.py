@@ -14,7 +14,7 @@ from training import optim
 
 def trace(stage, steps, per_epoch=1, group="encoder"):
     schedule = optim.make_schedule(stage, steps, per_epoch, group)
-    return np.array([float(schedule(step)) for step in range(steps)])
+    return np.array([schedule(step) for step in range(steps)], np.float32)
 
 
 def half_cosine(start, end, share):
