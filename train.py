@@ -220,6 +220,32 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
     sys.stdout.flush()
 
 
+def keep_in_bucket(
+    arguments: config_lib.Arguments, resources: contextlib.ExitStack
+) -> None:
+    """Brings a run folder from its bucket, and keeps the bucket equal to it.
+
+    A plan reads what it needs, and sends nothing.
+
+    Args:
+      arguments: of the command line; `remote` names the bucket.
+      resources: whose end is the end of it: what is left is sent.
+
+    Raises:
+      UserError: it cannot, or may not, be used.
+    """
+    from training import mirror, processes, runtime
+
+    runtime.start(arguments.config.cache_dir)
+    runtime.connect(arguments.peers)
+    processes.refuse_several("a run folder in a bucket")
+    config, where = arguments.config, (arguments.remote, arguments.workdir)
+    others = {config.init_from, *(s.distill_from for s in config.stages)}
+    mirror.fetch_beside(*where, sorted(others))
+    if not arguments.plan:
+        resources.enter_context(mirror.Mirror(*where))
+
+
 def train_all_folds(arguments: config_lib.Arguments) -> int:
     """Trains one model per fold and joins what they predict.
 
@@ -251,6 +277,8 @@ def main(argv: list[str]) -> int:
     """Parses the command line and trains; returns the exit code."""
     with one_sentence(), contextlib.ExitStack() as resources:
         arguments = config_lib.parse(argv)
+        if arguments.remote:
+            keep_in_bucket(arguments, resources)
         if arguments.all_folds:
             return train_all_folds(arguments)
         from training import processes

@@ -69,7 +69,7 @@ install() {
   rm -f "$archive"
   everywhere 'mkdir -p sextet && tar -xzf sextet.tar.gz -C sextet &&
     cd sextet && make setup &&
-    .venv/bin/pip install --quiet -c constraints.txt "jax[tpu]"'
+    .venv/bin/pip install --quiet -c constraints.txt "jax[tpu]" gcsfs'
 }
 
 copy() {
@@ -115,7 +115,11 @@ state() {
 
 watch() {
   [ $# -eq 1 ] || usage
-  tpu ssh "$NAME" --worker=0 --command="tail -f '$WORKDIR/$1/metrics.jsonl'"
+  local folder="'$WORKDIR/$1'"
+  case $WORKDIR in  # A run in a bucket works in a folder on the host.
+    *://*) folder="~/.cache/sextet/runs/'${WORKDIR/:\/\//\/}/$1'" ;;
+  esac
+  tpu ssh "$NAME" --worker=0 --command="tail -F $folder/metrics.jsonl"
 }
 
 command=${1:-}

@@ -91,6 +91,8 @@ class Arguments:
       plan: say what would be done, and draw the learning rates; no training.
       peers: the other processes; None where there are none, or where the
         cluster tells.
+      remote: URL of the folder in a bucket that `workdir` is a copy of; ''
+        where there is none.
     """
 
     recipe: str
@@ -100,6 +102,7 @@ class Arguments:
     all_folds: bool = False
     plan: bool = False
     peers: Peers | None = None
+    remote: str = ""
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -120,7 +123,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser.add_argument(
         "--workdir",
         metavar="DIR",
-        help="the run folder (default: runs/<recipe>)",
+        help="the run folder, also in a bucket, gs://… (default: "
+        "runs/<recipe>)",
     )
     parser.add_argument(
         "--export",
@@ -151,12 +155,11 @@ def parse(argv: Sequence[str]) -> Arguments:
     )
     known, config = loading.parse(parser, argv, problems)
     workdir = known.workdir or f"runs/{_default_name(known.config)}"
-    if "://" in workdir:
-        raise UserError(
-            f"--workdir is {workdir}, but a run folder needs files that can be "
-            "appended to and locked; mount the bucket (gcsfuse) and give the "
-            "folder that it is mounted on"
-        )
+    remote = workdir.rstrip("/") if "://" in workdir else ""
+    if remote:
+        from training.bucket import local_copy
+
+        workdir = local_copy(remote, config.cache_dir)
     return Arguments(
         known.config,
         config,
@@ -165,6 +168,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         known.all_folds,
         known.plan,
         _peers(known.coordinator, known.num_processes, known.process_id),
+        remote,
     )
 
 

@@ -58,6 +58,20 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def refuse_several(what: str) -> None:
+    """Refuses what one process alone can do.
+
+    Raises:
+      UserError: there are several.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{what} takes one process, and these are {jax.process_count()}; "
+            "give a --workdir on a disk that all hosts share, such as "
+            "Filestore, or the bucket where gcsfuse mounts it"
+        )
+
+
 def first_tells(action: Callable[[], Any]) -> Any:
     """Runs `action` in process 0 and returns what it returned, in all.
 

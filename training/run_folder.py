@@ -61,27 +61,13 @@ def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
             f"{workdir} holds a run over all folds, whose logits this one's "
             "would replace; choose another --workdir"
         )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "w")  # noqa: SIM115 (held by the caller)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the run folder {workdir}: {error.strerror}; choose "
-            "another --workdir"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(
-            f"another process is training in {workdir}; wait for it or choose "
-            "another --workdir"
-        ) from error
+    held = lock(workdir / ".lock", workdir)
     kept = {"config.json": loading.plain(config), "data.json": identity}
     if not has_checkpoint(workdir):
         for name, content in kept.items():
             text = json.dumps(content, indent=2) + "\n"
             write_text(workdir / name, text)
-        return lock
+        return held
     changed = config_lib.differences(config, _read(workdir / "config.json"))
     if changed:
         raise UserError(
@@ -97,7 +83,34 @@ def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
             f"in {workdir} began with; restore the data and the folds file, "
             "choose another --workdir, or delete the folder to start over"
         )
-    return lock
+    return held
+
+
+def lock(path: Path, workdir: Path) -> IO:
+    """Takes the lock file `path`, which stands for `workdir`.
+
+    Returns:
+      The open file, as `claim`.
+
+    Raises:
+      UserError: another process holds it, or it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = open(path, "w")  # noqa: SIM115 (held by the caller)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run folder {workdir}: {error.strerror}; choose "
+            "another --workdir"
+        ) from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(
+            f"another process is training in {workdir}; wait for it or choose "
+            "another --workdir"
+        ) from error
+    return held
 
 
 def check_shared(workdir: Path) -> None:

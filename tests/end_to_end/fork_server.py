@@ -24,7 +24,16 @@ def prepare():
     import jax_models
     import reports  # noqa: F401 (train imports these where it uses them)
     import train
-    from training import checkpoints, classify, mae, metrics, resume, runtime  # noqa: F401
+    from training import (  # noqa: F401
+        checkpoints,
+        classify,
+        mae,
+        metrics,
+        mirror,
+        ownership,
+        resume,
+        runtime,
+    )
 
     class Tiny(nnx.Module):
         """Convolution, BatchNorm, dropout and a head."""
@@ -67,6 +76,8 @@ def prepare():
     jax_models.create_model = create_model
     classify.make_loss = make_fragile
     metrics.RATE_AFTER_ROLLBACK = 1e-6  # So it does not go far again.
+    mirror.SECONDS_BETWEEN_LOOKS = 0.02
+    ownership.SECONDS_BETWEEN_SIGNS, ownership.SECONDS_OF_SILENCE = 0.1, 0.5
     return train.main
 
 

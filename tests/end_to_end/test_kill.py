@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from commands import CACHE, ROOT, environment
 
 from stacking.logits import read_logits
+from training.bucket import local_copy
 from training.stored import Stored
 
 RECIPE = f"--config={ROOT / 'tests/end_to_end/kill_recipe.py'}"
@@ -96,14 +98,14 @@ class Run:
     """A run that is killed again and again."""
 
     def __init__(self, server, workdir, generator):
-        self._server, self.workdir, self._generator = server, workdir, generator
-        self._output = Path(f"{workdir}.out")
+        self._server, self.name, self._generator = server, workdir, generator
+        self._output, self.workdir = Path(f"{workdir}.out"), workdir
 
     def kill_at(self, moment: str, *arguments: str) -> bool:
         """Starts it and kills it; returns False if it ended before."""
         self._output.unlink(missing_ok=True)
         lines = self._lines()
-        process = self._server.start(self.workdir, *arguments)
+        process = self._server.start(self.name, *arguments)
         reached = getattr(self, f"_{moment}")
         while not reached(lines):
             if ended(process):
@@ -147,6 +149,29 @@ class Run:
     def _export(self, before):
         return self._said("predicting with")
 
+    def _sending(self, before):
+        return any(self.workdir.glob(".sending-*"))
+
+
+class BucketRun(Run):
+    """The same, with its run folder in a bucket.
+
+    Args:
+      folder: of the bucket and of the output.
+    """
+
+    def __init__(self, server, folder, generator):
+        folder.mkdir()
+        super().__init__(server, folder / "run", generator)
+        self.bucket = folder / "bucket/run"
+        url = f"file://{self.bucket}"
+        self.arguments = (FOLDS, f"--workdir={url}")
+        self.workdir = local_copy(url, CACHE)
+
+    def lose_machine(self):
+        """A preempted machine takes its disk along; a new one comes."""
+        shutil.rmtree(self.workdir.parent)
+
 
 MOMENTS = ("step", "checkpoint", "evaluation", "stage", "export", "starting")
 
@@ -184,6 +209,40 @@ def test_killed_over_and_over_all_folds_come_to_the_same_bits(
     server, all_folds, tmp_path
 ):
     kill_often(server, tmp_path, all_folds, 24, 1, FOLDS, "--all-folds")
+
+
+def kill_in_bucket(server, folder, whole, kills, seed):
+    """Kills runs in a bucket; half of the kills take the machine along."""
+    generator = np.random.default_rng(seed)
+    done, number = 0, 0
+    moments = itertools.cycle(("sending", "step", "sending", "export"))
+    while done < kills:
+        run = BucketRun(server, folder / f"run-{number}", generator)
+        number += 1
+        finished = False
+        while not finished and done < kills:
+            finished = not run.kill_at(next(moments), *run.arguments)
+            done += not finished
+            if not finished and done % 2:
+                run.lose_machine()
+        finish(server, run.name, *run.arguments)
+        assert_same(run.workdir, whole)
+        assert_same(run.bucket, whole)
+        run.lose_machine()
+    print(f"{done} kills in {number} runs")
+
+
+def test_killed_while_it_sends_to_a_bucket_it_comes_to_the_same_bits(
+    server, one_fold, tmp_path
+):
+    kill_in_bucket(server, tmp_path, one_fold, 1, 2)
+
+
+@pytest.mark.slow
+def test_killed_over_and_over_in_a_bucket_it_comes_to_the_same_bits(
+    server, one_fold, tmp_path
+):
+    kill_in_bucket(server, tmp_path, one_fold, 6, 3)
 
 
 def assert_same(one, other):

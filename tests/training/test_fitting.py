@@ -107,7 +107,7 @@ def test_what_changes_no_number_may_differ_when_a_run_goes_on():
             "from 0 to 1",
         ),
         (["--config.mesh.fsdp=0"], "mesh.fsdp is 0"),
-        (["--workdir=gs://bucket/run"], "gcsfuse"),
+        (["--workdir=gs://bucket"], "name a folder in a bucket"),
         (["--config.stages[0].accumulate=5"], "a divisor of batch_size"),
         (["--config.stages[0].momentum_dtype=int8"], "choose one of float32"),
     ],

@@ -1,0 +1,110 @@
+"""train.py with its run folder in a bucket, which is a folder seen by fsspec.
+
+SIGKILL is in test_kill.py, all that can go wrong on the way in test_mirror.py.
+"""
+
+import shutil
+
+import jax
+import pytest
+from commands import CACHE
+from in_process import training
+from test_kill import assert_same
+
+from training import mirror
+from training.bucket import Disk, local_copy
+
+
+class InBucket:
+    """A run in a bucket, on a machine that may be lost."""
+
+    def __init__(self, bucket):
+        self.bucket, self.url = bucket, f"file://{bucket}"
+        self.local = local_copy(self.url, CACHE)
+
+    def train(self, *arguments):
+        """Returns the exit code."""
+        return training(self.url, *arguments)
+
+    def lose_machine(self):
+        shutil.rmtree(self.local.parent)
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = InBucket(tmp_path / "bucket/run")
+    yield run
+    if run.local.parent.exists():
+        run.lose_machine()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run in a plain folder."""
+    workdir = tmp_path_factory.mktemp("plain") / "run"
+    assert training(workdir) == 0
+    return workdir
+
+
+@pytest.mark.slow
+def test_it_is_the_run_of_a_plain_folder_on_any_machine(plain, run, capsys):
+    assert run.train() == 0
+    told = capsys.readouterr().out
+    assert f"all is in {run.url}, and here in {run.local}" in told
+    for folder in (run.local, run.bucket):
+        assert_same(folder, plain)
+        assert (folder / "report.html").exists()
+    run.lose_machine()
+    assert run.train() == 0
+    assert "this run is finished" in capsys.readouterr().out
+    assert_same(run.local, plain)
+
+
+def test_a_bucket_that_fails_on_the_way_costs_nothing(run, capsys, monkeypatch):
+    monkeypatch.setattr(mirror, "SECONDS_BETWEEN_LOOKS", 0.01)
+
+    def refuse(*arguments, **named):
+        raise PermissionError("no right to write here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, "put_file", refuse)
+        assert run.train() == 2
+        said = capsys.readouterr().err
+        assert said.count("not sent: ") == 1  # Training went on.
+        last = said.splitlines()[-1]
+        assert last.startswith("error: ") and "no right to write here" in last
+        assert f"all that was trained is in {run.local}" in last
+        patch.setattr(Disk, "pipe_file", refuse)
+        assert run.train() == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and len(said.splitlines()) == 1
+    assert not (run.bucket / "checkpoints").exists()
+    assert run.train() == 0
+    assert "this run is finished" in capsys.readouterr().out
+    assert_same(run.bucket, run.local)
+
+
+def test_several_processes_are_refused(run, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert run.train() == 2
+    assert "on a disk that all hosts share" in capsys.readouterr().err
+    assert not run.bucket.parent.exists()
+
+
+@pytest.mark.slow
+def test_a_plan_and_a_mistake_send_nothing(run):
+    assert run.train("--plan") == 0
+    assert (run.local / "plan.html").exists()
+    assert run.train("--config.sede=3") == 2
+    assert not run.bucket.parent.exists()
+
+
+@pytest.mark.slow
+def test_all_folds_are_one_folder_in_the_bucket(run, capsys):
+    command = ("--all-folds", "--config.data.folds=2")
+    assert run.train(*command) == 0
+    assert "out-of-fold macro-F1" in capsys.readouterr().out
+    run.lose_machine()
+    assert run.train(*command) == 0
+    assert capsys.readouterr().out.count("this run is finished") == 2
+    assert_same(run.local, run.bucket)
