@@ -241,6 +241,15 @@ def one_cycle(learning_rate: float = 3e-4, **fields) -> ConfigDict:
     )
 
 
+def for_short(config: ConfigDict) -> ConfigDict:
+    """Turns a recipe into its `:short`, of tens of epochs instead of hundreds.
+
+    Half of the batches are mixed: a short training does not overfit.
+    """
+    config.mixing.update(prob=0.5, erase_prob=0.0)
+    return config
+
+
 def for_digits(config: ConfigDict) -> ConfigDict:
     """Turns a recipe into its `:demo`: the digits, 32 px, minutes on a CPU.
 

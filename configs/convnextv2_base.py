@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
     if variant == "":
         config.drop_path_rate = 0.3
     if variant == "short":
-        config.stages[0].epochs = 24.0
+        config.stages[0].epochs = 60.0
     elif variant == "demo":
         config.seed = 43
     return config

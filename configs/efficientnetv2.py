@@ -33,8 +33,9 @@ def get_config(variant: str = ""):
             _cosine(alpha=0.5),
         )
     elif variant == "short":
+        config = common.for_short(config)
         config.model = "efficientnetv2_demo"
-        config.stages = (common.one_cycle(2e-3, epochs=24.0),)
+        config.stages = (common.one_cycle(2e-3, epochs=60.0),)
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "efficientnetv2_demo"

@@ -31,8 +31,9 @@ def get_config(variant: str = ""):
             _cosine(50.0, end_rate=1e-8, alpha=0.25),
         )
     elif variant == "short":
+        config = common.for_short(config)
         config.model = "tinyvit_demo"
-        config.stages = (common.one_cycle(2e-3, epochs=24.0, clip_norm=1.0),)
+        config.stages = (common.one_cycle(2e-3, epochs=60.0, clip_norm=1.0),)
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "tinyvit_demo"

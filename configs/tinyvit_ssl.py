@@ -43,11 +43,12 @@ def get_config(variant: str = ""):
             _cosine(75.0, end_rate=1e-7, alpha=0.25),
         )
     elif variant == "short":
+        config = common.for_short(config)
         config.model = "tinyvit_demo"
         config.stages = (
             _probe(epochs=2.0, learning_rate=3e-3),
             common.one_cycle(
-                2e-3, head_learning_rate=4e-3, epochs=24.0, clip_norm=1.0
+                2e-3, head_learning_rate=4e-3, epochs=60.0, clip_norm=1.0
             ),
         )
     elif variant == "demo":

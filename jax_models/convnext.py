@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import initial, layers, norms
+from jax_models import activations, initial, layers, norms
 from jax_models.model import ImageModel
 
 EPSILON = 1e-6  # of every LayerNorm, and of GRN
@@ -150,7 +150,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        x = layers.gelu(self.fc1(x))
+        x = activations.gelu(self.fc1(x))
         if self.grn is not None:
             x = self.grn(x)
         return self.fc2(x)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
+from jax_models import native
 from jax_models.model import ImageModel
 
 
@@ -40,7 +41,8 @@ def measure(model: ImageModel, size: int = 224) -> Costs:
         return nnx.merge(graphdef, params, rest)(image)
 
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    program = jax.make_jaxpr(apply)(params, rest, image)
+    with native.portable_forms():
+        program = jax.make_jaxpr(apply)(params, rest, image)
     leaves = jax.tree.leaves(params)
     return Costs(
         parameters=sum(math.prod(leaf.shape) for leaf in leaves),
@@ -63,10 +65,6 @@ def _multiply_adds(program) -> int:
             numbers = step.params["dimension_numbers"]
             outputs = kernel.shape[numbers.rhs_spec[0]]
             total += output.size * kernel.size // outputs
-        elif step.primitive.name == "cond":
-            # Forms of the same thing for different backends; the last is the
-            # library's.
-            total += _multiply_adds(step.params["branches"][-1].jaxpr)
         else:
             for parameter in step.params.values():
                 if isinstance(parameter, core.ClosedJaxpr):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import initial, layers, norms
+from jax_models import activations, initial, layers, norms
 from jax_models.model import ImageModel
 
 BN_EPSILON = 1e-3
@@ -152,7 +152,7 @@ class SqueezeExcite(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         mean = norms.widen(x).mean((1, 2), keepdims=True)
-        hidden = jax.nn.silu(self.conv_reduce(mean))
+        hidden = activations.silu(self.conv_reduce(mean))
         return x * jax.nn.sigmoid(self.conv_expand(hidden))
 
 
@@ -168,7 +168,7 @@ class ConvBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = jax.nn.silu(self.bn1(self.conv(x)))
+        branch = activations.silu(self.bn1(self.conv(x)))
         return _join(x, branch, self.drop_path)
 
 
@@ -197,7 +197,7 @@ class FusedMBConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = jax.nn.silu(self.bn1(self.conv_exp(x)))
+        branch = activations.silu(self.bn1(self.conv_exp(x)))
         branch = self.bn2(self.conv_pwl(branch))
         return _join(x, branch, self.drop_path)
 
@@ -239,8 +239,8 @@ class MBConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = jax.nn.silu(self.bn1(self.conv_pw(x)))
-        branch = jax.nn.silu(self.bn2(self.conv_dw(branch)))
+        branch = activations.silu(self.bn1(self.conv_pw(x)))
+        branch = activations.silu(self.bn2(self.conv_dw(branch)))
         branch = self.bn3(self.conv_pwl(self.se(branch)))
         return _join(x, branch, self.drop_path)
 
@@ -352,7 +352,7 @@ class EfficientNetV2(ImageModel):
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Maps `[B, H, W, 3]` to `[B, H / 2, W / 2, stem]`, rounded up."""
-        return jax.nn.silu(self.bn1(self.conv_stem(images)))
+        return activations.silu(self.bn1(self.conv_stem(images)))
 
     def encode(self, embedded: jax.Array) -> list[jax.Array]:
         """Maps the stem's output to the last map at each stride."""
@@ -372,7 +372,7 @@ class EfficientNetV2(ImageModel):
           UserError: as `feature_pyramid`.
         """
         last = self.feature_pyramid(images)[-1]
-        return jax.nn.silu(self.bn2(self.conv_head(last)))
+        return activations.silu(self.bn2(self.conv_head(last)))
 
 
 def _block(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -142,9 +141,10 @@ class PatchConv(nnx.Module):
         h, w = height // size, width // size
         x = x[:, : h * size, : w * size].astype(self.dtype)
         x = x.reshape(batch, h, size, w, size * inputs).swapaxes(2, 3)
-        x = x.reshape(batch, h, w, size * size * inputs)
-        x = x @ kernel.reshape(size * size * inputs, outputs)
-        return x + self.bias[...].astype(self.dtype)
+        x = x.reshape(batch * h * w, size * size * inputs)
+        x = product(x, kernel.reshape(size * size * inputs, outputs))
+        x = x + self.bias[...].astype(self.dtype)
+        return x.reshape(batch, h, w, outputs)
 
 
 class DepthwiseConv(nnx.Module):
@@ -352,39 +352,3 @@ def rematerialize(block: nnx.Module, x: jax.Array) -> jax.Array:
     y, rest = apply(params, rest, x)
     nnx.update(block, rest)
     return y
-
-
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU (Hendrycks & Gimpel 2016): `x * P(normal < x)`."""
-    # On two axes, as what comes before and after it: see `Linear`.
-    flat = _flat(x)
-    return (flat * _normal_below(flat).astype(x.dtype)).reshape(x.shape)
-
-
-def _gelu_forward(x):
-    return gelu(x), x
-
-
-def _gelu_backward(x, slope):
-    """By hand: it keeps nothing but `x`, and takes half the time.
-
-    Written with `-x`, or XLA would notice that the forward pass computed the
-    same, and store that, which takes longer than to compute it again.
-    """
-    wide = widen(_flat(x))
-    below = 0.5 - 0.5 * lax.erf(wide * -math.sqrt(0.5))
-    density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2 * math.pi)
-    factor = (below + wide * density).astype(x.dtype)
-    return ((factor * slope.reshape(factor.shape)).reshape(x.shape),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
-
-
-def _flat(x):
-    return x if x.ndim < 3 else x.reshape(-1, x.shape[-1])
-
-
-def _normal_below(x):
-    return 0.5 + 0.5 * lax.erf(widen(x) * math.sqrt(0.5))

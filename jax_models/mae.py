@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from errors import UserError
-from jax_models import initial, layers, norms
+from jax_models import activations, initial, layers, norms
 from jax_models.model import ImageModel
 
 LN_EPSILON = 1e-6
@@ -130,7 +130,7 @@ class DecoderLayer(nnx.Module):
         query, key, value = jnp.moveaxis(qkv, 2, 0)
         branch = jax.nn.dot_product_attention(query, key, value)
         x = x + self.proj(branch.reshape(x.shape))
-        return x + self.fc2(layers.gelu(self.fc1(self.norm2(x))))
+        return x + self.fc2(activations.gelu(self.fc1(self.norm2(x))))
 
 
 def units_of(size: tuple[int, int], unit: int) -> tuple[int, int]:

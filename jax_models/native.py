@@ -9,6 +9,8 @@ SEXTET_NATIVE=0 asks for that.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import ctypes
 import functools
 import hashlib
@@ -17,21 +19,30 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "depthwise.cc", HERE / "norms.cc")
+SOURCES = tuple(
+    HERE / name for name in ("activations.cc", "depthwise.cc", "norms.cc")
+)
 HEADER = HERE / "native.h"
 HANDLERS = (
     "sextet_depthwise",
     "sextet_depthwise_kernel_slope",
+    "sextet_gelu",
+    "sextet_gelu_slope",
     "sextet_layer_norm",
     "sextet_layer_norm_slopes",
+    "sextet_silu",
+    "sextet_silu_slope",
 )
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-w")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-w")
 LONGEST_COMPILATION = 300  # seconds, on a machine that others use too
 
 
@@ -68,12 +79,27 @@ class Library:
 
 
 def on_cpu() -> bool:
-    """Whether what is traced now will run on a CPU.
+    """Whether layers take the forms that are fast on a CPU.
 
     Asked while tracing: `lax.platform_dependent` would trace, lower and
     compile every form of every layer.
     """
-    return jax.default_backend() == "cpu"
+    return jax.default_backend() == "cpu" and not _PORTABLE.get()
+
+
+_PORTABLE: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "portable", default=False
+)
+
+
+@contextlib.contextmanager
+def portable_forms() -> Iterator[None]:
+    """Layers take the form of the backend's library, whatever that is."""
+    token = _PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _PORTABLE.reset(token)
 
 
 @functools.cache
@@ -83,7 +109,7 @@ def library() -> Library | None:
     # operations only.
     if os.environ.get("SEXTET_NATIVE") == "0" or jax.device_count() > 1:
         return None
-    if not on_cpu():
+    if jax.default_backend() != "cpu":
         return None
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
@@ -96,6 +122,12 @@ def library() -> Library | None:
         return Library(path, mark)
     except (OSError, subprocess.SubprocessError, AttributeError):
         return None
+
+
+def serves(x: jax.Array) -> bool:
+    """Whether there is C++ for numbers like those of `x`."""
+    narrow = x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+    return narrow and x.size > 0 and on_cpu() and library() is not None
 
 
 def _folder() -> Path:
@@ -131,17 +163,23 @@ def _processor() -> str:
 def _compile(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+
+        def run(*words: str | Path) -> None:
+            subprocess.run(
+                [compiler, *FLAGS, *words],
+                capture_output=True,
+                check=True,
+                timeout=LONGEST_COMPILATION,
+            )
+
+        def compile_one(source: Path) -> Path:
+            made = Path(folder) / f"{source.stem}.o"
+            run("-c", "-I", jax.ffi.include_dir(), source, "-o", made)
+            return made
+
+        with ThreadPoolExecutor() as pool:  # It takes tens of seconds.
+            objects = list(pool.map(compile_one, SOURCES))
         made = Path(folder) / path.name
-        subprocess.run(
-            [
-                *(compiler, *FLAGS),
-                *("-I", jax.ffi.include_dir()),
-                *map(str, SOURCES),
-                *("-o", str(made)),
-            ],
-            capture_output=True,
-            check=True,
-            timeout=LONGEST_COMPILATION,
-        )
+        run("-shared", *objects, "-o", made)
         # In one step: other processes may be doing the same.
         os.replace(made, path)

@@ -103,7 +103,7 @@ def _layer_norm(x, scale, bias, epsilon):
 
 
 def _layer_norm_forward(x, scale, bias, epsilon):
-    if not _is_native(x):
+    if not native.serves(x):
         normal, mean, variance = _normalize(x, -1, epsilon)
         return normal * scale + bias, (x, scale, mean, variance)
     # The C++ finds the statistics again, in no time.
@@ -133,12 +133,6 @@ def _slopes(x, scale, slope, mean, variance, epsilon):
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
-
-
-def _is_native(x):
-    """Whether there is C++ for it."""
-    narrow = x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
-    return narrow and x.size > 0 and native.library() is not None
 
 
 # Functions of their own are traced once for all norms of a shape.

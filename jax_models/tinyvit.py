@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import initial, layers, norms
+from jax_models import activations, initial, layers, norms
 from jax_models.model import ImageModel
 from jax_models.window_attention import LN_EPSILON, WindowAttention
 
@@ -159,7 +159,7 @@ class PatchEmbed(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, 3]` to `[B, H / 4, W / 4, outputs]`, rounded up."""
-        return self.conv2(layers.gelu(self.conv1(x)))
+        return self.conv2(activations.gelu(self.conv1(x)))
 
 
 class MBConv(nnx.Module):
@@ -182,9 +182,9 @@ class MBConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        branch = layers.gelu(self.conv1(x))
-        branch = layers.gelu(self.conv2(branch))
-        return layers.gelu(x + self.drop_path(self.conv3(branch)))
+        branch = activations.gelu(self.conv1(x))
+        branch = activations.gelu(self.conv2(branch))
+        return activations.gelu(x + self.drop_path(self.conv3(branch)))
 
 
 class PatchMerging(nnx.Module):
@@ -200,8 +200,8 @@ class PatchMerging(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / 2, w / 2, outputs]`."""
-        x = layers.gelu(self.conv1(x))
-        return self.conv3(layers.gelu(self.conv2(x)))
+        x = activations.gelu(self.conv1(x))
+        return self.conv3(activations.gelu(self.conv2(x)))
 
 
 class Mlp(nnx.Module):
@@ -224,7 +224,7 @@ class Mlp(nnx.Module):
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         if self.norm is not None:
             x = self.norm(x)
-        return self.fc2(layers.gelu(self.fc1(x)))
+        return self.fc2(activations.gelu(self.fc1(x)))
 
 
 class Block(nnx.Module):

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.special import expit
+from scipy.stats import norm
 
 import jax_models
-from jax_models import layers, norms
+from jax_models import activations, layers, native, norms
 from jax_models.depthwise import depthwise_conv
 from jax_models.window_attention import WindowAttention
 
@@ -150,12 +152,35 @@ def test_a_layer_scale_of_zero_starts_blocks_as_identities():
     assert not np.allclose(block(x), x)
 
 
-def test_gelu_and_its_slope_are_exact():
-    x = jnp.linspace(-6, 6, 101)
-    exact = functools.partial(jax.nn.gelu, approximate=False)
-    np.testing.assert_allclose(layers.gelu(x), exact(x), atol=1e-6)
-    slope = jax.vmap(jax.grad(layers.gelu))(x)
-    np.testing.assert_allclose(slope, jax.vmap(jax.grad(exact))(x), atol=1e-6)
+@pytest.mark.parametrize("compiled", [True, False], ids=["C++", "JAX"])
+@pytest.mark.parametrize("name", ["gelu", "silu"])
+def test_activations_and_their_slopes_are_exact(name, compiled, monkeypatch):
+    exact, slope_of = {
+        "gelu": (
+            lambda x: x * norm.cdf(x),
+            lambda x: norm.cdf(x) + x * norm.pdf(x),
+        ),
+        "silu": (
+            lambda x: x * expit(x),
+            lambda x: expit(x) * (1 + x * (1 - expit(x))),
+        ),
+    }[name]
+    if not compiled:
+        monkeypatch.setattr(native, "library", lambda: None)
+    function = getattr(activations, name)
+    # A length that no vector divides; far ends, where exp would overflow.
+    x = np.concatenate([np.linspace(-6, 6, 999), [-1e4, -100, 0, 100, 1e4]])
+    x = x.reshape(4, 251).astype(np.float32)
+    wide = x.astype(np.float64)
+    y, back = jax.vjp(function, x)
+    scale = np.maximum(1, np.abs(x))
+    np.testing.assert_array_less(np.abs(y - exact(wide)), 3e-7 * scale)
+    given = np.linspace(0.5, 2, x.size, dtype=np.float32).reshape(x.shape)
+    expected = given * slope_of(wide)
+    np.testing.assert_allclose(back(given)[0], expected, atol=2e-6)
+    narrow = function(jnp.asarray(x, jnp.bfloat16))
+    assert narrow.dtype == jnp.bfloat16
+    np.testing.assert_allclose(narrow[:, :-5], exact(wide)[:, :-5], atol=0.05)
 
 
 @pytest.mark.parametrize("kind", ["layer", "batch"])
