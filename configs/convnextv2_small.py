@@ -34,7 +34,7 @@ def get_config(variant: str = ""):
     elif variant == "short":
         config = common.for_short(config)
         config.model = "convnextv2_atto"
-        config.stages = (_one_cycle(2e-3, epochs=30.0),)
+        config.stages = (_one_cycle(2e-3, epochs=20.0),)
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "convnextv2_demo"
