@@ -10,7 +10,7 @@ TFLOP/s and 5,300 images/s.
     python train.py --config=configs/miniconvnext.py \
         --config.data.root=/data/poses --workdir=runs/miniconvnext
 
-Variants: `:short` is one one-cycle stage of 60 epochs with the plain
+Variants: `:short` is one one-cycle stage of 40 epochs with the plain
 augmentation, for small machines and small photos; `:demo` the digits in a
 minute.
 """
@@ -48,7 +48,7 @@ def get_config(variant: str = ""):
         )
     elif variant == "short":
         config = common.for_short(config)
-        config.stages = (common.one_cycle(1e-3, epochs=60.0, mixup_prob=0.3),)
+        config.stages = (common.one_cycle(1e-3, epochs=40.0, mixup_prob=0.3),)
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "miniconvnext_demo"
