@@ -244,7 +244,8 @@ def one_cycle(learning_rate: float = 3e-4, **fields) -> ConfigDict:
 def for_short(config: ConfigDict) -> ConfigDict:
     """Turns a recipe into its `:short`, of tens of epochs instead of hundreds.
 
-    Half of the batches are mixed: a short training does not overfit.
+    Half of the batches are mixed and nothing is erased: a short training does
+    not overfit.
     """
     config.mixing.update(prob=0.5, erase_prob=0.0)
     return config

@@ -55,8 +55,10 @@ def silu(x: jax.Array) -> jax.Array:
 def _silu_backward(x, slope):
     if native.serves(x):
         return (_native("sextet_silu_slope", x, slope),)
-    share = jax.nn.sigmoid(x)
-    return (slope * share * (1 + x * (1 - share)),)
+    wide = widen(x)
+    share = jax.nn.sigmoid(wide)
+    factor = share * (1 + wide * (1 - share))
+    return (slope * factor.astype(x.dtype),)
 
 
 silu.defvjp(lambda x: (silu(x), x), _silu_backward)

@@ -42,7 +42,7 @@ def make_schedule(
       group: "encoder" or "head" (`training.parts`).
 
     Returns:
-      A function of one step or an array of steps.
+      A function of a step, or of an array of steps, to rates.
     """
     peak, floor = stage.learning_rate, stage.end_rate
     if group == "head" and stage.head_learning_rate:
@@ -50,7 +50,7 @@ def make_schedule(
             floor *= stage.head_learning_rate / peak
         peak = stage.head_learning_rate
     if stage.schedule == "constant":
-        return optax.constant_schedule(peak)
+        return lambda step: np.full(np.shape(step), peak)
     if stage.schedule == "cosine":
         return lambda step: _cosine(step, steps - 1, peak, floor)
     if stage.schedule == "warmup_cosine":
@@ -61,9 +61,7 @@ def make_schedule(
         )
     if stage.schedule == "step":
         every = max(1, round(stage.step_epochs * steps_per_epoch))
-        return optax.exponential_decay(
-            peak, every, stage.step_factor, staircase=True
-        )
+        return lambda step: peak * stage.step_factor ** (step // every)
     if stage.schedule == "warm_restarts":
         first = max(1, round(stage.restart_epochs * steps_per_epoch))
         return _warm_restarts(steps, first, stage.restart_factor, peak, floor)
@@ -115,8 +113,7 @@ def rate_tables(
     tables = {}
     for group in ("encoder", "head"):
         schedule = make_schedule(stage, steps, steps_per_epoch, group)
-        rates = np.broadcast_to(factor * np.asarray(schedule(at)), at.shape)
-        tables[group] = jnp.asarray(rates.astype(np.float32))
+        tables[group] = jnp.asarray(factor * schedule(at), jnp.float32)
     return tables
 
 
