@@ -5,8 +5,9 @@
 
 Without a `data.root` it trains on the digits inside scikit-learn. Run the
 same command again to continue where a run was stopped. Exit codes: 0 done;
-2 a mistake in the command or the data, or a full disk; 130 and 143 stopped by
-Ctrl-C or SIGTERM, with what was done saved.
+2 a mistake in the command or the data, or a full disk; 75 something is missing
+for now (a bucket, another process), try again; 130 and 143 stopped by Ctrl-C or
+SIGTERM, with what was done saved.
 """
 
 from __future__ import annotations
@@ -274,17 +275,28 @@ def train_all_folds(arguments: config_lib.Arguments) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Parses the command line and trains; returns the exit code."""
+    """Parses the command line and trains.
+
+    Returns:
+      0.
+
+    Raises:
+      SystemExit: any other exit code.
+    """
     with one_sentence(), contextlib.ExitStack() as resources:
         arguments = config_lib.parse(argv)
         if arguments.remote:
             keep_in_bucket(arguments, resources)
         if arguments.all_folds:
-            return train_all_folds(arguments)
-        from training import processes
+            code = train_all_folds(arguments)
+        else:
+            from training import processes
 
-        with processes.ending_together():
-            return train(arguments, resources)
+            with processes.ending_together():
+                code = train(arguments, resources)
+        if code:  # What fails from now on is told, and does not change it.
+            sys.exit(code)
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 import shutil
@@ -14,7 +15,13 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 import files
-from errors import UserError
+from errors import TryAgain, UserError
+
+# Bugs, not faults of a bucket.
+_BUGS = (AssertionError, AttributeError, NameError, TypeError)
+
+# What only disks say, also without the name of a file.
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Disk(LocalFileSystem):
@@ -27,9 +34,11 @@ class Disk(LocalFileSystem):
 
     def pipe_file(self, path, value, mode="overwrite", **options):
         """Writes the bytes `value` to `path`."""
-        if mode == "create" and self.exists(path):
-            raise FileExistsError(path)
-        with files.replacing(self._strip_protocol(path)) as temporary:
+        path = Path(self._strip_protocol(path))
+        if mode == "create":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)  # Of two at once, one gets past this.
+        with files.replacing(path) as temporary:
             temporary.write_bytes(value)
 
 
@@ -41,7 +50,7 @@ class Bucket:
 
     Raises:
       UserError: there is no driver for it. So does every method, if the
-        bucket does not answer, or refuses.
+        bucket refuses; and TryAgain, if it does not answer.
     """
 
     def __init__(self, url: str):
@@ -107,7 +116,7 @@ class Bucket:
 
     def fetch(self, names: list[str], folder: Path) -> None:
         """Copies files to a local folder."""
-        with self._reaching():
+        with self._reaching(), writing(folder):
             for name in names:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
             self._fs.get(
@@ -129,16 +138,51 @@ class Bucket:
     def _reaching(self, *expected: type[Exception]) -> Iterator[None]:
         try:
             yield
-        except (UserError, *expected):
+        except (UserError, *_BUGS, *expected):
             raise
         except Exception as error:  # Each driver has types of its own.
             reason = (str(error).splitlines() or [""])[0][:200]
-            raise UserError(
+            kind = UserError if _lasts(error) else TryAgain
+            raise kind(
                 f"{self.url} cannot be read or written "
                 f"({type(error).__name__}: {reason}); see to its name, the "
                 "right to write there and the network, and run the same "
                 "command again"
             ) from error
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tells of a local disk that cannot be written in one sentence.
+
+    Args:
+      folder: what is written; errors that name other files pass through.
+
+    Raises:
+      UserError: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        names = map(Path, map(str, (error.filename, error.filename2)))
+        inside = any(name.is_relative_to(folder) for name in names)
+        if not inside and error.errno not in _OF_DISKS:
+            raise
+        raise UserError(
+            f"cannot write {folder}: {error.strerror}; free some space or make "
+            "it writable, and run the same command again"
+        ) from error
+
+
+def _lasts(error: Exception) -> bool:
+    """Whether trying again is in vain: no such bucket, no right, a bad name."""
+    return (
+        isinstance(error, (FileNotFoundError, PermissionError, ValueError))
+        # What gcsfs makes of 403, of other codes, and of no credentials.
+        or str(error).startswith("Forbidden")
+        or str(getattr(error, "code", "")) in ("400", "401", "403")
+        or type(error).__name__ == "DefaultCredentialsError"
+    )
 
 
 def local_copy(url: str, cache_dir: str) -> Path:

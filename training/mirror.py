@@ -9,8 +9,11 @@ and at the end. Beside the run's files, under their own names, there lie
 
 What `sent.json` does not list does not count, and what it listed is deleted
 only after the next one is written: a process that is killed while it sends
-leaves the last list and every file on it. (The log may then be longer than its
-checkpoint says; a run that goes on cuts it, as it does at home.)
+leaves the checkpoints of the last list, as they were. All other files (log,
+logits, report, config) are written over in place, and may then be newer than
+the list; a run that goes on cuts its log, and writes the others anew. So may a
+checkpoint that was trained once more up to the same step: its own checksums
+tell whether it is whole.
 """
 
 from __future__ import annotations
@@ -18,19 +21,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import files
-from errors import UserError
+from errors import TryAgain, UserError
 from training import ownership, run_folder
-from training.bucket import Bucket
+from training.bucket import Bucket, writing
+from training.run_files import (
+    CHECKPOINT,
+    OURS,
+    Files,
+    checkpoints,
+    files_of,
+    in_folders,
+    progress,
+)
 
 SENT = "sent.json"
 
@@ -39,18 +51,8 @@ SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_TRIALS = 1.0, 15.0
 # What the local folder remembers of the bucket.
 _RECORD = ".bucket.json"
 
-# The files of a run, over one fold or all: no lock, nothing half written,
-# nothing that was set aside, no other run in a folder inside.
-_OURS = re.compile(
-    r"(fold-\d+/)?(checkpoints/\d+/.+|logits/[^./][^/]*|[^./][^/]*)"
-)
-_CHECKPOINT = re.compile(r"((?:fold-\d+/)?checkpoints)/(\d+)/")
 
-# Path -> [size, time of change in ns].
-Files = dict[str, list[int]]
-
-
-class Moving(UserError):
+class Moving(TryAgain):
     """Checkpoints came or went while they were looked at."""
 
 
@@ -71,6 +73,8 @@ class Mirror:
         self._run = ""  # Names the run on any machine.
         self._sent: Files = {}  # As they were when they were sent.
         self._there: set[str] = set()  # What may lie there, of any age.
+        self._lists: set[str] = set()  # The last one there is one of these.
+        self._reached = 0  # The progress of that one.
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_sending, daemon=True)
 
@@ -101,13 +105,11 @@ class Mirror:
         self._thread.join()
         try:
             self.send()
-            if error is None:
-                url = self._bucket.url
-                print(f"all is in {url}, and here in {self._local}")
+            print(f"all is in {self._bucket.url}, and here in {self._local}")
         except UserError as failed:
             text = f"{failed}; all that was trained is in {self._local}"
             if error is None:
-                raise UserError(text) from failed
+                raise type(failed)(text) from failed
             print(f"error: {text}", file=sys.stderr)
         finally:
             self._release()
@@ -117,26 +119,44 @@ class Mirror:
 
         Raises:
           Lost: the bucket's folder is another run's by now.
-          Moving: checkpoints came or went meanwhile; try again.
+          TryAgain: checkpoints came or went meanwhile (Moving), the bucket
+            does not answer, or it has a later checkpoint: those here were
+            damaged and are being trained again.
           UserError: it cannot be sent.
         """
-        self._owner.sign()
+        self._check_owner()
         here = files_of(self._local)
+        if progress(here) < self._reached:
+            raise TryAgain(
+                f"{self._bucket.url} has a later checkpoint than {self._local};"
+                " run the same command again"
+            )
         new = [name for name in here if here[name] != self._sent.get(name)]
         gone = self._there - here.keys()
         if not new and not gone:
             return
-        with files.temporary_folder(self._local, ".sending-") as staged:
+        with (
+            writing(self._local),
+            files.temporary_folder(self._local, ".sending-") as staged,
+        ):
             self._stage(new, staged)
-            if _checkpoints(files_of(self._local)) != _checkpoints(here):
+            if checkpoints(files_of(self._local)) != checkpoints(here):
                 raise Moving(f"{self._local} changes while it is sent")
             self._there.update(new)
             self._bucket.send(new, staged)
+        self._check_owner()
         sent = self._list(here)
         self._sent = here
         self._remember(sent)
-        self._bucket.delete(_in_folders(gone, here))
+        self._bucket.delete(in_folders(gone, here))
         self._there = set(here)
+
+    def _check_owner(self) -> None:
+        """Refuses to write where another run has, even if it has ended."""
+        self._owner.sign()
+        listed = self._bucket.read(SENT) or {}
+        if listed.get("sent") not in self._lists:
+            raise self._owner.lost()
 
     def _begin(self) -> None:
         for half in self._local.glob(".sending-*"):
@@ -164,19 +184,15 @@ class Mirror:
             return
         _check_list(self._bucket, listed)
         self._run = listed["run"]
-        if progress(here) and known.get("run") != self._run:
-            raise UserError(
-                f"{self._bucket.url} holds another run than {self._local}; "
-                "move or delete one of them, or choose another --workdir"
-            )
-        same = known.get("sent") == listed["sent"]
-        ahead = progress(listed["files"]) - progress(here)
-        if ahead > 0 or (ahead == 0 and not same):
+        if _is_behind(self._local, listed, self._bucket):
             _fetch(self._bucket, listed, self._local)
-            known, same = _remembered(self._local), True
+        known = _remembered(self._local)
+        same = known.get("sent") == listed["sent"]
         self._sent = known["files"] if same else {}
+        self._lists.add(listed["sent"])
+        self._reached = progress(listed["files"])
         # Also what was half sent, or should have been deleted.
-        strays = filter(_CHECKPOINT.match, self._bucket.names())
+        strays = filter(CHECKPOINT.match, self._bucket.names())
         self._there = {*listed["files"], *strays}
         self._remember(listed["sent"] if same else "")
 
@@ -189,9 +205,9 @@ class Mirror:
         while not self._over.wait(wait):
             wait = SECONDS_BETWEEN_LOOKS
             # Twice the same: none is just being renamed or deleted.
-            now = _checkpoints(files_of(self._local))
+            now = checkpoints(files_of(self._local))
             still, before = now == before, now
-            if not still or now == _checkpoints(self._sent):
+            if not still or now == checkpoints(self._sent):
                 continue
             try:
                 self.send()
@@ -217,21 +233,19 @@ class Mirror:
             for name in names:
                 source, target = self._local / name, folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if not (_CHECKPOINT.match(name) and _linked(source, target)):
+                if not (CHECKPOINT.match(name) and _linked(source, target)):
                     shutil.copyfile(source, target)
         except FileNotFoundError as error:
             raise Moving(f"{self._local} changes while it is sent") from error
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self._local}: {error.strerror}; free some "
-                "space and run the same command again"
-            ) from error
 
     def _list(self, names: Iterable[str]) -> str:
         """Writes which files are the run's; returns what names the list."""
         sent = secrets.token_hex(8)
         content = {"run": self._run, "sent": sent, "files": sorted(names)}
+        self._lists.add(sent)  # It may be there even if the answer is lost.
         self._bucket.write(SENT, content)
+        self._lists = {sent}
+        self._reached = progress(content["files"])
         return sent
 
     def _remember(self, sent: str) -> None:
@@ -249,57 +263,80 @@ def fetch_beside(url: str, local: Path, names: Iterable[str]) -> None:
         here, and all others are left alone.
 
     Raises:
-      UserError: the bucket does not answer.
+      UserError: the bucket does not answer, or holds another run.
     """
+    begun = progress(files_of(local))
     for name in names:
-        if not name or "/" in name:
+        if name in ("", ".", "..") or "/" in name:
             continue
-        if progress(files_of(local.with_name(name))):
-            continue
-        bucket = Bucket(f"{url.rpartition('/')[0]}/{name}")
+        beside = local.with_name(name)
+        # A run that has begun goes on with the weights that it began with.
+        if not (begun and _remembered(beside).get("sent")):
+            _catch_up(Bucket(f"{url.rpartition('/')[0]}/{name}"), beside)
+
+
+def _catch_up(bucket: Bucket, local: Path) -> None:
+    """Fetches what is newer there; another process here may be doing so."""
+    told = False
+    while True:
         listed = bucket.read(SENT)
-        if listed is not None:
-            _check_list(bucket, listed)
-            with _lock(local.with_name(name)):
-                _fetch(bucket, listed, local.with_name(name))
+        if listed is None:
+            return
+        _check_list(bucket, listed)
+        if not _is_behind(local, listed, bucket):
+            return
+        with contextlib.suppress(run_folder.InUse), _lock(local):
+            # Nobody else fetches now; it may have been done by now.
+            if _is_behind(local, listed, bucket):
+                _fetch(bucket, listed, local)
+            return
+        if not told:
+            print(f"waiting for another process to fetch {bucket.url}")
+        told = True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def files_of(folder: Path) -> Files:
-    """Returns the files of the run in `folder`."""
-    found = {}
-    for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names):
-            relative = path.relative_to(folder).as_posix()
-            if _OURS.fullmatch(relative):
-                with contextlib.suppress(FileNotFoundError):
-                    about = path.stat()
-                    found[relative] = [about.st_size, about.st_mtime_ns]
-    return found
+def _is_behind(local: Path, listed: dict[str, Any], bucket: Bucket) -> bool:
+    """Whether a local folder is to be replaced by what is listed.
 
-
-def progress(names: Iterable[str]) -> int:
-    """Returns the step of the newest checkpoint, summed over folds; or 0."""
-    newest: dict[str, int] = {}
-    for found in filter(None, map(_CHECKPOINT.match, names)):
-        newest[found[1]] = max(newest.get(found[1], 0), int(found[2]))
-    return sum(newest.values())
-
-
-def _checkpoints(found: Files) -> Files:
-    return {name: found[name] for name in found if _CHECKPOINT.match(name)}
+    Raises:
+      UserError: they are of different runs.
+    """
+    known, here = _remembered(local), progress(files_of(local))
+    if here and known.get("run") != listed["run"]:
+        raise UserError(
+            f"{bucket.url} holds another run than {local}; move or delete one "
+            "of them, or choose another --workdir"
+        )
+    ahead = progress(listed["files"]) - here
+    same = known.get("sent") == listed["sent"]
+    return ahead > 0 or (ahead == 0 and not same)
 
 
 def _fetch(bucket: Bucket, listed: dict[str, Any], local: Path) -> None:
-    """Replaces a local folder, once all that is to replace it has come."""
+    """Replaces a local run, once all that is to replace it has come.
+
+    At whatever moment it is killed, the folder is `_is_behind`: it remembers
+    no list, and its checkpoints are some of the old, or some of the new ones.
+    What else lies there stays.
+    """
     arriving = local.with_name(f".{local.name}.arriving")
     shutil.rmtree(arriving, ignore_errors=True)
-    bucket.fetch(listed["files"], arriving)
-    here = files_of(arriving)
-    record = {"run": listed["run"], "sent": listed["sent"], "files": here}
-    _write_record(arriving, record)
-    shutil.rmtree(local, ignore_errors=True)
-    arriving.rename(local)
-    print(f"fetched {len(here)} files from {bucket.url}", flush=True)
+    with files.passing(arriving), writing(local.parent):
+        bucket.fetch(listed["files"], arriving)
+        record = {"run": listed["run"], "sent": "", "files": {}}
+        _write_record(local, record)
+        for folder in (local, *local.glob("fold-[0-9]*")):
+            if (folder / "checkpoints").exists():
+                shutil.rmtree(folder / "checkpoints")
+        for name in files_of(local):
+            (local / name).unlink()
+        for name in listed["files"]:
+            (local / name).parent.mkdir(parents=True, exist_ok=True)
+            (arriving / name).rename(local / name)
+        record |= {"sent": listed["sent"], "files": files_of(local)}
+        _write_record(local, record)
+    print(f"fetched {len(record['files'])} files from {bucket.url}", flush=True)
 
 
 def _check_list(bucket: Bucket, listed: dict[str, Any]) -> None:
@@ -307,7 +344,7 @@ def _check_list(bucket: Bucket, listed: dict[str, Any]) -> None:
     whole = {"run", "sent", "files"} <= listed.keys()
     for name in listed["files"] if whole else ():
         inside = ".." not in PurePosixPath(name).parts
-        whole &= inside and _OURS.fullmatch(name) is not None
+        whole &= inside and OURS.fullmatch(name) is not None
     if not whole:
         raise UserError(
             f"{bucket.url}/{SENT} is not what was written there; restore it, "
@@ -329,17 +366,6 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
 def _lock(local: Path):
     # Beside the folder, which may be replaced.
     return run_folder.lock(local.with_name(f".{local.name}.lock"), local)
-
-
-def _in_folders(gone: Iterable[str], here: Iterable[str]) -> set[str]:
-    """Whole checkpoints in place of their files: some disks have folders."""
-    kept = {found[0] for found in filter(None, map(_CHECKPOINT.match, here))}
-    names = set()
-    for name in gone:
-        found = _CHECKPOINT.match(name)
-        whole = found is not None and found[0] not in kept
-        names.add(found[0].rstrip("/") if whole else name)
-    return names
 
 
 def _linked(source: Path, target: Path) -> bool:

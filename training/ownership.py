@@ -79,12 +79,22 @@ class Ownership:
         """
         with self._signing:
             found = self._bucket.read(OWNER)
-            if found is not None and found.get("id") != self.id:
-                raise Lost(
-                    f"{self._bucket.url} was taken over by {_who(found)}; let "
-                    "that run go on, or choose another --workdir"
-                )
+            # Who took it over and has finished leaves none.
+            if found is None or found.get("id") != self.id:
+                raise self.lost(found)
             self._bucket.write(OWNER, self._signature())
+
+    def lost(self, found: dict[str, Any] | None = None) -> Lost:
+        """Returns what to say when another run has written there.
+
+        Args:
+          found: its claim; None if it has ended.
+        """
+        by = "another run, which has ended" if found is None else _who(found)
+        return Lost(
+            f"{self._bucket.url} was taken over by {by}; let that run go on, "
+            "or choose another --workdir"
+        )
 
     def release(self) -> None:
         """Leaves the folder to whoever comes next."""

@@ -26,13 +26,10 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from errors import UserError
+from errors import TRY_AGAIN_EXIT_CODE, UserError
 from training import sharding
 
 T = TypeVar("T")
-
-# As in sysexits.h: something is missing for now, try again.
-PEER_LOST_EXIT_CODE = 75
 
 # A process that has not been heard of for so long has gone.
 SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE = 2.0, 30.0
@@ -260,4 +257,4 @@ def _leave(why: str) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(PEER_LOST_EXIT_CODE)
+    os._exit(TRY_AGAIN_EXIT_CODE)

@@ -16,6 +16,10 @@ from files import write_text
 from training import config as config_lib
 
 
+class InUse(UserError):
+    """Another process has the folder."""
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has got as far as its first checkpoint there."""
     # A save that was killed leaves a name with more than the step's digits.
@@ -93,7 +97,8 @@ def lock(path: Path, workdir: Path) -> IO:
       The open file, as `claim`.
 
     Raises:
-      UserError: another process holds it, or it cannot be written.
+      InUse: another process holds it.
+      UserError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +111,7 @@ def lock(path: Path, workdir: Path) -> IO:
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise UserError(
+        raise InUse(
             f"another process is training in {workdir}; wait for it or choose "
             "another --workdir"
         ) from error

@@ -1,6 +1,7 @@
 """train.py with its run folder in a bucket, which is a folder seen by fsspec.
 
-SIGKILL is in test_kill.py, all that can go wrong on the way in test_mirror.py.
+SIGKILL is in test_kill.py, all that can go wrong on the way in
+test_mirror_faults.py.
 """
 
 import shutil
@@ -11,6 +12,7 @@ from commands import CACHE
 from in_process import training
 from test_kill import assert_same
 
+import train
 from training import mirror
 from training.bucket import Disk, local_copy
 
@@ -64,24 +66,41 @@ def test_a_bucket_that_fails_on_the_way_costs_nothing(run, capsys, monkeypatch):
     monkeypatch.setattr(mirror, "SECONDS_BETWEEN_LOOKS", 0.01)
 
     def refuse(*arguments, **named):
-        raise PermissionError("no right to write here")
+        raise ConnectionResetError("the line is down")
 
     with monkeypatch.context() as patch:
         patch.setattr(Disk, "put_file", refuse)
-        assert run.train() == 2
+        assert run.train() == 75
         said = capsys.readouterr().err
         assert said.count("not sent: ") == 1  # Training went on.
         last = said.splitlines()[-1]
-        assert last.startswith("error: ") and "no right to write here" in last
+        assert last.startswith("error: ") and "the line is down" in last
         assert f"all that was trained is in {run.local}" in last
         patch.setattr(Disk, "pipe_file", refuse)
-        assert run.train() == 2
+        assert run.train() == 75
         said = capsys.readouterr().err
         assert said.startswith("error: ") and len(said.splitlines()) == 1
     assert not (run.bucket / "checkpoints").exists()
     assert run.train() == 0
     assert "this run is finished" in capsys.readouterr().out
     assert_same(run.bucket, run.local)
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_stopped_is_stopped_also_where_it_cannot_be_sent(
+    run, capsys, monkeypatch, code
+):
+    def stopped(arguments, resources):
+        (arguments.workdir / "metrics.jsonl").write_text("")
+        monkeypatch.setattr(Disk, "put_file", refuse)
+        return code
+
+    def refuse(*arguments, **named):
+        raise ConnectionResetError("the line is down")
+
+    monkeypatch.setattr(train, "train", stopped)
+    assert run.train() == code
+    assert "the line is down" in capsys.readouterr().err
 
 
 def test_several_processes_are_refused(run, capsys, monkeypatch):

@@ -1,74 +1,24 @@
 """A run folder and its copy in a bucket, on files made by hand.
 
-The bucket is a local folder, reached by fsspec as any other would be.
+The bucket is a local folder, reached by fsspec as any other would be. What
+goes wrong on the way is in test_mirror_faults.py.
 """
 
+import contextlib
 import json
 import shutil
 import threading
 
 import fsspec
 import pytest
+from machines import another, content, silenced
 
 from errors import UserError
-from training import mirror, ownership
-from training.bucket import Bucket, Disk, local_copy
+from training import mirror, ownership, run_folder
+from training.bucket import Bucket, local_copy
 from training.mirror import SENT, Mirror
 
 OWNER = ownership.OWNER
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(ownership, "SECONDS_OF_SILENCE", 0.05)
-    monkeypatch.setattr(ownership, "SECONDS_BETWEEN_SIGNS", 0.01)
-    monkeypatch.setattr(mirror, "SECONDS_BETWEEN_TRIALS", 0.01)
-    # Sending is asked for, unless a test wants it done in the background.
-    monkeypatch.setattr(mirror, "SECONDS_BETWEEN_LOOKS", 1000.0)
-
-
-class Machine:
-    """A machine that trains in the bucket, and may be lost."""
-
-    def __init__(self, folder, name="one"):
-        self.bucket = folder / "bucket/run"
-        self.local = folder / name / "run"
-
-    def begins(self):
-        return Mirror(f"file://{self.bucket}", self.local)
-
-    def train(self, step, mark=""):
-        """Leaves what a checkpoint at `step` leaves, and only that."""
-        for old in (self.local / "checkpoints").glob("*"):
-            shutil.rmtree(old)
-        folder = self.local / f"checkpoints/{step}"
-        folder.mkdir(parents=True)
-        (folder / "arrays").write_text(f"arrays {step}{mark}")
-        (folder / "state/d").mkdir(parents=True)
-        (folder / "state/d/.part").write_text(f"more {step}{mark}")
-        with open(self.local / "metrics.jsonl", "a") as log:
-            log.write(f"{step}\n")
-
-    def newest(self):
-        return mirror.progress(mirror.files_of(self.local))
-
-    def arrays(self):
-        return (self.local / f"checkpoints/{self.newest()}/arrays").read_text()
-
-
-def content(folder):
-    """{path: bytes} of the run's files in a folder."""
-    names = mirror.files_of(folder).keys() - {SENT, OWNER}
-    return {name: (folder / name).read_bytes() for name in names}
-
-
-@pytest.fixture
-def one(tmp_path):
-    return Machine(tmp_path)
-
-
-def another(one):
-    return Machine(one.local.parents[1], "other")
 
 
 def test_all_of_a_run_is_there_at_the_end_and_nothing_else(one):
@@ -112,107 +62,6 @@ def test_a_checkpoint_is_sent_while_training_goes_on(one, monkeypatch):
         assert "checkpoints/3/arrays" in content(one.bucket)
 
 
-def silenced(kept):
-    """What SIGKILL leaves of a run."""
-    kept._over.set()
-    kept._owner._over.set()
-    kept._owner._thread.join()
-    kept._lock.close()
-
-
-class Died(BaseException):
-    """Stands for SIGKILL."""
-
-
-class Dying:
-    """Lets a number of operations on the bucket through; the next one dies."""
-
-    def __init__(self, monkeypatch, operations):
-        self.left = operations
-        for name in ("put_file", "pipe_file", "rm"):
-            original = getattr(Disk, name)
-            monkeypatch.setattr(Disk, name, self._counted(original))
-
-    def _counted(self, original):
-        def counted(*arguments, **named):
-            if not self.left:
-                raise Died
-            self.left -= 1
-            return original(*arguments, **named)
-
-        return counted
-
-
-def test_killed_at_any_moment_of_sending_it_leaves_a_whole_run(
-    one, monkeypatch
-):
-    with one.begins():
-        one.train(3)
-    before, survived = content(one.local), 0
-    shutil.copytree(one.bucket.parent, one.bucket.parent.with_name("backup"))
-    outcomes = []
-    while not survived:
-        shutil.rmtree(one.bucket.parent)
-        shutil.copytree(
-            one.bucket.parent.with_name("backup"), one.bucket.parent
-        )
-        shutil.rmtree(one.local)
-        kept = one.begins().__enter__()
-        one.train(7)
-        after = content(one.local)
-        silenced(kept)
-        with monkeypatch.context() as patch:
-            Dying(patch, len(outcomes))
-            try:
-                kept.send()
-                survived = True
-            except Died:
-                pass
-        shutil.rmtree(one.local)
-        with one.begins():
-            found = content(one.local)
-            # The log alone may be ahead: a run that goes on cuts it.
-            log = found.pop("metrics.jsonl")
-            assert log in (b"3\n", b"3\n7\n")
-            outcomes.append(one.newest())
-            expected = dict(before if one.newest() == 3 else after)
-            del expected["metrics.jsonl"]
-            assert found == expected
-            assert one.newest() == 3 or log == b"3\n7\n"
-        # Nothing of what was half sent or half deleted remains.
-        assert content(one.bucket) == content(one.local)
-    # Old ones first, and then new ones; of each there were several.
-    assert outcomes == sorted(outcomes)
-    assert outcomes.count(3) > 3 and outcomes.count(7) > 1
-
-
-@pytest.mark.parametrize("lost", [False, True])
-def test_what_could_not_be_sent_is_sent_by_the_next_start(
-    one, monkeypatch, capsys, lost
-):
-    def refuse(*arguments, **named):
-        raise PermissionError("no right to write")
-
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(UserError) as refused,
-        one.begins(),
-    ):
-        one.train(3)
-        patch.setattr(Disk, "put_file", refuse)
-        if lost:  # An error of the training is not hidden by this one.
-            raise UserError("the training diverged")
-    said = str(refused.value)
-    if lost:
-        assert said == "the training diverged"
-        said = capsys.readouterr().err
-    assert "no right to write" in said and str(one.local) in said
-    assert one.newest() == 3 and not (one.bucket / "checkpoints").exists()
-    with one.begins():
-        pass
-    assert content(one.bucket) == content(one.local)
-
-
 def test_of_two_copies_of_a_run_the_newer_one_goes_on(one):
     with one.begins():
         one.train(3)
@@ -251,7 +100,7 @@ def test_another_run_is_not_mixed_with_this_one(one):
     with pytest.raises(UserError, match="holds another run than"), one.begins():
         pass
     assert one.newest() == 3
-    # The refused one is not the owner.
+    # The refused one is not the owner any more.
     with other.begins():
         assert other.newest() == 7
 
@@ -272,7 +121,9 @@ def test_files_of_others_are_left_alone(one):
     assert [p.name for p in one.bucket.iterdir()] == ["photos"]
 
 
-def test_two_machines_do_not_train_in_one_bucket(one):
+def test_two_machines_do_not_train_in_one_bucket(one, monkeypatch):
+    # Time enough for a sign, also where other tests are at work.
+    monkeypatch.setattr(ownership, "SECONDS_OF_SILENCE", 2.0)
     other = another(one)
     with one.begins():
         one.train(3)
@@ -284,21 +135,6 @@ def test_two_machines_do_not_train_in_one_bucket(one):
         assert other.newest() == 3
 
 
-def test_who_is_silent_is_replaced_and_notices(one, capsys):
-    kept = one.begins().__enter__()
-    one.train(3)
-    kept.send()
-    silenced(kept)
-    other = another(one)
-    with other.begins():
-        assert "was not left in order by a run on" in capsys.readouterr().out
-        # It was not dead, only slow.
-        with pytest.raises(ownership.Lost, match="was taken over by"):
-            kept.send()
-        other.train(7)
-    assert content(other.bucket) == content(other.local)
-
-
 def test_after_a_kill_the_same_machine_need_not_wait(one, monkeypatch):
     silenced(one.begins().__enter__())
     monkeypatch.setattr(ownership, "SECONDS_OF_SILENCE", 1000.0)
@@ -306,8 +142,30 @@ def test_after_a_kill_the_same_machine_need_not_wait(one, monkeypatch):
         pass
 
 
-def test_two_that_begin_at_once_are_told_apart(one, monkeypatch):
-    """Both see no owner; the bucket itself lets one of them be new."""
+def test_of_those_that_begin_at_once_one_is_let_in(one):
+    """All see no owner; the bucket itself lets one of them be new."""
+    bucket = Bucket(f"file://{one.bucket}")
+    for trial in range(10):
+        ready, won = threading.Barrier(4), []
+
+        def begin(name, number, ready=ready, won=won):
+            ready.wait()
+            with contextlib.suppress(FileExistsError):
+                bucket.write(name, {"id": number}, new=True)
+                won.append({"id": number})
+
+        threads = [
+            threading.Thread(target=begin, args=(f"{trial}.json", number))
+            for number in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert won == [bucket.read(f"{trial}.json")]
+
+
+def test_who_begins_a_moment_later_is_refused(one, monkeypatch):
     read = Bucket.read
 
     def blind(bucket, name):
@@ -337,9 +195,57 @@ def test_runs_beside_this_one_are_fetched_when_it_needs_them(one):
         one.train(3)
     local = one.local.parents[1] / "other/student"
     url = f"file://{one.bucket.with_name('student')}"
-    mirror.fetch_beside(url, local, ["", "/elsewhere", "unknown", "run"])
+    names = ["", ".", "..", "/elsewhere", "unknown", "run"]
+    mirror.fetch_beside(url, local, names)
     assert content(local.with_name("run")) == content(one.local)
     assert not local.with_name("unknown").exists()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_teacher_that_went_on_elsewhere_is_fetched_by_who_begins(one, begun):
+    with one.begins():
+        one.train(3)
+    other = another(one)
+    with other.begins():
+        other.train(7)
+    student = one.local.with_name("student")
+    if begun:  # It must go on with the weights that it began with.
+        (student / "checkpoints/2").mkdir(parents=True)
+        (student / "checkpoints/2/arrays").write_text("")
+    url = f"file://{one.bucket.with_name('student')}"
+    mirror.fetch_beside(url, student, ["run"])
+    assert one.newest() == (3 if begun else 7)
+
+
+def test_of_two_students_one_fetches_and_the_other_waits(
+    one, monkeypatch, capsys
+):
+    with one.begins():
+        one.train(3)
+    local = one.local.parents[1] / "other/run"
+    url = f"file://{one.bucket.with_name('student')}"
+    first = run_folder.lock(local.with_name(".run.lock"), local)
+
+    def first_fetches(seconds):
+        first.close()
+        mirror.fetch_beside(url, local.with_name("first"), ["run"])
+
+    monkeypatch.setattr(mirror.time, "sleep", first_fetches)
+    mirror.fetch_beside(url, local.with_name("second"), ["run"])
+    told = capsys.readouterr().out
+    assert "waiting for another process" in told
+    assert told.count("fetched") == 1
+    assert content(local) == content(one.local)
+
+
+def test_a_teacher_that_trains_here_is_not_waited_for(one, monkeypatch):
+    url = f"file://{one.bucket.with_name('student')}"
+    with one.begins() as kept:
+        one.train(3)
+        kept.send()
+        one.train(5)
+        monkeypatch.setattr(mirror.time, "sleep", None)
+        mirror.fetch_beside(url, one.local.with_name("student"), ["run"])
 
 
 def test_any_file_system_of_fsspec_will_do(one, tmp_path):

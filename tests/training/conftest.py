@@ -1,0 +1,26 @@
+"""What the tests of run folders in a bucket share."""
+
+import pytest
+from machines import Machine
+
+from training import mirror, ownership
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Short times, and a process that is not ended by what a test does."""
+    monkeypatch.setattr(ownership, "SECONDS_OF_SILENCE", 0.05)
+    monkeypatch.setattr(ownership, "SECONDS_BETWEEN_SIGNS", 0.01)
+    monkeypatch.setattr(mirror, "SECONDS_BETWEEN_TRIALS", 0.01)
+    # Sending is asked for, unless a test wants it done in the background.
+    monkeypatch.setattr(mirror, "SECONDS_BETWEEN_LOOKS", 1000.0)
+    lost = []
+    monkeypatch.setattr(ownership, "leave", lost.append)
+    yield
+    assert not lost
+
+
+@pytest.fixture
+def one(tmp_path, impatient):
+    """The first of the machines that train in one bucket."""
+    return Machine(tmp_path)
