@@ -242,10 +242,11 @@ class Mirror:
         """Writes which files are the run's; returns what names the list."""
         sent = secrets.token_hex(8)
         content = {"run": self._run, "sent": sent, "files": sorted(names)}
-        self._lists.add(sent)  # It may be there even if the answer is lost.
+        # It may be there even if the answer is lost.
+        self._lists.add(sent)
+        self._reached = progress(content["files"])
         self._bucket.write(SENT, content)
         self._lists = {sent}
-        self._reached = progress(content["files"])
         return sent
 
     def _remember(self, sent: str) -> None:
@@ -254,7 +255,7 @@ class Mirror:
 
 
 def fetch_beside(url: str, local: Path, names: Iterable[str]) -> None:
-    """Fetches runs that this one starts or learns from, and that are not here.
+    """Fetches runs that this one starts or learns from, if newer there.
 
     Args:
       url: of this run.
