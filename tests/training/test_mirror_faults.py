@@ -227,6 +227,25 @@ def test_killed_at_any_moment_of_fetching_it_fetches_again(
     assert kills > 8
 
 
+def test_older_checkpoints_of_every_fold_are_replaced(one):
+    def train(machine, step):
+        for fold in range(2):
+            folder = machine.local / f"fold-{fold}/checkpoints"
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / f"{step}").mkdir(parents=True)
+            (folder / f"{step}/arrays").write_text(f"{step}")
+
+    with one.begins():
+        train(one, 3)
+    other = another(one)
+    with other.begins():
+        train(other, 7)
+    with one.begins():
+        assert one.newest() == 14
+    found = sorted(p.name for p in one.local.glob("fold-*/checkpoints/*"))
+    assert found == ["7", "7"]
+
+
 def test_a_disk_that_is_full_is_not_called_a_fault_of_the_bucket(
     one, monkeypatch
 ):
