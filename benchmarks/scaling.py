@@ -1,8 +1,10 @@
 """What growing from 1 to 8, 64 and 512 chips costs, from compiled programs.
 
-    python benchmarks/scaling.py [--weak | --paper] [RECIPE...]
+    python benchmarks/scaling.py [--weak | --paper]
+    python benchmarks/scaling.py RECIPE...
 
-prints the tables of docs/scaling.md, both or one of them.
+prints the tables of docs/scaling.md, both or one of them; or, for recipes
+named, the bytes of their own 8-device steps, minutes of compilation each.
 
 On the 8 devices that this machine's CPU is divided into, the demo models are
 compiled at 1, 2, 4 and 8 devices with 8 rows on each (weak scaling): XLA's
@@ -16,10 +18,7 @@ from the shapes alone:
            summed and split (counted as the all-reduce that XLA's CPU backend
            makes of it; accelerators make a reduce-scatter of half the bytes)
 
-For the six models of the recipes the same 8-device programs are compiled, at
-the recipe's own image size, and their bytes are what the rings of 8, 64 and
-512 chips are reckoned from. That takes half an hour of one core; a model's
-name as further argument does it for that one alone.
+The tables for the six models of the recipes follow from their shapes.
 """
 
 from __future__ import annotations
@@ -166,48 +165,47 @@ def weak_scaling() -> None:
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def full_models(recipes: list[str]) -> None:
-    """Prints bytes per step and the efficiency to expect of the models."""
+def full_models() -> None:
+    """Prints bytes per step and the efficiency to expect of six models."""
     print(
-        "| model | parameters | norms | data: all-reduce MB, compiled | from "
-        "shapes | MB through a chip of 8, 64, 512 | fsdp: all-gather, "
-        "all-reduce MB, compiled | MB through a chip | rows per chip | v5e "
-        "8, 64, 512 | 8 x H200 |"
+        "| model | parameters | norms to sum | data: MB summed | data: MB "
+        "through a chip of 8, 64, 512 | fsdp: the same | rows per chip | "
+        "v5e 8, 64, 512 | 8 x H200 |"
     )
-    print("| --- |" + " ---: |" * 10)
-    for recipe in recipes:
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for recipe, name in RECIPES.items():
         config = loading.load(f"{ROOT}/configs/{recipe}.py")
         build = functools.partial(
             jax_models.create_model, config.model, CLASSES
         )
         model = nnx.eval_shape(build)
-        blueprint, mesh, step = compiled_step(f"{recipe}.py", 8, 1)
-        due = expected(blueprint, mesh)["all-reduce"]
-        data = traffic(step)
-        del step
-        fsdp = traffic(compiled_step(f"{recipe}.py", 1, 8)[2])
-        norms = len(jax.tree.leaves(blueprint.batch_stats)) // 2
+        parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
+        count = sum(leaf.size for leaf in parameters)
+        stats = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
+        norms = len(stats) // 2  # A mean and a variance each.
+        summed = 4 * (count + sum(leaf.size for leaf in stats))
         # Forward once, backward twice; a multiply-add is two FLOPs.
         flops = 6 * costs.measure(model, config.image_size).multiply_adds
         batch = config.stages[0].batch_size
-        rings = {n: (n - 1) / n * 2 * data["all-reduce"] for n in CHIPS}
-        # Every collective once around the ring; a sum of what is split is
-        # scattered there, once around, too, where XLA has the means.
+        rings = {n: 2 * (n - 1) / n * summed for n in CHIPS}
+        split = sum(
+            4 * leaf.size
+            for leaf in parameters
+            if leaf.size >= sharding.SMALLEST_SPLIT
+        )
+        # Gathered before the step; gradients summed and scattered after it.
         sharded = [
-            (n - 1) / n * (fsdp["all-gather"] + 2 * fsdp["all-reduce"])
-            for n in CHIPS
+            (n - 1) / n * (2 * split + 2 * (summed - split)) for n in CHIPS
         ]
-        work = flops * batch, 3 * norms
-        tpu = [efficiency(TPU_V5E, *work, n, rings[n]) for n in CHIPS]
-        gpu = efficiency(H200, *work, 8, rings[8])
+        due = flops * batch, 3 * norms
+        tpu = [efficiency(TPU_V5E, *due, n, rings[n]) for n in CHIPS]
+        gpu = efficiency(H200, *due, 8, rings[8])
         cells = [
-            RECIPES[recipe],
-            f"{state.count(blueprint.params):,}",
+            name,
+            f"{count:,}",
             f"{norms}",
-            f"{data['all-reduce'] / 1e6:,.1f}",
-            f"{due / 1e6:,.1f}",
+            f"{summed / 1e6:,.0f}",
             ", ".join(f"{ring / 1e6:,.0f}" for ring in rings.values()),
-            f"{fsdp['all-gather'] / 1e6:,.1f}, {fsdp['all-reduce'] / 1e6:,.1f}",
             ", ".join(f"{ring / 1e6:,.0f}" for ring in sharded),
             f"{batch}",
             ", ".join(f"{share:.0%}" for share in tpu),
@@ -216,9 +214,26 @@ def full_models(recipes: list[str]) -> None:
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def traffic(step) -> dict[str, int]:
-    """Returns bytes of each kind of collective; 0 of those there are none."""
-    return {"all-reduce": 0, "all-gather": 0} | fit.traffic(step)
+def compiled_models(recipes: list[str]) -> None:
+    """Prints the bytes in the compiled 8-device steps of whole recipes."""
+    print(
+        "| model | data: all-reduce MB | from shapes | fsdp: all-gather MB | "
+        "from shapes | all-reduce MB |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for recipe in recipes:
+        cells = [RECIPES[recipe]]
+        for layout, kinds in (
+            ((8, 1), ("all-reduce",)),
+            ((1, 8), ("all-gather", "all-reduce")),
+        ):
+            blueprint, mesh, step = compiled_step(f"{recipe}.py", *layout)
+            found, due = fit.traffic(step), expected(blueprint, mesh)
+            for kind in kinds:
+                cells.append(f"{found.get(kind, 0) / 1e6:,.1f}")
+                cells.append(f"{due[kind] / 1e6:,.1f}")
+        # The sum of fsdp is that of data once more.
+        print("| " + " | ".join(cells[:-1]) + " |", flush=True)
 
 
 def efficiency(
@@ -239,8 +254,10 @@ def efficiency(
 
 
 if __name__ == "__main__":
-    asked = [word for word in sys.argv[1:] if not word.startswith("--")]
-    if "--paper" not in sys.argv:
+    named = [word for word in sys.argv[1:] if not word.startswith("--")]
+    if named:
+        compiled_models(named)
+    elif "--paper" not in sys.argv:
         weak_scaling()
-    if "--weak" not in sys.argv:
-        full_models(asked or list(RECIPES))
+    if not named and "--weak" not in sys.argv:
+        full_models()

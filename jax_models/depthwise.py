@@ -103,12 +103,9 @@ def _is_native(images, kernel, stride, pads):
     size, _, channels = kernel.shape
     if size not in NATIVE_SIZES or stride not in NATIVE_STRIDES:
         return False
-    if images.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        return False
     if not all(0 <= pad < size for pad in np.ravel(pads)):
         return False
-    library = native.library()
-    return library is not None and channels >= library.lanes
+    return native.serves(images) and channels >= native.library().lanes
 
 
 def _is_small(images, kernel):

@@ -62,6 +62,14 @@ def accuracy(labels, predictions) -> float:
     return float(np.mean(labels == predictions)) if labels.size else 0.0
 
 
+def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """log softmax(logits / temperature) over the last axis, float32."""
+    scaled = logits.astype(np.float32) / np.float32(temperature)
+    scaled -= scaled.max(axis=-1, keepdims=True)
+    scaled -= np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
+    return scaled
+
+
 def likelihood_loss(true: np.ndarray) -> float:
     """Log-loss in nats from the true classes' probabilities, float [N]."""
     if not len(true):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from files import temporary_folder
+from reports import scores
 from stacking import calibration
 
 KINDS = ("catboost", "lightgbm")
@@ -96,7 +97,7 @@ class Fit:
             return base
         raw = _raw_scores(self.kind, self.model, features, threads)
         raw += _start(base[:, self.present], self.temperature)
-        found = np.exp(calibration.log_softmax(raw))
+        found = np.exp(scores.log_softmax(raw))
         return filled(found, self.present, base)
 
 
@@ -142,9 +143,7 @@ def filled(
 
 def _start(base: np.ndarray, temperature: float) -> np.ndarray:
     """Log-probabilities float32 [N, P] of the calibrated mean [N, P]."""
-    return calibration.log_softmax(
-        calibration.log_probabilities(base), temperature
-    )
+    return scores.log_softmax(calibration.log_probabilities(base), temperature)
 
 
 @dataclass(frozen=True)

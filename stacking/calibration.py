@@ -11,16 +11,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import optimize
 
+from reports import scores
+
 # Probabilities below this count as this when their logarithm is taken.
 TINY = 1e-7
-
-
-def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """log softmax(logits / temperature) over the last axis, float32."""
-    scaled = logits.astype(np.float32) / np.float32(temperature)
-    scaled -= scaled.max(axis=-1, keepdims=True)
-    scaled -= np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
-    return scaled
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -41,7 +35,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     uniform = 1.0 / (len(labels) + 2)
 
     def loss(log_temperature: float) -> float:
-        logp = log_softmax(logits, np.exp(log_temperature))
+        logp = scores.log_softmax(logits, np.exp(log_temperature))
         true = logp[rows, labels].mean(dtype=np.float64)
         return float(
             -(1 - uniform) * true - uniform * logp.mean(dtype=np.float64)
@@ -61,4 +55,6 @@ def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
 
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities float32 [N, C] at another temperature."""
-    return np.exp(log_softmax(log_probabilities(probabilities), temperature))
+    return np.exp(
+        scores.log_softmax(log_probabilities(probabilities), temperature)
+    )

@@ -71,7 +71,7 @@ def test_temperature_of_a_faultless_model_stays_finite():
     labels = np.arange(40) % 4
     logits = np.eye(4, dtype=np.float32)[labels] * 5
     temperature = calibration.fit_temperature(logits, labels)
-    top = calibration.log_softmax(logits, temperature).max(axis=1)
+    top = scores.log_softmax(logits, temperature).max(axis=1)
     # Forty of forty right is evidence for 97 % or so, not for certainty.
     assert 0.9 < np.exp(top).mean() < 0.995
 
@@ -85,7 +85,7 @@ def test_calibration_lowers_the_calibration_error():
     raw, better = (
         scores.expected_calibration_error(
             labels[half[1]],
-            np.exp(calibration.log_softmax(logits[0, half[1]] * 4, t)),
+            np.exp(scores.log_softmax(logits[0, half[1]] * 4, t)),
         )
         for t in (1.0, temperature)
     )

@@ -62,12 +62,18 @@ def test_a_checkpoint_is_sent_while_training_goes_on(one, monkeypatch):
         assert "checkpoints/3/arrays" in content(one.bucket)
 
 
-def test_of_two_copies_of_a_run_the_newer_one_goes_on(one):
+def a_copy_ahead(one):
+    """Another machine's, at step 7, where this one is at step 3."""
     with one.begins():
         one.train(3)
     other = another(one)
     with other.begins():
         other.train(7, "other")
+    return other
+
+
+def test_of_two_copies_of_a_run_the_newer_one_goes_on(one):
+    other = a_copy_ahead(one)
     one.train(5, "not sent")
     with one.begins():
         assert one.arrays() == "arrays 7other"
@@ -80,11 +86,7 @@ def test_of_two_copies_of_a_run_the_newer_one_goes_on(one):
 
 
 def test_of_two_copies_equally_far_the_sent_one_goes_on(one):
-    with one.begins():
-        one.train(3)
-    other = another(one)
-    with other.begins():
-        other.train(7, "other")
+    a_copy_ahead(one)
     one.train(7, "not sent")
     with one.begins():
         assert one.arrays() == "arrays 7other"

@@ -89,11 +89,17 @@ def test_what_could_not_be_sent_is_sent_by_the_next_start(
     assert content(one.bucket) == content(one.local)
 
 
-def test_who_is_silent_is_replaced_and_notices(one, capsys):
+def cut_off(one):
+    """A run that has sent step 3 and gives no sign of life any more."""
     kept = one.begins().__enter__()
     one.train(3)
     kept.send()
     silenced(kept)
+    return kept
+
+
+def test_who_is_silent_is_replaced_and_notices(one, capsys):
+    kept = cut_off(one)
     other = another(one)
     with other.begins():
         assert "was not left in order by a run on" in capsys.readouterr().out
@@ -106,10 +112,7 @@ def test_who_is_silent_is_replaced_and_notices(one, capsys):
 
 @pytest.mark.parametrize("idle", [False, True])
 def test_who_was_cut_off_notices_that_another_has_finished(one, idle):
-    kept = one.begins().__enter__()
-    one.train(3)
-    kept.send()
-    silenced(kept)
+    kept = cut_off(one)
     other = another(one)
     with other.begins():
         if not idle:
