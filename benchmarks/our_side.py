@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 import jax_models
+import machine
 from configs import common
 from jax_models import convnext, efficientnetv2, mae, tinyvit
-from training import losses, optim, runtime, sharding, state
+from training import losses, optim, sharding, state
 
 LOG_EVERY = 20
 MAE = " mae"
@@ -36,7 +37,7 @@ class ModelAtWork:
     """
 
     def __init__(self, name: str, classes: int, dtype: jnp.dtype = jnp.float32):
-        runtime.keep_memory()  # As train.py; it serves PyTorch just as well.
+        machine.keep_freed_memory()  # As train.py; it serves PyTorch as well.
         self.name, self.classes = name, classes
         self._paints = name.endswith(MAE)
         network = name.removesuffix(MAE)

@@ -7,12 +7,13 @@ the caller's decision.
 
 from __future__ import annotations
 
-import ctypes
 import io
 import warnings
 
 import numpy as np
 from PIL import Image
+
+import machine
 
 # Formats that people keep photos in. The list is closed because Pillow's full
 # list holds some that run other programs (EPS starts Ghostscript).
@@ -36,28 +37,10 @@ EXTENSIONS = (
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-_KEPT_BYTES = 1 << 26
-
-
-def _keep_freed_memory() -> None:
-    """Keeps up to 64 MB of freed pixels for the next image.
-
-    Handed back to the system and faulted in again, page by page, they took a
-    tenth of the whole chain's time: 225 page faults for every photo of
-    480x360. Pillow's own store (PILLOW_BLOCKS_MAX) is not enough, as it sizes
-    each block anew by realloc(). Elsewhere than in the GNU C library nothing
-    is changed.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-        # The latter goes up to half of what one thread's heap may be, 32 MB.
-        mallopt(mmap_threshold, _KEPT_BYTES >> 1)
-        mallopt(trim_threshold, _KEPT_BYTES)
-    Image.core.set_blocks_max(4)
-
-
-_keep_freed_memory()
+# Pillow's own store (PILLOW_BLOCKS_MAX) is not enough, as it sizes each block
+# anew by realloc().
+machine.keep_freed_memory(limit=1 << 26)
+Image.core.set_blocks_max(4)
 
 # Refused before any pixel is decoded. A photo of 89 megapixels is larger than
 # any camera makes; decoded it already takes 360 MB.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import importlib.util
 import os
@@ -12,7 +11,7 @@ import jax
 from absl import flags, logging
 
 from errors import UserError
-from machine import usable_cores
+from machine import keep_freed_memory, usable_cores
 from training.config import Peers
 
 # Compiled steps of many recipes fit; the least recently used go first.
@@ -49,7 +48,7 @@ def start(cache_dir: str) -> Path:
     jax.config.update("jax_compilation_cache_max_size", COMPILATION_CACHE_BYTES)
     # All programs: a start meets tens of small ones, which take seconds.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    keep_memory()
+    keep_freed_memory()
     # grain's worker pool asks absl's global flags, which we do not parse.
     flags.FLAGS.mark_as_parsed()
     # Orbax tells at length of waits that a user can do nothing about, and
@@ -106,20 +105,6 @@ def _is_in_a_cluster() -> bool:
     devices = ("/dev/accel0", "/dev/vfio/0")
     tpu = any(os.path.exists(device) for device in devices)
     return tpu and importlib.util.find_spec("libtpu") is not None
-
-
-def keep_memory() -> None:
-    """Lets the process keep the memory that a step frees for the next one.
-
-    XLA takes its working memory anew for every step on a CPU, and glibc hands
-    back what is large at once: each step would begin with the kernel clearing
-    hundreds of megabytes, page by page, a third of the time of some models.
-    """
-    if not hasattr(ctypes.CDLL(None), "mallopt"):  # Another C library.
-        return
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    for option in (trim_threshold, mmap_threshold):
-        ctypes.CDLL(None).mallopt(option, 2**31 - 1)
 
 
 def default_workers(asked: int) -> int:
