@@ -7,6 +7,7 @@ gradients take; on a CPU with a compiler they are in C++ (activations.cc).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from jax import lax
 
 from jax_models import native
 from jax_models.norms import widen
+
+Activation = Callable[[jax.Array], jax.Array]
 
 
 @jax.custom_vjp

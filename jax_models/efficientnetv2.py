@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import activations, initial, layers, norms
+from jax_models import activations, batch_norm, initial, layers, norms
 from jax_models.model import ImageModel
 
 BN_EPSILON = 1e-3
@@ -161,14 +161,14 @@ class ConvBlock(nnx.Module):
 
     def __init__(self, inputs, outputs, stride, drop_path_rate, *, dtype, rngs):
         self.conv = _conv(inputs, outputs, stride, dtype, rngs)
-        self.bn1 = _batch_norm(outputs, dtype)
+        self.bn1 = _norm_silu(outputs, dtype)
         self.drop_path = _shortcut(
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = activations.silu(self.bn1(self.conv(x)))
+        branch = self.bn1(self.conv(x))
         return _join(x, branch, self.drop_path)
 
 
@@ -188,16 +188,16 @@ class FusedMBConv(nnx.Module):
     ):
         inside = inputs * expansion
         self.conv_exp = _conv(inputs, inside, stride, dtype, rngs)
-        self.bn1 = _batch_norm(inside, dtype)
+        self.bn1 = _norm_silu(inside, dtype)
         self.conv_pwl = _pointwise(inside, outputs, dtype, rngs)
-        self.bn2 = _batch_norm(outputs, dtype)
+        self.bn2 = _norm(outputs, dtype)
         self.drop_path = _shortcut(
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = activations.silu(self.bn1(self.conv_exp(x)))
+        branch = self.bn1(self.conv_exp(x))
         branch = self.bn2(self.conv_pwl(branch))
         return _join(x, branch, self.drop_path)
 
@@ -219,7 +219,7 @@ class MBConv(nnx.Module):
     ):
         inside = inputs * expansion
         self.conv_pw = _pointwise(inputs, inside, dtype, rngs)
-        self.bn1 = _batch_norm(inside, dtype)
+        self.bn1 = _norm_silu(inside, dtype)
         self.conv_dw = layers.DepthwiseConv(
             inside,
             3,
@@ -229,18 +229,18 @@ class MBConv(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.bn2 = _batch_norm(inside, dtype)
+        self.bn2 = _norm_silu(inside, dtype)
         self.se = SqueezeExcite(inside, squeezed, dtype=dtype, rngs=rngs)
         self.conv_pwl = _pointwise(inside, outputs, dtype, rngs)
-        self.bn3 = _batch_norm(outputs, dtype)
+        self.bn3 = _norm(outputs, dtype)
         self.drop_path = _shortcut(
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = activations.silu(self.bn1(self.conv_pw(x)))
-        branch = activations.silu(self.bn2(self.conv_dw(branch)))
+        branch = self.bn1(self.conv_pw(x))
+        branch = self.bn2(self.conv_dw(branch))
         branch = self.bn3(self.conv_pwl(self.se(branch)))
         return _join(x, branch, self.drop_path)
 
@@ -270,10 +270,18 @@ def _pointwise(inputs, outputs, dtype, rngs, use_bias=False):
     )
 
 
-def _batch_norm(channels, dtype):
-    return norms.BatchNorm(
-        channels, epsilon=BN_EPSILON, momentum=BN_MOMENTUM, dtype=dtype
+def _norm(channels, dtype, activation=None):
+    return batch_norm.BatchNorm(
+        channels,
+        epsilon=BN_EPSILON,
+        momentum=BN_MOMENTUM,
+        activation=activation,
+        dtype=dtype,
     )
+
+
+def _norm_silu(channels, dtype):
+    return _norm(channels, dtype, activations.silu)
 
 
 def _shortcut(inputs, outputs, stride, drop_path_rate, rngs):
@@ -310,7 +318,7 @@ class EfficientNetV2(ImageModel):
         self.minimum_size = 1
         self.remat = config.remat
         self.conv_stem = _conv(3, config.stem, 2, dtype, rngs)
-        self.bn1 = _batch_norm(config.stem, dtype)
+        self.bn1 = _norm_silu(config.stem, dtype)
         rows = config.stages if config.last_stage else config.stages[:-1]
         total = sum(stage.depth for stage in rows)
         stages, last_of_stride = [], {}
@@ -338,7 +346,7 @@ class EfficientNetV2(ImageModel):
         self.channels = tuple(width for _, width in last_of_stride.values())
         self.taps = tuple(number for number, _ in last_of_stride.values())
         self.conv_head = _pointwise(inputs, config.features, dtype, rngs)
-        self.bn2 = _batch_norm(config.features, dtype)
+        self.bn2 = _norm_silu(config.features, dtype)
         self.head = layers.Head(
             config.features,
             num_classes,
@@ -352,7 +360,7 @@ class EfficientNetV2(ImageModel):
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Maps `[B, H, W, 3]` to `[B, H / 2, W / 2, stem]`, rounded up."""
-        return activations.silu(self.bn1(self.conv_stem(images)))
+        return self.bn1(self.conv_stem(images))
 
     def encode(self, embedded: jax.Array) -> list[jax.Array]:
         """Maps the stem's output to the last map at each stride."""
@@ -372,7 +380,7 @@ class EfficientNetV2(ImageModel):
           UserError: as `feature_pyramid`.
         """
         last = self.feature_pyramid(images)[-1]
-        return activations.silu(self.bn2(self.conv_head(last)))
+        return self.bn2(self.conv_head(last))
 
 
 def _block(

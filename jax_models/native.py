@@ -29,10 +29,13 @@ import jaxlib
 
 HERE = Path(__file__).parent
 SOURCES = tuple(
-    HERE / name for name in ("activations.cc", "depthwise.cc", "norms.cc")
+    HERE / f"{name}.cc"
+    for name in ("activations", "batch_norm", "depthwise", "norms")
 )
-HEADER = HERE / "native.h"
+HEADERS = HERE / "activations.h", HERE / "native.h"
 HANDLERS = (
+    "sextet_batch_norm",
+    "sextet_batch_norm_slopes",
     "sextet_depthwise",
     "sextet_depthwise_kernel_slope",
     "sextet_gelu",
@@ -141,7 +144,7 @@ def _mark(compiler: str) -> str:
         [compiler, "--version"], capture_output=True, check=True, timeout=60
     )
     parts = (
-        *(path.read_bytes() for path in (HEADER, *SOURCES)),
+        *(path.read_bytes() for path in (*HEADERS, *SOURCES)),
         version.stdout,
         repr((FLAGS, jaxlib.__version__, _processor())).encode(),
     )

@@ -1,4 +1,4 @@
-"""Layer and batch normalisation, with gradients by hand.
+"""Layer normalisation, with gradients by hand.
 
 JAX would derive the same gradients, from four times as many operations; with
 tens of norms in a network that is what its compilation waits for. Statistics
@@ -8,7 +8,6 @@ are computed in float32 at least, whatever the dtype of the input is.
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -39,57 +38,8 @@ class LayerNorm(nnx.Module):
         return y.astype(self.dtype)
 
 
-class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) over all axes but the last.
-
-    The batch is normalised by its biased variance; the running variance is
-    updated with the unbiased one, as PyTorch and TensorFlow's fused kernel
-    do. `momentum` is the share of the old value that is kept (PyTorch's
-    convention is one minus that).
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        epsilon: float,
-        momentum: float,
-        scale: float = 1.0,
-        dtype: jnp.dtype,
-    ):
-        self.scale = nnx.Param(jnp.full((channels,), scale, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
-        self.epsilon = epsilon
-        self.momentum = momentum
-        self.dtype = dtype
-        # Set by `model.train()` and `model.eval()`.
-        self.use_running_average = False
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, ..., C]` to `[B, ..., C]`; when training, updates."""
-        scale, bias = self.scale[...], self.bias[...]
-        if self.use_running_average:
-            factor = lax.rsqrt(self.var[...] + self.epsilon) * scale
-            y = (widen(x) - self.mean[...]) * factor + bias
-        else:
-            y, mean, variance = _batch_norm(x, scale, bias, self.epsilon)
-            count = math.prod(x.shape[:-1])
-            self._update(self.mean, mean)
-            self._update(self.var, variance * (count / max(count - 1, 1)))
-        return y.astype(self.dtype)
-
-    def _update(self, running, batch):
-        kept = self.momentum * running[...]
-        new = kept + (1 - self.momentum) * lax.stop_gradient(batch)
-        # Not `running[...] = new`, which would write into an array that came
-        # from NumPy.
-        running.set_value(new)
-
-
-def _normalize(x, axes, epsilon):
-    """`x`, widened, with mean 0 and variance 1, and what that took."""
+def normalize(x, axes, epsilon):
+    """Gives `x`, widened, mean 0 and variance 1, and what these were."""
     x = widen(x)
     mean = x.mean(axes, keepdims=True)
     variance = jnp.square(x - mean).mean(axes, keepdims=True)
@@ -104,7 +54,7 @@ def _layer_norm(x, scale, bias, epsilon):
 
 def _layer_norm_forward(x, scale, bias, epsilon):
     if not native.serves(x):
-        normal, mean, variance = _normalize(x, -1, epsilon)
+        normal, mean, variance = normalize(x, -1, epsilon)
         return normal * scale + bias, (x, scale, mean, variance)
     # The C++ finds the statistics again, in no time.
     y = _native_layer_norm(x, scale, bias, epsilon=epsilon)
@@ -164,32 +114,3 @@ def _native_layer_norm_slopes(x, scale, slope, *, epsilon):
         epsilon=np.float32(epsilon),
     )
     return to_x.reshape(x.shape).astype(x.dtype), to_scale, to_bias
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _batch_norm(x, scale, bias, epsilon):
-    return _batch_norm_forward(x, scale, bias, epsilon)[0]
-
-
-def _batch_norm_forward(x, scale, bias, epsilon):
-    axes = tuple(range(x.ndim - 1))
-    normal, mean, variance = _normalize(x, axes, epsilon)
-    statistics = mean.reshape(-1), variance.reshape(-1)
-    return (normal * scale + bias, *statistics), (x, scale, *statistics)
-
-
-def _batch_norm_backward(epsilon, residuals, slopes):
-    # Nothing differentiates through the statistics: they are only stored.
-    slope, _, _ = slopes
-    x, scale, mean, variance = residuals
-    factor = lax.rsqrt(variance + epsilon)
-    normal = (widen(x) - mean) * factor
-    axes = tuple(range(x.ndim - 1))
-    to_scale = (slope * normal).sum(axes)
-    to_bias = slope.sum(axes)
-    count = math.prod(x.shape[:-1])
-    to_x = slope - (to_bias + normal * to_scale) / count
-    return (to_x * (scale * factor)).astype(x.dtype), to_scale, to_bias
-
-
-_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

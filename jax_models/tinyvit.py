@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import activations, initial, layers, norms
+from jax_models import activations, batch_norm, initial, layers, norms
+from jax_models.activations import Activation
 from jax_models.model import ImageModel
 from jax_models.window_attention import LN_EPSILON, WindowAttention
 
@@ -75,7 +76,7 @@ VARIANTS = {
 
 
 class ConvNorm(nnx.Module):
-    """A dense convolution without bias, then BatchNorm."""
+    """A dense convolution without bias, BatchNorm, an activation or none."""
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class ConvNorm(nnx.Module):
         *,
         stride: int = 1,
         scale: float = 1.0,
+        activation: Activation | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -104,7 +106,7 @@ class ConvNorm(nnx.Module):
                 padding=size // 2,
                 **options,
             )
-        self.bn = _batch_norm(outputs, scale, dtype)
+        self.bn = _batch_norm(outputs, scale, activation, dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, ceil(h / stride), ..., outputs]`."""
@@ -112,13 +114,14 @@ class ConvNorm(nnx.Module):
 
 
 class DepthwiseConvNorm(nnx.Module):
-    """A 3x3 depthwise convolution without bias, then BatchNorm."""
+    """The same with a 3x3 depthwise convolution."""
 
     def __init__(
         self,
         channels: int,
         *,
         stride: int = 1,
+        activation: Activation | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -132,19 +135,20 @@ class DepthwiseConvNorm(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.bn = _batch_norm(channels, 1.0, dtype)
+        self.bn = _batch_norm(channels, 1.0, activation, dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, ceil(h / stride), ..., C]`."""
         return self.bn(self.conv(x))
 
 
-def _batch_norm(channels, scale, dtype):
-    return norms.BatchNorm(
+def _batch_norm(channels, scale, activation, dtype):
+    return batch_norm.BatchNorm(
         channels,
         epsilon=BN_EPSILON,
         momentum=BN_MOMENTUM,
         scale=scale,
+        activation=activation,
         dtype=dtype,
     )
 
@@ -154,12 +158,14 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         options = dict(stride=2, dtype=dtype, rngs=rngs)
-        self.conv1 = ConvNorm(3, outputs // 2, 3, **options)
+        self.conv1 = ConvNorm(
+            3, outputs // 2, 3, activation=activations.gelu, **options
+        )
         self.conv2 = ConvNorm(outputs // 2, outputs, 3, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, 3]` to `[B, H / 4, W / 4, outputs]`, rounded up."""
-        return self.conv2(activations.gelu(self.conv1(x)))
+        return self.conv2(self.conv1(x))
 
 
 class MBConv(nnx.Module):
@@ -174,17 +180,17 @@ class MBConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, rngs=rngs)
-        self.conv1 = ConvNorm(channels, 4 * channels, 1, **options)
-        self.conv2 = DepthwiseConvNorm(4 * channels, **options)
+        bent = dict(activation=activations.gelu, **options)
+        self.conv1 = ConvNorm(channels, 4 * channels, 1, **bent)
+        self.conv2 = DepthwiseConvNorm(4 * channels, **bent)
         # The branch starts at zero.
         self.conv3 = ConvNorm(4 * channels, channels, 1, scale=0.0, **options)
         self.drop_path = layers.DropPath(drop_path_rate, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        branch = activations.gelu(self.conv1(x))
-        branch = activations.gelu(self.conv2(branch))
-        return activations.gelu(x + self.drop_path(self.conv3(branch)))
+        branch = self.conv3(self.conv2(self.conv1(x)))
+        return activations.gelu(x + self.drop_path(branch))
 
 
 class PatchMerging(nnx.Module):
@@ -194,14 +200,14 @@ class PatchMerging(nnx.Module):
         self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         options = dict(dtype=dtype, rngs=rngs)
-        self.conv1 = ConvNorm(inputs, outputs, 1, **options)
-        self.conv2 = DepthwiseConvNorm(outputs, stride=2, **options)
+        bent = dict(activation=activations.gelu, **options)
+        self.conv1 = ConvNorm(inputs, outputs, 1, **bent)
+        self.conv2 = DepthwiseConvNorm(outputs, stride=2, **bent)
         self.conv3 = ConvNorm(outputs, outputs, 1, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / 2, w / 2, outputs]`."""
-        x = activations.gelu(self.conv1(x))
-        return self.conv3(activations.gelu(self.conv2(x)))
+        return self.conv3(self.conv2(self.conv1(x)))
 
 
 class Mlp(nnx.Module):

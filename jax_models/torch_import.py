@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from errors import UserError
-from jax_models import convnext, layers, norms, torch_files
+from jax_models import batch_norm, convnext, layers, norms, torch_files
 from jax_models.model import ImageModel
 
 # What BatchNorm counts in PyTorch; with a fixed momentum nothing reads it.
@@ -199,7 +199,7 @@ def _layer_entries(module) -> dict[str, _Entry]:
             rules = {
                 "kernel": ("weight", depthwise_to_torch, depthwise_from_torch)
             }
-        case norms.BatchNorm():
+        case batch_norm.BatchNorm():
             rules = scale | {
                 "mean": ("running_mean", same, same),
                 "var": ("running_var", same, same),

@@ -13,7 +13,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 import jax_models
-from jax_models import activations, layers, native, norms
+from jax_models import activations, batch_norm, layers, native, norms
 from jax_models.depthwise import depthwise_conv
 from jax_models.window_attention import WindowAttention
 
@@ -205,7 +205,7 @@ def test_norms_and_their_gradients(kind):
         if kind == "layer":
             norm = norms.LayerNorm(8, epsilon=1e-5, dtype=jnp.float32)
         else:
-            norm = norms.BatchNorm(
+            norm = batch_norm.BatchNorm(
                 8, epsilon=1e-5, momentum=0.9, dtype=jnp.float32
             )
         norm.scale[...], norm.bias[...] = scale, bias
@@ -221,7 +221,9 @@ def test_norms_and_their_gradients(kind):
 
 
 def test_batch_norm_keeps_the_unbiased_variance():
-    norm = norms.BatchNorm(1, epsilon=1e-5, momentum=0.9, dtype=jnp.float32)
+    norm = batch_norm.BatchNorm(
+        1, epsilon=1e-5, momentum=0.9, dtype=jnp.float32
+    )
     norm(jnp.array([[1.0], [3.0]]))
     np.testing.assert_allclose(norm.mean[...], 0.1 * 2, rtol=1e-6)
     # Biased, the variance of 1 and 3 is 1; unbiased it is 2.

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
-from jax_models import depthwise, native, norms
+from jax_models import activations, batch_norm, depthwise, native, norms
 
 SHAPES = [
     # batch, height, width, channels, kernel, stride, padding
@@ -77,7 +78,7 @@ def test_layer_norm_in_cpp_equals_the_plain_one(channels, dtype):
         return norms._layer_norm(x, scale, bias, 1e-6)
 
     def plain(x, scale, bias):
-        return norms._normalize(x, -1, 1e-6)[0] * scale + bias
+        return norms.normalize(x, -1, 1e-6)[0] * scale + bias
 
     def value_and_slopes(function):
         value, back = jax.vjp(function, x, scale, bias)
@@ -92,6 +93,48 @@ def test_layer_norm_in_cpp_equals_the_plain_one(channels, dtype):
         np.testing.assert_allclose(
             one, other, rtol=1e-2 if narrow else 1e-5, atol=2e-5
         )
+
+
+@pytest.mark.parametrize("rows", [(2, 3, 4), (17, 30, 20)], ids=str)
+@pytest.mark.parametrize("channels", [8, 24, 64])
+@pytest.mark.parametrize("activation", [None, "gelu", "silu"])
+def test_batch_norm_in_cpp_equals_the_plain_one_in_float64(
+    rows, channels, activation
+):
+    """Also where the rows are of several parts, the last of them smaller."""
+    rng = np.random.default_rng(0)
+    x, slope = rng.standard_normal((2, *rows, channels), np.float32)
+    x = x * 2 + 5
+    scale, bias = rng.uniform(0.5, 2, (2, channels)).astype(np.float32)
+    if native.library() is not None:
+        assert batch_norm._fills_vectors(x)
+
+    def apply(x, scale, bias):
+        norm = batch_norm.BatchNorm(
+            channels,
+            epsilon=1e-3,
+            momentum=0.5,
+            activation=activation and getattr(activations, activation),
+            dtype=x.dtype,
+        )
+        norm.scale = nnx.Param(scale)
+        norm.bias = nnx.Param(bias)
+        return norm(x), (norm.mean[...], norm.var[...])
+
+    @jax.jit
+    def value_and_slopes(slope, *inputs):
+        value, back, statistics = jax.vjp(apply, *inputs, has_aux=True)
+        return value, *statistics, *back(slope)
+
+    inputs = slope, x, scale, bias
+    found = value_and_slopes(*inputs)
+    with jax.enable_x64(True):
+        right = value_and_slopes(*(np.float64(array) for array in inputs))
+    for one, other in zip(found, right, strict=True):
+        assert one.dtype == jnp.float32
+        assert other.dtype == jnp.float64
+        room = 2e-6 * np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=room)
 
 
 def test_without_a_compiler_everything_works_and_nothing_is_said(tmp_path):
