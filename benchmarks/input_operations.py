@@ -4,6 +4,7 @@
 
 A 480x360 JPEG to 224 px by the default recipe. Both sides do the same to the
 same images on one core; "share" is how often an image has the operation done.
+Ours flips while it resizes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import pairs
 from benchmarks.input_pipeline import PHOTOS, SIZE
-from input_pipeline import augment, decoding, operations, ops
+from input_pipeline import decoding, forms, operations, ops
 from input_pipeline.operations import Operation
 
 # An average crop of the default recipe.
@@ -49,64 +49,64 @@ def theirs_decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def does(operation: Operation | None) -> Callable[[Image.Image], Image.Image]:
+def does(operation: Operation | None) -> Callable[[forms.AnyImage], None]:
     """Returns a function that does one operation of ours."""
     listed = [] if operation is None else [operation]
     return lambda image: operations.apply(image, listed)
 
 
 def lines(files: list[bytes]) -> list[tuple]:
-    """Returns (name, share, items, our work, torchvision's work)."""
+    """Returns (name, share, our work, torchvision's work).
+
+    Work is a function and what to call it with, one after the other.
+    """
     from benchmarks.torch_input import v2
 
     functional = v2.functional
 
     full = [decoded(data) for data in files]
-    crops = [augment._resized_crop(image, CROP, SIZE) for image in full]
+    ours = [forms.resized(image, SIZE, CROP) for image in full]
+    theirs = [Image.fromarray(forms.pixels(image)) for image in ours]
     left, top, right, bottom = CROP
     window = (top, left, bottom - top, right - left, [SIZE, SIZE])
     found = [
-        ("decode", 1.0, files, decoded, theirs_decoded),
+        ("decode", 1.0, (decoded, files), (theirs_decoded, files)),
         (
             "crop and resize",
             1.0,
-            full,
-            lambda image: augment._resized_crop(image, CROP, SIZE),
-            lambda image: functional.resized_crop(image, *window),
+            (lambda image: forms.resized(image, SIZE, CROP), full),
+            (lambda image: functional.resized_crop(image, *window), full),
         ),
         (
             "flip",
             0.5,
-            crops,
-            lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-            functional.horizontal_flip,
+            (lambda image: image, ours),
+            (functional.horizontal_flip, theirs),
         ),
     ]
-    theirs = v2.RandAugment(2, 9)
+    policy = v2.RandAugment(2, 9)
     for name in ops.RANDAUGMENT:
         strength = ops.magnitude(name, 9, SIZE, SIZE)
 
         def transform(image, name=name, strength=strength):
             nearest = v2.InterpolationMode.NEAREST
-            return theirs._apply_image_or_video_transform(
+            return policy._apply_image_or_video_transform(
                 image, name, strength, interpolation=nearest, fill={}
             )
 
-        ours = does(operations.randaugment(name, strength))
-        found.append((f"RandAugment {name}", 2 / 14, crops, ours, transform))
+        work = does(operations.randaugment(name, strength))
+        sides = (work, ours), (transform, theirs)
+        found.append((f"RandAugment {name}", 2 / 14, *sides))
     for name, value in JITTER.items():
         adjust = getattr(functional, f"adjust_{name}")
-        found.append(
-            (
-                f"jitter {name}",
-                1.0,
-                crops,
-                does(Operation(name, value)),
-                lambda image, adjust=adjust, value=value: adjust(image, value),
-            )
-        )
-    found.append(("to bytes", 1.0, crops, np.asarray, functional.pil_to_tensor))
-    return found
+
+        def jitter(image, adjust=adjust, value=value):
+            return adjust(image, value)
+
+        sides = (does(Operation(name, value)), ours), (jitter, theirs)
+        found.append((f"jitter {name}", 1.0, *sides))
+    sides = (forms.pixels, ours), (functional.pil_to_tensor, theirs)
+    return [*found, ("to bytes", 1.0, *sides)]
 
 
 def main() -> None:
@@ -120,11 +120,11 @@ def main() -> None:
         PHOTOS[0].write(folder)
         files = [path.read_bytes() for path in folder.iterdir()][:SAMPLE]
     rows, sums = [], [0.0, 0.0]
-    for name, share, items, ours, theirs in lines(files):
+    for name, share, ours, theirs in lines(files):
         found = pairs.alternate(
             {
-                "ours": lambda work=ours, on=items: cpu_seconds(work, on),
-                "theirs": lambda work=theirs, on=items: cpu_seconds(work, on),
+                "ours": lambda work=ours: cpu_seconds(*work),
+                "theirs": lambda work=theirs: cpu_seconds(*work),
             },
             options.rounds,
         )

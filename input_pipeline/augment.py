@@ -1,10 +1,10 @@
 """What happens to one image: the training chain and the evaluation views.
 
-Pillow and NumPy on the host, uint8 to uint8, all randomness from the generator
-that is handed in. The chain is torchvision 0.29's RandomResizedCrop,
-RandomHorizontalFlip, RandAugment, ColorJitter and RandomGrayscale, in that
-order, then, where a recipe asks for them, gamma, blur, downscaling, JPEG
-compression and coarse dropout: a photo's way from the lens to the web, and
+On the host, uint8 to uint8, all randomness from the generator that is handed
+in; decoded by Pillow, then by whatever forms.py chooses. The chain is
+torchvision 0.29's RandomResizedCrop, RandomHorizontalFlip, RandAugment,
+ColorJitter and RandomGrayscale, in that order, then, where a recipe asks for
+them, gamma, blur, downscaling, JPEG compression and coarse dropout: a photo's
 what stands before it. The end of it may be left to the device, and
 RandomErasing and everything between images follow there, in mixing.py.
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from input_pipeline import degradations, operations, ops
+from input_pipeline import degradations, forms, operations, ops
 from input_pipeline.decoding import (
     BadImage,
     check_pixels,
@@ -29,6 +29,7 @@ from input_pipeline.decoding import (
     upright_rgb,
     upright_size,
 )
+from input_pipeline.forms import AnyImage
 from input_pipeline.operations import Operation
 
 __all__ = ["VIEWS", "Augment", "BadImage", "decode", "eval_image"]
@@ -113,7 +114,7 @@ def train_image(
       BadImage: the data cannot be read.
     """
     image, drawn = _cropped(data, augment, size, rng)
-    return np.asarray(operations.apply(image, drawn))
+    return forms.pixels(operations.apply(image, drawn))
 
 
 def prepared_train_image(
@@ -132,7 +133,7 @@ def prepared_train_image(
     left: list[Operation] = []
     if augment.device:
         drawn, left = operations.split(drawn)
-    return np.asarray(operations.apply(image, drawn)), left
+    return forms.pixels(operations.apply(image, drawn)), left
 
 
 def _cropped(
@@ -140,12 +141,54 @@ def _cropped(
     augment: Augment,
     size: int,
     rng: np.random.Generator,
-) -> tuple[Image.Image, list[Operation]]:
+) -> tuple[AnyImage, list[Operation]]:
     """The crop, mirrored or not, and what is to happen to it."""
-    image = _random_resized_crop(data, augment, size, rng)
-    if rng.random() < augment.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return image, draw_operations(augment, size, rng)
+    image, crop, box = _random_crop(data, augment, size, rng)
+    mirrored = bool(rng.random() < augment.flip)
+    cropped = forms.resized(image, size, crop, box, mirrored)
+    return cropped, draw_operations(augment, size, rng)
+
+
+def _random_crop(
+    data: bytes | np.ndarray,
+    augment: Augment,
+    size: int,
+    rng: np.random.Generator,
+) -> tuple[Image.Image | np.ndarray, tuple | None, tuple | None]:
+    """What RandomResizedCrop is to resize, for an image not decoded yet.
+
+    Of a JPEG whose crop has at least twice as many pixels a side as are
+    asked for, no more are decoded than that takes, which for photos of
+    megapixels halves the time. The result is half a grey level off on average
+    (a photo that is both turned and of a size that the factor does not divide
+    is off by a part of a pixel more).
+
+    Returns:
+      The decoded image, and `forms.resized`'s crop and box. It is the crop
+      where all was decoded: a box would let pixels outside it into its
+      border, which torchvision does not.
+    """
+
+    def drawn(width: int, height: int) -> tuple[int, int, int, int]:
+        scale, ratio = augment.crop_scale, augment.crop_ratio
+        return random_crop_box(width, height, scale, ratio, rng)
+
+    if isinstance(data, np.ndarray):
+        check_pixels(data)
+        height, width, _ = data.shape
+        return data, drawn(width, height), None
+    image = open_image(data)
+    if image.format != "JPEG":  # MPO files, too, are decoded in full.
+        image = upright_rgb(image)
+        return image, drawn(*image.size), None
+    crop = drawn(*upright_size(image))
+    shorter = min(crop[2] - crop[0], crop[3] - crop[1])
+    factor = next((f for f in (8, 4, 2) if shorter >= f * size), 1)
+    factor = reduce_jpeg(image, factor)
+    image = upright_rgb(image)
+    if factor == 1:
+        return image, crop, None
+    return image, None, tuple(edge / factor for edge in crop)
 
 
 def draw_operations(
@@ -198,61 +241,6 @@ def random_crop_box(
         w = round(height * max(ratio))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def _random_resized_crop(
-    data: bytes | np.ndarray,
-    augment: Augment,
-    size: int,
-    rng: np.random.Generator,
-) -> Image.Image:
-    """RandomResizedCrop of an image that is not decoded yet.
-
-    Of a JPEG whose crop has at least twice as many pixels a side as are
-    asked for, no more are decoded than that takes, which for photos of
-    megapixels halves the time. The result is half a grey level off on average
-    (a photo that is both turned and of a size that the factor does not divide
-    is off by a part of a pixel more).
-    """
-    scale, ratio = augment.crop_scale, augment.crop_ratio
-    if isinstance(data, np.ndarray):
-        check_pixels(data)
-        height, width, _ = data.shape
-        box = random_crop_box(width, height, scale, ratio, rng)
-        left, top, right, bottom = box
-        crop = np.ascontiguousarray(data[top:bottom, left:right])
-        return _resized(Image.fromarray(crop), size)
-    image = open_image(data)
-    if image.format != "JPEG":  # MPO files, too, are decoded in full.
-        image = upright_rgb(image)
-        box = random_crop_box(*image.size, scale, ratio, rng)
-        return _resized_crop(image, box, size)
-    width, height = upright_size(image)
-    box = random_crop_box(width, height, scale, ratio, rng)
-    shorter = min(box[2] - box[0], box[3] - box[1])
-    factor = next((f for f in (8, 4, 2) if shorter >= f * size), 1)
-    factor = reduce_jpeg(image, factor)
-    image = upright_rgb(image)
-    if factor == 1:
-        return _resized_crop(image, box, size)
-    box = tuple(edge / factor for edge in box)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box)
-
-
-def _resized_crop(
-    image: Image.Image, box: tuple[int, int, int, int], size: int
-) -> Image.Image:
-    # Cropped before resizing, not with resize(box=…): that would let pixels
-    # outside the crop into its border, which torchvision does not.
-    if box != (0, 0, *image.size):
-        image = image.crop(box)
-    return _resized(image, size)
-
-
-def _resized(image: Image.Image, size: int) -> Image.Image:
-    if image.size == (size, size):
-        return image
-    return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def _draw_randaugment(
@@ -351,13 +339,13 @@ def eval_image(
                 cut = _center_view(image, size)
             else:
                 cut = _crop_view(image, size, image_id)
-            cuts[base] = np.asarray(cut)
+            cuts[base] = forms.pixels(cut)
         pixels = cuts[base]
         result[position] = pixels[:, ::-1] if view != base else pixels
     return result
 
 
-def _center_view(image: Image.Image, size: int) -> Image.Image:
+def _center_view(image: Image.Image, size: int) -> AnyImage:
     """torchvision's Resize and CenterCrop in one call.
 
     Resizing only what the crop keeps also bounds the memory: the whole of a
@@ -377,13 +365,13 @@ def _center_view(image: Image.Image, size: int) -> Image.Image:
         (left + size) * width / new_width,
         (top + size) * height / new_height,
     )
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return forms.resized(image, size, box=box)
 
 
-def _crop_view(image: Image.Image, size: int, image_id: str) -> Image.Image:
+def _crop_view(image: Image.Image, size: int, image_id: str) -> AnyImage:
     seed = hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()
     rng = np.random.Generator(
         np.random.Philox(key=int.from_bytes(seed[:16], "little"))
     )
     box = random_crop_box(*image.size, VIEW_CROP_SCALE, (3 / 4, 4 / 3), rng)
-    return _resized_crop(image, box, size)
+    return forms.resized(image, size, crop=box)

@@ -12,16 +12,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from input_pipeline import degradations, ops
+from input_pipeline import degradations, forms, ops
+from input_pipeline.forms import AnyImage
 
 
 class Operation(NamedTuple):
     """One of the operations below, and how strongly.
 
     Attributes:
-      name: a key of `GEOMETRY`, `TABLES`, `TABLES_OF_IMAGE` or `FILTERS`.
+      name: a key of `GEOMETRY`, `TABLES`, `TABLES_OF_IMAGE`, `FILTERS` or
+        `DEGRADATIONS`.
       value: its parameter; unused by those that have none.
     """
 
@@ -29,7 +30,8 @@ class Operation(NamedTuple):
     value: Any = 0.0
 
 
-# Pixels move, none changes; what comes in from outside is black.
+# (value, width, height) -> matrix. Pixels move, none changes; what comes in
+# from outside is black.
 GEOMETRY = {
     "shear_x": ops.shear_x,
     "shear_y": ops.shear_y,
@@ -46,19 +48,29 @@ TABLES = {
     "gamma": degradations.gamma_table,
 }
 
-# (image, value) -> table.
+# (form, image, value) -> table.
 TABLES_OF_IMAGE = {
-    "contrast": ops.contrast_table,
-    "autocontrast": lambda image, _: ops.autocontrast_table(image),
-    "equalize": lambda image, _: ops.equalize_table(image),
+    "contrast": lambda form, image, factor: ops.contrast_table(
+        form.mean_grey(image), factor
+    ),
+    "autocontrast": lambda form, image, _: ops.autocontrast_table(
+        form.histograms(image)
+    ),
+    "equalize": lambda form, image, _: ops.equalize_table(
+        form.histograms(image)
+    ),
 }
 
-# (image, value) -> image.
+# (form, image, value) -> image.
 FILTERS = {
-    "saturation": ops.saturation,
-    "hue": ops.hue,
-    "grayscale": lambda image, _: ops.grayscale(image),
-    "sharpness": ops.sharpness,
+    "saturation": lambda form, image, factor: form.saturation(image, factor),
+    "hue": lambda form, image, shift: form.hue(image, shift),
+    "grayscale": lambda form, image, _: form.grayscale(image),
+    "sharpness": lambda form, image, factor: form.sharpness(image, factor),
+}
+
+# (Pillow image, value) -> Pillow image: there is no C++ for these.
+DEGRADATIONS = {
     "gaussian_blur": degradations.gaussian_blur,
     "downscale": degradations.downscale,
     "jpeg": degradations.jpeg,
@@ -105,15 +117,16 @@ def randaugment(name: str, strength: float) -> Operation | None:
     raise ValueError(f"unknown RandAugment operation {name!r}")
 
 
-def apply(image: Image.Image, operations: Iterable[Operation]) -> Image.Image:
+def apply(image: AnyImage, operations: Iterable[Operation]) -> AnyImage:
     """Does `operations` in their order, to the bit as one after the other.
 
     Tables that follow one another are looked up as one.
 
     Args:
-      image: mode RGB.
+      image: of either of the forms; the result is of the same.
       operations: of any kind.
     """
+    form = forms.of(image)
     table = None  # of what is still to be looked up
     for name, value in operations:
         if name in TABLES:
@@ -121,14 +134,18 @@ def apply(image: Image.Image, operations: Iterable[Operation]) -> Image.Image:
             table = own if table is None else own[table]
             continue
         if table is not None:
-            image, table = ops.look_up(image, table), None
+            image, table = form.look_up(image, table), None
         if name in TABLES_OF_IMAGE:
-            table = TABLES_OF_IMAGE[name](image, value)
+            table = TABLES_OF_IMAGE[name](form, image, value)
         elif name in GEOMETRY:
-            image = GEOMETRY[name](image, value)
+            matrix = GEOMETRY[name](value, *form.size(image))
+            image = form.affine(image, matrix)
+        elif name in FILTERS:
+            image = FILTERS[name](form, image, value)
         else:
-            image = FILTERS[name](image, value)
-    return image if table is None else ops.look_up(image, table)
+            done = DEGRADATIONS[name](form.to_pillow(image), value)
+            image = form.from_pillow(done)
+    return image if table is None else form.look_up(image, table)
 
 
 def geometry_first(operations: Sequence[Operation]) -> list[Operation]:

@@ -1,8 +1,9 @@
-"""The torchvision operations on one image: Pillow image in, Pillow image out.
+"""The torchvision operations in numbers: strengths, matrices, tables.
 
 Each gives what torchvision 0.29 gives on a Pillow image with the same
 parameters, identical or one grey level off; tests/input_pipeline compares
-them with stored answers of torchvision. Images are mode RGB throughout.
+them with stored answers of torchvision. What touches pixels accordingly is in
+pillow_ops.py, and in C++ in native_ops.py.
 
 Where an operation replaces every value by itself, whatever stands beside it,
 there is a function that returns its table, uint8 `[256]`, or `[3, 256]` with
@@ -12,6 +13,7 @@ one row per channel: operations.py looks several tables up at once.
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 from PIL import Image
@@ -70,35 +72,43 @@ def _linspace(start: float, end: float, position: int) -> float:
     return float(np.float32(end - step * (last - position)))
 
 
-def shear_x(image: Image.Image, shear: float) -> Image.Image:
+# Which place of the old image a place of the new one shows: (a, b, c, d, e, f)
+# for x = a x' + b y' + c and y = d x' + e y' + f.
+Matrix = tuple[float, float, float, float, float, float]
+
+
+def shear_x(shear: float, width: int, height: int) -> Matrix:
     """Moves every row sideways by `shear` times its height."""
-    return _affine(image, (1.0, shear, 0.0, 0.0, 1.0, 0.0))
+    return (1.0, shear, 0.0, 0.0, 1.0, 0.0)
 
 
-def shear_y(image: Image.Image, shear: float) -> Image.Image:
+def shear_y(shear: float, width: int, height: int) -> Matrix:
     """Moves every column upwards by `shear` times its distance from 0."""
-    return _affine(image, (1.0, 0.0, 0.0, shear, 1.0, 0.0))
+    return (1.0, 0.0, 0.0, shear, 1.0, 0.0)
 
 
-def translate_x(image: Image.Image, pixels: int) -> Image.Image:
+def translate_x(pixels: int, width: int, height: int) -> Matrix:
     """Moves to the right."""
-    return _affine(image, (1.0, 0.0, -pixels, 0.0, 1.0, 0.0))
+    return (1.0, 0.0, -pixels, 0.0, 1.0, 0.0)
 
 
-def translate_y(image: Image.Image, pixels: int) -> Image.Image:
+def translate_y(pixels: int, width: int, height: int) -> Matrix:
     """Moves downwards."""
-    return _affine(image, (1.0, 0.0, 0.0, 0.0, 1.0, -pixels))
+    return (1.0, 0.0, 0.0, 0.0, 1.0, -pixels)
 
 
-def rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Turns about the middle, against the clock."""
-    return image.rotate(degrees, Image.Resampling.NEAREST)
-
-
-def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """Maps output to input pixels, nearest neighbour, black outside."""
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST
+def rotate(degrees: float, width: int, height: int) -> Matrix:
+    """Turns about the middle, against the clock, as Pillow rounds it."""
+    angle = -math.radians(degrees % 360.0)
+    cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = width / 2, height / 2
+    return (
+        cosine,
+        sine,
+        cosine * -x + sine * -y + x,
+        -sine,
+        cosine,
+        -sine * -x + cosine * -y + y,
     )
 
 
@@ -106,21 +116,6 @@ _VALUES = np.arange(256)
 
 # Weights of red, green and blue in Pillow's grey.
 LUMINANCE = (0.299, 0.587, 0.114)
-
-
-def look_up(image: Image.Image, table: np.ndarray) -> Image.Image:
-    """Replaces every value by the table's, uint8 `[256]` or `[3, 256]`."""
-    values = table.ravel().tolist()
-    if table.ndim == 1:
-        values *= 3
-    # What Image.point() does after spending 55 us on rounding a list of
-    # integers; on a 64 px image that is five times the work itself.
-    return image._new(image.im.point(values, None))
-
-
-def _band(image: Image.Image, name: str) -> np.ndarray:
-    """One channel, uint8 `[H * W]`, without a copy of the others."""
-    return np.frombuffer(image.tobytes("raw", name), np.uint8)
 
 
 def _blend_table(base: float, factor: float) -> np.ndarray:
@@ -139,46 +134,36 @@ def brightness_table(factor: float) -> np.ndarray:
     return _blend_table(0, factor)
 
 
-def contrast_table(image: Image.Image, factor: float) -> np.ndarray:
+def contrast_table(mean_grey: float, factor: float) -> np.ndarray:
     """Scales the distance from the image's mean grey by `factor`."""
-    grey = _band(image.convert("L"), "L")
-    mean = int(np.add.reduce(grey, dtype=np.int64) / len(grey) + 0.5)
-    return _blend_table(mean, factor)
+    return _blend_table(int(mean_grey + 0.5), factor)
 
 
-def saturation(image: Image.Image, factor: float) -> Image.Image:
-    """Scales the distance from the pixel's own grey by `factor`."""
+def saturation_matrix(factor: float) -> list[float]:
+    """Scales the distance from the pixel's own grey by `factor`.
+
+    Returns:
+      3x4 numbers, row after row, for Pillow's `convert`.
+    """
     matrix = []
     for channel in range(3):
         row = [(1 - factor) * weight for weight in LUMINANCE]
         row[channel] += factor
         # Pillow rounds here but cuts when it blends; hence the half.
         matrix += [*row, -0.5]
-    return image.convert("RGB", matrix)
+    return matrix
 
 
-def sharpness(image: Image.Image, factor: float) -> Image.Image:
+def sharpness_weights(factor: float) -> tuple[np.float32, np.float32]:
     """Scales the distance from the smoothed image by `factor`.
 
     Smoothed by (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay.
+
+    Returns:
+      What to multiply the value by, and the sum of the 3x3 values around it,
+      the value itself counted five times.
     """
-    height, width = image.height, image.width
-    if height < 3 or width < 3:
-        return image
-    pixels = np.array(image).reshape(height, width * 3)
-    wide = pixels.astype(np.uint16)
-    center = wide[1:-1, 3:-3]
-    columns = wide[:-2] + wide[1:-1]
-    columns += wide[2:]
-    total = columns[:, :-6] + columns[:, 3:-3]
-    total += columns[:, 6:]
-    total += center * np.uint16(4)
-    values = center * np.float32(factor)
-    values += total * np.float32((1 - factor) / 13)
-    np.maximum(values, 0, out=values)
-    np.minimum(values, 255, out=values)
-    pixels[1:-1, 3:-3] = values
-    return Image.fromarray(pixels.reshape(height, width, 3))
+    return np.float32(factor), np.float32((1 - factor) / 13)
 
 
 def posterize_table(bits: int) -> np.ndarray:
@@ -192,10 +177,15 @@ def solarize_table(threshold: float) -> np.ndarray:
     return inverted.astype(np.uint8)
 
 
-def autocontrast_table(image: Image.Image) -> np.ndarray:
-    """Stretches every channel to the whole range 0 to 255."""
+def autocontrast_table(histograms: np.ndarray) -> np.ndarray:
+    """Stretches every channel to the whole range 0 to 255.
+
+    Args:
+      histograms: int `[3, 256]`, how often each channel has each value.
+    """
     tables = np.empty((3, 256), np.uint8)
-    for table, (low, high) in zip(tables, image.getextrema(), strict=True):
+    for table, counts in zip(tables, histograms, strict=True):
+        low, high = map(int, counts.nonzero()[0][[0, -1]])
         if high > low:
             scale = 255.0 / (high - low)
             table[:] = _cut(_VALUES * scale - low * scale)
@@ -204,10 +194,13 @@ def autocontrast_table(image: Image.Image) -> np.ndarray:
     return tables
 
 
-def equalize_table(image: Image.Image) -> np.ndarray:
-    """Makes the values of every channel equally frequent, as Pillow does."""
+def equalize_table(histograms: np.ndarray) -> np.ndarray:
+    """Makes the values of every channel equally frequent, as Pillow does.
+
+    Args:
+      histograms: int `[3, 256]`, how often each channel has each value.
+    """
     tables = np.empty((3, 256), np.uint8)
-    histograms = np.array(image.histogram()).reshape(3, 256)
     for table, counts in zip(tables, histograms, strict=True):
         below = np.cumsum(counts)
         used = counts.nonzero()[0]
@@ -220,50 +213,21 @@ def equalize_table(image: Image.Image) -> np.ndarray:
     return tables
 
 
-def grayscale(image: Image.Image) -> Image.Image:
-    """Luminance in all three channels."""
-    return image.convert("L").convert("RGB")
-
-
-def hue(image: Image.Image, shift: float) -> Image.Image:
-    """Turns the hue by `shift`, -0.5 to 0.5 of the whole circle.
-
-    Pillow's way through 8-bit HSV and back, in two table look-ups and a
-    quarter of the time. A pixel's hue follows from the order of its channels,
-    the largest minus the smallest (the spread), and the middle minus the
-    smallest. What the turned hue takes off the largest channel follows from
-    that hue and the spread. Pillow's saturation has 8 bits, so that here and
-    there its answer is one grey level off the spread's.
-    """
-    hues, deductions = hue_tables()
-    red, green, blue = (_band(image, name) for name in "RGB")
-    high = np.maximum(np.maximum(red, green), blue)
-    low = np.minimum(np.minimum(red, green), blue)
-    middle = red + green  # Modulo 256, like everything here.
-    middle += blue
-    middle -= high
-    middle -= low
-    middle -= low
-    order = (green >= blue).view(np.uint8) * np.uint8(3)
-    order += (red >= green).view(np.uint8)
-    order += (red >= blue).view(np.uint8)
-
-    # Bytes written into the places of an integer are an index at no cost.
-    index = np.zeros((len(red), 8), np.uint8)
-    places = index.view("<i8").ravel()
-    index[:, 0], index[:, 1], index[:, 2] = middle, high - low, order
-    turned = hues.take(places)
-    turned += np.uint8(int(shift * 255) % 256)
-    index[:, 0], index[:, 2] = turned, 0
-    # Four bytes at once; none borrows, as the spread is never above high.
-    pixels = high * np.uint32(0x01010101)
-    pixels -= deductions.take(places)
-    return Image.frombytes("RGB", image.size, pixels, "raw", "RGBX")
+def hue_steps(shift: float) -> int:
+    """What to add to an 8-bit hue, for -0.5 to 0.5 of the whole circle."""
+    return int(shift * 255) % 256
 
 
 @functools.cache
 def hue_tables() -> tuple[np.ndarray, np.ndarray]:
-    """What `hue` looks up.
+    """How a hue is turned, Pillow's way through 8-bit HSV and back.
+
+    In two table look-ups and a quarter of the time. A pixel's hue follows
+    from the order of its channels, the largest minus the smallest (the
+    spread), and the middle minus the smallest. What the turned hue takes off
+    the largest channel follows from that hue and the spread. Pillow's
+    saturation has 8 bits, so that here and there its answer is one grey level
+    off the spread's.
 
     Returns:
       By order of channels, spread, middle: Pillow's 8-bit hue, uint8.

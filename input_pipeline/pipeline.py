@@ -32,6 +32,7 @@ from absl import flags
 
 import files
 from errors import UserError
+from input_pipeline import forms
 from input_pipeline.augment import (
     VIEWS,
     Augment,
@@ -184,6 +185,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._consequence = maker.consequence
         kept = contextlib.ExitStack()
         if workers:
+            forms.prepare()
             maker = kept.enter_context(_parcel(maker))
         # In a list, to be emptied when it is closed.
         self._chain = [iter(_chain(steps.map(maker), workers))]

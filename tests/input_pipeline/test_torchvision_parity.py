@@ -13,10 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import augment, mixing, operations, ops
+from input_pipeline import (
+    augment,
+    forms,
+    mixing,
+    native_ops,
+    operations,
+    ops,
+    pillow_ops,
+)
 from input_pipeline.operations import Operation
 
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "augment.npz")
+
+# All that there are on this machine.
+FORMS = [pillow_ops, native_ops] if native_ops.available() else [pillow_ops]
 
 # Ops that must not differ at all: geometry, and what is a table per channel.
 EXACT = set(ops.RANDAUGMENT) - {"Color", "Sharpness"}
@@ -27,19 +38,27 @@ def answers(name):
     return zip(keys.tolist(), images, strict=True)
 
 
-def done(image, *drawn):
-    return operations.apply(image, [one for one in drawn if one])
+@pytest.fixture(params=FORMS, ids=lambda form: form.__name__)
+def done(request):
+    """Does operations to a Pillow image in one of the forms."""
+
+    def work(image, *drawn):
+        image = request.param.from_pillow(image)
+        drawn = [one for one in drawn if one]
+        return forms.pixels(operations.apply(image, drawn))
+
+    return work
 
 
-def largest_difference(image, golden):
-    ours = np.asarray(image).astype(int)
+def largest_difference(pixels, golden):
+    ours = pixels.astype(int)
     assert ours.shape == golden.shape
     return int(np.abs(ours - golden).max())
 
 
 @pytest.mark.parametrize("picture", ["tiny", "small"])
 @pytest.mark.parametrize("name", ops.RANDAUGMENT)
-def test_randaugment_op(picture, name):
+def test_randaugment_op(picture, name, done):
     image = Image.fromarray(GOLDENS[picture])
     seen = 0
     for key, golden in answers(f"randaugment/{picture}"):
@@ -68,7 +87,7 @@ def test_magnitudes_of_all_bins(size):
         np.testing.assert_array_equal(np.float32(ours), golden)
 
 
-def test_single_adjustments():
+def test_single_adjustments(done):
     image = Image.fromarray(GOLDENS["small"])
     for key, golden in answers("adjust"):
         name, _, value = key.partition("/")
@@ -76,7 +95,7 @@ def test_single_adjustments():
         assert largest_difference(result, golden) <= 1, key
 
 
-def test_color_jitter_in_every_order():
+def test_color_jitter_in_every_order(done):
     """Each step from where torchvision was before it."""
     parameters = GOLDENS["jitter/parameters"]
     assert len({tuple(order) for order in parameters[:, :4]}) == 24
@@ -93,7 +112,7 @@ def test_color_jitter_in_every_order():
             before = golden
 
 
-def test_color_jitter_as_a_whole():
+def test_color_jitter_as_a_whole(done):
     """A hue step widens the one level that a step before it was off.
 
     A turned hue moves in steps of 6 / 255 of the spread, so that two colours
@@ -109,7 +128,7 @@ def test_color_jitter_as_a_whole():
                 for step in map(int, order)
             ),
         )
-        difference = np.abs(np.asarray(result).astype(int) - after[-1])
+        difference = np.abs(result.astype(int) - after[-1])
         assert np.percentile(difference, 99) <= 3
         assert difference.mean() < 0.5
 
@@ -218,8 +237,9 @@ def test_center_view(number, size):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_resized_crop(number):
+@pytest.mark.parametrize("form", FORMS)
+def test_resized_crop(form, number):
     image = Image.fromarray(GOLDENS[("small", "wide")[number]])
-    result = augment._resized_crop(image, (2, 3, 27, 33), 32)
+    result = form.pixels(form.resized(image, 32, crop=(2, 3, 27, 33)))
     golden = GOLDENS[f"evaluation/resized_crop/{number}"]
     assert largest_difference(result, golden) == 0

@@ -1,0 +1,422 @@
+// What pillow_ops.py does, to the bit: see there and native_ops.py.
+//
+// An image is rows of pixels without gaps, a pixel four bytes: red, green,
+// blue and one that means nothing, as Pillow has them in memory. Compiled
+// without contraction to fused multiply-adds, which round once where Pillow
+// and NumPy round twice.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#if defined(__AVX512VBMI__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+inline uint32_t Red(uint32_t pixel) { return pixel & 255; }
+inline uint32_t Green(uint32_t pixel) { return pixel >> 8 & 255; }
+inline uint32_t Blue(uint32_t pixel) { return pixel >> 16 & 255; }
+inline uint32_t Pixel(uint32_t red, uint32_t green, uint32_t blue) {
+  return red | green << 8 | blue << 16;
+}
+
+// ITU-R 601 luminance in 16 binary places, rounded.
+inline uint32_t Grey(uint32_t pixel) {
+  return (Red(pixel) * 19595 + Green(pixel) * 38470 + Blue(pixel) * 7471 +
+          0x8000) >> 16;
+}
+
+// ---- Resizing --------------------------------------------------------------
+
+// Pixels that are computed at a time: side by side, or above each other.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef uint32_t Vector __attribute__((vector_size(4 * kLanes)));
+
+constexpr int kPrecision = 32 - 8 - 2;
+constexpr uint32_t kHalf = 1 << (kPrecision - 1);
+
+// The triangle filter along one axis: which pixels make up each new one.
+struct Weights {
+  std::vector<int> first, count;
+  std::vector<int32_t> values;  // `most` of each new pixel
+  int most, begin, end;         // of the old pixels that are needed
+
+  Weights(int old_size, float low, float high, int new_size)
+      : first(new_size), count(new_size) {
+    const double scale = static_cast<double>(high - low) / new_size;
+    const double support = std::max(scale, 1.0);
+    most = static_cast<int>(std::ceil(support)) * 2 + 1;
+    values.assign(static_cast<size_t>(new_size) * most, 0);
+    std::vector<double> shares(most);
+    begin = old_size, end = 0;
+    for (int i = 0; i < new_size; ++i) {
+      const double center = low + (i + 0.5) * scale;
+      const double narrow = 1.0 / support;
+      first[i] = std::max(static_cast<int>(center - support + 0.5), 0);
+      const int last =
+          std::min(static_cast<int>(center + support + 0.5), old_size);
+      count[i] = last - first[i];
+      double sum = 0;
+      for (int k = 0; k < count[i]; ++k) {
+        const double away = std::abs((k + first[i] - center + 0.5) * narrow);
+        shares[k] = away < 1 ? 1 - away : 0;
+        sum += shares[k];
+      }
+      for (int k = 0; k < count[i]; ++k) {
+        if (sum != 0) shares[k] /= sum;
+        values[static_cast<size_t>(i) * most + k] =
+            static_cast<int32_t>(0.5 + shares[k] * (1 << kPrecision));
+      }
+      begin = std::min(begin, first[i]);
+      end = std::max(end, last);
+    }
+  }
+
+  const int32_t* of(int i) const {
+    return &values[static_cast<size_t>(i) * most];
+  }
+};
+
+// The weights of a pixel are at least 0 and add up to 1, but for rounding:
+// what comes out lies between 0 and 255.
+struct Sums {
+  Vector red = Vector{} + kHalf, green = red, blue = red;
+
+  void Add(const uint32_t* from, uint32_t weight) {
+    Vector pixels;
+    std::memcpy(&pixels, from, sizeof(pixels));
+    red += (pixels & 255) * weight;
+    green += (pixels >> 8 & 255) * weight;
+    blue += (pixels >> 16 & 255) * weight;
+  }
+
+  void Store(uint32_t* to, int count) const {
+    const Vector pixels = red >> kPrecision | green >> kPrecision << 8 |
+                          blue >> kPrecision << 16;
+    std::memcpy(to, &pixels, 4 * count);
+  }
+};
+
+// Rows of pixels, with room for whole vectors in both directions.
+class Image {
+ public:
+  Image(int width, int height)
+      : stride(RoundedUp(width)),
+        pixels_(new uint32_t[static_cast<size_t>(stride) *
+                             RoundedUp(height)]()) {}
+  uint32_t* row(int y) {
+    return pixels_.get() + static_cast<size_t>(y) * stride;
+  }
+  const int stride;  // pixels from one row to the next
+
+ private:
+  static int RoundedUp(int size) {
+    return (size + kLanes - 1) / kLanes * kLanes;
+  }
+  const std::unique_ptr<uint32_t[]> pixels_;
+};
+
+// Pixels of 3 or 4 bytes, somebody else's.
+struct Source {
+  const uint8_t* pixels;
+  int64_t bytes_a_row;
+  int bytes_a_pixel;
+
+  // Copies pixels `begin` to `end` of a row to every `step`-th place.
+  void Copy(int y, int begin, int end, int step, uint32_t* to) const {
+    const uint8_t* from =
+        pixels + y * bytes_a_row + static_cast<int64_t>(begin) * bytes_a_pixel;
+    if (bytes_a_pixel == 4) {
+      for (int x = begin; x < end; ++x, from += 4, to += step) {
+        std::memcpy(to, from, 4);
+      }
+    } else {
+      for (int x = begin; x < end; ++x, from += 3, to += step) {
+        *to = Pixel(from[0], from[1], from[2]);
+      }
+    }
+  }
+};
+
+// Changes the width of `rows` rows from `first` on, `kLanes` of them at a time,
+// with the pixels that stand above each other side by side.
+void Across(const Source& source, int first, int rows, const Weights& weights,
+            bool mirrored, Image& result) {
+  const int width = weights.first.size();
+  const std::unique_ptr<uint32_t[]> columns(
+      new uint32_t[static_cast<size_t>(weights.end) * kLanes]);
+  for (int row = 0; row < rows; row += kLanes) {
+    for (int i = 0; i < kLanes; ++i) {
+      source.Copy(first + std::min(row + i, rows - 1), weights.begin,
+                  weights.end, kLanes,
+                  &columns[static_cast<size_t>(weights.begin) * kLanes + i]);
+    }
+    for (int x = 0; x < width; ++x) {
+      const int32_t* values = weights.of(x);
+      const uint32_t* pixels =
+          &columns[static_cast<size_t>(weights.first[x]) * kLanes];
+      Sums sums;
+      for (int k = 0; k < weights.count[x]; ++k) {
+        sums.Add(pixels + k * kLanes, values[k]);
+      }
+      uint32_t done[kLanes];
+      sums.Store(done, kLanes);
+      uint32_t* to = result.row(row) + (mirrored ? width - 1 - x : x);
+      for (int i = 0; i < kLanes; ++i) to[i * result.stride] = done[i];
+    }
+  }
+}
+
+// Changes the height; the rows of `image` begin with the first that is needed.
+void Down(Image& image, const Weights& weights, int width, uint32_t* result,
+          int stride) {
+  for (size_t y = 0; y < weights.first.size(); ++y, result += stride) {
+    const int32_t* values = weights.of(y);
+    const uint32_t* from = image.row(weights.first[y] - weights.begin);
+    for (int x = 0; x < width; x += kLanes) {
+      Sums sums;
+      for (int k = 0; k < weights.count[y]; ++k) {
+        sums.Add(from + static_cast<size_t>(k) * image.stride + x, values[k]);
+      }
+      sums.Store(result + x, std::min(kLanes, width - x));
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Shows `box` (left, top, right, bottom) of an image with 3 or 4 bytes a pixel
+// in size x size pixels.
+void sextet_resize(const uint8_t* pixels, int64_t bytes_a_row,
+                   int bytes_a_pixel, int width, int height, const float* box,
+                   int size, int down_first, int mirrored, uint32_t* result) {
+  const Source source = {pixels, bytes_a_row, bytes_a_pixel};
+  const Weights across(width, box[0], box[2], size);
+  const Weights down(height, box[1], box[3], size);
+  const int rows = down.end - down.begin;
+  if (!down_first) {
+    Image narrow(size, rows);
+    Across(source, down.begin, rows, across, mirrored, narrow);
+    Down(narrow, down, size, result, size);
+    return;
+  }
+  Image whole(width, rows), low(width, size), done(size, size);
+  for (int y = 0; y < rows; ++y) {
+    source.Copy(down.begin + y, across.begin, across.end, 1,
+                whole.row(y) + across.begin);
+  }
+  Down(whole, down, width, low.row(0), low.stride);
+  const Source lowered = {reinterpret_cast<uint8_t*>(low.row(0)),
+                          4ll * low.stride, 4};
+  Across(lowered, 0, size, across, mirrored, done);
+  for (int y = 0; y < size; ++y) {
+    std::memcpy(result + static_cast<size_t>(y) * size, done.row(y), 4 * size);
+  }
+}
+
+// ---- Moving pixels ---------------------------------------------------------
+
+// Maps new to old pixels by a matrix of two rows; black from outside.
+void sextet_affine(const uint32_t* image, int width, int height,
+                   const double* matrix, uint32_t* result) {
+  const auto fixed = [](double value) {  // with 16 binary places
+    return static_cast<int>(std::floor(value * 65536.0 + 0.5));
+  };
+  const int x_by_x = fixed(matrix[0]), x_by_y = fixed(matrix[1]);
+  const int y_by_x = fixed(matrix[3]), y_by_y = fixed(matrix[4]);
+  // Of the middle of a pixel.
+  int x_of_row = fixed(matrix[2] + matrix[0] * 0.5 + matrix[1] * 0.5);
+  int y_of_row = fixed(matrix[5] + matrix[3] * 0.5 + matrix[4] * 0.5);
+  const bool rows_stay_rows = x_by_x == 1 << 16 && y_by_x == 0;
+  for (int row = 0; row < height; ++row) {
+    if (rows_stay_rows) {
+      const int x = x_of_row >> 16, y = y_of_row >> 16;
+      const int begin = std::clamp(-x, 0, width);
+      const int end = std::clamp(width - x, begin, width);
+      const bool inside = y >= 0 && y < height;
+      std::memset(result, 0, 4 * width);
+      if (inside) {
+        std::copy(image + y * width + x + begin, image + y * width + x + end,
+                  result + begin);
+      }
+    }
+    for (int column = 0; column < width && !rows_stay_rows; ++column) {
+      const int x = (x_of_row + column * x_by_x) >> 16;
+      const int y = (y_of_row + column * y_by_x) >> 16;
+      const bool inside = static_cast<unsigned>(x) < unsigned(width) &&
+                          static_cast<unsigned>(y) < unsigned(height);
+      result[column] = inside ? image[y * width + x] : 0;
+    }
+    result += width;
+    x_of_row += x_by_y;
+    y_of_row += y_by_y;
+  }
+}
+
+// ---- Statistics ------------------------------------------------------------
+
+int64_t sextet_grey_sum(const uint32_t* image, int64_t count) {
+  constexpr int64_t kAtOnce = 1 << 16;
+  int64_t sum = 0;
+  for (int64_t begin = 0; begin < count; begin += kAtOnce) {
+    const int64_t end = std::min(count, begin + kAtOnce);
+    uint32_t part = 0;
+    for (int64_t i = begin; i < end; ++i) part += Grey(image[i]);
+    sum += part;
+  }
+  return sum;
+}
+
+// How often each value is found in each channel, [3][256].
+void sextet_histograms(const uint32_t* image, int64_t count,
+                       int64_t* histograms) {
+  std::fill(histograms, histograms + 3 * 256, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    ++histograms[Red(image[i])];
+    ++histograms[256 + Green(image[i])];
+    ++histograms[512 + Blue(image[i])];
+  }
+}
+
+// ---- Colours ---------------------------------------------------------------
+
+// Replaces every value by that of a table, [256]. The next channel's begins
+// `step` values on.
+void sextet_look_up(const uint32_t* image, int64_t count,
+                    const uint8_t* table, int step, uint32_t* result) {
+  int64_t i = 0;
+#if defined(__AVX512VBMI__)
+  // A table is four registers; of one half of it a value's lower seven bits
+  // choose a byte, and its uppermost bit one of the halves.
+  __m512i parts[12];
+  for (int part = 0; part < 12; ++part) {
+    parts[part] =
+        _mm512_loadu_si512(table + part / 4 * step + part % 4 * 64);
+  }
+  const auto values_of = [&](__m512i pixels, int channel) {
+    const __m512i* of = parts + 4 * channel;
+    return _mm512_mask_blend_epi8(
+        _mm512_movepi8_mask(pixels),
+        _mm512_permutex2var_epi8(of[0], pixels, of[1]),
+        _mm512_permutex2var_epi8(of[2], pixels, of[3]));
+  };
+  for (; i + 16 <= count; i += 16) {
+    const __m512i pixels = _mm512_loadu_si512(image + i);
+    __m512i found = values_of(pixels, 0);
+    found = _mm512_mask_blend_epi8(0x2222222222222222, found,
+                                   values_of(pixels, 1));
+    found = _mm512_mask_blend_epi8(0x4444444444444444, found,
+                                   values_of(pixels, 2));
+    _mm512_storeu_si512(result + i, found);
+  }
+#endif
+  for (; i < count; ++i) {
+    const uint32_t pixel = image[i];
+    result[i] = Pixel(table[Red(pixel)], table[step + Green(pixel)],
+                      table[2 * step + Blue(pixel)]);
+  }
+}
+
+void sextet_grayscale(const uint32_t* image, int64_t count,
+                      uint32_t* result) {
+  for (int64_t i = 0; i < count; ++i) result[i] = Grey(image[i]) * 0x010101;
+}
+
+// Multiplies colours by a matrix of three rows, the last column added.
+void sextet_mix_colours(const uint32_t* image, int64_t count,
+                        const float* matrix, uint32_t* result) {
+  float m[12];
+  std::copy(matrix, matrix + 12, m);
+  for (int64_t i = 0; i < count; ++i) {
+    const float red = static_cast<int>(Red(image[i]));
+    const float green = static_cast<int>(Green(image[i]));
+    const float blue = static_cast<int>(Blue(image[i]));
+    uint32_t mixed = 0;
+    for (int row = 0; row < 3; ++row) {
+      const float* of = m + 4 * row;
+      float value = of[0] * red + of[1] * green + of[2] * blue + of[3] + 0.5f;
+      value = value < 0.0f ? 0.0f : value;
+      value = value > 255.0f ? 255.0f : value;
+      mixed |= static_cast<uint32_t>(static_cast<int>(value)) << 8 * row;
+    }
+    result[i] = mixed;
+  }
+}
+
+// Turns hues; the tables are those of ops.hue_tables.
+void sextet_hue(const uint32_t* image, int64_t count, int shift,
+                const uint8_t* hues, const uint32_t* deductions,
+                uint32_t* result) {
+  constexpr int kAtOnce = 512;
+  int32_t places[kAtOnce], spreads[kAtOnce];
+  for (int64_t begin = 0; begin < count; begin += kAtOnce) {
+    const int many = std::min<int64_t>(kAtOnce, count - begin);
+    const uint32_t* from = image + begin;
+    uint32_t* to = result + begin;
+    for (int i = 0; i < many; ++i) {
+      const int red = Red(from[i]), green = Green(from[i]);
+      const int blue = Blue(from[i]);
+      const int high = std::max(std::max(red, green), blue);
+      const int low = std::min(std::min(red, green), blue);
+      const int middle = red + green + blue - high - 2 * low;
+      const int order = 3 * (green >= blue) + (red >= green) + (red >= blue);
+      spreads[i] = (high - low) << 8;
+      places[i] = order << 16 | spreads[i] | middle;
+      to[i] = high * 0x010101;
+    }
+    // None borrows, as the spread is never above the highest.
+    for (int i = 0; i < many; ++i) {
+      const int turned = (hues[places[i]] + shift) & 255;
+      to[i] -= deductions[spreads[i] | turned];
+    }
+  }
+}
+
+// center * value + around * (sum of the 3x3 plus 4 times the value), cut; the
+// outermost pixels stay.
+void sextet_sharpen(const uint8_t* image, int width, int height, float center,
+                    float around, uint8_t* result) {
+  const int64_t row = 4 * static_cast<int64_t>(width);
+  std::memcpy(result, image, row * height);
+  std::vector<int16_t> columns(row);
+  for (int y = 1; y < height - 1; ++y) {
+    const uint8_t* from = image + y * row;
+    uint8_t* to = result + y * row;
+    int16_t* sums = columns.data();
+    for (int64_t i = 0; i < row; ++i) {
+      sums[i] = from[i - row] + from[i] + from[i + row];
+    }
+    for (int64_t i = 4; i < row - 4; ++i) {
+      const int total = sums[i - 4] + sums[i] + sums[i + 4] + 4 * from[i];
+      float value = from[i] * center + total * around;
+      value = value < 0.0f ? 0.0f : value;
+      value = value > 255.0f ? 255.0f : value;
+      to[i] = static_cast<int>(value);
+    }
+  }
+}
+
+// ---- The way out -----------------------------------------------------------
+
+// Leaves out every fourth byte.
+void sextet_pack(const uint32_t* image, int64_t count, uint8_t* result) {
+  for (int64_t i = 0; i + 1 < count; ++i) {
+    std::memcpy(result + 3 * i, image + i, 4);  // The next one covers the 4th.
+  }
+  std::memcpy(result + 3 * (count - 1), image + count - 1, 3);
+}
+
+}  // extern "C"
