@@ -120,8 +120,8 @@ def augment() -> ConfigDict:
             "downscale": 0.0,
             "jpeg": 0.0,
             "coarse_dropout": 0.0,
-            # Colour and sharpness inside the training step: about half of the
-            # host's work. For accelerators that wait for images.
+            # Colour and sharpness inside the training step: about a quarter of
+            # the host's work. For accelerators that wait for images.
             "device": False,
         }
     )

@@ -69,7 +69,7 @@ class Augment:
         to 20 % of the image's.
       device: whether the device does what it can of colour and sharpness,
         inside the training step: the same operations, drawn from the same
-        numbers. Spares the host about half of its work.
+        numbers. Spares the host about a quarter of its work.
     """
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
