@@ -194,6 +194,21 @@ void Down(Image& image, const Weights& weights, int width, uint32_t* result,
   }
 }
 
+// ---- Moving pixels ---------------------------------------------------------
+
+// Copies the row of pixels from (x, y) on, as far as there are any.
+void CopyMoved(const uint32_t* image, int width, int height, int x, int y,
+               uint32_t* to) {
+  std::memset(to, 0, 4 * static_cast<size_t>(width));
+  if (y < 0 || y >= height || x <= -width || x >= width) return;
+  const uint32_t* row = image + static_cast<size_t>(y) * width;
+  if (x < 0) {
+    std::copy(row, row + width + x, to - x);
+  } else {
+    std::copy(row + x, row + width, to);
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -227,8 +242,6 @@ void sextet_resize(const uint8_t* pixels, int64_t bytes_a_row,
   }
 }
 
-// ---- Moving pixels ---------------------------------------------------------
-
 // Maps new to old pixels by a matrix of two rows; black from outside.
 void sextet_affine(const uint32_t* image, int width, int height,
                    const double* matrix, uint32_t* result) {
@@ -241,26 +254,18 @@ void sextet_affine(const uint32_t* image, int width, int height,
   int x_of_row = fixed(matrix[2] + matrix[0] * 0.5 + matrix[1] * 0.5);
   int y_of_row = fixed(matrix[5] + matrix[3] * 0.5 + matrix[4] * 0.5);
   const bool rows_stay_rows = x_by_x == 1 << 16 && y_by_x == 0;
-  for (int row = 0; row < height; ++row) {
+  for (int row = 0; row < height; ++row, result += width) {
     if (rows_stay_rows) {
-      const int x = x_of_row >> 16, y = y_of_row >> 16;
-      const int begin = std::clamp(-x, 0, width);
-      const int end = std::clamp(width - x, begin, width);
-      const bool inside = y >= 0 && y < height;
-      std::memset(result, 0, 4 * width);
-      if (inside) {
-        std::copy(image + y * width + x + begin, image + y * width + x + end,
-                  result + begin);
+      CopyMoved(image, width, height, x_of_row >> 16, y_of_row >> 16, result);
+    } else {
+      for (int column = 0; column < width; ++column) {
+        const int x = (x_of_row + column * x_by_x) >> 16;
+        const int y = (y_of_row + column * y_by_x) >> 16;
+        const bool inside = static_cast<unsigned>(x) < unsigned(width) &&
+                            static_cast<unsigned>(y) < unsigned(height);
+        result[column] = inside ? image[y * width + x] : 0;
       }
     }
-    for (int column = 0; column < width && !rows_stay_rows; ++column) {
-      const int x = (x_of_row + column * x_by_x) >> 16;
-      const int y = (y_of_row + column * y_by_x) >> 16;
-      const bool inside = static_cast<unsigned>(x) < unsigned(width) &&
-                          static_cast<unsigned>(y) < unsigned(height);
-      result[column] = inside ? image[y * width + x] : 0;
-    }
-    result += width;
     x_of_row += x_by_y;
     y_of_row += y_by_y;
   }
