@@ -1,4 +1,4 @@
-"""The operations on pixels in C++ (native_ops.cc), where they are compiled.
+"""The operations on pixels in C++ (native_*.cc), where they are compiled.
 
 The functions of pillow_ops.py, with the same result to the bit, on arrays of
 uint8 `[H, W, 4]`: red, green, blue and a byte that means nothing, as Pillow's
@@ -20,7 +20,9 @@ from PIL import Image
 import compiled
 from input_pipeline import ops, pillow_ops
 
-SOURCE = Path(__file__).parent / "native_ops.cc"
+HERE = Path(__file__).parent
+SOURCES = HERE / "native_ops.cc", HERE / "native_resize.cc"
+HEADERS = (HERE / "native_pixels.h",)
 
 # Rounded as Pillow and NumPy are, who multiply and add in two steps.
 FLAGS = ("-ffp-contract=off", "-mprefer-vector-width=512")
@@ -67,7 +69,7 @@ def available() -> bool:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    path = compiled.library_path("image_ops", [SOURCE], flags=FLAGS)
+    path = compiled.library_path("image_ops", SOURCES, HEADERS, flags=FLAGS)
     if path is None:
         return None
     try:
@@ -82,7 +84,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _agrees() -> bool:
-    """Whether what Pillow does in C is what native_ops.cc follows.
+    """Whether what Pillow does in C is what the C++ follows.
 
     Its order of passes has changed before, and with it the last bits.
     """
