@@ -128,7 +128,7 @@ def train(
                     saved, plan, task.blueprint, mesh
                 )
             else:
-                weights = state.init_weights(task.build, mesh)
+                weights = state.init_weights(task.blueprint, mesh)
             if source is not None and not stage.index:
                 *weights, told = source.encoder_into(*weights)
                 print(told)

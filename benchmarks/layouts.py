@@ -90,7 +90,7 @@ def losses(recipe: str, layout: Layout, steps: int, float64: bool) -> list:
         task = Classification(config, Path(folder), mesh, workers=0)
         task.prepare(cache)
     stage = stages.lay_out(config, task.num_train)[0]
-    weights = state.init_weights(task.build, mesh)
+    weights = state.init_weights(task.blueprint, mesh)
     if float64:
         weights = jax.tree.map(lambda x: x.astype(jnp.float64), weights)
     now = state.start_stage(0, *weights, stage.config, mesh)

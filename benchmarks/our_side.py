@@ -56,7 +56,7 @@ class ModelAtWork:
             return mae.MaskedAutoencoder(model, dtype=dtype, rngs=nnx.Rngs(1))
 
         self.blueprint = state.make_blueprint(build)
-        self.weights = state.init_weights(build, self._mesh)
+        self.weights = state.init_weights(self.blueprint, self._mesh)
 
     def train_step(
         self,

@@ -110,7 +110,7 @@ def one_draw(rngs: nnx.Rngs) -> Iterator[None]:
     for (param, init), size in zip(recorded, sizes, strict=True):
         cut = slice(start, start + size)
         value = init(uniform[cut], normal[cut], param.shape)
-        param[...] = value.reshape(param.shape)
+        param.set_value(value.reshape(param.shape))
         start += size
 
 

@@ -80,12 +80,18 @@ class TrainState:
 
 
 class Blueprint(NamedTuple):
-    """A model without its numbers: what `merge` needs to make it callable."""
+    """A model without its numbers: what `merge` needs to make it callable.
+
+    Attributes:
+      graphdef, params, batch_stats, rng: its parts, shapes for arrays.
+      draw: returns pure dicts of fresh (params, batch_stats).
+    """
 
     graphdef: nnx.GraphDef
     params: nnx.State
     batch_stats: nnx.State
     rng: nnx.State
+    draw: Callable[[], tuple[dict, dict]]
 
     def merge(
         self, params: dict, batch_stats: dict, key: jax.Array | None = None
@@ -118,24 +124,25 @@ class Blueprint(NamedTuple):
 
 def make_blueprint(build: Callable[[], nnx.Module]) -> Blueprint:
     """Returns the blueprint of `build()`, computing and storing no number."""
-    model = nnx.eval_shape(build)
-    return Blueprint(*_split(model))
+    built = []
+
+    def draw():
+        graphdef, *states = _split(build())
+        built.append((graphdef, *jax.tree.map(_shape, states)))
+        params, batch_stats, _ = states
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+    jax.eval_shape(draw)  # JAX remembers what it traced for `init_weights`.
+    return Blueprint(*built[0], draw)
 
 
-def init_weights(
-    build: Callable[[], nnx.Module], mesh: Mesh
-) -> tuple[dict, dict]:
-    """Returns (params, batch_stats) of `build()`, made on the devices.
+def init_weights(blueprint: Blueprint, mesh: Mesh) -> tuple[dict, dict]:
+    """Returns fresh (params, batch_stats), made on the devices.
 
     One compiled program: layer by layer, a large model takes many seconds.
     """
-
-    def init():
-        _, params, batch_stats, _ = _split(build())
-        return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-
-    placed = sharding.lay_out(jax.eval_shape(init), mesh)
-    return jax.jit(init, out_shardings=sharding.placements(placed))()
+    placed = sharding.lay_out(jax.eval_shape(blueprint.draw), mesh)
+    return jax.jit(blueprint.draw, out_shardings=sharding.placements(placed))()
 
 
 def start_stage(
@@ -320,7 +327,7 @@ def _keep(finite: jax.Array, new: Any, old: Any) -> Any:
     def choose(new, old):
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
-        return jnp.where(finite, new, old)
+        return jax.lax.select(finite, new, old)
 
     return jax.tree.map(choose, new, old)
 
@@ -352,6 +359,10 @@ def _pure_shapes(blueprint: Blueprint) -> tuple[dict, dict]:
 
 def _split(model: nnx.Module):
     return nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState)
+
+
+def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def _like(state: nnx.State, pure: dict) -> nnx.State:

@@ -37,7 +37,7 @@ def task(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(task):
-    return state.init_weights(task.build, sharding.make_mesh())
+    return state.init_weights(task.blueprint, sharding.make_mesh())
 
 
 def first_batch(task):

@@ -86,7 +86,7 @@ class Run:
 
     def start(self, step=0):
         """The state before the first step; donated by `train`."""
-        weights = state_lib.init_weights(self.build, self.mesh)
+        weights = state_lib.init_weights(self.blueprint, self.mesh)
         return state_lib.start_stage(step, *weights, self.stage, self.mesh)
 
     def batch(self, step):
