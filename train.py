@@ -187,13 +187,14 @@ def train(
 def print_plan(arguments, task, plan, step, mesh) -> None:
     """Prints what is going to happen, before it does; draws it on request."""
     import reports
-    from training import processes, sharding, stages, state
+    from training import processes, runtime, sharding, stages, state
 
     config = arguments.config
+    dtype = runtime.compute_dtype(config.dtype)
     lines = {
         "recipe": f"{arguments.recipe} -> {arguments.workdir}",
         "model": f"{config.model}, "
-        f"{state.count(task.blueprint.params):,} parameters, {config.dtype}, "
+        f"{state.count(task.blueprint.params):,} parameters, {dtype}, "
         f"{config.image_size} px",
         "devices": sharding.describe_mesh(mesh),
         **task.describe(),

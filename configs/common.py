@@ -27,7 +27,9 @@ def base() -> ConfigDict:
             "init_from": "",
             "mae": mae(),
             "image_size": 224,
-            "dtype": "float32",  # of activations; parameters stay float32
+            # Of activations (parameters stay float32): "float32", "bfloat16",
+            # or "auto", which is bfloat16 but on CPUs, where that is slower.
+            "dtype": "auto",
             # Computes activations again when going backward, to fit memory.
             "remat": False,
             # How devices share the work, see training/sharding.py.

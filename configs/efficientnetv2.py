@@ -22,7 +22,6 @@ def get_config(variant: str = ""):
     config = common.base()
     config.model = "efficientnetv2_m"
     if variant == "":
-        config.dtype = "bfloat16"
         config.stages = (
             common.one_cycle(
                 3e-4, head_learning_rate=3e-3, epochs=50.0, batch_size=32

@@ -23,7 +23,6 @@ def get_config(variant: str = ""):
     config = common.base()
     config.model = "miniconvnext"
     if variant == "":
-        config.dtype = "bfloat16"
         config.augment.update(
             flip=0.7,
             jitter=(0.4, 0.4, 0.4, 0.2),

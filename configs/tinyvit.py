@@ -23,7 +23,6 @@ def get_config(variant: str = ""):
     config = common.base()
     config.model = "tinyvit_11m"
     if variant == "":
-        config.dtype = "bfloat16"
         config.stages = (
             common.one_cycle(3e-4, epochs=75.0),
             _cosine(75.0, end_rate=1e-6, alpha=0.75),

@@ -25,7 +25,6 @@ def get_config(variant: str = ""):
     config.model = "tinyvit_11m"
     config.checkpoint.metric = "val_loss"
     config.drop_path_rate = 0.0  # Hiding is regularisation enough.
-    config.dtype = "bfloat16"
     # Painting needs the photo's own colours, and most of it.
     config.augment.update(
         crop_scale=(0.8, 1.0),
@@ -39,14 +38,12 @@ def get_config(variant: str = ""):
         config.stages = (common.stage(epochs=50.0, **stage),)
     elif variant == "short":
         config.model = "tinyvit_demo"
-        config.dtype = "float32"
         config.stages = (
             common.stage(epochs=10.0, **{**stage, "learning_rate": 2e-3}),
         )
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "tinyvit_demo"
-        config.dtype = "float32"
         config.image_size = 64
         config.mae.update(
             decoder_width=64,

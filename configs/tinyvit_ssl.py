@@ -24,7 +24,6 @@ def get_config(variant: str = ""):
     config.model = "tinyvit_11m"
     config.init_from = "tinyvit_mae"
     if variant == "":
-        config.dtype = "bfloat16"
         config.stages = (
             _probe(epochs=10.0),
             common.one_cycle(

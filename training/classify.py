@@ -30,6 +30,7 @@ from training import (
     parts,
     processes,
     run_folder,
+    runtime,
     transfer,
 )
 from training.feed import Feed
@@ -275,7 +276,7 @@ def build_classifier(config: ConfigDict, num_classes: int) -> nnx.Module:
         config.model,
         num_classes=num_classes,
         rngs=nnx.Rngs(config.seed),
-        dtype=jnp.dtype(config.dtype),
+        dtype=runtime.compute_dtype(config.dtype),
         **options,
     )
 

@@ -231,8 +231,8 @@ def problems(config: ConfigDict) -> Iterator[str]:
     yield from _augmentation_problems(config.augment, config.mixing)
     if config.image_size < 32:
         yield f"image_size is {config.image_size}: take 32 or more"
-    if config.dtype not in ("float32", "bfloat16"):
-        yield f"dtype is {config.dtype!r}: take float32 or bfloat16"
+    if config.dtype not in ("auto", "float32", "bfloat16"):
+        yield f"dtype is {config.dtype!r}: take float32, bfloat16 or auto"
     if config.mesh.fsdp < 1 and config.mesh.fsdp != -1:
         yield f"mesh.fsdp is {config.mesh.fsdp}: take 1 or more, or -1 for all"
     if config.data.folds < 2:

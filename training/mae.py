@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -20,7 +19,7 @@ from errors import UserError
 from files import replacing
 from input_pipeline import mixing
 from jax_models import mae
-from training import gradients, parts, processes, sharding
+from training import gradients, parts, processes, runtime, sharding
 from training.classify import build_classifier
 from training.feed import Feed
 from training.stages import Stage
@@ -84,7 +83,7 @@ class MaskedAutoencoding:
             depth=config.mae.decoder_depth,
             heads=config.mae.decoder_heads,
             mlp_width=config.mae.decoder_mlp_width,
-            dtype=jnp.dtype(config.dtype),
+            dtype=runtime.compute_dtype(config.dtype),
             # Another seed than the encoder's: their draws must not be equal.
             rngs=nnx.Rngs(config.seed + 1),
         )

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import flags, logging
 
 from errors import UserError
@@ -105,6 +106,19 @@ def _is_in_a_cluster() -> bool:
     devices = ("/dev/accel0", "/dev/vfio/0")
     tpu = any(os.path.exists(device) for device in devices)
     return tpu and importlib.util.find_spec("libtpu") is not None
+
+
+def compute_dtype(asked: str) -> jnp.dtype:
+    """Returns the dtype of activations.
+
+    Args:
+      asked: config.dtype; "auto" is bfloat16, and float32 on a CPU, where XLA
+        takes a fifth longer for a step in bfloat16 and half as long again to
+        compile it.
+    """
+    if asked == "auto":
+        asked = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(asked)
 
 
 def default_workers(asked: int) -> int:

@@ -102,7 +102,7 @@ def test_what_all_recipes_share(name):
     assert config.model == MODELS[name]
     assert config.image_size == 224
     assert config.seed == 42
-    assert config.dtype == "bfloat16"
+    assert config.dtype == "auto"
     assert config.task == ("mae" if name == "tinyvit_mae" else "classify")
     assert not list(config_lib.problems(config))
     for index, stage in enumerate(config.stages):

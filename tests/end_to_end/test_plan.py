@@ -8,7 +8,7 @@ from in_process import training
 
 # The recipes, with siblings that compile in seconds.
 RECIPES = {
-    "tinyvit_mae": ("tinyvit_demo", "--config.dtype=float32"),
+    "tinyvit_mae": ("tinyvit_demo",),
     "convnextv2_base": (
         "convnextv2_demo",
         "--config.mesh.fsdp=-1",

@@ -11,7 +11,7 @@ from configs import common
 from errors import UserError
 from jax_models import layers
 from training import config as config_lib
-from training import feed, fit, gradients, sharding
+from training import feed, fit, gradients, runtime, sharding
 from training.stages import Stage
 
 
@@ -142,3 +142,16 @@ def test_bytes_of_collectives_are_read_from_a_compiled_program():
 
     found = fit.traffic(Compiled())
     assert found == {"all-reduce": 128 + 12 + 20, "all-gather": 64}
+
+
+@pytest.mark.parametrize(
+    ("backend", "found"),
+    [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")],
+)
+def test_accelerators_compute_in_bfloat16_unless_told(
+    backend, found, monkeypatch
+):
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    assert runtime.compute_dtype("auto") == jnp.dtype(found)
+    assert runtime.compute_dtype("float32") == jnp.float32
+    assert runtime.compute_dtype("bfloat16") == jnp.bfloat16
