@@ -50,7 +50,7 @@ from flax import nnx
 import jax_models
 from configs import loading
 from input_pipeline.mixing import Mixing
-from jax_models import costs
+from jax_models import costs, native
 from training import fit, sharding, stages, state
 from training.classify import make_loss, make_prepare
 
@@ -117,7 +117,8 @@ def compiled_step(recipe: str, data: int, fsdp: int):
         "label": np.zeros(1, np.int32),
         "mask": np.zeros(1, np.float32),
     }
-    lowered = fit.lower(blueprint, loss, stage, mesh, batch)
+    with native.portable_forms():  # What accelerators compute.
+        lowered = fit.lower(blueprint, loss, stage, mesh, batch)
     return blueprint, mesh, lowered.compile()
 
 
