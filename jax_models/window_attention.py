@@ -62,7 +62,6 @@ class WindowAttention(nnx.Module):
         zero = self.norm.bias[...]
         padding = self.qkv(zero)
         table = self.attention_biases[...]
-        bias = table[:, _bias_index(self.window, self.swin_bias)]
         full_height = height // self.window * self.window
         full_width = width // self.window * self.window
         rows = []
@@ -71,8 +70,9 @@ class WindowAttention(nnx.Module):
                 _attend(
                     qkv[:, top:bottom, left:right],
                     padding,
-                    bias,
+                    table,
                     window=self.window,
+                    swin_bias=self.swin_bias,
                     heads=self.heads,
                     dtype=self.dtype,
                 )
@@ -86,16 +86,19 @@ class WindowAttention(nnx.Module):
 
 
 # Blocks of a stage have one shape: as a function of its own it is traced once.
-@functools.partial(jax.jit, static_argnames=("window", "heads", "dtype"))
-def _attend(qkv, padding, bias, *, window, heads, dtype):
+@functools.partial(
+    jax.jit, static_argnames=("window", "swin_bias", "heads", "dtype")
+)
+def _attend(qkv, padding, table, *, window, swin_bias, heads, dtype):
     """Attention over one part of the map, cut into equal windows.
 
     Args:
       qkv: `[B, h, w, 3C]`; h and w are multiples of the window or
         smaller than it.
       padding: `[3C]`, the same of a padded cell.
-      bias: `[heads, window**2, window**2]`.
+      table: `[heads, N]`, the biases that `_bias_index` chooses from.
       window: side of the window, in cells.
+      swin_bias: as of `_bias_index`.
       heads: attention heads.
       dtype: of the attention weights.
 
@@ -116,9 +119,9 @@ def _attend(qkv, padding, bias, *, window, heads, dtype):
     inside = np.zeros((window, window), bool)
     inside[:h, :w] = True
     inside = inside.ravel()
-    bias = bias[:, inside]
+    index = _bias_index(window, swin_bias)[inside]
     scores = jnp.einsum("...qd,...kd->...qk", query, key)
-    scores = norms.widen(scores) + bias[:, :, inside]
+    scores = norms.widen(scores) + table[:, index[:, inside]]
     if cells == window**2:
         weights = jax.nn.softmax(scores).astype(dtype)
         x = weights @ value
@@ -126,7 +129,7 @@ def _attend(qkv, padding, bias, *, window, heads, dtype):
         # Padded keys differ in their bias alone, so their exponentials
         # add up to one key whose bias is the log of the sum.
         _, pad_key, pad_value = jnp.split(padding.reshape(heads, -1), 3, -1)
-        pad_bias = jax.nn.logsumexp(bias[:, :, ~inside], -1)
+        pad_bias = jax.nn.logsumexp(table[:, index[:, ~inside]], -1)
         pad_score = jnp.einsum("...hqd,hd->...hq", query, pad_key)
         pad_score = norms.widen(pad_score) + pad_bias
         scores = jnp.concatenate([scores, pad_score[..., None]], -1)

@@ -107,8 +107,9 @@ class Blueprint(NamedTuple):
         """
         key = jax.random.key(0) if key is None else key
         leaves, structure = jax.tree.flatten(self.rng)
+        keys = _keys_of(key, len(leaves))
         rng = [
-            jax.random.fold_in(key, i)
+            keys[i]
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             else jnp.zeros(leaf.shape, leaf.dtype)
             for i, leaf in enumerate(leaves)
@@ -359,6 +360,11 @@ def _pure_shapes(blueprint: Blueprint) -> tuple[dict, dict]:
 
 def _split(model: nnx.Module):
     return nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState)
+
+
+def _keys_of(key: jax.Array, count: int) -> jax.Array:
+    """`jax.random.fold_in(key, i)` for every i below `count`, at once."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
 def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
