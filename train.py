@@ -47,6 +47,7 @@ def train(
     import interrupts
     import reports
     from training import (
+        feed,
         fit,
         metrics,
         optim,
@@ -67,24 +68,23 @@ def train(
     config, workdir = arguments.config, arguments.workdir
     metric = config.checkpoint.metric
     cache = runtime.start(config.cache_dir)
-    runtime.connect(arguments.peers)
-    resources.enter_context(processes.first_alone_speaks())
-    resources.enter_context(processes.watching())
     mesh = sharding.make_mesh(config.mesh.fsdp)
 
     # ---- The task: what can be refused is refused before a file is made -----
     workers = runtime.default_workers(config.workers)
     tasks = {"classify": Classification, "mae": MaskedAutoencoding}
+    feed.share_folds(config, workdir)
     task = processes.together(
         lambda: tasks[config.task](config, workdir, mesh, workers)
     )
+    processes.check_alike(task.identity)
+    task.open_teachers(workdir)
     plan = stages.lay_out(config, task.num_train)
     source = None
-    if config.init_from and not run_folder.has_checkpoint(workdir):
-        source = processes.together(
-            lambda: transfer.open_encoder(
-                config, workdir, task.identity, task.blueprint
-            )
+    begun = processes.first_tells(lambda: run_folder.has_checkpoint(workdir))
+    if config.init_from and not begun:
+        source = transfer.open_encoder(
+            config, workdir, task.identity, task.blueprint
         )
         task.identity["init_from"] = source.pin
     if arguments.plan:
@@ -99,7 +99,7 @@ def train(
         resources.enter_context(lock)
 
     processes.first_tells(claim)
-    processes.together(lambda: run_folder.check_shared(workdir))
+    workdir.mkdir(parents=True, exist_ok=True)  # In the others.
     saved = Checkpoints(
         workdir / "checkpoints", metric, config.checkpoint.keep_best
     )
@@ -112,8 +112,7 @@ def train(
         print("this run is finished; --export writes its logits once more")
         return 0
     task.prepare(cache)
-    log = processes.of_first(workdir / "metrics.jsonl", resources)
-    every = config.log_every_steps
+    log, every = workdir / "metrics.jsonl", config.log_every_steps
     remedy = waiting.remedy(config, workers)
     recorder = metrics.Recorder(log, here.history, plan, metric, every, remedy)
     resources.callback(recorder.close)
@@ -227,7 +226,8 @@ def keep_in_bucket(
 ) -> None:
     """Brings a run folder from its bucket, and keeps the bucket equal to it.
 
-    A plan reads what it needs, and sends nothing.
+    Process 0 does it, and the others wait. A plan reads what it needs, and
+    sends nothing.
 
     Args:
       arguments: of the command line; `remote` names the bucket.
@@ -236,23 +236,27 @@ def keep_in_bucket(
     Raises:
       UserError: it cannot, or may not, be used.
     """
-    from training import mirror, processes, runtime
+    from training import mirror, parting, processes
 
-    runtime.start(arguments.config.cache_dir)
-    runtime.connect(arguments.peers)
-    processes.refuse_several("a run folder in a bucket")
     config, where = arguments.config, (arguments.remote, arguments.workdir)
     others = {config.init_from, *(s.distill_from for s in config.stages)}
-    mirror.fetch_beside(*where, sorted(others))
+    processes.first_tells(lambda: mirror.fetch_beside(*where, sorted(others)))
     if not arguments.plan:
-        resources.enter_context(mirror.Mirror(*where))
+        kept = parting.in_first(lambda: mirror.Mirror(*where))
+        resources.enter_context(kept)
 
 
-def train_all_folds(arguments: config_lib.Arguments) -> int:
+def train_all_folds(
+    arguments: config_lib.Arguments, resources: contextlib.ExitStack
+) -> int:
     """Trains one model per fold and joins what they predict.
 
     Folds that are finished are passed over, so that the same command goes on
     where it was stopped.
+
+    Args:
+      arguments: of the command line.
+      resources: closed by the caller; each fold has some of its own.
 
     Returns:
       The exit code.
@@ -262,11 +266,11 @@ def train_all_folds(arguments: config_lib.Arguments) -> int:
     """
     from training import all_folds, processes
 
-    all_folds.check(arguments)
+    processes.first_tells(lambda: all_folds.check(arguments))
     for fold in all_folds.arguments_of(arguments):
         print(f"fold {fold.config.data.fold} of {fold.config.data.folds}")
-        with contextlib.ExitStack() as resources, processes.ending_together():
-            code = train(fold, resources)
+        with contextlib.ExitStack() as of_fold:
+            code = train(fold, of_fold)
         if code or arguments.plan:
             return code
     told = processes.first_tells(lambda: all_folds.join(arguments))
@@ -284,20 +288,35 @@ def main(argv: list[str]) -> int:
     Raises:
       SystemExit: any other exit code.
     """
-    with one_sentence(), contextlib.ExitStack() as resources:
-        arguments = config_lib.parse(argv)
+    with one_sentence():
+        start(config_lib.parse(argv))
+    return 0
+
+
+def start(arguments: config_lib.Arguments) -> None:
+    """Meets the other processes, if there are any, and trains.
+
+    Raises:
+      SystemExit: the exit code, if it is not 0.
+      UserError: as `train`.
+    """
+    from training import parting, processes, runtime
+
+    runtime.start(arguments.config.cache_dir)
+    runtime.connect(arguments.peers)
+    with (
+        parting.ending_together(),
+        contextlib.ExitStack() as resources,
+        parting.announcing(),
+    ):
+        resources.enter_context(processes.first_alone_speaks())
+        arguments = processes.with_own_folder(arguments, resources)
         if arguments.remote:
             keep_in_bucket(arguments, resources)
-        if arguments.all_folds:
-            code = train_all_folds(arguments)
-        else:
-            from training import processes
-
-            with processes.ending_together():
-                code = train(arguments, resources)
+        action = train_all_folds if arguments.all_folds else train
+        code = action(arguments, resources)
         if code:  # What fails from now on is told, and does not change it.
             sys.exit(code)
-    return 0
 
 
 if __name__ == "__main__":

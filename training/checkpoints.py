@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from errors import UserError
-from training import processes, seals
+from training import exchange, processes, seals
 from training.stored import ARRAYS, Damaged, Stored, flatten
 
 _policies = ocp.training.preservation_policies
@@ -35,6 +35,7 @@ class Checkpoints(Stored):
     it restores on any layout of devices, and a small `history` (JSON), both
     with checksums. Saving returns as soon as the arrays are copied and summed
     up; disk is written meanwhile, to a temporary name, renamed when whole.
+    Process 0 alone writes, with several from copies in its own memory.
 
     So the disk holds 1 + `keep_best` checkpoints, and one more while it is
     being written: each about three times the parameters (four or five with
@@ -50,9 +51,14 @@ class Checkpoints(Stored):
         super().__init__(directory, metric)
         self._keep_best = keep_best
         self._saving: Any = None  # Orbax's answer to the last save.
-        self._set_aside: list[int] = []
-        self._set_aside += processes.first_tells(self._check_descriptions)
-        self._open()
+        self._set_aside: list[int] = []  # In process 0, as all of this.
+        self._checkpointer: Any = None
+
+        def begin() -> None:
+            self._set_aside += self._check_descriptions()
+            self._open()
+
+        processes.first_tells(begin)
 
     def _open(self) -> None:
         kept = _policies.AnyPreservationPolicy(
@@ -66,8 +72,12 @@ class Checkpoints(Stored):
             ]
         )
         with self._writing():
+            context = ocp.Context()
+            # What is copied into this memory is Orbax's already.
+            context.memory_options.deepcopy_host_arrays = False
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory.absolute(),
+                context=context,
                 save_decision_policy=_EveryCall(),
                 preservation_policy=kept,
                 cleanup_tmp_directories=True,
@@ -79,15 +89,7 @@ class Checkpoints(Stored):
         Raises:
           UserError: there were some, but every one is damaged.
         """
-        self.wait()
-        newest = self._checkpointer.latest
-        if newest is None and self._set_aside:
-            raise UserError(
-                f"every checkpoint in {self._directory} was damaged and is now "
-                f"in {self._aside}; restore one from a copy, or delete the run "
-                "folder to start over"
-            )
-        return None if newest is None else newest.step
+        return processes.first_tells(self._latest)
 
     def save(
         self,
@@ -108,14 +110,14 @@ class Checkpoints(Stored):
           UserError: the state holds a number that is not finite, or the disk
             cannot be written; what was there before is intact.
         """
-        self.wait()
-        if any(c.step == step for c in self._checkpointer.checkpoints):
+        if processes.first_tells(lambda: self._is_there(step)):
             return
         if metrics is not None:
             metrics = {**metrics, "step": step}
+        alone = jax.process_count() == 1
         # The next step overwrites the state's buffers (donation) while Orbax
         # may still be reading them, so it gets buffers of its own.
-        state = flatten(_copy(state))
+        state = flatten(_copy(state) if alone else state)
         checksums, infinite = seals.examine(state)
         if infinite:
             raise UserError(
@@ -128,23 +130,20 @@ class Checkpoints(Stored):
             "metrics": metrics,
             "checksums": checksums,
         }
-        # Orbax writes it last: nobody may change it until then.
-        sealed = copy.deepcopy(seals.seal(content))
-        with self._writing():
-            self._saving = self._checkpointer.save_async(
-                step,
-                state,
-                checkpointable_name=ARRAYS,
-                metrics=metrics,
-                custom_metadata=sealed,
-            )
+        if not alone:
+            state = exchange.to_first(state)
+        processes.first_tells(lambda: self._write(step, state, content))
 
     def set_aside(self, damaged: Damaged) -> None:
         """Moves a damaged checkpoint out of the way, and says so."""
-        self.close()
-        processes.first_tells(lambda: self._move(damaged.step, damaged.reason))
-        self._set_aside.append(damaged.step)
-        self._open()
+
+        def replace() -> None:
+            self.close()
+            self._move(damaged.step, damaged.reason)
+            self._set_aside.append(damaged.step)
+            self._open()
+
+        processes.first_tells(replace)
 
     def wait(self) -> None:
         """Blocks until everything handed to `save` is on disk.
@@ -152,23 +151,57 @@ class Checkpoints(Stored):
         Raises:
           UserError: it could not be written; what was there before is intact.
         """
+        processes.first_tells(self._settle)
+
+    def close(self) -> None:
+        """Waits for the disk and gives up the folder; asks no other process.
+
+        Raises:
+          UserError: as `wait`.
+        """
+        if self._checkpointer is None:
+            return
+        try:
+            self._settle()
+        finally:
+            self._close()
+
+    # ---- In process 0 -------------------------------------------------------
+
+    def _latest(self) -> int | None:
+        self._settle()
+        newest = self._checkpointer.latest
+        if newest is None and self._set_aside:
+            raise UserError(
+                f"every checkpoint in {self._directory} was damaged and is now "
+                f"in {self._aside}; restore one from a copy, or delete the run "
+                "folder to start over"
+            )
+        return None if newest is None else newest.step
+
+    def _is_there(self, step: int) -> bool:
+        self._settle()
+        return any(c.step == step for c in self._checkpointer.checkpoints)
+
+    def _write(self, step: int, state: dict, content: dict[str, Any]) -> None:
+        # Orbax writes it last: nobody may change it until then.
+        sealed = copy.deepcopy(seals.seal(content))
+        with self._writing():
+            self._saving = self._checkpointer.save_async(
+                step,
+                state,
+                checkpointable_name=ARRAYS,
+                metrics=content["metrics"],
+                custom_metadata=sealed,
+            )
+
+    def _settle(self) -> None:
         with self._writing():
             saving, self._saving = self._saving, None
             if saving is not None:
                 # Unless it is asked, a thread and three open files stay.
                 saving.result()
             self._checkpointer.wait()
-
-    def close(self) -> None:
-        """Waits for the disk and gives up the folder.
-
-        Raises:
-          UserError: as `wait`.
-        """
-        try:
-            self.wait()
-        finally:
-            self._close()
 
     def _close(self) -> None:
         try:
@@ -219,7 +252,7 @@ class Checkpoints(Stored):
           The steps of what is no longer there.
         """
         moved = []
-        for step in self.steps():
+        for step in self._steps():
             try:
                 self._content(step)
             except Damaged as damaged:

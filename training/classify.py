@@ -58,15 +58,14 @@ class Classification:
       blueprint: the model without its numbers.
 
     Raises:
-      UserError: the data, a teacher, or a field that names a model, a view,
-        a metric or a module is wrong.
+      UserError: the data, or a field that names a model, a view, a metric or
+        a module is wrong.
     """
 
     def __init__(
         self, config: ConfigDict, workdir: Path, mesh: Mesh, workers: int
     ):
         self._config, self._mesh = config, mesh
-        self._workdir = workdir
         pipeline.check_views(config.eval.tta)
         _check_metric(config.checkpoint.metric)
         self._feed = Feed(config, workdir, mesh, workers)
@@ -74,16 +73,10 @@ class Classification:
         self.identity = self._feed.identity()
         self.blueprint = make_blueprint(self.build)
         shapes = nnx.to_pure_dict(self.blueprint.params)
-        self._teachers = {}
+        self._teachers: dict[str, tuple[transfer.Run, Blueprint]] = {}
         gradients.check(config, self.blueprint.batch_stats)
         for stage in config.stages:
             parts.check(shapes, stage.frozen)
-            if stage.distill_from:
-                self._teachers[stage.distill_from] = self._open_teacher(stage)
-        if self._teachers:
-            self.identity["teachers"] = {
-                name: run.pin for name, (run, _) in self._teachers.items()
-            }
 
     @property
     def num_train(self) -> int:
@@ -124,6 +117,32 @@ class Classification:
         if c.distill_from:
             words.append(f"distilled from {c.distill_from}")
         return ", ".join(words)
+
+    def open_teachers(self, workdir: Path) -> None:
+        """Opens the runs that stages learn from; they become part of identity.
+
+        Args:
+          workdir: this run's folder, which knows them if it has begun.
+
+        Raises:
+          UserError: one cannot teach this run.
+        """
+        # A teacher may have trained on since this run began.
+        pins = processes.first_tells(
+            lambda: run_folder.remembered(workdir, "teachers") or {}
+        )
+        fold = self._config.data.fold
+        for stage in self._config.stages:
+            if name := stage.distill_from:
+                run = transfer.open_run(
+                    name, workdir, fold, "distill_from", pins.get(name)
+                )
+                transfer.check_teacher(run, self.identity, fold)
+                self._teachers[name] = run, self._blueprint_of(run)
+        if self._teachers:
+            self.identity["teachers"] = {
+                name: run.pin for name, (run, _) in self._teachers.items()
+            }
 
     def prepare(self, cache: Path) -> None:
         """Does what must be done once the run folder is ours.
@@ -226,21 +245,9 @@ class Classification:
             self._predict_step, params, batch_stats, batches, rows, self._mesh
         )
 
-    def _open_teacher(
-        self, stage: ConfigDict
-    ) -> tuple[transfer.Run, Blueprint]:
-        fold = self._config.data.fold
-        name = stage.distill_from
-        # The teacher may have trained on since this run began.
-        pins = run_folder.remembered(self._workdir, "teachers") or {}
-        run = transfer.open_run(
-            name, self._workdir, fold, "distill_from", pins.get(name)
-        )
-        transfer.check_teacher(run, self.identity, fold)
+    def _blueprint_of(self, run: transfer.Run) -> Blueprint:
         classes = self.data.num_classes
-        return run, make_blueprint(
-            lambda: build_classifier(run.config, classes)
-        )
+        return make_blueprint(lambda: build_classifier(run.config, classes))
 
     def _write_logits(self, path, images, rows, logits, fold) -> None:
         config, source = self._config, self.data.source

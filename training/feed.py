@@ -44,7 +44,7 @@ class Feed:
         self, config: ConfigDict, workdir: Path, mesh: Mesh, workers: int
     ):
         self._config, self._mesh, self._workers = config, mesh, workers
-        self._folds_path = Path(config.data.folds_file or workdir / "folds.csv")
+        self._folds_path = _folds_path(config, workdir)
         self.data = dataset.load(config.data, self._folds_path)
         _check_batches(config, mesh)
         self._validation: list[dict] | None = None
@@ -150,6 +150,20 @@ class Feed:
             views=views,
             workers=self._workers,
         )
+
+
+def share_folds(config: ConfigDict, workdir: Path) -> None:
+    """Gives all processes the folds file that process 0 has, if any.
+
+    Args:
+      config: of the run.
+      workdir: the run folder.
+    """
+    processes.share_file(_folds_path(config, workdir))
+
+
+def _folds_path(config: ConfigDict, workdir: Path) -> Path:
+    return Path(config.data.folds_file or workdir / "folds.csv")
 
 
 def _check_batches(config: ConfigDict, mesh: Mesh) -> None:

@@ -103,6 +103,13 @@ class MaskedAutoencoding:
         kind = "normalised pixels" if normal else "pixels"
         return f"mean squared error of hidden {kind}"
 
+    def open_teachers(self, workdir: Path) -> None:
+        """Opens nothing: here, photos are all there is to learn from.
+
+        Args:
+          workdir: this run's folder.
+        """
+
     def prepare(self, cache: Path) -> None:
         """Does what must be done once the run folder is ours.
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from typing import Any
 
-import files
-from errors import USER_ERROR_EXIT_CODE, UserError
+from errors import UserError
+from training import parting
 from training.bucket import Bucket
 
 OWNER = "owner.json"
@@ -134,9 +132,7 @@ class Ownership:
 
 def leave(lost: Lost) -> None:
     """Ends this process from any of its threads, nothing half written."""
-    print(f"error: {lost}", file=sys.stderr, flush=True)
-    files.discard_passing()
-    os._exit(USER_ERROR_EXIT_CODE)
+    parting.leave(lost)
 
 
 def _who(owner: dict[str, Any]) -> str:

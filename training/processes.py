@@ -1,21 +1,24 @@
 """Several processes as one program: who writes, and how they agree.
 
 Every process runs all of train.py on its own devices and its own rows. What
-exists once (the run folder, the log, the logits) is process 0's to write, and
-whatever can go wrong for one of them alone is told to all, so that none waits
-for ever. With one process all of this costs nothing.
+exists once (the run folder with its checkpoints, log and logits, and the
+bucket that it is kept in) is process 0's alone: it reads and writes, and the
+others are told. Whatever can go wrong for one of them alone is told to all,
+so that none waits for ever. With one process all of this costs nothing.
+
+They talk where jax.distributed keeps what all processes can read, not by the
+devices: there one may wait for another as long as it takes, a bucket to be
+fetched, say.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
-import sys
-import tempfile
-import threading
-import time
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,31 +26,20 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax._src import distributed
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from errors import TRY_AGAIN_EXIT_CODE, UserError
+import files
+from errors import UserError
 from training import sharding
+from training.config import Arguments
 
 T = TypeVar("T")
 
-# A process that has not been heard of for so long has gone.
-SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE = 2.0, 30.0
+# What they tell each other is numbered: all tell the same in the same order.
+_numbers = itertools.count()
 
-# What JAX's runtimes say when a process at the other end has gone.
-_SIGNS_OF_LOSS = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Connection refused",
-    "Socket closed",
-    "Broken pipe",
-    "Gloo",
-    "NCCL",
-    "heartbeat",
-    "coordination service",
-    "DEADLINE_EXCEEDED",
-    "UNAVAILABLE",
-)
+# One question after what another process tells; it is asked again.
+_SECONDS_TO_ASK = 20
 
 
 def is_first() -> bool:
@@ -55,52 +47,38 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def refuse_several(what: str) -> None:
-    """Refuses what one process alone can do.
-
-    Raises:
-      UserError: there are several.
-    """
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{what} takes one process, and these are {jax.process_count()}; "
-            "give a --workdir on a disk that all hosts share, such as "
-            "Filestore, or the bucket where gcsfuse mounts it"
-        )
-
-
 def first_tells(action: Callable[[], Any]) -> Any:
     """Runs `action` in process 0 and returns what it returned, in all.
 
     Args:
-      action: its answer must go through JSON.
+      action: its answer must go through JSON. It must not make processes
+        talk.
 
     Raises:
-      UserError: process 0 raised it.
+      UserError: process 0 raised it; of the same kind in all.
     """
     if jax.process_count() == 1:
         return action()
-    told: dict[str, Any] = {}
-    if is_first():
-        try:
-            told["answer"] = action()
-        except UserError as error:
-            told["error"] = str(error)
-    text = json.dumps(told).encode()
-    length = multihost_utils.broadcast_one_to_all(np.int32(len(text)))
-    message = np.zeros(int(length), np.uint8)
-    if is_first():
-        message[:] = np.frombuffer(text, np.uint8)
-    # As integers that a sum over processes leaves as they are.
-    message = multihost_utils.broadcast_one_to_all(message)
-    told = json.loads(bytes(np.asarray(message, np.uint8)))
-    if "error" in told:
-        raise UserError(told["error"])
-    return told["answer"]
+    number = next(_numbers)
+    if not is_first():
+        told = json.loads(_heard(number, 0))
+        if "error" in told:
+            raise rebuilt(told["error"])
+        return told["answer"]
+    try:
+        answer = action()
+    except UserError as error:
+        _say(number, json.dumps({"error": described(error)}))
+        raise
+    _say(number, json.dumps({"answer": answer}))
+    return answer
 
 
 def together(action: Callable[[], T]) -> T:
     """Runs `action` in every process; if one of them fails, all do.
+
+    Args:
+      action: must not make processes talk.
 
     Raises:
       UserError: of the first process that raised one.
@@ -111,10 +89,10 @@ def together(action: Callable[[], T]) -> T:
     try:
         answer = action()
     except UserError as error:
-        problem = str(error)
+        problem = json.dumps(described(error))
     problems = all_tell(problem)
     if any(problems):
-        raise UserError(next(filter(None, problems)))
+        raise rebuilt(json.loads(next(filter(None, problems))))
     return answer
 
 
@@ -122,28 +100,106 @@ def all_tell(text: str) -> list[str]:
     """Returns the text of every process, by process number."""
     if jax.process_count() == 1:
         return [text]
-    encoded = np.frombuffer(text.encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(len(encoded)))
-    message = np.zeros(max(1, int(lengths.max())), np.uint8)
-    message[: len(encoded)] = encoded
-    messages = multihost_utils.process_allgather(message)
-    return [
-        bytes(np.asarray(row[:length], np.uint8)).decode()
-        for row, length in zip(messages, lengths, strict=True)
-    ]
+    number = next(_numbers)
+    _say(number, text)
+    return [_heard(number, process) for process in range(jax.process_count())]
 
 
-def of_first(path: Path, resources: contextlib.ExitStack) -> Path:
-    """Returns `path` in process 0, a file that nobody reads in the others.
+def check_alike(identity: dict[str, Any]) -> None:
+    """Refuses data that is not the same on all hosts.
 
     Args:
-      path: of what only process 0 is to write.
-      resources: whose end is the end of that file.
+      identity: what is to be the same, as JSON.
+
+    Raises:
+      UserError: what differs, and where.
+    """
+    host = socket.gethostname()
+    told = map(json.loads, all_tell(json.dumps([host, identity])))
+    first_host, first = next(told)
+    for number, (host, other) in enumerate(told, 1):
+        different = [name for name in first if first[name] != other.get(name)]
+        if different:
+            raise UserError(
+                f"{' and '.join(different)} of the data are others in process "
+                f"{number} on {host} than in process 0 on {first_host}; give "
+                "all hosts the same data, and the same data.folds_file if one "
+                "is named"
+            )
+
+
+def described(error: UserError) -> list[Any]:
+    """Returns an error as JSON."""
+    return [type(error).__name__, str(error), vars(error)]
+
+
+def rebuilt(description: list[Any]) -> UserError:
+    """Returns the error that was `described`, of the same kind."""
+    name, text, attributes = description
+    kinds = [UserError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    kind = next((k for k in kinds if k.__name__ == name), UserError)
+    error = kind.__new__(kind, text)
+    vars(error).update(attributes)
+    return error
+
+
+def _say(number: int, text: str) -> None:
+    own = jax.process_index()
+    client = distributed.global_state.client
+    client.key_value_set(f"sextet/said/{number}/{own}", text)
+
+
+def _heard(number: int, process: int) -> str:
+    """What `process` says, as soon as it does."""
+    client, key = distributed.global_state.client, f"sextet/said/{number}"
+    while True:
+        try:
+            return client.blocking_key_value_get(
+                f"{key}/{process}", 1000 * _SECONDS_TO_ASK
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def with_own_folder(
+    arguments: Arguments, resources: contextlib.ExitStack
+) -> Arguments:
+    """Returns the command line, with an empty run folder but in process 0.
+
+    Whatever lies under the same name on another host does not count.
+
+    Args:
+      arguments: of the command line.
+      resources: whose end is the end of that folder.
     """
     if is_first():
-        return path
-    scratch = resources.enter_context(tempfile.TemporaryDirectory())
-    return Path(scratch) / path.name
+        return arguments
+    folder = resources.enter_context(files.temporary_folder())
+    return dataclasses.replace(arguments, workdir=folder / "run")
+
+
+def share_file(path: Path) -> None:
+    """Copies a text file of process 0 to where the others have none.
+
+    Args:
+      path: may differ between processes, and name no file.
+    """
+
+    def read() -> str | None:
+        try:
+            return path.read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:  # Whoever needs it tells of it.
+            return None
+
+    if jax.process_count() == 1:
+        return
+    text = first_tells(read)
+    if text is not None and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 class Agreement:
@@ -185,76 +241,3 @@ def first_alone_speaks() -> Iterator[None]:
         contextlib.redirect_stdout(nowhere),
     ):
         yield
-
-
-@contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """Ends the program in one sentence when another process has gone.
-
-    Leaving in the usual way would wait for the process that is no more. Exit
-    code 75: all of them can be started again, and go on.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        lost = any(sign in str(error) for sign in _SIGNS_OF_LOSS)
-        if jax.process_count() == 1 or not lost:
-            raise
-        _leave(str(error).splitlines()[0][:200])
-
-
-@contextlib.contextmanager
-def watching() -> Iterator[None]:
-    """Ends the program in one sentence when another process falls silent.
-
-    A device that waits for a process that is no more may wait for ever, with
-    no error for `ending_together`. JAX's own watch would end this process as
-    well, later and with a page of C++ (and does so where it is process 0 that
-    has gone, since all of this goes through it).
-    """
-    if jax.process_count() == 1:
-        yield
-        return
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(over,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _watch(over: threading.Event) -> None:
-    """Tells the others that this process lives, and listens to them."""
-    # Where jax.distributed keeps what all processes can read; Orbax's
-    # barriers stand there, too.
-    client = distributed.global_state.client
-    own = jax.process_index()
-    heard = dict.fromkeys(range(jax.process_count()), ("", time.monotonic()))
-    beats = itertools.count()
-    while not over.wait(SECONDS_BETWEEN_BEATS):
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            beat = str(next(beats))
-            client.key_value_set(f"sextet/{own}", beat, allow_overwrite=True)
-        for process, (before, when) in heard.items():
-            beat = before
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
-                beat = client.key_value_try_get(f"sextet/{process}")
-            now = time.monotonic()
-            if beat != before:
-                heard[process] = beat, now
-            elif now - when > SECONDS_OF_SILENCE and not over.is_set():
-                _leave(f"process {process} fell silent")
-
-
-def _leave(why: str) -> None:
-    """Ends this process at once, as an orderly end would wait for all."""
-    print(
-        f"error: another of the {jax.process_count()} processes has gone "
-        f"({why}); start the same command in all of them again, and they go "
-        "on from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(TRY_AGAIN_EXIT_CODE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import socket
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,20 +115,6 @@ def lock(path: Path, workdir: Path) -> IO:
             "another --workdir"
         ) from error
     return held
-
-
-def check_shared(workdir: Path) -> None:
-    """Refuses a run folder that process 0 has made, and this one cannot see.
-
-    Raises:
-      UserError: which folder, and on which host.
-    """
-    if not (workdir / "config.json").exists():
-        raise UserError(
-            f"{socket.gethostname()} does not see the run folder {workdir} "
-            "that another process has just claimed; give a --workdir on a "
-            "disk that all hosts share"
-        )
 
 
 def _read(path: Path) -> dict[str, object]:

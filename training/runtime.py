@@ -19,7 +19,7 @@ from training.config import Peers
 COMPILATION_CACHE_BYTES = 4 * 2**30
 
 # After so long without a sign, another process counts as gone.
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 100
 
 
 def start(cache_dir: str) -> Path:

@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.multihost import multihost as orbax_v0_processes
+from orbax.checkpoint.experimental.v1._src.synchronization import (
+    multihost as orbax_processes,
+)
 
 from errors import UserError
-from training import processes, seals
+from training import exchange, processes, seals
 from training.metrics import merit
 
 # Where Orbax keeps the arrays, and what it is told beside them.
@@ -42,6 +47,9 @@ class Damaged(UserError):
 class Stored:
     """The checkpoints in a folder; reading them changes nothing there.
 
+    Process 0 alone sees the folder. To be called in all processes, which are
+    told what it finds.
+
     Args:
       directory: `<run>/checkpoints`.
       metric: name of the metric that ranks checkpoints (`metrics.merit`).
@@ -49,28 +57,19 @@ class Stored:
 
     def __init__(self, directory: Path, metric: str):
         self._directory, self._metric = directory, metric
+        if jax.process_count() > 1:
+            _leave_orbax_alone()
 
     def steps(self) -> list[int]:
         """Returns the steps of all that are finished, also damaged ones."""
-        names = [path.name for path in self._directory.glob("[0-9]*")]
-        # One that is being written has more than digits to its name.
-        return sorted(int(name) for name in names if name.isdigit())
+        return processes.first_tells(self._steps)
 
     def best(self) -> int | None:
         """Returns the step of the best checkpoint; the earliest of equals.
 
         One whose description is damaged is passed over.
         """
-        self.wait()
-        scored = {}
-        for step in self.steps():
-            try:
-                metrics = self._content(step)["metrics"]
-            except Damaged:
-                continue
-            if metrics is not None:
-                scored[step] = self._rank(metrics)
-        return max(scored, key=scored.get, default=None)
+        return processes.first_tells(self._best)
 
     def load(self, step: int, like: Any) -> Any:
         """Returns the state saved under `step`.
@@ -88,16 +87,15 @@ class Stored:
             key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for key, x in flatten(like).items()
         }
-        self.wait()  # A checkpoint still being written has no files yet.
-        # A part of the damage may meet one process alone.
-        damage, flat = "", {}
-        try:
-            flat = self._load(step, abstract)
-        except Damaged as damaged:
-            damage = damaged.reason
-        found = [reason for reason in processes.all_tell(damage) if reason]
-        if found:
-            raise Damaged(self._directory, step, found[0])
+        expected = processes.first_tells(lambda: self._checksums(step))
+        flat = self._placed(step, abstract)
+        found, _ = seals.examine(flat)
+        wrong = [key for key in found if found[key] != expected.get(key)]
+        if wrong:
+            reason = f"{wrong[0]} has changed"
+            if len(wrong) > 1:
+                reason += f", and {len(wrong) - 1} more"
+            raise Damaged(self._directory, step, reason)
         return jax.tree.unflatten(
             jax.tree.structure(like), [flat[key] for key in abstract]
         )
@@ -108,15 +106,8 @@ class Stored:
         Raises:
           Damaged: what is on disk does not tell.
         """
-        self.wait()
-        try:
-            arrays = ocp.metadata(
-                self._folder(step), checkpointable_name=ARRAYS
-            ).metadata
-            return {path: tuple(x.shape) for path, x in arrays.items()}
-        except Exception as error:  # As in `load`.
-            reason = f"its arrays are not listed ({type(error).__name__})"
-            raise Damaged(self._directory, step, reason) from error
+        found = processes.first_tells(lambda: self._contents(step))
+        return {path: tuple(shape) for path, shape in found.items()}
 
     def history(self, step: int) -> dict[str, Any]:
         """Returns the `history` saved under `step`.
@@ -124,8 +115,7 @@ class Stored:
         Raises:
           Damaged: it is not what was saved.
         """
-        self.wait()
-        return self._content(step)["history"]
+        return processes.first_tells(lambda: self._history(step))
 
     def fingerprint(self, step: int) -> str:
         """Returns 16 hex digits that name the arrays saved under `step`.
@@ -133,34 +123,90 @@ class Stored:
         Raises:
           Damaged: what is on disk does not tell.
         """
+        return processes.first_tells(lambda: self._fingerprint(step))
+
+    # ---- In process 0 -------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Blocks while this process writes there: never."""
+
+    def _steps(self) -> list[int]:
+        names = [path.name for path in self._directory.glob("[0-9]*")]
+        # One that is being written has more than digits to its name.
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _best(self) -> int | None:
+        self._settle()
+        scored = {}
+        for step in self._steps():
+            try:
+                metrics = self._content(step)["metrics"]
+            except Damaged:
+                continue
+            if metrics is not None:
+                scored[step] = self._rank(metrics)
+        return max(scored, key=scored.get, default=None)
+
+    def _history(self, step: int) -> dict[str, Any]:
+        self._settle()
+        return self._content(step)["history"]
+
+    def _checksums(self, step: int) -> dict[str, int]:
+        self._settle()  # A checkpoint still being written has no files yet.
+        return self._content(step)["checksums"]
+
+    def _fingerprint(self, step: int) -> str:
         text = json.dumps(self._content(step)["checksums"], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def wait(self) -> None:
-        """Blocks while this process writes there: never."""
+    def _contents(self, step: int) -> dict[str, tuple[int, ...]]:
+        self._settle()
+        try:
+            arrays = ocp.metadata(
+                self._folder(step), checkpointable_name=ARRAYS
+            ).metadata
+            return {path: tuple(x.shape) for path, x in arrays.items()}
+        except Exception as error:  # As in `_whole`.
+            reason = f"its arrays are not listed ({type(error).__name__})"
+            raise Damaged(self._directory, step, reason) from error
 
-    def _load(
+    def _placed(
         self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]
     ) -> dict[str, jax.Array]:
-        expected = self._content(step)["checksums"]
+        """Arrays from the disk, where they are to lie; in all processes."""
+        if jax.process_count() == 1:
+            return self._whole(step, abstract, jax.Array)
+        found: dict[str, np.ndarray] = {}
+
+        def read() -> None:
+            types = dict.fromkeys(abstract, np.ndarray)
+            found.update(self._whole(step, types, np.ndarray))
+            for key, leaf in abstract.items():
+                if (found[key].shape, found[key].dtype) != (
+                    leaf.shape,
+                    leaf.dtype,
+                ):
+                    reason = f"{key} has another shape"
+                    raise Damaged(self._directory, step, reason)
+
+        processes.first_tells(read)
+        return exchange.from_first(found, abstract)
+
+    def _whole(
+        self, step: int, abstract: dict[str, Any], kind: type
+    ) -> dict[str, Any]:
+        """All of what is asked for, or an error."""
         try:
             flat = self._read(step, abstract)
         except Exception as error:  # Orbax has no one type for what is broken.
             reason = f"its arrays cannot be read ({type(error).__name__})"
             raise Damaged(self._directory, step, reason) from error
         # Orbax hands the shape back where it finds no array of that name.
-        absent = [k for k in abstract if not isinstance(flat[k], jax.Array)]
+        absent = [k for k in abstract if not isinstance(flat[k], kind)]
         if absent:
             reason = f"{absent[0]} is missing"
             raise Damaged(self._directory, step, reason)
-        found, _ = seals.examine({key: flat[key] for key in abstract})
-        wrong = [key for key in found if found[key] != expected.get(key)]
-        if wrong:
-            reason = f"{wrong[0]} has changed"
-            if len(wrong) > 1:
-                reason += f", and {len(wrong) - 1} more"
-            raise Damaged(self._directory, step, reason)
-        return flat
+        return {key: flat[key] for key in abstract}
 
     def _read(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         context = ocp.Context()
@@ -204,3 +250,19 @@ def flatten(tree: Any) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in leaves
     }
+
+
+def _leave_orbax_alone() -> None:
+    """Lets Orbax work in process 0 as if there were no others.
+
+    It would wait for them to call it, too. Its own option for that,
+    `active_processes`, is refused by its Checkpointer (0.12.8), and saving
+    compares the folder's name over all processes in spite of it.
+    """
+    for module in (orbax_processes, orbax_v0_processes):
+        for name, alone in (
+            ("process_count", lambda: 1),
+            ("should_skip_process_sync", lambda processes=None: True),
+        ):
+            getattr(module, name)  # Or another Orbax needs another way.
+            setattr(module, name, alone)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from errors import UserError
 from jax_models.model import HEAD
+from training import processes
 from training.state import Blueprint, weights_like
 from training.stored import Stored
 
@@ -156,6 +157,8 @@ def open_run(
 ) -> Run:
     """Opens a run folder to take weights from; changes nothing in it.
 
+    Process 0 alone sees it. To be called in all processes.
+
     Args:
       name: a path, or the bare name of a run that lies beside `workdir` (or,
         for one fold of a run over all folds, beside the whole of it).
@@ -168,25 +171,11 @@ def open_run(
     Raises:
       UserError: it holds no evaluated checkpoint, or not those weights.
     """
-    run = Path(name)
-    if len(run.parts) == 1 and not run.is_dir():
-        beside = workdir.absolute().parent
-        near = beside / name
-        run = near if near.is_dir() else beside.parent / name
-    if (run / f"fold-{fold}").is_dir():
-        run = run / f"fold-{fold}"
-    try:
-        config = ConfigDict(json.loads((run / "config.json").read_text()))
-        identity = json.loads((run / "data.json").read_text())
-        # All that is asked of a run later must be there.
-        metric, _ = config.checkpoint.metric, config.task
-        _ = identity["classes"], identity["folds_hash"], identity["rows_hash"]
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(
-            f"{field} names {run}, which is no run folder; give the --workdir "
-            "of an earlier run"
-        ) from error
-    saved = Stored(run / "checkpoints", metric)
+    where, plain, identity = processes.first_tells(
+        lambda: _read(_find(name, workdir, fold), field)
+    )
+    run, config = Path(where), ConfigDict(plain)
+    saved = Stored(run / "checkpoints", config.checkpoint.metric)
     step = saved.best() if pin is None else pin["step"]
     if step is None:
         raise UserError(
@@ -201,6 +190,32 @@ def open_run(
             "restore it from a copy, or choose another --workdir"
         )
     return found
+
+
+def _find(name: str, workdir: Path, fold: int) -> Path:
+    run = Path(name)
+    if len(run.parts) == 1 and not run.is_dir():
+        beside = workdir.absolute().parent
+        near = beside / name
+        run = near if near.is_dir() else beside.parent / name
+    within = run / f"fold-{fold}"
+    return within if within.is_dir() else run
+
+
+def _read(run: Path, field: str) -> tuple[str, dict, dict]:
+    """Where a run lies, its config and its identity, as JSON."""
+    try:
+        config = json.loads((run / "config.json").read_text())
+        identity = json.loads((run / "data.json").read_text())
+        # All that is asked of a run later must be there.
+        _ = config["checkpoint"]["metric"], config["task"]
+        _ = identity["classes"], identity["folds_hash"], identity["rows_hash"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{field} names {run}, which is no run folder; give the --workdir "
+            "of an earlier run"
+        ) from error
+    return str(run), config, identity
 
 
 def open_encoder(

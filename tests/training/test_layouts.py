@@ -50,7 +50,8 @@ def pair(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = f"127.0.0.1:{free.getsockname()[1]}"
-    both = [start(folder, meeting, str(index)) for index in (0, 1)]
+    # Each with a disk of its own.
+    both = [start(folder / str(index), meeting, str(index)) for index in (0, 1)]
     return [told(process) for process in both]
 
 
@@ -93,6 +94,18 @@ def test_two_processes_train_as_one_and_restore_what_they_saved(found, pair):
         np.testing.assert_allclose(one["losses"], losses, **CLOSE)
         assert one["split"] == found["fsdp"]["split"]
         assert one["labels"] == found["labels"]
+
+
+def test_process_0_alone_has_checkpoints_and_tells_of_damage(pair):
+    assert [one["folder"] for one in pair] == [True, False]
+    for one in pair:
+        # The step that is damaged; then none was evaluated, and one is left.
+        assert one["damage"] == [2, None, [4]]
+
+
+def test_arrays_move_between_process_0_and_all_devices(pair):
+    parts = pair[0]["parts"] + pair[1]["parts"]
+    assert len(parts) == 8 and "".join(parts) == pair[0]["whole"]
 
 
 def test_two_processes_hear_of_each_other(pair):

@@ -25,13 +25,15 @@ import jax
 import numpy as np
 import tiny
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from errors import UserError
 from jax_models import layers
-from training import processes, runtime, sharding
+from training import exchange, processes, runtime, sharding
 from training import state as state_lib
 from training.checkpoints import Checkpoints
 from training.config import Peers
+from training.stored import Damaged
 
 STEPS = int(os.environ.get("STEPS", "4"))
 sharding.SMALLEST_SPLIT = 16  # Or nothing of models this small were split.
@@ -151,6 +153,54 @@ def refusals():
     return heard
 
 
+def moved():
+    """Arrays that came together in process 0 and went out again, as bytes."""
+    generator = np.random.default_rng(0)
+    arrays = {
+        "split": generator.normal(size=(16, 3)).astype(np.float32),
+        "bfloat16": generator.normal(size=(8, 5)).astype(jax.numpy.bfloat16),
+        "zeros": np.array([0.0, -0.0, np.nan], np.float32),
+        "bool": np.arange(5) % 2 == 0,
+        "scalar": np.array(-7, np.int32),
+        "empty": np.zeros((0, 2), np.float32),
+    }
+    mesh = sharding.make_mesh(8)  # Of both processes.
+    like = {}
+    for name, array in arrays.items():
+        divides = array.ndim and len(array) and len(array) % 8 == 0
+        spec = PartitionSpec("fsdp") if divides else PartitionSpec()
+        like[name] = jax.ShapeDtypeStruct(
+            array.shape, array.dtype, sharding=NamedSharding(mesh, spec)
+        )
+    assert not like["split"].sharding.is_fully_replicated
+    own = arrays if processes.is_first() else {}
+    exchange._BYTES_AT_ONCE = 128  # So that one array goes out in two parts.
+    placed = exchange.from_first(own, like)
+    assert all(placed[name].sharding == like[name].sharding for name in like)
+    back = exchange.to_first(placed)
+    assert back.keys() == own.keys()
+    for name in back:
+        assert back[name].tobytes() == arrays[name].tobytes(), name
+    return [
+        np.asarray(jax.device_get(shard.data)).tobytes().hex()
+        for shard in placed["split"].addressable_shards
+    ], arrays["split"].tobytes().hex()
+
+
+def damage_told(saved, folder, like):
+    """What processes hear of a damage that process 0 alone can see."""
+    if processes.is_first():
+        files = (p for p in (folder / "2/state").rglob("*") if p.is_file())
+        largest = max(files, key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-200])
+    try:
+        saved.load(2, like)
+    except Damaged as damaged:
+        saved.set_aside(damaged)
+        return [damaged.step, saved.best(), saved.steps()]
+    return None
+
+
 def as_one_of_two(folder, coordinator, index):
     """Trains 2 x 4, saves, restores, trains on; stops by a signal to one."""
     runtime.connect(Peers(coordinator, 2, index))
@@ -169,7 +219,11 @@ def as_one_of_two(folder, coordinator, index):
     found |= {"signal": signal, "refusals": refusals()}
     found["answer"] = processes.first_tells(lambda: {"process": index})
     found["texts"] = processes.all_tell("x" * index)
+    saved.save(4, state, {"go_on_from": 4})
+    found["damage"] = damage_told(saved, folder, like)
     saved.close()
+    found["parts"], found["whole"] = moved()
+    found["folder"] = folder.exists()
     return found
 
 
