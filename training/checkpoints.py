@@ -75,6 +75,9 @@ class Checkpoints(Stored):
             context = ocp.Context()
             # What is copied into this memory is Orbax's already.
             context.memory_options.deepcopy_host_arrays = False
+            # Else every copy of an array gives a part, cut out by a program
+            # of its own: hundreds to compile, for eight devices.
+            context.array_options.saving.use_replica_parallel = False
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory.absolute(),
                 context=context,

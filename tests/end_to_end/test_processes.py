@@ -13,39 +13,50 @@ import pytest
 from commands import CACHE, ROOT, records
 
 from stacking.logits import read_logits
+from training.bucket import local_copy
 
+# Two stages, ten evaluations, 40 steps of a tiny model.
 SHORT = (
-    "--config=configs/miniconvnext.py:demo",
-    "--config.epochs=2",
-    "--config.eval.every_epochs=0.5",
-    "--config.log_every_steps=3",
-    f"--config.cache_dir={CACHE}",
+    f"--config={ROOT}/tests/end_to_end/tiny_recipe.py",
+    "--config.epochs=0.5",
 )
 
 
 class Team:
-    """A train.py on `devices` devices of this CPU in each of some processes."""
+    """A train.py on `devices` devices of this CPU in each of some processes.
 
-    def __init__(self, workdir, count, devices, *arguments):
+    Each is a machine of its own: what it keeps, also of a run in a bucket,
+    lies in a folder of its own below `machines`.
+    """
+
+    def __init__(self, machines, workdir, count, devices, *arguments):
         flags = f"--xla_force_host_platform_device_count={devices}"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         environment |= {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "train.py", f"--workdir={workdir}", *SHORT]
+        environment["PYTHONPATH"] = str(ROOT)
+        command = [sys.executable, ROOT / "train.py", f"--workdir={workdir}"]
+        command += SHORT
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meeting = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-        self.outputs = [f"{workdir}.{index}.out" for index in range(count)]
+        self.machines = [machines / str(index) for index in range(count)]
         self.processes = []
-        for index, path in enumerate(self.outputs):
+        for index, machine in enumerate(self.machines):
             peers = ()
             if count > 1:
                 peers = (meeting, f"--num-processes={count}")
                 peers += (f"--process-id={index}",)
-            with open(path, "w") as output:
+            cache = machine / "cache"
+            peers += (f"--config.cache_dir={cache}",)
+            if not cache.exists():
+                cache.mkdir(parents=True)
+                # All that the machines share, to save the tests time.
+                (cache / "compiled").symlink_to(CACHE / "compiled")
+            with open(machine / "out", "w") as output:
                 self.processes.append(
                     subprocess.Popen(
                         [*command, *peers, *arguments],
-                        cwd=ROOT,
+                        cwd=machine,
                         env=environment,
                         stdout=output,
                         stderr=subprocess.STDOUT,
@@ -57,8 +68,13 @@ class Team:
         return [process.wait(timeout=seconds) for process in self.processes]
 
     def said(self, index):
-        with open(self.outputs[index]) as output:
-            return output.read()
+        return (self.machines[index] / "out").read_text()
+
+    def errors(self, index):
+        """The sentences in which a process ended; no traceback."""
+        lines = self.said(index).splitlines()
+        assert "Traceback" not in self.said(index), self.said(index)
+        return [line for line in lines if line.startswith("error:")]
 
     def wait_for_records(self, workdir, count, seconds=900):
         """Returns when more than `count` records are logged."""
@@ -73,10 +89,10 @@ class Team:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The run folder of one process with eight devices."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    team = Team(workdir, 1, 8)
+    folder = tmp_path_factory.mktemp("alone")
+    team = Team(folder, folder / "run", 1, 8)
     assert team.wait() == [0], team.said(0)
-    return workdir
+    return folder / "run"
 
 
 def assert_same_run(workdir, other):
@@ -96,37 +112,63 @@ def assert_same_run(workdir, other):
         np.testing.assert_allclose(one.logits, two.logits, atol=0.02)
 
 
+class InBucket:
+    """A run in a bucket, each start of it on machines that are new."""
+
+    def __init__(self, folder):
+        self._folder, self._starts = folder, 0
+        self.bucket = folder / "bucket/run"
+
+    def start(self, count, devices, *arguments):
+        self._starts += 1
+        machines = self._folder / f"start-{self._starts}"
+        url = f"file://{self.bucket}"
+        team = Team(machines, url, count, devices, *arguments)
+        return team, local_copy(url, machines / "0/cache")
+
+    def done(self):
+        return len(records(self.bucket))
+
+
 @pytest.mark.slow
-def test_killed_and_stopped_two_processes_end_where_one_does(alone, tmp_path):
-    workdir = tmp_path / "run"
-    team = Team(workdir, 2, 4)
-    team.wait_for_records(workdir, 4)
+def test_a_run_in_a_bucket_moves_between_hosts_and_layouts(alone, tmp_path):
+    """Killed and stopped on ever new hosts that share no disk."""
+    run = InBucket(tmp_path)
+    team, local = run.start(2, 4)
+    team.wait_for_records(local, 4)
     team.processes[1].kill()
     assert team.processes[0].wait(timeout=300) == 75
-    told = [x for x in team.said(0).splitlines() if x.startswith("error:")]
-    assert len(told) == 1 and "another of the 2 processes has gone" in told[0]
-    assert "Traceback" not in team.said(0)
+    (told,) = team.errors(0)
+    assert "another of the 2 processes has gone" in told
+    assert not list(team.machines[1].glob("cache/runs/**/run"))
 
-    done = len(records(workdir))
-    team = Team(workdir, 2, 4)
-    team.wait_for_records(workdir, done)
+    team, local = run.start(1, 8)
+    assert "not left in order" not in team.said(0)
+    team.wait_for_records(local, run.done())
+    team.processes[0].send_signal(signal.SIGTERM)
+    assert team.wait() == [143], team.said(0)
+
+    split = "--config.mesh.fsdp=-1"  # Over both processes.
+    team, local = run.start(2, 4, split)
+    team.wait_for_records(local, run.done())
     team.processes[1].send_signal(signal.SIGTERM)
-    assert team.wait() == [143, 143]
+    assert team.wait() == [143, 143], team.said(0) + team.said(1)
     stopped = re.search(r"stopped at step (\d+)", team.said(0))
     assert stopped, team.said(0)
 
-    team = Team(workdir, 2, 4)
+    team, local = run.start(2, 4, split)
     assert team.wait() == [0, 0], team.said(0)
     assert f"at step {stopped[1]}" in team.said(0)
     assert "stage" not in team.said(1), "process 1 is not to speak"
-    assert_same_run(workdir, alone)
+    assert_same_run(run.bucket, alone)
 
 
 def test_what_only_one_process_finds_wrong_all_of_them_tell(tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "fold-0").mkdir()  # Process 0 alone looks at the folder.
-    team = Team(workdir, 2, 1)
+    team = Team(tmp_path, workdir, 2, 1)
     assert team.wait() == [2, 2]
     for index in (0, 1):
-        assert "holds a run over all folds" in team.said(index)
+        (told,) = team.errors(index)
+        assert "holds a run over all folds" in told
