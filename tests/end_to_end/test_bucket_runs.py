@@ -6,7 +6,6 @@ test_mirror_faults.py.
 
 import shutil
 
-import jax
 import pytest
 from commands import CACHE
 from in_process import training
@@ -101,13 +100,6 @@ def test_stopped_is_stopped_also_where_it_cannot_be_sent(
     monkeypatch.setattr(train, "train", stopped)
     assert run.train() == code
     assert "the line is down" in capsys.readouterr().err
-
-
-def test_several_processes_are_refused(run, capsys, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert run.train() == 2
-    assert "on a disk that all hosts share" in capsys.readouterr().err
-    assert not run.bucket.parent.exists()
 
 
 @pytest.mark.slow
