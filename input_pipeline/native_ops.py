@@ -181,9 +181,11 @@ _ArrowArray._fields_ = [
     *((name, _Pointer) for name in ("dictionary", "release", "private_data")),
 ]
 
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype = ctypes.POINTER(_ArrowArray)
-_capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+# Of its own: `ctypes.pythonapi.PyCapsule_GetPointer` is one object for all, and
+# others say that it returns something else.
+_capsule_pointer = ctypes.PYFUNCTYPE(
+    ctypes.POINTER(_ArrowArray), ctypes.py_object, ctypes.c_char_p
+)(("PyCapsule_GetPointer", ctypes.pythonapi))
 
 
 def _first_pixel(capsule: object) -> int:

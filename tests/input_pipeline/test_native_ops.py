@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -107,6 +108,18 @@ def test_both_orders_of_width_and_height_are_seen():
         )
     version = int(Image.__version__.partition(".")[0])
     assert orders == ({False, True} if version >= 13 else {False})
+
+
+@needs_compiler
+def test_what_others_say_of_pythons_own_functions_changes_nothing(monkeypatch):
+    """LightGBM sets the type of what this one returns, for all."""
+    shared = ctypes.pythonapi.PyCapsule_GetPointer
+    monkeypatch.setattr(shared, "restype", ctypes.c_void_p)
+    image = Image.fromarray(photo(40, 30))
+    same = pillow_ops.resized(image, 20)
+    np.testing.assert_array_equal(
+        native_ops.pixels(native_ops.resized(image, 20)), same
+    )
 
 
 @needs_compiler
