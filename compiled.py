@@ -57,8 +57,8 @@ def library_path(
         if not path.exists():
             _compile(command, sources, includes, path)
         return path
-    except (OSError, subprocess.SubprocessError):
-        return None
+    except (OSError, RuntimeError, subprocess.SubprocessError):
+        return None  # RuntimeError: nobody's home folder.
 
 
 def _folder() -> Path:

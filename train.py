@@ -14,8 +14,10 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     import interrupts
+    import machine
 
-    interrupts.watch()  # First of all: the imports below take seconds.
+    machine.keep_freed_memory()  # Before there is any other thread.
+    interrupts.watch()  # And before the imports below, which take seconds.
 
 import contextlib
 import sys

@@ -91,13 +91,19 @@ def _agrees() -> bool:
     noise = np.random.default_rng(0).integers(0, 256, (67, 40, 3))
     image = Image.fromarray(noise.astype(np.uint8))
     turn = ops.rotate(20.0, 24, 24)
-    for crop in ((0, 0, 40, 67), (3, 5, 40, 37), (8, 2, 20, 17)):
+    crops = (0, 0, 40, 67), (3, 5, 40, 37), (8, 2, 20, 17), (0, 0, 39, 55)
+    for crop in crops:
         plain = pillow_ops.resized(image, 24, crop)
-        plain = pillow_ops.saturation(pillow_ops.affine(plain, turn), 1.3)
         native = resized(image, 24, crop)
-        native = saturation(affine(native, turn), 1.3)
-        if not np.array_equal(pixels(native), plain):
-            return False
+        for matrix in (turn, ops.translate_x(5, 24, 24)):
+            plain = pillow_ops.affine(plain, matrix)
+            native = affine(native, matrix)
+        plain = pillow_ops.saturation(plain, 1.3)
+        native = saturation(native, 1.3)
+        grey = grayscale(native), pillow_ops.grayscale(plain)
+        for mine, theirs in ((native, plain), grey):
+            if not np.array_equal(pixels(mine), theirs):
+                return False
     return True
 
 

@@ -163,7 +163,10 @@ def share_folds(config: ConfigDict, workdir: Path) -> None:
 
 
 def _folds_path(config: ConfigDict, workdir: Path) -> Path:
-    return Path(config.data.folds_file or workdir / "folds.csv")
+    own = workdir / "folds.csv"
+    if not processes.is_first():  # A copy of process 0's, for this run alone.
+        return own
+    return Path(config.data.folds_file or own)
 
 
 def _check_batches(config: ConfigDict, mesh: Mesh) -> None:

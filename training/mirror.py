@@ -32,7 +32,7 @@ from typing import Any
 
 import files
 from errors import TryAgain, UserError
-from training import ownership, run_folder
+from training import ownership, parting, run_folder
 from training.bucket import Bucket, writing
 from training.run_files import (
     CHECKPOINT,
@@ -213,7 +213,7 @@ class Mirror:
                 self.send()
                 told = False
             except ownership.Lost as lost:
-                ownership.leave(lost)
+                parting.leave(lost)
             except Moving:
                 before = None
             except UserError as error:

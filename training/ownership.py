@@ -109,7 +109,7 @@ class Ownership:
             try:
                 self.sign()
             except Lost as lost:
-                leave(lost)
+                parting.leave(lost)
             except UserError:
                 pass  # Sending tells of it.
 
@@ -128,11 +128,6 @@ class Ownership:
             f"{_who(owner)} is training in {self._bucket.url}; wait for it or "
             "choose another --workdir"
         )
-
-
-def leave(lost: Lost) -> None:
-    """Ends this process from any of its threads, nothing half written."""
-    parting.leave(lost)
 
 
 def _who(owner: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,8 +58,8 @@ _closers: list[Callable[[UserError], None]] = []
 def ending_together() -> Iterator[None]:
     """Keeps watch over the other processes, and ends as they do.
 
-    The outermost context of a program of several processes: a `UserError`
-    ends this process here, once the others have heard of it.
+    The outermost context of a program of several processes: an error ends
+    this process here, once the others have heard of it.
     """
     if jax.process_count() == 1:
         yield
@@ -69,8 +70,14 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        announce(error)
         with _leaving:
             _leave(error)
+    except Exception as error:
+        announce(_bug(error))
+        with _leaving:
+            traceback.print_exc()
+            _end(1)
     finally:
         over.set()
         thread.join()
@@ -89,11 +96,23 @@ def announcing() -> Iterator[None]:
     except UserError as error:
         announce(error)
         raise
-    except jax.errors.JaxRuntimeError as error:
-        lost = any(sign in str(error) for sign in _SIGNS_OF_LOSS)
-        if jax.process_count() == 1 or not lost:
-            raise
-        _give_up(_what_others_announced() or _gone(str(error).splitlines()[0]))
+    except Exception as error:
+        lost = isinstance(error, jax.errors.JaxRuntimeError) and any(
+            sign in str(error) for sign in _SIGNS_OF_LOSS
+        )
+        if jax.process_count() > 1 and lost:
+            why = str(error).splitlines()[0]
+            _give_up(_what_others_announced() or _gone(why))
+        announce(_bug(error))
+        raise
+
+
+def _bug(error: Exception) -> UserError:
+    """What the others say of an error that is a bug in this process."""
+    return UserError(
+        f"process {jax.process_index()} failed ({type(error).__name__}); what "
+        "it wrote on its own host says more"
+    )
 
 
 def announce(error: UserError) -> None:
@@ -212,11 +231,18 @@ def _close(error: UserError) -> None:
 
 def _leave(error: UserError) -> None:
     """Ends this process at once, as an orderly end would wait for all."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    files.discard_passing()
-    _part()
-    sys.stdout.flush()
-    os._exit(error.exit_code)
+    with contextlib.suppress(OSError):  # Nobody may be reading any more.
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    _end(error.exit_code)
+
+
+def _end(code: int) -> None:
+    try:
+        files.discard_passing()
+        _part()
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
 
 
 def _part() -> None:

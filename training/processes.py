@@ -182,10 +182,13 @@ def with_own_folder(
 
 
 def share_file(path: Path) -> None:
-    """Copies a text file of process 0 to where the others have none.
+    """Copies a text file of process 0 to the others.
 
     Args:
-      path: may differ between processes, and name no file.
+      path: of each process its own; may name no file in process 0.
+
+    Raises:
+      UserError: it cannot be written.
     """
 
     def read() -> str | None:
@@ -197,9 +200,20 @@ def share_file(path: Path) -> None:
     if jax.process_count() == 1:
         return
     text = first_tells(read)
-    if text is not None and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+    def write() -> None:
+        if text is None or is_first():
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path} on host {socket.gethostname()}: "
+                f"{error.strerror}; free some space there or set TMPDIR"
+            ) from error
+
+    together(write)
 
 
 class Agreement:

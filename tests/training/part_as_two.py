@@ -2,6 +2,8 @@
 
     python part_as_two.py COORDINATOR PROCESS FAILING
 
+FAILING is 0 or 1, the process that raises an error; "bug", where that of
+process 1 is none of ours; or "closing", where process 0 raises it at the end.
 The other one is stuck then, as on a device that waits for an answer.
 """
 
@@ -27,19 +29,31 @@ def kept():
         print("sent", flush=True)
 
 
+@contextlib.contextmanager
+def closed(failing):
+    """Stands for checkpoints that cannot be written to their end."""
+    yield
+    if failing:
+        raise TryAgain("process 0 cannot go on")
+
+
 def main():
-    coordinator, own, failing = sys.argv[1], *map(int, sys.argv[2:])
+    coordinator, own, failing = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     runtime.connect(Peers(coordinator, 2, own))
     with (
         one_sentence(),
         parting.ending_together(),
         parting.in_first(kept),
+        closed(failing == "closing" and own == 0),
         parting.announcing(),
     ):
         processes.all_tell("ready")
-        if own == failing:
+        if str(own) == failing:
             raise TryAgain(f"process {own} cannot go on")
-        time.sleep(120)
+        if failing == "bug" and own == 1:
+            raise ZeroDivisionError("one over nothing")
+        if failing != "closing":
+            time.sleep(120)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 def ended():
     """By which process failed: (exit code, output, errors) of both."""
     started = {}
-    for failing in ("0", "1"):
+    for failing in ("0", "1", "bug", "closing"):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meeting = f"127.0.0.1:{free.getsockname()[1]}"
@@ -59,6 +59,21 @@ def test_what_ends_one_process_ends_all_with_its_sentence(ended, failing):
 @pytest.mark.parametrize("failing", ["0", "1"])
 def test_process_0_brings_to_an_end_what_it_keeps(ended, failing):
     assert [output for output, _, _ in ended[failing]] == ["sent\n", ""]
+
+
+def test_what_fails_at_the_end_ends_all_as_well(ended):
+    for _, errors, code in ended["closing"]:
+        assert code == 75, errors
+        assert "error: process 0 cannot go on" in errors
+        assert "Traceback" not in errors
+
+
+def test_a_bug_in_one_process_ends_the_others_and_shows_where_it_is(ended):
+    (output, errors, code), (_, of_bug, code_of_bug) = ended["bug"]
+    assert (code, code_of_bug) == (2, 1)
+    assert "process 1 failed (ZeroDivisionError)" in errors
+    assert "Traceback" not in errors and output == "sent\n"
+    assert "ZeroDivisionError: one over nothing" in of_bug
 
 
 def test_an_error_is_of_the_same_kind_where_it_is_told():
