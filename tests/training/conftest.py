@@ -3,7 +3,7 @@
 import pytest
 from machines import Machine
 
-from training import mirror, ownership
+from training import mirror, ownership, parting
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def impatient(monkeypatch):
     # Sending is asked for, unless a test wants it done in the background.
     monkeypatch.setattr(mirror, "SECONDS_BETWEEN_LOOKS", 1000.0)
     lost = []
-    monkeypatch.setattr(ownership, "leave", lost.append)
+    monkeypatch.setattr(parting, "leave", lost.append)
     yield
     assert not lost
 
