@@ -22,10 +22,9 @@ def keep_freed_memory(limit: int | None = None) -> None:
     """Keeps memory that is freed for what needs some next.
 
     glibc hands back at once what is large, and memory taken anew is cleared by
-    the kernel, page by page: 225 page faults for every photo of 480x360, a
-    tenth of its way to a batch; and the gigabyte that a training step works
-    in, a quarter of the step. Elsewhere than in the GNU C library nothing is
-    changed.
+    the kernel, page by page: what every photo is decoded into, and the
+    hundreds of megabytes that every training step works in. Elsewhere than in
+    the GNU C library nothing is changed.
 
     Args:
       limit: bytes to keep at most; None keeps all, and is to be asked for

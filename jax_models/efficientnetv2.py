@@ -161,15 +161,14 @@ class ConvBlock(nnx.Module):
 
     def __init__(self, inputs, outputs, stride, drop_path_rate, *, dtype, rngs):
         self.conv = _conv(inputs, outputs, stride, dtype, rngs)
-        self.bn1 = _norm_silu(outputs, dtype)
+        self.bn1 = _norm(outputs, dtype, activations.silu)
         self.drop_path = _shortcut(
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = self.bn1(self.conv(x))
-        return _join(x, branch, self.drop_path)
+        return _join(x, self.bn1(self.conv(x)), self.drop_path)
 
 
 class FusedMBConv(nnx.Module):
@@ -188,7 +187,7 @@ class FusedMBConv(nnx.Module):
     ):
         inside = inputs * expansion
         self.conv_exp = _conv(inputs, inside, stride, dtype, rngs)
-        self.bn1 = _norm_silu(inside, dtype)
+        self.bn1 = _norm(inside, dtype, activations.silu)
         self.conv_pwl = _pointwise(inside, outputs, dtype, rngs)
         self.bn2 = _norm(outputs, dtype)
         self.drop_path = _shortcut(
@@ -197,8 +196,7 @@ class FusedMBConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = self.bn1(self.conv_exp(x))
-        branch = self.bn2(self.conv_pwl(branch))
+        branch = self.bn2(self.conv_pwl(self.bn1(self.conv_exp(x))))
         return _join(x, branch, self.drop_path)
 
 
@@ -219,7 +217,7 @@ class MBConv(nnx.Module):
     ):
         inside = inputs * expansion
         self.conv_pw = _pointwise(inputs, inside, dtype, rngs)
-        self.bn1 = _norm_silu(inside, dtype)
+        self.bn1 = _norm(inside, dtype, activations.silu)
         self.conv_dw = layers.DepthwiseConv(
             inside,
             3,
@@ -229,7 +227,7 @@ class MBConv(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.bn2 = _norm_silu(inside, dtype)
+        self.bn2 = _norm(inside, dtype, activations.silu)
         self.se = SqueezeExcite(inside, squeezed, dtype=dtype, rngs=rngs)
         self.conv_pwl = _pointwise(inside, outputs, dtype, rngs)
         self.bn3 = _norm(outputs, dtype)
@@ -280,10 +278,6 @@ def _norm(channels, dtype, activation=None):
     )
 
 
-def _norm_silu(channels, dtype):
-    return _norm(channels, dtype, activations.silu)
-
-
 def _shortcut(inputs, outputs, stride, drop_path_rate, rngs):
     """The branch's stochastic depth; None where there is no shortcut."""
     if stride != 1 or inputs != outputs:
@@ -318,7 +312,7 @@ class EfficientNetV2(ImageModel):
         self.minimum_size = 1
         self.remat = config.remat
         self.conv_stem = _conv(3, config.stem, 2, dtype, rngs)
-        self.bn1 = _norm_silu(config.stem, dtype)
+        self.bn1 = _norm(config.stem, dtype, activations.silu)
         rows = config.stages if config.last_stage else config.stages[:-1]
         total = sum(stage.depth for stage in rows)
         stages, last_of_stride = [], {}
@@ -346,7 +340,7 @@ class EfficientNetV2(ImageModel):
         self.channels = tuple(width for _, width in last_of_stride.values())
         self.taps = tuple(number for number, _ in last_of_stride.values())
         self.conv_head = _pointwise(inputs, config.features, dtype, rngs)
-        self.bn2 = _norm_silu(config.features, dtype)
+        self.bn2 = _norm(config.features, dtype, activations.silu)
         self.head = layers.Head(
             config.features,
             num_classes,
@@ -379,8 +373,7 @@ class EfficientNetV2(ImageModel):
         Raises:
           UserError: as `feature_pyramid`.
         """
-        last = self.feature_pyramid(images)[-1]
-        return self.bn2(self.conv_head(last))
+        return self.bn2(self.conv_head(self.feature_pyramid(images)[-1]))
 
 
 def _block(

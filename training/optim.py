@@ -240,7 +240,7 @@ def _leaf_by_leaf(
 ) -> optax.GradientTransformation:
     """Returns `scale_by_adam` traced once for all parameters of a shape.
 
-    Operation by operation and parameter by parameter, its trace took two
+    Operation by operation and parameter by parameter, its trace takes
     seconds of every start.
     """
     of_leaf = jax.jit(adam.update)

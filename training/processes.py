@@ -123,8 +123,7 @@ def check_alike(identity: dict[str, Any]) -> None:
             raise UserError(
                 f"{' and '.join(different)} of the data are others in process "
                 f"{number} on {host} than in process 0 on {first_host}; give "
-                "all hosts the same data, and the same data.folds_file if one "
-                "is named"
+                "all hosts the same data"
             )
 
 

@@ -112,9 +112,8 @@ def compute_dtype(asked: str) -> jnp.dtype:
     """Returns the dtype of activations.
 
     Args:
-      asked: config.dtype; "auto" is bfloat16, and float32 on a CPU, where XLA
-        takes a fifth longer for a step in bfloat16 and half as long again to
-        compile it.
+      asked: config.dtype; "auto" is bfloat16, and float32 on a CPU, where
+        bfloat16 took longer to compute and to compile.
     """
     if asked == "auto":
         asked = "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -44,7 +44,8 @@ HAS_COMPILER = (
     and hasattr(Image.Image, "__arrow_c_array__")
 )
 needs_compiler = pytest.mark.skipif(
-    not HAS_COMPILER, reason="there is no C++ compiler for this processor"
+    not HAS_COMPILER,
+    reason="no C++ compiler, another processor, or told not to compile",
 )
 
 
