@@ -9,15 +9,26 @@ hands over as bytes.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 
 import jax
 import jax.numpy as jnp
 
+import noise
 from input_pipeline import device_ops
 
 # RandomErasing gives up on an image after as many rectangles that do not fit.
 _ERASE_ATTEMPTS = 10
+
+
+class _Streams(enum.IntEnum):
+    """What the numbers of a key are for (noise.py)."""
+
+    SHAPES = 0
+    PLACES = 1
+    PIXELS = 2
+    MIXING = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,51 +111,41 @@ def random_erasing(
     if mixing.erase_prob == 0:
         return images
     batch, height, width, _ = images.shape
-    choose, rectangle, noise = jax.random.split(key, 3)
-    chosen = jax.random.bernoulli(choose, mixing.erase_prob, (batch,))
-    top, left, h, w = _erase_rectangles(rectangle, batch, height, width, mixing)
+    top, left, h, w, chosen = _erase_rectangles(
+        key, batch, height, width, mixing
+    )
     inside = _inside(top, left, top + h, left + w, height, width)
     inside &= chosen[:, None, None]  # [B, H, W]
-    noise = _cheap_normal(noise, images.shape)
-    return jnp.where(inside[..., None], noise, images)
+    return jnp.where(inside[..., None], _normal(key, images.shape), images)
 
 
-def _cheap_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Normal noise, float32 of `shape`, from a hash of pixel and image seed.
-
-    JAX's own generator took 14 ms for 64 images of 64x64 on two CPU cores,
-    a tenth of a training step of a small model; this takes 2. The hash is
-    MurmurHash3's finaliser, which is random enough for what fills a hole.
-    """
-    seeds = jax.random.bits(key, (2, shape[0], 1), jnp.uint32)
-    pixels = jnp.arange(math.prod(shape[1:]), dtype=jnp.uint32)
-    bits = _murmur(_murmur(pixels[None] ^ seeds[0]) ^ seeds[1])
+def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Normal noise, float32 of `shape`."""
+    places = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    bits = noise.bits(key, places, _Streams.PIXELS)
     # 23 bits and a half: strictly between -1 and 1, so never infinite.
     uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
-    noise = jax.lax.erf_inv(uniform) * math.sqrt(2.0)
-    return noise.reshape(shape)
-
-
-def _murmur(bits: jax.Array) -> jax.Array:
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)
+    return jax.lax.erf_inv(uniform) * math.sqrt(2.0)
 
 
 def _erase_rectangles(
     key: jax.Array, batch: int, height: int, width: int, mixing: Mixing
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Top, left, height, width, each int32 `[B]`; size 0 where none fits."""
-    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
-    shape = (batch, _ERASE_ATTEMPTS)
+) -> tuple[jax.Array, ...]:
+    """Top, left, height, width, each int32 `[B]`, and whether to: bool `[B]`.
+
+    Height and width are 0 where no rectangle fits.
+    """
+    shapes = noise.uniforms(key, batch, 2 * _ERASE_ATTEMPTS, _Streams.SHAPES)
+    area, ratio = jnp.split(shapes, 2, axis=1)
     low, high = mixing.erase_area
-    area = jax.random.uniform(area_key, shape, minval=low, maxval=high)
+    area = low + (high - low) * area
     low, high = (math.log(ratio) for ratio in mixing.erase_ratio)
-    ratio = jax.random.uniform(ratio_key, shape, minval=low, maxval=high)
+    ratio = low + (high - low) * ratio
     h, w = _erase_sizes(area, jnp.exp(ratio), height, width)
-    top = jax.random.randint(top_key, (batch,), 0, height - h + 1)
-    left = jax.random.randint(left_key, (batch,), 0, width - w + 1)
-    return top, left, h, w
+    top, left, chosen = noise.uniforms(key, batch, 3, _Streams.PLACES).T
+    top = noise.whole_below(top, height - h + 1)
+    left = noise.whole_below(left, width - w + 1)
+    return top, left, h, w, chosen < mixing.erase_prob
 
 
 def _erase_sizes(
@@ -191,17 +192,24 @@ def mix(
         return images, targets
     batch, height, width, _ = images.shape
     draws = batch if mixing.per_element else 1
-    which, whether, mixup, cutmix = jax.random.split(key, 4)
-    share = _mixup_share(mixup, draws, mixing.mixup_alpha)
+    which, whether, mixup, cutmix, row, column = noise.uniforms(
+        key, draws, 6, _Streams.MIXING
+    ).T
+    mixup_key, cutmix_key = jax.random.split(key)
+    share = _lambda(mixup_key, mixup, mixing.mixup_alpha)
     box, box_share = _cutmix_box(
-        cutmix, draws, height, width, mixing.cutmix_alpha
+        _lambda(cutmix_key, cutmix, mixing.cutmix_alpha),
+        noise.whole_below(row, height),
+        noise.whole_below(column, width),
+        height,
+        width,
     )
-    use_mixup = jax.random.bernoulli(which, mixing.mixup_prob, (draws,))
+    use_mixup = which < mixing.mixup_prob
     own = jnp.where(use_mixup, share, box_share)  # [draws], lambda
     pixels = jnp.where(
         use_mixup[:, None, None], share[:, None, None], ~box
     )  # [draws, H, W], the image's own weight at each pixel
-    mixed = jax.random.bernoulli(whether, mixing.prob, (draws,))
+    mixed = whether < mixing.prob
     if mask is not None:
         mixed = mixed & (mask > 0) & (jnp.roll(mask, 1) > 0)
     own = jnp.where(mixed, own, 1.0)[:, None]
@@ -212,32 +220,35 @@ def mix(
     return images, targets
 
 
-def _mixup_share(key: jax.Array, draws: int, alpha: float) -> jax.Array:
+def _lambda(key: jax.Array, uniform: jax.Array, alpha: float) -> jax.Array:
+    """Beta(alpha, alpha), float32 `[draws]`; ones where alpha is 0.
+
+    Args:
+      key: what it is drawn with.
+      uniform: numbers in [0, 1), `[draws]`, which Beta(1, 1) is: a sampler
+        takes seconds to compile.
+      alpha: of the distribution.
+    """
     if alpha == 0:
-        return jnp.ones((draws,))
-    return _beta(key, draws, alpha)
-
-
-def _beta(key: jax.Array, draws: int, alpha: float) -> jax.Array:
-    """Beta(alpha, alpha), float32 `[draws]`."""
-    if alpha == 1:  # Uniform, without seconds of compilation for a sampler.
-        return jax.random.uniform(key, (draws,))
-    return jax.random.beta(key, alpha, alpha, (draws,))
+        return jnp.ones_like(uniform)
+    if alpha == 1:
+        return uniform
+    return jax.random.beta(key, alpha, alpha, uniform.shape)
 
 
 def _cutmix_box(
-    key: jax.Array, draws: int, height: int, width: int, alpha: float
+    share: jax.Array, row: jax.Array, column: jax.Array, height: int, width: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Pixels of the box, bool `[draws, H, W]`, and the share outside it."""
-    if alpha == 0:
-        box = jnp.zeros((draws, height, width), bool)
-        return box, jnp.ones((draws,))
-    lambda_key, row_key, column_key = jax.random.split(key, 3)
-    side = jnp.sqrt(1.0 - _beta(lambda_key, draws, alpha))
+    """Pixels of the box, bool `[draws, H, W]`, and the share outside it.
+
+    Args:
+      share: which is to be outside before clipping, float32 `[draws]`.
+      row, column: of the middle, int32 `[draws]`.
+      height, width: of the image.
+    """
+    side = jnp.sqrt(1.0 - share)
     half_h = jnp.floor(side * height).astype(jnp.int32) // 2
     half_w = jnp.floor(side * width).astype(jnp.int32) // 2
-    row = jax.random.randint(row_key, (draws,), 0, height)
-    column = jax.random.randint(column_key, (draws,), 0, width)
     top = jnp.clip(row - half_h, 0, height)
     left = jnp.clip(column - half_w, 0, width)
     bottom = jnp.clip(row + half_h, 0, height)
@@ -289,10 +300,9 @@ def prepare_train(
       images float32 `[B, H, W, 3]`, targets float32 `[B, C]`, weights float32
       `[B]` (0 for images that could not be read).
     """
-    erase_key, mix_key = jax.random.split(key)
     images = images_of(batch, mean, std)
-    images = random_erasing(images, mixing, erase_key)
+    images = random_erasing(images, mixing, key)
     targets = jax.nn.one_hot(batch["label"], num_classes)
     weights = batch["mask"].astype(jnp.float32)
-    images, targets = mix(images, targets, mixing, mix_key, weights)
+    images, targets = mix(images, targets, mixing, key, weights)
     return images, targets, weights

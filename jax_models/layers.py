@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -17,15 +18,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+import noise
 from errors import UserError
 from jax_models import initial
 from jax_models.convolution import conv, product
 from jax_models.depthwise import depthwise_conv, pads_of
 from jax_models.norms import LayerNorm, widen
-
-# Bounds of random numbers; as Python floats they would become float64 where
-# that is allowed.
-_UNIT = np.float32(0), np.float32(1)
 
 
 class Linear(nnx.Module):
@@ -213,15 +211,16 @@ def part_of_rows(rows: jax.Array, index: jax.Array, count: int) -> jax.Array:
     return lax.dynamic_index_in_dim(rows, index, 1, keepdims=False)
 
 
-def _row_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform numbers for the rows that are seen, float32 of `shape`."""
-    part = _PART.get()
-    if part is None:
-        return jax.random.uniform(key, shape, jnp.float32, *_UNIT)
-    index, count = part
-    shape = (shape[0] * count, *shape[1:])
-    noise = jax.random.uniform(key, shape, jnp.float32, *_UNIT)
-    return part_of_rows(noise, index, count)
+def _places(shape: tuple[int, ...]) -> jax.Array:
+    """Numbers the values `[b, ...]` of the rows that are seen: uint32.
+
+    As they are numbered in the whole batch, of which this may be a part.
+    """
+    index, count = _PART.get() or (0, 1)
+    rows = jnp.uint32(index) + count * jnp.arange(shape[0], dtype=jnp.uint32)
+    width = math.prod(shape[1:])
+    places = rows[:, None] * width + jnp.arange(width, dtype=jnp.uint32)
+    return places.reshape(shape)
 
 
 class Dropout(nnx.Module):
@@ -253,8 +252,15 @@ class Dropout(nnx.Module):
         if self.deterministic or self.stream is None:
             return x
         keep = 1 - self.rate
-        noise = _row_noise(self.stream(), self.mask_shape(x.shape))
-        return x * ((noise < keep).astype(x.dtype) / keep)
+        numbers = self._draw(self.mask_shape(x.shape))
+        return x * ((numbers < keep).astype(x.dtype) / keep)
+
+    def _draw(self, shape: tuple[int, ...]) -> jax.Array:
+        """Uniform numbers, others at every call: float32 of `shape`."""
+        key, count = self.stream.key, self.stream.count
+        numbers = noise.uniform(key[...], _places(shape), count[...])
+        count[...] += 1
+        return numbers
 
     def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Every value falls on its own."""

@@ -160,7 +160,7 @@ def test_erasing_fills_rectangles_of_the_promised_size_with_noise():
 
 def test_erasing_noise_is_independent_and_normal():
     noise = np.asarray(
-        mixing._cheap_normal(jax.random.key(0), (64, 32, 32, 3))
+        mixing._normal(jax.random.key(0), (64, 32, 32, 3))
     ).astype(np.float64)
     count = noise.size
     assert abs(noise.mean()) < 4 / np.sqrt(count)
@@ -174,7 +174,7 @@ def test_erasing_noise_is_independent_and_normal():
     ]:
         product = (left * right).mean()
         assert abs(product) < 4.5 / np.sqrt(left.size)
-    other = mixing._cheap_normal(jax.random.key(1), (64, 32, 32, 3))
+    other = mixing._normal(jax.random.key(1), (64, 32, 32, 3))
     assert abs((noise * np.asarray(other)).mean()) < 4 / np.sqrt(count)
 
 
