@@ -78,7 +78,7 @@ struct Silu {
 // No activation.
 struct Identity {
   static Vector Value(Vector x) { return x; }
-  static Vector Slope(Vector x) { return Vector{} + 1.0f; }
+  static Vector Slope(Vector) { return Vector{} + 1.0f; }
 };
 
 }  // namespace

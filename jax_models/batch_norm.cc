@@ -25,7 +25,7 @@ struct Rows {
 
   // Calls work(part, first group, last group) for all parts, on all threads.
   template <typename Work>
-  void InParts(ffi::ThreadPool& pool, const Work& work) const {
+  void InParts(const Pool& pool, const Work& work) const {
     Parallel(pool, parts, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         const int64_t first = part * groups_per_part;
@@ -63,7 +63,7 @@ class Repeated {
 };
 
 // Mean and variance of every channel, by those of the parts (Chan et al. 1979).
-void Moments(ffi::ThreadPool& pool, const Rows& rows, const float* x,
+void Moments(const Pool& pool, const Rows& rows, const float* x,
              float* mean, float* variance) {
   Scratch scratch(rows.parts * 2 * rows.vectors);
   rows.InParts(pool, [&](int64_t part, int64_t begin, int64_t end) {
@@ -108,33 +108,34 @@ void Moments(ffi::ThreadPool& pool, const Rows& rows, const float* x,
 
 // Calls work with the activation of that number in batch_norm.py.
 template <typename Work>
-ffi::Error With(int32_t activation, const Work& work) {
+void With(int32_t activation, const Work& work) {
   switch (activation) {
-    case 0: work(Identity{}); break;
-    case 1: work(Gelu{}); break;
-    case 2: work(Silu{}); break;
-    default: return ffi::Error::InvalidArgument("no such activation");
+    case 0: return work(Identity{});
+    case 1: return work(Gelu{});
+    case 2: return work(Silu{});
   }
-  return ffi::Error::Success();
+  Refuse("there is no such activation");
 }
 
 // x [rows, C], scale [C], bias [C] -> out [rows, C], mean [C], variance [C].
-ffi::Error Forward(ffi::ThreadPool pool, Array x, Array scale, Array bias,
-                   Result out, Result mean, Result variance, float epsilon,
-                   int32_t activation) {
-  const Rows rows(x.dimensions()[0], x.dimensions()[1]);
-  const float* from = x.typed_data();
-  float* to = out->typed_data();
-  const float* means = mean->typed_data();
-  const float* variances = variance->typed_data();
-  Moments(pool, rows, from, mean->typed_data(), variance->typed_data());
+void Forward(const Call& call) {
+  const Array x = call.arguments[0], scale = call.arguments[1];
+  const Array bias = call.arguments[2], out = call.results[0];
+  const Array mean = call.results[1], variance = call.results[2];
+  const float epsilon = call.Number<float>("epsilon");
+  const Rows rows(x.dimensions[0], x.dimensions[1]);
+  const float* from = x.data;
+  float* to = out.data;
+  const float* means = mean.data;
+  const float* variances = variance.data;
+  Moments(call.pool, rows, from, mean.data, variance.data);
   Repeated middle(rows, [&](int64_t c) { return means[c]; });
-  Repeated shift(rows, [&](int64_t c) { return bias.typed_data()[c]; });
+  Repeated shift(rows, [&](int64_t c) { return bias.data[c]; });
   Repeated factor(rows, [&](int64_t c) {
-    return scale.typed_data()[c] / std::sqrt(variances[c] + epsilon);
+    return scale.data[c] / std::sqrt(variances[c] + epsilon);
   });
-  return With(activation, [&](auto function) {
-    rows.InParts(pool, [&](int64_t, int64_t begin, int64_t end) {
+  With(call.Number<int32_t>("activation"), [&](auto function) {
+    rows.InParts(call.pool, [&](int64_t, int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group)
         for (int64_t v = 0; v < rows.vectors; ++v) {
           const int64_t place = rows.PlaceOf(group, v);
@@ -147,28 +148,31 @@ ffi::Error Forward(ffi::ThreadPool pool, Array x, Array scale, Array bias,
 
 // x, slope [rows, C], scale, bias, mean, variance [C]
 // -> to_x [rows, C], to_scale [C], to_bias [C].
-ffi::Error Backward(ffi::ThreadPool pool, Array x, Array scale, Array bias,
-                    Array mean, Array variance, Array slope, Result to_x,
-                    Result to_scale, Result to_bias, float epsilon,
-                    int32_t activation) {
-  const Rows rows(x.dimensions()[0], x.dimensions()[1]);
+void Backward(const Call& call) {
+  const Array x = call.arguments[0], scale = call.arguments[1];
+  const Array bias = call.arguments[2], mean = call.arguments[3];
+  const Array variance = call.arguments[4], slope = call.arguments[5];
+  const Array to_x = call.results[0];
+  const Array to_scale = call.results[1], to_bias = call.results[2];
+  const float epsilon = call.Number<float>("epsilon");
+  const Rows rows(x.dimensions[0], x.dimensions[1]);
   const auto inverse = [&](int64_t c) {
-    return 1.0f / std::sqrt(variance.typed_data()[c] + epsilon);
+    return 1.0f / std::sqrt(variance.data[c] + epsilon);
   };
-  Repeated middle(rows, [&](int64_t c) { return mean.typed_data()[c]; });
+  Repeated middle(rows, [&](int64_t c) { return mean.data[c]; });
   Repeated factor(rows, inverse);
-  Repeated stretch(rows, [&](int64_t c) { return scale.typed_data()[c]; });
-  Repeated shift(rows, [&](int64_t c) { return bias.typed_data()[c]; });
+  Repeated stretch(rows, [&](int64_t c) { return scale.data[c]; });
+  Repeated shift(rows, [&](int64_t c) { return bias.data[c]; });
   Scratch scratch(rows.parts * 2 * rows.vectors);
   // The normalised input, and the slope before the activation.
   const auto at = [&](auto function, int64_t place, int64_t v) {
-    const Vector normal = (Load(x.typed_data() + place) - middle[v]) * factor[v];
+    const Vector normal = (Load(x.data + place) - middle[v]) * factor[v];
     const Vector before = normal * stretch[v] + shift[v];
-    const Vector given = Load(slope.typed_data() + place);
+    const Vector given = Load(slope.data + place);
     return std::make_pair(normal, given * function.Slope(before));
   };
-  return With(activation, [&](auto function) {
-    rows.InParts(pool, [&](int64_t part, int64_t begin, int64_t end) {
+  With(call.Number<int32_t>("activation"), [&](auto function) {
+    rows.InParts(call.pool, [&](int64_t part, int64_t begin, int64_t end) {
       Vector* to_shift = scratch.get() + part * 2 * rows.vectors;
       Vector* to_stretch = to_shift + rows.vectors;
       for (int64_t group = begin; group < end; ++group)
@@ -187,23 +191,23 @@ ffi::Error Backward(ffi::ThreadPool pool, Array x, Array scale, Array bias,
           to_shift += sums[part * 2 * length + place];
           to_stretch += sums[(part * 2 + 1) * length + place];
         });
-      to_bias->typed_data()[c] = to_shift;
-      to_scale->typed_data()[c] = to_stretch;
+      to_bias.data[c] = to_shift;
+      to_scale.data[c] = to_stretch;
     }
     const float count = rows.groups * rows.together;
     Repeated all_shift(rows, [&](int64_t c) {
-      return to_bias->typed_data()[c] / count;
+      return to_bias.data[c] / count;
     });
     Repeated all_stretch(rows, [&](int64_t c) {
-      return to_scale->typed_data()[c] / count;
+      return to_scale.data[c] / count;
     });
-    rows.InParts(pool, [&](int64_t, int64_t begin, int64_t end) {
+    rows.InParts(call.pool, [&](int64_t, int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group)
         for (int64_t v = 0; v < rows.vectors; ++v) {
           const int64_t place = rows.PlaceOf(group, v);
           const auto [normal, given] = at(function, place, v);
           const Vector left = given - all_shift[v] - normal * all_stretch[v];
-          Store(to_x->typed_data() + place, left * (stretch[v] * factor[v]));
+          Store(to_x.data + place, left * (stretch[v] * factor[v]));
         }
     });
   });
@@ -211,29 +215,5 @@ ffi::Error Backward(ffi::ThreadPool pool, Array x, Array scale, Array bias,
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sextet_batch_norm, Forward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Attr<float>("epsilon")
-                                  .Attr<int32_t>("activation"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sextet_batch_norm_slopes, Backward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Attr<float>("epsilon")
-                                  .Attr<int32_t>("activation"));
+SEXTET_HANDLER(sextet_batch_norm, Forward)
+SEXTET_HANDLER(sextet_batch_norm_slopes, Backward)

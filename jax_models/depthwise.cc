@@ -152,63 +152,56 @@ void KernelSlope(const Vector* slab, int64_t width, const Vector* slope,
   }
 }
 
-// Calls function(K, S) with both as constants.
+// Calls function(K, S) with both as constants: those that models have, since
+// each takes the compiler more than a second.
 template <typename Function>
-ffi::Error WithConstants(int64_t size, int64_t stride, Function function) {
-  auto with_size = [&](auto k) {
-    if (stride == 1) {
-      function(k, std::integral_constant<int, 1>());
-    } else if (stride == 2) {
-      function(k, std::integral_constant<int, 2>());
-    } else {
-      return ffi::Error::InvalidArgument("no such stride");
-    }
-    return ffi::Error::Success();
-  };
-  switch (size) {
-    case 3:
-      return with_size(std::integral_constant<int, 3>());
-    case 5:
-      return with_size(std::integral_constant<int, 5>());
-    case 7:
-      return with_size(std::integral_constant<int, 7>());
-    default:
-      return ffi::Error::InvalidArgument("no such kernel size");
-  }
+void WithConstants(int64_t size, int64_t stride, Function function) {
+  const std::integral_constant<int, 1> one;
+  const std::integral_constant<int, 2> two;
+  const std::integral_constant<int, 3> three;
+  const std::integral_constant<int, 7> seven;
+  if (size == 3 && stride == 1) return function(three, one);
+  if (size == 3 && stride == 2) return function(three, two);
+  if (size == 7 && stride == 1) return function(seven, one);
+  Refuse("there is no such kernel size and stride");
 }
 
 // images [B, H, W, C], kernel [K, K, C] -> out [B, h, w, C]. Pixels of the
 // images are `spread` apart, with zeros between, `top` and `left` of zeros
 // before. `flip` turns the kernel by 180 degrees.
-ffi::Error ConvolveAll(ffi::ThreadPool pool, Array images, Array kernel,
-                       Result out, int64_t stride, int64_t top, int64_t left,
-                       int64_t spread, bool flip) {
-  const auto in = images.dimensions(), to = out->dimensions();
-  const int64_t size = kernel.dimensions()[0];
+void ConvolveAll(const Call& call) {
+  const Array images = call.arguments[0], kernel = call.arguments[1];
+  const Array out = call.results[0];
+  const int64_t stride = call.Number<int64_t>("stride");
+  const bool flip = call.Number<bool>("flip");
+  const int64_t *in = images.dimensions, *to = out.dimensions;
+  const int64_t size = kernel.dimensions[0];
   const Blocks blocks(in[3]);
   const int64_t taps = size * size;
   Scratch packed(blocks.count * taps);
   for (int64_t block = 0; block < blocks.count; ++block) {
     for (int64_t tap = 0; tap < taps; ++tap) {
       packed.get()[block * taps + (flip ? taps - 1 - tap : tap)] =
-          Load(kernel.typed_data() + tap * in[3] + blocks.First(block));
+          Load(kernel.data + tap * in[3] + blocks.First(block));
     }
   }
-  const Placement place{(to[1] - 1) * stride + size,
-                        (to[2] - 1) * stride + size, top, left, spread};
-  return WithConstants(size, stride, [&](auto k, auto s) {
-    Parallel(pool, in[0] * blocks.count, [&](int64_t begin, int64_t end) {
+  const Placement place{
+      (to[1] - 1) * stride + size, (to[2] - 1) * stride + size,
+      call.Number<int64_t>("top"), call.Number<int64_t>("left"),
+      call.Number<int64_t>("spread")};
+  WithConstants(size, stride, [&](auto k, auto s) {
+    Parallel(call.pool, in[0] * blocks.count, [&](int64_t begin, int64_t end) {
       Scratch slab(place.height * place.width);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t image = task / blocks.count;
         const int64_t block = task % blocks.count;
         const int64_t first = blocks.First(block);
         Fill(slab.get(),
-             images.typed_data() + image * in[1] * in[2] * in[3] + first,
+             images.data + image * in[1] * in[2] * in[3] + first,
              in[1], in[2], in[3], place);
         Convolve<k, s>(slab.get(), place.width,
                        packed.get() + block * taps,
-                       out->typed_data() + image * to[1] * to[2] * to[3] +
+                       out.data + image * to[1] * to[2] * to[3] +
                            first,
                        to[1], to[2], to[3]);
       }
@@ -217,19 +210,21 @@ ffi::Error ConvolveAll(ffi::ThreadPool pool, Array images, Array kernel,
 }
 
 // images [B, H, W, C], slope [B, h, w, C] -> out [K, K, C].
-ffi::Error KernelSlopeAll(ffi::ThreadPool pool, Array images, Array slope,
-                          Result out, int64_t stride, int64_t top,
-                          int64_t left) {
-  const auto in = images.dimensions(), from = slope.dimensions();
-  const int64_t size = out->dimensions()[0], taps = size * size;
+void KernelSlopeAll(const Call& call) {
+  const Array images = call.arguments[0], slope = call.arguments[1];
+  const Array out = call.results[0];
+  const int64_t stride = call.Number<int64_t>("stride");
+  const int64_t *in = images.dimensions, *from = slope.dimensions;
+  const int64_t size = out.dimensions[0], taps = size * size;
   const Blocks blocks(in[3]);
   const int64_t sums = (in[0] + kImagesPerSum - 1) / kImagesPerSum;
-  const Placement place{(from[1] - 1) * stride + size,
-                        (from[2] - 1) * stride + size, top, left, 1};
+  const Placement place{
+      (from[1] - 1) * stride + size, (from[2] - 1) * stride + size,
+      call.Number<int64_t>("top"), call.Number<int64_t>("left"), 1};
   const Placement whole{from[1], from[2], 0, 0, 1};
   Scratch partial(sums * blocks.count * taps);
-  ffi::Error error = WithConstants(size, stride, [&](auto k, auto s) {
-    Parallel(pool, sums * blocks.count, [&](int64_t begin, int64_t end) {
+  WithConstants(size, stride, [&](auto k, auto s) {
+    Parallel(call.pool, sums * blocks.count, [&](int64_t begin, int64_t end) {
       Scratch slab(place.height * place.width), slopes(from[1] * from[2]);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t sum = task / blocks.count;
@@ -237,10 +232,10 @@ ffi::Error KernelSlopeAll(ffi::ThreadPool pool, Array images, Array slope,
         const int64_t last = std::min((sum + 1) * kImagesPerSum, in[0]);
         for (int64_t image = sum * kImagesPerSum; image < last; ++image) {
           Fill(slab.get(),
-               images.typed_data() + image * in[1] * in[2] * in[3] + first,
+               images.data + image * in[1] * in[2] * in[3] + first,
                in[1], in[2], in[3], place);
           Fill(slopes.get(),
-               slope.typed_data() + image * from[1] * from[2] * from[3] +
+               slope.data + image * from[1] * from[2] * from[3] +
                    first,
                from[1], from[2], from[3], whole);
           KernelSlope<k, s>(slab.get(), place.width, slopes.get(), from[1],
@@ -255,34 +250,14 @@ ffi::Error KernelSlopeAll(ffi::ThreadPool pool, Array images, Array slope,
       for (int64_t sum = 0; sum < sums; ++sum) {
         total += partial.get()[(sum * blocks.count + block) * taps + tap];
       }
-      Store(out->typed_data() + tap * in[3] + blocks.First(block), total);
+      Store(out.data + tap * in[3] + blocks.First(block), total);
     }
   }
-  return error;
 }
 
 }  // namespace
 
 extern "C" int64_t sextet_lanes() { return kLanes; }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sextet_depthwise, ConvolveAll,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("top")
-                                  .Attr<int64_t>("left")
-                                  .Attr<int64_t>("spread")
-                                  .Attr<bool>("flip"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sextet_depthwise_kernel_slope, KernelSlopeAll,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("top")
-                                  .Attr<int64_t>("left"));
+SEXTET_HANDLER(sextet_depthwise, ConvolveAll)
+SEXTET_HANDLER(sextet_depthwise_kernel_slope, KernelSlopeAll)

@@ -14,13 +14,10 @@
 #include <memory>
 #include <mutex>
 #include <new>
-#include <utility>
 
-#include "xla/ffi/api/ffi.h"
+#include "handler.h"
 
 namespace {
-
-namespace ffi = xla::ffi;
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -30,9 +27,6 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
-
-using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::Result<Array>;
 
 inline Vector Load(const float* from) {
   Vector value;
@@ -65,7 +59,7 @@ class Scratch {
 
 // Calls work(begin, end) for ranges that cover [0, tasks), on all threads.
 template <typename Work>
-void Parallel(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
+void Parallel(const Pool& pool, int64_t tasks, const Work& work) {
   const int64_t threads = std::min(pool.num_threads(), tasks);
   if (threads <= 1) {
     work(0, tasks);
@@ -88,8 +82,7 @@ void Parallel(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
     }
   };
   for (int64_t i = 1; i < threads; ++i) {
-    auto helper = run;
-    pool.Schedule(std::move(helper));
+    pool.Schedule(run);
   }
   run();
   std::unique_lock<std::mutex> lock(shared->mutex);

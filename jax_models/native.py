@@ -25,7 +25,9 @@ SOURCES = tuple(
     HERE / f"{name}.cc"
     for name in ("activations", "batch_norm", "depthwise", "norms")
 )
-HEADERS = HERE / "activations.h", HERE / "native.h"
+HEADERS = tuple(
+    HERE / f"{name}.h" for name in ("activations", "handler", "native")
+)
 HANDLERS = (
     "sextet_batch_norm",
     "sextet_batch_norm_slopes",

@@ -59,42 +59,45 @@ struct Statistics {
 };
 
 // x [rows, C], scale [C], bias [C] -> out [rows, C].
-ffi::Error Forward(ffi::ThreadPool pool, Array x, Array scale, Array bias,
-                   Result out, float epsilon) {
-  const int64_t rows = x.dimensions()[0], length = x.dimensions()[1];
-  Parallel(pool, rows, [&](int64_t begin, int64_t end) {
+void Forward(const Call& call) {
+  const Array x = call.arguments[0], scale = call.arguments[1];
+  const Array bias = call.arguments[2], out = call.results[0];
+  const float epsilon = call.Number<float>("epsilon");
+  const int64_t rows = x.dimensions[0], length = x.dimensions[1];
+  Parallel(call.pool, rows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const float* from = x.typed_data() + row * length;
-      float* to = out->typed_data() + row * length;
+      const float* from = x.data + row * length;
+      float* to = out.data + row * length;
       const Statistics found(from, length, epsilon);
       Along(length, [&](int64_t i, auto t) {
         using T = decltype(t);
         const T normal = (Get<T>(from + i) - found.mean) * found.factor;
-        Put<T>(to + i, normal * Get<T>(scale.typed_data() + i) +
-                           Get<T>(bias.typed_data() + i));
+        Put<T>(to + i, normal * Get<T>(scale.data + i) +
+                           Get<T>(bias.data + i));
       });
     }
   });
-  return ffi::Error::Success();
 }
 
 // x, slope [rows, C], scale [C] -> to_x [rows, C], to_scale [C], to_bias [C].
-ffi::Error Backward(ffi::ThreadPool pool, Array x, Array scale, Array slope,
-                    Result to_x, Result to_scale, Result to_bias,
-                    float epsilon) {
-  const int64_t rows = x.dimensions()[0], length = x.dimensions()[1];
+void Backward(const Call& call) {
+  const Array x = call.arguments[0], scale = call.arguments[1];
+  const Array slope = call.arguments[2], to_x = call.results[0];
+  const Array to_scale = call.results[1], to_bias = call.results[2];
+  const float epsilon = call.Number<float>("epsilon");
+  const int64_t rows = x.dimensions[0], length = x.dimensions[1];
   const int64_t parts = (rows + kRowsPerSum - 1) / kRowsPerSum;
   Scratch scratch(parts * 2 * length / kLanes + 1);
   float* partial = reinterpret_cast<float*>(scratch.get());
-  Parallel(pool, parts, [&](int64_t begin, int64_t end) {
+  Parallel(call.pool, parts, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       float* scale_sum = partial + part * 2 * length;
       float* bias_sum = scale_sum + length;
       const int64_t last = std::min((part + 1) * kRowsPerSum, rows);
       for (int64_t row = part * kRowsPerSum; row < last; ++row) {
-        const float* from = x.typed_data() + row * length;
-        const float* back = slope.typed_data() + row * length;
-        float* to = to_x->typed_data() + row * length;
+        const float* from = x.data + row * length;
+        const float* back = slope.data + row * length;
+        float* to = to_x.data + row * length;
         const Statistics found(from, length, epsilon);
         // What shifting and stretching a row would change has no effect.
         Sum shifts, stretches;
@@ -102,7 +105,7 @@ ffi::Error Backward(ffi::ThreadPool pool, Array x, Array scale, Array slope,
           using T = decltype(t);
           const T normal = (Get<T>(from + i) - found.mean) * found.factor;
           const T given = Get<T>(back + i);
-          const T scaled = given * Get<T>(scale.typed_data() + i);
+          const T scaled = given * Get<T>(scale.data + i);
           shifts += scaled;
           stretches += scaled * normal;
           Put<T>(scale_sum + i, Get<T>(scale_sum + i) + given * normal);
@@ -114,7 +117,7 @@ ffi::Error Backward(ffi::ThreadPool pool, Array x, Array scale, Array slope,
           using T = decltype(t);
           const T normal = (Get<T>(from + i) - found.mean) * found.factor;
           const T scaled =
-              Get<T>(back + i) * Get<T>(scale.typed_data() + i);
+              Get<T>(back + i) * Get<T>(scale.data + i);
           Put<T>(to + i, (scaled - shift - normal * stretch) * found.factor);
         });
       }
@@ -126,30 +129,12 @@ ffi::Error Backward(ffi::ThreadPool pool, Array x, Array scale, Array slope,
       scale_sum += partial[part * 2 * length + i];
       bias_sum += partial[part * 2 * length + length + i];
     }
-    to_scale->typed_data()[i] = scale_sum;
-    to_bias->typed_data()[i] = bias_sum;
+    to_scale.data[i] = scale_sum;
+    to_bias.data[i] = bias_sum;
   }
-  return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sextet_layer_norm, Forward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<float>("epsilon"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sextet_layer_norm_slopes, Backward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Attr<float>("epsilon"));
+SEXTET_HANDLER(sextet_layer_norm, Forward)
+SEXTET_HANDLER(sextet_layer_norm_slopes, Backward)
