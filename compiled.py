@@ -1,37 +1,39 @@
 """C++ of this repository, compiled on the user's machine, for that machine.
 
-A shared library is compiled the first time that it is asked for and kept,
-under a name that tells all that it depends on. Without a compiler, or wherever
-anything about it fails, there is none, and nothing is said: whoever asks has
-another form of the same in Python. SEXTET_NATIVE=0 asks for that form.
+A shared library is compiled the first time that it is asked for, or in the
+background before that, and kept under a name that tells all that it depends
+on. Without a compiler, or wherever anything about it fails, there is none, and
+nothing is said: whoever asks has another form of the same in Python.
+SEXTET_NATIVE=0 asks for that form.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
-import tempfile
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from pathlib import Path
+
+import files
+import interrupts
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-w")
 LONGEST_COMPILATION = 300  # seconds, on a machine that others use too
 
+# How much compilers in the background step back behind this process.
+_NICENESS = 5
 
-def library_path(
-    name: str,
-    sources: Sequence[Path],
-    headers: Sequence[Path] = (),
-    *,
-    flags: Sequence[str] = (),
-    includes: Sequence[str | Path] = (),
-    versions: Sequence[str] = (),
-) -> Path | None:
-    """Returns a compiled library, compiling it if need be.
+
+class Library:
+    """Code that is compiled where and when it is needed.
 
     Args:
       name: of the library, for people; its file's name begins with it.
@@ -40,25 +42,70 @@ def library_path(
       flags: of the compiler, besides `FLAGS`.
       includes: folders of other people's headers.
       versions: of those headers.
-
-    Returns:
-      The file, whose name differs for all that is compiled otherwise; None
-      where there is none.
     """
-    if os.environ.get("SEXTET_NATIVE") == "0":
-        return None
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        return None
-    command = [compiler, *FLAGS, *flags]
-    try:
-        mark = _mark(command, (*headers, *sources), versions)
-        path = _folder() / f"{name}_{mark}.so"
-        if not path.exists():
-            _compile(command, sources, includes, path)
-        return path
-    except (OSError, RuntimeError, subprocess.SubprocessError):
-        return None  # RuntimeError: nobody's home folder.
+
+    def __init__(
+        self,
+        name: str,
+        sources: Sequence[Path],
+        headers: Sequence[Path] = (),
+        *,
+        flags: Sequence[str] = (),
+        includes: Sequence[str | Path] = (),
+        versions: Sequence[str] = (),
+    ):
+        self.name = name
+        self.sources = sources
+        self.headers = headers
+        self.flags = flags
+        self.includes = includes
+        self.versions = versions
+        self._begun: futures.Future[Path | None] | None = None
+
+    def begin(self) -> None:
+        """Compiles in the background, if need be; `path` waits for it.
+
+        A process that ends, whatever ends it, does not wait, and leaves no
+        compiler behind.
+        """
+        if self._begun is not None:
+            return
+        self._begun = futures.Future()
+        atexit.register(_stop, self._begun)
+        threading.Thread(
+            target=self._compile_behind, name="compiler", daemon=True
+        ).start()
+
+    def _compile_behind(self) -> None:
+        path = None
+        with contextlib.suppress(Exception):  # Then there is none.
+            path = self._path(_NICENESS)
+        self._begun.set_result(path)
+
+    def path(self) -> Path | None:
+        """Returns the compiled library, compiling it if need be.
+
+        Its name differs for all that is compiled otherwise. None where there
+        is none.
+        """
+        return self._path(0) if self._begun is None else self._begun.result()
+
+    def _path(self, niceness: int) -> Path | None:
+        if os.environ.get("SEXTET_NATIVE") == "0":
+            return None
+        compiler = shutil.which(os.environ.get("CXX", "c++"))
+        if compiler is None:
+            return None
+        command = [compiler, *FLAGS, *self.flags]
+        try:
+            inputs = (*self.headers, *self.sources)
+            mark = _mark(command, inputs, self.versions)
+            path = _folder() / f"{self.name}_{mark}.so"
+            if not path.exists():
+                _compile(command, self.sources, self.includes, path, niceness)
+            return path
+        except (OSError, RuntimeError, subprocess.SubprocessError):
+            return None  # RuntimeError: nobody's home folder.
 
 
 def _folder() -> Path:
@@ -99,27 +146,84 @@ def _compile(
     sources: Sequence[Path],
     includes: Sequence[str | Path],
     path: Path,
+    niceness: int,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     folders = [word for folder in includes for word in ("-I", folder)]
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-
-        def run(*words: str | Path) -> None:
-            subprocess.run(
-                [*command, *words],
-                capture_output=True,
-                check=True,
-                timeout=LONGEST_COMPILATION,
-            )
-
-        def compile_one(source: Path) -> Path:
-            made = Path(folder) / f"{source.stem}.o"
-            run("-c", *folders, source, "-o", made)
-            return made
-
-        with ThreadPoolExecutor() as pool:  # It takes tens of seconds.
-            objects = list(pool.map(compile_one, sources))
-        made = Path(folder) / path.name
-        run("-shared", *objects, "-o", made)
+    with files.temporary_folder(path.parent) as folder:
+        objects = [folder / f"{source.stem}.o" for source in sources]
+        _run_together(
+            [
+                [*command, "-c", *folders, source, "-o", made]
+                for source, made in zip(sources, objects, strict=True)
+            ],
+            niceness,
+        )
+        made = folder / path.name
+        _run_together([[*command, "-shared", *objects, "-o", made]], niceness)
         # In one step: other processes may be doing the same.
         os.replace(made, path)
+
+
+_running: set[subprocess.Popen] = set()
+_ending = False
+_starting = threading.Lock()
+
+
+def _run_together(
+    commands: Sequence[Sequence[str | Path]], niceness: int
+) -> None:
+    """Runs commands to their ends, which must be good ones, side by side."""
+    compilers = []
+    try:
+        for command in commands:
+            compilers.append(_start(command, niceness))
+        for compiler in compilers:
+            if compiler.wait(LONGEST_COMPILATION):
+                raise subprocess.CalledProcessError(
+                    compiler.returncode, compiler.args
+                )
+    finally:
+        _kill(compilers)
+        _running.difference_update(compilers)
+
+
+def _start(command: Sequence[str | Path], niceness: int) -> subprocess.Popen:
+    with _starting:
+        if _ending:
+            raise RuntimeError("this process is about to end")
+        # In a group of its own, with the processes that it starts itself.
+        compiler = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+        _running.add(compiler)
+    with contextlib.suppress(OSError):  # It may have ended.
+        niceness += os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PGRP, compiler.pid, niceness)
+    return compiler
+
+
+def _kill(compilers: Sequence[subprocess.Popen]) -> None:
+    for compiler in compilers:
+        if compiler.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(compiler.pid, signal.SIGKILL)
+            compiler.wait()
+
+
+def _stop(begun: futures.Future | None = None) -> None:
+    """Ends compilers, and waits until what was begun has tidied up."""
+    global _ending
+    with _starting:
+        _ending = True
+        running = list(_running)
+    _kill(running)
+    if begun is not None:
+        futures.wait([begun], timeout=5)
+
+
+interrupts.before_end(_stop)

@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 import files
 
@@ -24,6 +25,7 @@ _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 # Where the system writes the number of each signal; None before `watch`.
 _pipe: int | None = None
 _deferring: StopSignals | None = None
+_before_end: list[Callable[[], None]] = []
 
 
 def watch() -> None:
@@ -48,6 +50,11 @@ def watch() -> None:
     threading.Thread(
         target=_listen, args=(reading,), name="signals", daemon=True
     ).start()
+
+
+def before_end(function: Callable[[], None]) -> None:
+    """Has `function` called, by another thread, when a signal ends this."""
+    _before_end.append(function)
 
 
 def exit_code(number: int) -> int:
@@ -105,6 +112,8 @@ def _listen(pipe: int) -> None:
 
 
 def _end(number: int, how: str = "") -> None:
+    for function in _before_end:
+        function()
     files.discard_passing()
     text = f"stopped by {_NAMES[number]}{how}\n"
     if sys.stderr.isatty():

@@ -306,6 +306,7 @@ def start(arguments: config_lib.Arguments) -> None:
 
     runtime.start(arguments.config.cache_dir)
     runtime.connect(arguments.peers)
+    runtime.begin_compiling()
     with (
         parting.ending_together(),
         contextlib.ExitStack() as resources,

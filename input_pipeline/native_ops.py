@@ -21,11 +21,13 @@ import compiled
 from input_pipeline import ops, pillow_ops
 
 HERE = Path(__file__).parent
-SOURCES = HERE / "native_ops.cc", HERE / "native_resize.cc"
-HEADERS = (HERE / "native_pixels.h",)
-
-# Rounded as Pillow and NumPy are, who multiply and add in two steps.
-FLAGS = ("-ffp-contract=off", "-mprefer-vector-width=512")
+CODE = compiled.Library(
+    "image_ops",
+    [HERE / "native_ops.cc", HERE / "native_resize.cc"],
+    [HERE / "native_pixels.h"],
+    # Rounded as Pillow and NumPy are, who multiply and add in two steps.
+    flags=("-ffp-contract=off", "-mprefer-vector-width=512"),
+)
 
 # Side of an image; Pillow moves pixels of larger ones by other arithmetic.
 LARGEST = 8192
@@ -52,24 +54,32 @@ _FUNCTIONS = {
 }
 
 
+def begin_compiling() -> None:
+    """Begins to compile what `available` will wait for, where it is of use."""
+    if _is_of_use():
+        CODE.begin()
+
+
 @functools.cache
 def available() -> bool:
     """Whether there is compiled code, and this Pillow computes as it does.
 
     The first call on a machine compiles for seconds.
     """
+    return _is_of_use() and _library() is not None and _agrees()
+
+
+def _is_of_use() -> bool:
     # Pillow's own code is compiled without fused multiply-adds for this
     # processor, and elsewhere as its compiler likes.
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
-    if not hasattr(Image.Image, "__arrow_c_array__"):  # Pillow before 11.2
-        return False
-    return _library() is not None and _agrees()
+    return hasattr(Image.Image, "__arrow_c_array__")  # Pillow 11.2
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    path = compiled.library_path("image_ops", SOURCES, HEADERS, flags=FLAGS)
+    path = CODE.path()
     if path is None:
         return None
     try:

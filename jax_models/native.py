@@ -1,8 +1,9 @@
 """C++ for the CPU where XLA's own code is far from what the machine can do.
 
 The .cc files here are compiled (compiled.py) the first time that a model is
-traced for a CPU. Where there is nothing compiled, `library()` is None and the
-layers take their form in plain JAX: slower, the same numbers to rounding.
+traced for a CPU, or in the background before that. Where there is nothing
+compiled, `library()` is None and the layers take their form in plain JAX:
+slower, the same numbers to rounding.
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ import jaxlib
 import compiled
 
 HERE = Path(__file__).parent
-SOURCES = tuple(
+_SOURCES = tuple(
     HERE / f"{name}.cc"
     for name in ("activations", "batch_norm", "depthwise", "norms")
 )
-HEADERS = tuple(
+_HEADERS = tuple(
     HERE / f"{name}.h" for name in ("activations", "handler", "native")
+)
+CODE = compiled.Library(
+    "models",
+    _SOURCES,
+    _HEADERS,
+    includes=[jax.ffi.include_dir()],
+    versions=[jaxlib.__version__],
 )
 HANDLERS = (
     "sextet_batch_norm",
@@ -98,20 +106,25 @@ def portable_forms() -> Iterator[None]:
         _PORTABLE.reset(token)
 
 
+def begin_compiling() -> None:
+    """Begins to compile what `library` will wait for, where it is of use.
+
+    It asks for devices: JAX must have met the other processes before.
+    """
+    if _is_of_use():
+        CODE.begin()
+
+
+def _is_of_use() -> bool:
+    # Several devices divide a batch among them; XLA can divide its own
+    # operations only.
+    return jax.device_count() == 1 and jax.default_backend() == "cpu"
+
+
 @functools.cache
 def library() -> Library | None:
     """Returns the compiled code, or None where there is none."""
-    # Several devices divide a batch among them; XLA can divide its own
-    # operations only.
-    if jax.device_count() > 1 or jax.default_backend() != "cpu":
-        return None
-    path = compiled.library_path(
-        "models",
-        SOURCES,
-        HEADERS,
-        includes=[jax.ffi.include_dir()],
-        versions=[jaxlib.__version__],
-    )
+    path = CODE.path() if _is_of_use() else None
     try:
         return None if path is None else Library(path)
     except (OSError, AttributeError):

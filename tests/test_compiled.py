@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +35,11 @@ def source(tmp_path):
 
 
 def path_of(source, **options):
-    return compiled.library_path(
+    return library_of(source, **options).path()
+
+
+def library_of(source, **options):
+    return compiled.Library(
         "number", [source], [source.with_suffix(".h")], **options
     )
 
@@ -71,3 +80,101 @@ def test_what_does_not_compile_leaves_nothing(source, cache):
 def test_a_folder_that_cannot_be_written_is_no_error(source, cache):
     cache.parents[1].write_text("a file where a folder should be")
     assert path_of(source) is None
+
+
+@needs_compiler
+def test_compiled_in_the_background_it_is_the_same(source, cache):
+    library = library_of(source)
+    library.begin()
+    library.begin()
+    path = library.path()
+    assert ctypes.CDLL(str(path)).number() == 7
+    assert list(cache.iterdir()) == [path]
+    assert path_of(source) == path
+
+
+def test_what_fails_in_the_background_is_nothing_worse(source, monkeypatch):
+    def fail(*_):
+        raise ValueError("of a kind that nobody thought of")
+
+    monkeypatch.setattr(compiled, "_mark", fail)
+    library = library_of(source)
+    library.begin()
+    assert library.path() is None
+
+
+# Takes its time, as two processes of a group.
+ENDLESS = """#!/bin/sh
+if [ "$1" = --version ]; then echo 1; exit; fi
+sleep 1000 &
+echo $! $$ >> "$PIDS"
+wait
+"""
+WITH_A_COMPILER_BEHIND = """
+import pathlib, sys, time
+import compiled, interrupts
+interrupts.watch()
+library = compiled.Library("number", [pathlib.Path(sys.argv[1])])
+library.begin()
+"""
+
+
+@pytest.fixture
+def endless(tmp_path, monkeypatch):
+    """Makes the compiler one that does not end; returns who is one."""
+    compiler, pids = tmp_path / "endless", tmp_path / "pids"
+    compiler.write_text(ENDLESS)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("PIDS", str(pids))
+
+    def running():
+        return pids.read_text().split() if pids.exists() else []
+
+    return running
+
+
+@pytest.mark.parametrize(
+    ("then", "number", "code"),
+    [
+        ("library.path()", signal.SIGTERM, 143),
+        ("time.sleep(1000)", signal.SIGINT, 130),
+        ("sys.stdin.read(); sys.exit(2)", None, 2),
+    ],
+)
+def test_a_process_that_ends_takes_the_compiler_with_it(
+    endless, source, cache, then, number, code
+):
+    words = [sys.executable, "-c", WITH_A_COMPILER_BEHIND + then, str(source)]
+    process = subprocess.Popen(
+        ["env", "--default-signal=INT", *words], stdin=subprocess.PIPE
+    )
+    wait_until(lambda: len(endless()) == 2)
+    process.stdin.close()
+    if number:
+        process.send_signal(number)
+    assert process.wait(timeout=20) == code
+    wait_until(lambda: not any(map(is_running, endless())))
+    assert list(cache.iterdir()) == []
+
+
+def wait_until(reached):
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    except FileNotFoundError:
+        return False
+    return state.split()[0] not in "ZX"
+
+
+def test_loader_processes_begin_nothing(endless, cache):
+    """They import train.py anew, under another name."""
+    code = "import runpy; runpy.run_path('train.py', run_name='__mp_main__')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not cache.exists() and endless() == []

@@ -97,6 +97,19 @@ def connect(peers: Peers | None) -> None:
         ) from error
 
 
+def begin_compiling() -> None:
+    """Has the compiler at work while Python imports and traces.
+
+    What is compiled is kept (compiled.py), so that this is for first starts.
+    Call it after `connect`, for it asks for devices.
+    """
+    from input_pipeline import native_ops
+    from jax_models import native
+
+    native_ops.begin_compiling()
+    native.begin_compiling()
+
+
 def _is_in_a_cluster() -> bool:
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return False

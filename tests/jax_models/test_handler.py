@@ -48,12 +48,12 @@ def target(tmp_path_factory):
     source.write_text(SOURCE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(source.parent))
-        path = compiled.library_path(
+        path = compiled.Library(
             "weighted_sums",
             [source],
-            native.HEADERS,
-            includes=[native.HERE, jax.ffi.include_dir()],
-        )
+            native.CODE.headers,
+            includes=[native.HERE, *native.CODE.includes],
+        ).path()
     loaded = ctypes.CDLL(str(path))
     handler = jax.ffi.pycapsule(loaded.sextet_weighted_sums)
     jax.ffi.register_ffi_target("weighted_sums", handler, platform="cpu")

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+import compiled
 from jax_models import activations, batch_norm, depthwise, native, norms
 
 SHAPES = [
@@ -158,7 +159,7 @@ def test_without_a_compiler_everything_works_and_nothing_is_said(tmp_path):
 def test_what_does_not_compile_is_left_alone(tmp_path, monkeypatch):
     broken = tmp_path / "broken.cc"
     broken.write_text("this is no C++\n")
-    monkeypatch.setattr(native, "SOURCES", (broken,))
+    monkeypatch.setattr(native, "CODE", compiled.Library("broken", [broken]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert native.library.__wrapped__() is None
     assert list((tmp_path / "sextet" / "native").iterdir()) == []
