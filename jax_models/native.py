@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import ctypes
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -22,19 +22,39 @@ import jaxlib
 import compiled
 
 HERE = Path(__file__).parent
-_SOURCES = tuple(
-    HERE / f"{name}.cc"
-    for name in ("activations", "batch_norm", "depthwise", "norms")
-)
-_HEADERS = tuple(
-    HERE / f"{name}.h" for name in ("activations", "handler", "native")
-)
-CODE = compiled.Library(
+
+
+def code(
+    name: str,
+    sources: Sequence[Path],
+    headers: Sequence[str] = (),
+    flags: Sequence[str] = (),
+) -> compiled.Library:
+    """Returns C++ that XLA may call, ready to be compiled.
+
+    Args:
+      name: of the library.
+      sources: .cc files; they may include the headers of this folder.
+      headers: which they do, besides handler.h and native.h.
+      flags: of the compiler, besides its usual ones.
+    """
+    return compiled.Library(
+        name,
+        sources,
+        [HERE / header for header in ("handler.h", "native.h", *headers)],
+        flags=flags,
+        includes=[HERE, jax.ffi.include_dir()],
+        versions=[jaxlib.__version__],
+    )
+
+
+CODE = code(
     "models",
-    _SOURCES,
-    _HEADERS,
-    includes=[jax.ffi.include_dir()],
-    versions=[jaxlib.__version__],
+    [
+        HERE / f"{name}.cc"
+        for name in ("activations", "batch_norm", "depthwise", "norms")
+    ],
+    headers=["activations.h"],
 )
 HANDLERS = (
     "sextet_batch_norm",
@@ -51,33 +71,43 @@ HANDLERS = (
 
 
 class Library:
-    """The compiled handlers, registered with XLA.
+    """Compiled handlers, registered with XLA.
 
-    Attributes:
-      lanes: channels that are computed at a time; there must be as many.
+    Args:
+      path: of the compiled library.
+      handlers: their names in it.
     """
 
-    def __init__(self, path: Path):
-        loaded = ctypes.CDLL(str(path))
-        self.lanes = loaded.sextet_lanes()
+    def __init__(self, path: Path, handlers: Sequence[str]):
+        loaded = self._loaded = ctypes.CDLL(str(path))
         # What was compiled from other sources has other names, so that no
         # program of the compilation cache meets handlers it does not know.
-        self._names = {name: f"{name}_{path.stem}" for name in HANDLERS}
+        self._names = {name: f"{name}_{path.stem}" for name in handlers}
         for name, target in self._names.items():
             handler = jax.ffi.pycapsule(getattr(loaded, name))
             jax.ffi.register_ffi_target(target, handler, platform="cpu")
 
-    def call(self, name: str, result, *arrays, **options):
+    @property
+    def lanes(self) -> int:
+        """Channels that the models' code takes at a time; its least."""
+        return self._loaded.sextet_lanes()
+
+    def call(self, name: str, result, *arrays, in_place=None, **options):
         """Returns what handler `name` makes of float32 arrays.
 
         Args:
-          name: one of `HANDLERS`.
+          name: one of its handlers.
           result: its `jax.ShapeDtypeStruct`, or a tuple of them.
           *arrays: its arguments.
+          in_place: which results, by number, take the place of which
+            arguments: {argument: result}.
           **options: its attributes.
         """
         call = jax.ffi.ffi_call(
-            self._names[name], result, vmap_method="sequential"
+            self._names[name],
+            result,
+            vmap_method="sequential",
+            input_output_aliases=in_place,
         )
         return call(*arrays, **options)
 
@@ -106,13 +136,17 @@ def portable_forms() -> Iterator[None]:
         _PORTABLE.reset(token)
 
 
-def begin_compiling() -> None:
-    """Begins to compile what `library` will wait for, where it is of use.
+def begin_compiling(*others: compiled.Library) -> None:
+    """Begins to compile what `load` will wait for, where it is of use.
 
     It asks for devices: JAX must have met the other processes before.
+
+    Args:
+      *others: what is needed besides the models' own.
     """
     if _is_of_use():
-        CODE.begin()
+        for code in (CODE, *others):
+            code.begin()
 
 
 def _is_of_use() -> bool:
@@ -121,14 +155,19 @@ def _is_of_use() -> bool:
     return jax.device_count() == 1 and jax.default_backend() == "cpu"
 
 
-@functools.cache
-def library() -> Library | None:
-    """Returns the compiled code, or None where there is none."""
-    path = CODE.path() if _is_of_use() else None
+def load(code: compiled.Library, handlers: Sequence[str]) -> Library | None:
+    """Returns the handlers of some `code`, or None where there are none."""
+    path = code.path() if _is_of_use() else None
     try:
-        return None if path is None else Library(path)
+        return None if path is None else Library(path, handlers)
     except (OSError, AttributeError):
         return None
+
+
+@functools.cache
+def library() -> Library | None:
+    """Returns the models' handlers, or None where there are none."""
+    return load(CODE, HANDLERS)
 
 
 def serves(x: jax.Array) -> bool:

@@ -18,10 +18,13 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from training import parts
+from training import adamw, parts
 
 # Rate tables have a multiple of this many entries.
 TABLE_UNIT = 4096
+
+# Of Adam: added to the root of the mean square.
+EPSILON = 1e-8
 
 
 def make_schedule(
@@ -210,8 +213,8 @@ def make_optimizer(
         return optax.chain(
             _leaf_by_leaf(
                 optax.scale_by_adam(
-                    b1=stage.betas[0],
-                    b2=stage.betas[1],
+                    *stage.betas,
+                    eps=EPSILON,
                     # The second moment stays float32: at b2 = .999 a step
                     # changes it by a thousandth, which bfloat16 would round
                     # away.
@@ -269,3 +272,124 @@ def _leaf_by_leaf(
         )
 
     return optax.GradientTransformation(adam.init, update)
+
+
+def global_norm(grads: Any) -> jax.Array:
+    """Returns the norm of all numbers of a tree together: float32 []."""
+    if adamw.serves(grads):
+        return adamw.global_norm(jax.tree.leaves(grads))
+    return optax.tree.norm(grads)
+
+
+def advance(
+    stage: ConfigDict,
+    tables: dict[str, jax.Array],
+    grads: Any,
+    norm: jax.Array,
+    params: Any,
+    opt_state: Any,
+    finite: jax.Array,
+) -> tuple[Any, Any]:
+    """Makes one step of `make_optimizer`'s AdamW.
+
+    Args:
+      stage: a `configs.common.stage`.
+      tables: from `rate_tables`.
+      grads: of the parameters, the same tree.
+      norm: their `global_norm`.
+      params: nested dict.
+      opt_state: of the optimizer.
+      finite: bool []; where false, the optimizer counts the step, and changes
+        nothing else.
+
+    Returns:
+      The parameters and the state after the step.
+    """
+    if adamw.serves(params, grads, _moments_of(opt_state)):
+        return _advance_at_once(
+            stage, tables, grads, norm, params, opt_state, finite
+        )
+    optimizer = make_optimizer(stage, tables)
+    updates, after = optimizer.update(grads, opt_state, params)
+    moved = optax.apply_updates(params, updates)
+    return keep_if(finite, (moved, after), (params, opt_state))
+
+
+def keep_if(finite: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where the step was finite, else `old`; counters go on anyway."""
+
+    def choose(new, old):
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return jax.lax.select(finite, new, old)
+
+    return jax.tree.map(choose, new, old)
+
+
+def _is_adam(state: Any) -> bool:
+    return isinstance(state, optax.ScaleByAdamState)
+
+
+def _moments_of(opt_state: Any) -> list[Any]:
+    leaves = jax.tree.leaves(opt_state, is_leaf=_is_adam)
+    return [(one.mu, one.nu) for one in leaves if _is_adam(one)]
+
+
+def _advance_at_once(stage, tables, grads, norm, params, opt_state, finite):
+    """`advance` by one call, which knows the groups that learn."""
+    clipped = bool(stage.clip_norm)
+    partition = opt_state[1] if clipped else opt_state
+    scale = 1.0
+    if clipped:
+        scale = jnp.where(norm < stage.clip_norm, 1.0, stage.clip_norm / norm)
+    labels = jax.tree.leaves(parts.groups(params, stage.frozen))
+    decays = [
+        stage.weight_decay if decays else 0.0
+        for decays in jax.tree.leaves(decay_mask(params))
+    ]
+    leaves, structure = jax.tree.flatten(params)
+    slopes = jax.tree.leaves(grads)
+    groups, taken, moments = ("encoder", "head"), [], []
+    for group in groups:
+        adam, _, schedule = partition.inner_states[group].inner_state
+        rows = [i for i, label in enumerate(labels) if label == group]
+        taken.append(rows)
+        moments.append(
+            adamw.Moments(
+                means=jax.tree.leaves(adam.mu),
+                squares=jax.tree.leaves(adam.nu),
+                rate=tables[group][schedule.count],
+                count=optax.safe_increment(adam.count),
+                decays=[decays[row] for row in rows],
+            )
+        )
+    done = adamw.update(
+        [[leaves[row] for row in rows] for rows in taken],
+        [[slopes[row] for row in rows] for rows in taken],
+        moments,
+        scale,
+        finite,
+        betas=stage.betas,
+        epsilon=EPSILON,
+    )
+    inner = dict(partition.inner_states)
+    for group, rows, found, before in zip(
+        groups, taken, done, moments, strict=True
+    ):
+        for row, moved in zip(rows, found[0], strict=True):
+            leaves[row] = moved
+        adam, decay, schedule = inner[group].inner_state
+        adam = optax.ScaleByAdamState(
+            before.count,
+            jax.tree.unflatten(jax.tree.structure(adam.mu), found[1]),
+            jax.tree.unflatten(jax.tree.structure(adam.nu), found[2]),
+        )
+        schedule = schedule._replace(count=optax.safe_increment(schedule.count))
+        inner[group] = inner[group]._replace(
+            inner_state=(adam, decay, schedule)
+        )
+    after = partition._replace(inner_states=inner)
+    return (
+        jax.tree.unflatten(structure, leaves),
+        (opt_state[0], after) if clipped else after,
+    )

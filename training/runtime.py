@@ -105,9 +105,10 @@ def begin_compiling() -> None:
     """
     from input_pipeline import native_ops
     from jax_models import native
+    from training import adamw
 
     native_ops.begin_compiling()
-    native.begin_compiling()
+    native.begin_compiling(adamw.CODE)
 
 
 def _is_in_a_cluster() -> bool:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx, struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -259,10 +258,18 @@ def make_train_step(
             sharding.gathered(state.params, mesh), batch
         )
         grads = sharding.scattered(grads, mesh)
-        updates, opt_state = optim.make_optimizer(stage, tables).update(
-            grads, state.opt_state, state.params
+        norm = optim.global_norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        params, opt_state = optim.advance(
+            stage,
+            tables,
+            grads,
+            norm,
+            state.params,
+            state.opt_state,
+            finite,
         )
-        params = optax.apply_updates(state.params, updates)
+        batch_stats = optim.keep_if(finite, batch_stats, state.batch_stats)
         ema = {}
         if ema_decay:
             # A short memory at first, or the average would be mostly the
@@ -275,13 +282,7 @@ def make_train_step(
                 state.ema,
                 {"params": params, "batch_stats": batch_stats},
             )
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        params, batch_stats, opt_state, ema = _keep(
-            finite,
-            (params, batch_stats, opt_state, ema),
-            (state.params, state.batch_stats, state.opt_state, state.ema),
-        )
+            ema = optim.keep_if(finite, ema, state.ema)
         skipped = {
             "in_a_row": jnp.where(finite, 0, state.skipped["in_a_row"] + 1),
             "in_all": state.skipped["in_all"] + jnp.where(finite, 0, 1),
@@ -320,17 +321,6 @@ def make_train_step(
     )
     constants, tables = sharding.put_constants((loss.constants, tables), mesh)
     return TrainStep(jitted, constants, tables)
-
-
-def _keep(finite: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where the step was finite; counters go on in any case."""
-
-    def choose(new, old):
-        if not jnp.issubdtype(new.dtype, jnp.floating):
-            return new
-        return jax.lax.select(finite, new, old)
-
-    return jax.tree.map(choose, new, old)
 
 
 def count(params: dict) -> int:
