@@ -52,7 +52,13 @@ CODE = code(
     "models",
     [
         HERE / f"{name}.cc"
-        for name in ("activations", "batch_norm", "depthwise", "norms")
+        for name in (
+            "activations",
+            "batch_norm",
+            "depthwise",
+            "norms",
+            "window_attention",
+        )
     ],
     headers=["activations.h"],
 )
@@ -67,6 +73,8 @@ HANDLERS = (
     "sextet_layer_norm_slopes",
     "sextet_silu",
     "sextet_silu_slope",
+    "sextet_window_attention",
+    "sextet_window_attention_slopes",
 )
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_models import initial, layers, norms
+from jax_models import initial, layers, native, norms
 
 LN_EPSILON = 1e-5
 
@@ -56,33 +56,115 @@ class WindowAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        height, width = x.shape[1:3]
         qkv = self.qkv(self.norm(x))
         # What a padded cell becomes: normalising zeros leaves the bias.
         zero = self.norm.bias[...]
         padding = self.qkv(zero)
         table = self.attention_biases[...]
-        full_height = height // self.window * self.window
-        full_width = width // self.window * self.window
-        rows = []
-        for top, bottom in ((0, full_height), (full_height, height)):
-            row = [
-                _attend(
-                    qkv[:, top:bottom, left:right],
-                    padding,
-                    table,
-                    window=self.window,
-                    swin_bias=self.swin_bias,
-                    heads=self.heads,
-                    dtype=self.dtype,
-                )
-                for left, right in ((0, full_width), (full_width, width))
-                if top < bottom and left < right
-            ]
-            if row:
-                rows.append(jnp.concatenate(row, 2) if row[1:] else row[0])
-        x = jnp.concatenate(rows, 1) if rows[1:] else rows[0]
+        x = attend(
+            qkv,
+            padding,
+            table,
+            window=self.window,
+            swin_bias=self.swin_bias,
+            heads=self.heads,
+            dtype=self.dtype,
+        )
         return self.proj(x)
+
+
+def attend(
+    qkv: jax.Array,
+    padding: jax.Array,
+    table: jax.Array,
+    *,
+    window: int,
+    swin_bias: bool,
+    heads: int,
+    dtype: jnp.dtype,
+) -> jax.Array:
+    """Attention in all windows of a map, those that it cuts short included.
+
+    Args:
+      qkv: `[B, h, w, 3C]`; of each head queries, keys and values.
+      padding: `[3C]`, the same of a padded cell.
+      table: float32 `[heads, N]`, the biases.
+      window: side of a window, in cells.
+      swin_bias: whether biases belong to signed offsets.
+      heads: attention heads.
+      dtype: of the attention weights.
+
+    Returns:
+      `[B, h, w, C]`.
+    """
+    options = dict(window=window, swin_bias=swin_bias, heads=heads)
+    if dtype == qkv.dtype == jnp.float32 and native.serves(qkv):
+        return _attend_natively(qkv, padding, table, *options.values())
+    height, width = qkv.shape[1:3]
+    full_height = height // window * window
+    full_width = width // window * window
+    rows = []
+    for top, bottom in ((0, full_height), (full_height, height)):
+        row = [
+            _attend(
+                qkv[:, top:bottom, left:right],
+                padding,
+                table,
+                dtype=dtype,
+                **options,
+            )
+            for left, right in ((0, full_width), (full_width, width))
+            if top < bottom and left < right
+        ]
+        if row:
+            rows.append(jnp.concatenate(row, 2) if row[1:] else row[0])
+    return jnp.concatenate(rows, 1) if rows[1:] else rows[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _attend_natively(qkv, padding, table, window, swin_bias, heads):
+    return _forward(qkv, padding, table, window, swin_bias, heads)[0]
+
+
+def _forward(qkv, padding, table, window, swin_bias, heads):
+    out = _call(
+        "sextet_window_attention",
+        *(qkv, padding, table),
+        settings=(window, swin_bias, heads),
+    )
+    return out, (qkv, padding, table)
+
+
+def _backward(window, swin_bias, heads, residuals, slope):
+    return _call(
+        "sextet_window_attention_slopes",
+        *(*residuals, slope),
+        settings=(window, swin_bias, heads),
+    )
+
+
+_attend_natively.defvjp(_forward, _backward)
+
+
+# Blocks of a stage have one shape: as a function of its own it is traced once.
+@functools.partial(jax.jit, static_argnums=0, static_argnames="settings")
+def _call(name, qkv, padding, table, *slope, settings):
+    """Calls the handler: for the output, or with its slope for gradients."""
+    window, swin_bias, heads = settings
+    out = (*qkv.shape[:3], qkv.shape[3] // 3)
+    shapes = [a.shape for a in (qkv, padding, table)] if slope else out
+    return native.library().call(
+        name,
+        jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+            shapes,
+            is_leaf=lambda node: isinstance(node, tuple),
+        ),
+        *(qkv, padding, table, *slope),
+        heads=np.int64(heads),
+        window=np.int64(window),
+        signed=np.bool_(swin_bias),
+    )
 
 
 # Blocks of a stage have one shape: as a function of its own it is traced once.
