@@ -22,24 +22,13 @@ void Everywhere(const Pool& pool, int64_t count, const Work& work) {
            });
 }
 
-inline Vector Some(const float* from, int64_t count) {
-  if (count == kLanes) return Load(from);
-  Vector value = {};
-  std::memcpy(&value, from, count * sizeof(float));
-  return value;
-}
-
-inline void Keep(float* to, Vector value, int64_t count) {
-  std::memcpy(to, &value, count * sizeof(float));
-}
-
 // x [N] -> out [N].
 template <typename Function>
 void Forward(const Call& call) {
   const Array x = call.arguments[0], out = call.results[0];
   Everywhere(call.pool, x.size(), [&](int64_t i, int64_t count) {
-    const Vector at = Some(x.data + i, count);
-    Keep(out.data + i, Function::Value(at), count);
+    const Vector at = LoadSome(x.data + i, count);
+    StoreSome(out.data + i, Function::Value(at), count);
   });
 }
 
@@ -49,9 +38,9 @@ void Backward(const Call& call) {
   const Array x = call.arguments[0], slope = call.arguments[1];
   const Array to_x = call.results[0];
   Everywhere(call.pool, x.size(), [&](int64_t i, int64_t count) {
-    const Vector at = Some(x.data + i, count);
-    const Vector given = Some(slope.data + i, count);
-    Keep(to_x.data + i, given * Function::Slope(at), count);
+    const Vector at = LoadSome(x.data + i, count);
+    const Vector given = LoadSome(slope.data + i, count);
+    StoreSome(to_x.data + i, given * Function::Slope(at), count);
   });
 }
 

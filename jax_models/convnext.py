@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import activations, initial, layers, norms
+from jax_models import activations, initial, layers, mlp, norms
 from jax_models.model import ImageModel
 
 EPSILON = 1e-6  # of every LayerNorm, and of GRN
@@ -114,14 +114,7 @@ class GlobalResponseNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        energy = jnp.square(norms.widen(x)).sum((1, 2), keepdims=True)
-        # The root has no slope at 0, where a channel is silent.
-        silent = energy == 0
-        norm = jnp.sqrt(jnp.where(silent, jnp.ones_like(energy), energy))
-        norm = jnp.where(silent, jnp.zeros_like(energy), norm)
-        share = norm / (norm.mean(-1, keepdims=True) + EPSILON)
-        factor = (1 + self.scale[...] * share).astype(self.dtype)
-        return x * factor + self.bias[...].astype(self.dtype)
+        return mlp.respond(x, self.scale[...], self.bias[...], EPSILON)
 
 
 class Mlp(nnx.Module):
@@ -183,10 +176,31 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        branch = self.mlp(self.norm(self.conv_dw(x)))
+        branch = self.conv_dw(x)
+        if self.drop_path.deterministic and self._is_served(branch):
+            return self._in_one_pass(branch, x)
+        branch = self.mlp(self.norm(branch))
         if self.gamma is not None:
             branch = branch * self.gamma[...].astype(branch.dtype)
         return x + self.drop_path(branch)
+
+    def _is_served(self, x):
+        width = self.mlp.fc1.kernel.shape[1]
+        return mlp.serves(x, width, self.mlp.grn is not None)
+
+    def _in_one_pass(self, x, shortcut):
+        fc1, grn, fc2 = self.mlp.fc1, self.mlp.grn, self.mlp.fc2
+        matrix, bias = fc2.kernel[...], fc2.bias[...]
+        if self.gamma is not None:
+            matrix, bias = matrix * self.gamma[...], bias * self.gamma[...]
+        return mlp.residual_mlp(
+            x,
+            shortcut,
+            (self.norm.scale[...], self.norm.bias[...]),
+            (fc1.kernel[...], fc1.bias[...], matrix, bias),
+            None if grn is None else (grn.scale[...], grn.bias[...]),
+            EPSILON,
+        )
 
 
 class Downsample(nnx.Module):

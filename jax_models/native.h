@@ -38,6 +38,23 @@ inline void Store(float* to, Vector value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
+// Of the last numbers, which may fill no vector; the rest is zero.
+inline Vector LoadSome(const float* from, int64_t count) {
+  if (count == kLanes) return Load(from);
+  Vector value = {};
+  std::memcpy(&value, from, count * sizeof(float));
+  return value;
+}
+
+inline void StoreSome(float* to, Vector value, int64_t count) {
+  if (count == kLanes) return Store(to, value);
+  std::memcpy(to, &value, count * sizeof(float));
+}
+
+inline int64_t VectorsOf(int64_t length) {
+  return (length + kLanes - 1) / kLanes;
+}
+
 // Vectors of an aligned scratch memory, all zero.
 class Scratch {
  public:
@@ -51,7 +68,7 @@ class Scratch {
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  Vector* get() { return data_; }
+  Vector* get() const { return data_; }
 
  private:
   Vector* data_;

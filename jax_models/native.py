@@ -56,11 +56,12 @@ CODE = code(
             "activations",
             "batch_norm",
             "depthwise",
+            "mlp",
             "norms",
             "window_attention",
         )
     ],
-    headers=["activations.h"],
+    headers=["activations.h", "norms.h", "product.h"],
 )
 HANDLERS = (
     "sextet_batch_norm",
@@ -71,6 +72,7 @@ HANDLERS = (
     "sextet_gelu_slope",
     "sextet_layer_norm",
     "sextet_layer_norm_slopes",
+    "sextet_mlp",
     "sextet_silu",
     "sextet_silu_slope",
     "sextet_window_attention",

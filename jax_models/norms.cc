@@ -1,62 +1,14 @@
 // Layer normalisation for XLA's CPU backend, float32: one pass over the rows
 // where XLA makes several, and writes what lies between to memory.
 
-#include <cmath>
 #include <cstdint>
 
-#include "native.h"
+#include "norms.h"
 
 namespace {
 
 // Rows whose gradients of scale and bias are summed before the sums are.
 constexpr int64_t kRowsPerSum = 256;
-
-// Vectors for as far as they go, then single numbers.
-template <typename Work>
-inline void Along(int64_t length, Work work) {
-  int64_t i = 0;
-  for (; i + kLanes <= length; i += kLanes) work(i, Vector{});
-  for (; i < length; ++i) work(i, float{});
-}
-
-template <typename T>
-inline T Get(const float* from) {
-  T value;
-  std::memcpy(&value, from, sizeof(value));
-  return value;
-}
-
-template <typename T>
-inline void Put(float* to, T value) {
-  std::memcpy(to, &value, sizeof(value));
-}
-
-// A sum in which vectors stay vectors until the end.
-struct Sum {
-  void operator+=(Vector value) { vector += value; }
-  void operator+=(float value) { single += value; }
-  float Total() const {
-    float total = single;
-    for (int lane = 0; lane < kLanes; ++lane) total += vector[lane];
-    return total;
-  }
-  Vector vector = {};
-  float single = 0;
-};
-
-struct Statistics {
-  Statistics(const float* row, int64_t length, float epsilon) {
-    Sum sum, squares;
-    Along(length, [&](int64_t i, auto t) { sum += Get<decltype(t)>(row + i); });
-    mean = sum.Total() / length;
-    Along(length, [&](int64_t i, auto t) {
-      const auto centred = Get<decltype(t)>(row + i) - mean;
-      squares += centred * centred;
-    });
-    factor = 1 / std::sqrt(squares.Total() / length + epsilon);
-  }
-  float mean, factor;
-};
 
 // x [rows, C], scale [C], bias [C] -> out [rows, C].
 void Forward(const Call& call) {
@@ -66,15 +18,8 @@ void Forward(const Call& call) {
   const int64_t rows = x.dimensions[0], length = x.dimensions[1];
   Parallel(call.pool, rows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const float* from = x.data + row * length;
-      float* to = out.data + row * length;
-      const Statistics found(from, length, epsilon);
-      Along(length, [&](int64_t i, auto t) {
-        using T = decltype(t);
-        const T normal = (Get<T>(from + i) - found.mean) * found.factor;
-        Put<T>(to + i, normal * Get<T>(scale.data + i) +
-                           Get<T>(bias.data + i));
-      });
+      Normalize(x.data + row * length, length, scale.data, bias.data, epsilon,
+                out.data + row * length);
     }
   });
 }

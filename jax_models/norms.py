@@ -34,7 +34,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., C]` to `[..., C]`."""
-        y = _layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+        y = layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
         return y.astype(self.dtype)
 
 
@@ -48,7 +48,10 @@ def normalize(x, axes, epsilon):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _layer_norm(x, scale, bias, epsilon):
+def layer_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> jax.Array:
+    """Normalises `[..., C]`, to float32 at least; scale and bias `[C]`."""
     return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
 
@@ -82,7 +85,7 @@ def _slopes(x, scale, slope, mean, variance, epsilon):
     return to_x.astype(x.dtype), to_scale, to_bias
 
 
-_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 # Functions of their own are traced once for all norms of a shape.

@@ -18,8 +18,6 @@ constexpr int64_t kWindowsPerTask = 16;
 // Of keys that are not there.
 constexpr float kNothing = -1e30f;
 
-int64_t VectorsOf(int64_t numbers) { return (numbers + kLanes - 1) / kLanes; }
-
 // Numbers that are read one at a time, of a matrix or of its transpose.
 struct Factors {
   const float* data;

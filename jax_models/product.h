@@ -1,0 +1,100 @@
+// The product of rows with a matrix, of which a tile is in registers while
+// the rows are in cache: what is done to the result, and what comes next, finds
+// it there.
+
+#ifndef SEXTET_PRODUCT_H_
+#define SEXTET_PRODUCT_H_
+
+#include "native.h"
+
+namespace {
+
+// A tile of sums takes 24 of the 32 registers that AVX-512 has, 12 of 16.
+constexpr int64_t kTileRows = kLanes == 16 ? 8 : 4;
+constexpr int kTileVectors = 3;
+
+inline int64_t TilesOf(int64_t rows) {
+  return (rows + kTileRows - 1) / kTileRows;
+}
+
+// A matrix [inner, columns] cut into panels of a few vectors of columns, each
+// of which is read from beginning to end. Zeros make the last vector whole.
+class Panels {
+ public:
+  Panels(const Pool& pool, const float* kernel, int64_t inner, int64_t columns)
+      : inner(inner),
+        columns(columns),
+        vectors(VectorsOf(columns)),
+        scratch_(vectors * inner) {
+    Parallel(pool, vectors, [&](int64_t begin, int64_t end) {
+      for (int64_t first = 0; first < end; first += WidthAt(first)) {
+        if (first < begin) continue;  // Whoever has its first vector, has it.
+        const int64_t width = WidthAt(first) * kLanes;
+        const int64_t from = first * kLanes;
+        const int64_t count = std::min(width, columns - from);
+        float* to = reinterpret_cast<float*>(scratch_.get() + first * inner);
+        for (int64_t i = 0; i < inner; ++i) {
+          std::memcpy(to + i * width, kernel + i * columns + from,
+                      count * sizeof(float));
+        }
+      }
+    });
+  }
+
+  // Vectors in the panel that begins with this one.
+  int WidthAt(int64_t first) const {
+    const int64_t left = vectors - first;
+    return left == 4 ? 2 : std::min<int64_t>(left, kTileVectors);
+  }
+  const Vector* At(int64_t first) const {
+    return scratch_.get() + first * inner;
+  }
+
+  const int64_t inner, columns, vectors;
+
+ private:
+  Scratch scratch_;
+};
+
+// Sums [kTileRows, Width] of rows that are `stride` apart times a panel.
+template <int Width>
+[[gnu::noinline]] void Tile(const float* rows, int64_t stride, int64_t inner,
+                            const Vector* panel, Vector* sums) {
+  Vector parts[kTileRows][Width] = {};
+  for (int64_t i = 0; i < inner; ++i) {
+#pragma GCC unroll 8
+    for (int row = 0; row < kTileRows; ++row) {
+      const float factor = rows[row * stride + i];
+#pragma GCC unroll 4
+      for (int v = 0; v < Width; ++v) {
+        parts[row][v] += factor * panel[i * Width + v];
+      }
+    }
+  }
+  std::memcpy(static_cast<void*>(sums), parts, sizeof(parts));
+}
+
+// Calls finish(row, vector, sum) for what `rows` rows times the matrix give.
+// There have to be as many rows as whole tiles have.
+template <typename Finish>
+void Multiply(const float* from, int64_t stride, int64_t rows,
+              const Panels& panels, const Finish& finish) {
+  for (int64_t first = 0; first < panels.vectors;
+       first += panels.WidthAt(first)) {
+    const int width = panels.WidthAt(first);
+    const auto tile = width == 3 ? Tile<3> : width == 2 ? Tile<2> : Tile<1>;
+    for (int64_t top = 0; top < rows; top += kTileRows) {
+      Vector sums[kTileRows * kTileVectors];
+      tile(from + top * stride, stride, panels.inner, panels.At(first), sums);
+      for (int64_t row = 0; row < kTileRows; ++row) {
+        for (int v = 0; v < width; ++v) {
+          finish(top + row, first + v, sums[row * width + v]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+#endif  // SEXTET_PRODUCT_H_
