@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from jax_models import native
 from training import optim, sharding
 from training.stages import Stage
 from training.state import Blueprint, Loss, TrainStep, make_train_step
@@ -47,7 +48,12 @@ def report(task: Any, plan: Sequence[Stage], mesh: Mesh) -> Iterator[str]:
         batch = next(batches)
     lowered = lower(task.blueprint, loss, stage, mesh, batch)
     compiled = lowered.compile(_quickly(mesh))
-    told = measure(compiled, mesh, stage.config.batch_size)
+    counted = lowered
+    if native.library() is not None:  # XLA cannot count what C++ does.
+        with native.portable_forms():
+            counted = lower(task.blueprint, loss, stage, mesh, batch)
+    flops = counted.cost_analysis().get("flops", math.nan)
+    told = measure(compiled, flops, mesh, stage.config.batch_size)
     for heading, text in told.items():
         yield f"{heading:>10}  {text}"
 
@@ -128,12 +134,13 @@ def state_sizes(blueprint: Blueprint, stage: ConfigDict, mesh: Mesh) -> str:
 
 
 def measure(
-    compiled: jax.stages.Compiled, mesh: Mesh, batch_size: int
+    compiled: jax.stages.Compiled, flops: float, mesh: Mesh, batch_size: int
 ) -> dict[str, str]:
     """Returns what a compiled step needs, as {heading: text}.
 
     Args:
       compiled: the step.
+      flops: of the step, on all devices together.
       mesh: that it would run on.
       batch_size: images of a step.
     """
@@ -143,7 +150,6 @@ def measure(
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     held = arguments + max(results, 0)
     peak = held + memory.temp_size_in_bytes
-    flops = compiled.cost_analysis().get("flops", math.nan)
     limit, sharing = _limit(mesh)
     fits = "yes" if peak * sharing <= limit else "NO"
     there = f"the device has {_size(limit)}"
@@ -153,8 +159,8 @@ def measure(
         "memory": f"state and batch {_size(held)}, activations and gradients "
         f"{_size(memory.temp_size_in_bytes)}: {_size(peak)} on each device",
         "fits": f"{fits}, {there}",
-        "work": f"{flops:.3g} FLOPs a step on each device, "
-        f"{flops * mesh.size / batch_size:.3g} an image; XLA's count",
+        "work": f"{flops / mesh.size:.3g} FLOPs a step on each device, "
+        f"{flops / batch_size:.3g} an image; XLA's count",
     }
 
 
