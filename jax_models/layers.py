@@ -259,7 +259,8 @@ class Dropout(nnx.Module):
         """Uniform numbers, others at every call: float32 of `shape`."""
         key, count = self.stream.key, self.stream.count
         numbers = noise.uniform(key[...], _places(shape), count[...])
-        count[...] += 1
+        # Not `count[...] += 1`, which traces a slice, a sum and a scatter.
+        count.set_value(count[...] + 1)
         return numbers
 
     def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
