@@ -1,6 +1,7 @@
 // How XLA calls the C++ of the models: by its foreign function interface, of
 // which this is as much as is needed. XLA's own C++ header for it takes the
-// compiler four seconds per file; the C header below takes none.
+// compiler seconds per file; the C header below takes none. Its types are
+// named as little as can be: some changed their names between versions.
 //
 // A handler is a function of a Call, exported by SEXTET_HANDLER. All arrays
 // are float32.
@@ -136,7 +137,7 @@ class Pool {
   }
 
   const XLA_FFI_Api* api_;
-  XLA_FFI_ExecutionContext* context_;
+  decltype(XLA_FFI_CallFrame::ctx) context_;
 };
 
 // What a handler is called with. What it is not called with, it is refused.
@@ -202,9 +203,10 @@ inline void Describe(XLA_FFI_Metadata* metadata) {
 
 inline XLA_FFI_Error* Answer(XLA_FFI_CallFrame* frame, const char* name,
                              void (*handler)(const Call&)) {
-  XLA_FFI_Extension_Base* asked = frame->extension_start;
+  const auto* asked = frame->extension_start;
   if (asked != nullptr && asked->type == XLA_FFI_Extension_Metadata) {
-    Describe(reinterpret_cast<XLA_FFI_Metadata_Extension*>(asked)->metadata);
+    Describe(
+        reinterpret_cast<const XLA_FFI_Metadata_Extension*>(asked)->metadata);
     return nullptr;
   }
   try {
