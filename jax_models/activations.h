@@ -81,6 +81,17 @@ struct Identity {
   static Vector Slope(Vector) { return Vector{} + 1.0f; }
 };
 
+// Calls work with the activation of that number in activations.py.
+template <typename Work>
+void With(int32_t activation, const Work& work) {
+  switch (activation) {
+    case 0: return work(Identity{});
+    case 1: return work(Gelu{});
+    case 2: return work(Silu{});
+  }
+  Refuse("there is no such activation");
+}
+
 }  // namespace
 
 #endif  // SEXTET_ACTIVATIONS_H_

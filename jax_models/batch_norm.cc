@@ -106,17 +106,6 @@ void Moments(const Pool& pool, const Rows& rows, const float* x,
   }
 }
 
-// Calls work with the activation of that number in batch_norm.py.
-template <typename Work>
-void With(int32_t activation, const Work& work) {
-  switch (activation) {
-    case 0: return work(Identity{});
-    case 1: return work(Gelu{});
-    case 2: return work(Silu{});
-  }
-  Refuse("there is no such activation");
-}
-
 // x [rows, C], scale [C], bias [C] -> out [rows, C], mean [C], variance [C].
 void Forward(const Call& call) {
   const Array x = call.arguments[0], scale = call.arguments[1];
@@ -213,7 +202,27 @@ void Backward(const Call& call) {
   });
 }
 
+// As it is when evaluated: x [rows, C], factor, shift [C] -> out [rows, C].
+void Known(const Call& call) {
+  const Array x = call.arguments[0], factor = call.arguments[1];
+  const Array shift = call.arguments[2], out = call.results[0];
+  const Rows rows(x.dimensions[0], x.dimensions[1]);
+  Repeated factors(rows, [&](int64_t c) { return factor.data[c]; });
+  Repeated shifts(rows, [&](int64_t c) { return shift.data[c]; });
+  With(call.Number<int32_t>("activation"), [&](auto function) {
+    rows.InParts(call.pool, [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group)
+        for (int64_t v = 0; v < rows.vectors; ++v) {
+          const int64_t place = rows.PlaceOf(group, v);
+          const Vector value = Load(x.data + place) * factors[v] + shifts[v];
+          Store(out.data + place, function.Value(value));
+        }
+    });
+  });
+}
+
 }  // namespace
 
 SEXTET_HANDLER(sextet_batch_norm, Forward)
+SEXTET_HANDLER(sextet_batch_norm_known, Known)
 SEXTET_HANDLER(sextet_batch_norm_slopes, Backward)

@@ -19,9 +19,6 @@ from jax import lax
 from jax_models import activations, native
 from jax_models.norms import normalize, widen
 
-# Their numbers in batch_norm.cc.
-_NUMBERS = {None: 0, activations.gelu: 1, activations.silu: 2}
-
 
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe & Szegedy 2015) over all axes but the last.
@@ -66,12 +63,18 @@ class BatchNorm(nnx.Module):
         """Maps `[B, ..., C]` to `[B, ..., C]`; when training, updates."""
         scale, bias = self.scale[...], self.bias[...]
         if self.use_running_average:
-            factor = lax.rsqrt(self.var[...] + self.epsilon) * scale
+            if self.dtype == x.dtype == jnp.float32 and _fills_vectors(x):
+                return _known(x, *self.known(), self.activation)
+            factor, _ = self.known()
             y = (widen(x) - self.mean[...]) * factor + bias
             return self._activate(y.astype(self.dtype))
         if _fills_vectors(x):
             y, mean, variance = _native(
-                x, scale, bias, self.epsilon, _NUMBERS[self.activation]
+                x,
+                scale,
+                bias,
+                self.epsilon,
+                activations.NUMBERS[self.activation],
             )
             y = y.astype(self.dtype)
         else:
@@ -81,6 +84,11 @@ class BatchNorm(nnx.Module):
         self._update(self.mean, mean)
         self._update(self.var, variance * (count / max(count - 1, 1)))
         return y
+
+    def known(self) -> tuple[jax.Array, jax.Array]:
+        """Factor and shift `[C]`, by the running statistics."""
+        factor = lax.rsqrt(self.var[...] + self.epsilon) * self.scale[...]
+        return factor, self.bias[...] - self.mean[...] * factor
 
     def _activate(self, x):
         return x if self.activation is None else self.activation(x)
@@ -128,6 +136,35 @@ def _fills_vectors(x):
         return False
     lanes, channels = native.library().lanes, x.shape[-1]
     return x.size % math.lcm(lanes, channels) == 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _known(x, factor, shift, activation):
+    """Where the statistics are; the gradients are those of the plain form."""
+    return _native_known(x, factor, shift, activation=activation)
+
+
+def _known_forward(x, factor, shift, activation):
+    def plain(x, factor, shift):
+        y = x * factor + shift
+        return y if activation is None else activation(y)
+
+    return jax.vjp(plain, x, factor, shift)
+
+
+_known.defvjp(_known_forward, lambda _, back, slope: back(slope))
+
+
+@functools.partial(jax.jit, static_argnames="activation")  # Traced once.
+def _native_known(x, factor, shift, *, activation):
+    rows = x.reshape(-1, x.shape[-1])
+    y = native.library().call(
+        "sextet_batch_norm_known",
+        jax.ShapeDtypeStruct(rows.shape, jnp.float32),
+        *(rows, factor, shift),
+        activation=np.int32(activations.NUMBERS[activation]),
+    )
+    return y.reshape(x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

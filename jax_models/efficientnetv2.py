@@ -22,6 +22,7 @@ from flax import nnx
 
 from jax_models import activations, batch_norm, initial, layers, norms
 from jax_models.model import ImageModel
+from jax_models.pointwise import close, join, pointwise
 
 BN_EPSILON = 1e-3
 BN_MOMENTUM = 0.99
@@ -150,10 +151,10 @@ class SqueezeExcite(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
+        """Maps `[B, h, w, C]` to the factors `[B, 1, 1, C]`."""
         mean = norms.widen(x).mean((1, 2), keepdims=True)
         hidden = activations.silu(self.conv_reduce(mean))
-        return x * jax.nn.sigmoid(self.conv_expand(hidden))
+        return jax.nn.sigmoid(self.conv_expand(hidden))
 
 
 class ConvBlock(nnx.Module):
@@ -168,7 +169,7 @@ class ConvBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        return _join(x, self.bn1(self.conv(x)), self.drop_path)
+        return join(x, self.bn1(self.conv(x)), self.drop_path)
 
 
 class FusedMBConv(nnx.Module):
@@ -196,8 +197,8 @@ class FusedMBConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = self.bn2(self.conv_pwl(self.bn1(self.conv_exp(x))))
-        return _join(x, branch, self.drop_path)
+        branch = self.bn1(self.conv_exp(x))
+        return close(x, self.conv_pwl, self.bn2, branch, self.drop_path)
 
 
 class MBConv(nnx.Module):
@@ -237,10 +238,10 @@ class MBConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = self.bn1(self.conv_pw(x))
+        branch = pointwise(self.conv_pw, self.bn1, x)
         branch = self.bn2(self.conv_dw(branch))
-        branch = self.bn3(self.conv_pwl(self.se(branch)))
-        return _join(x, branch, self.drop_path)
+        gate = self.se(branch)
+        return close(x, self.conv_pwl, self.bn3, branch, self.drop_path, gate)
 
 
 def _conv(inputs, outputs, stride, dtype, rngs):
@@ -283,10 +284,6 @@ def _shortcut(inputs, outputs, stride, drop_path_rate, rngs):
     if stride != 1 or inputs != outputs:
         return None
     return layers.DropPath(drop_path_rate, rngs=rngs)
-
-
-def _join(x, branch, drop_path):
-    return branch if drop_path is None else x + drop_path(branch)
 
 
 class EfficientNetV2(ImageModel):
@@ -373,7 +370,8 @@ class EfficientNetV2(ImageModel):
         Raises:
           UserError: as `feature_pyramid`.
         """
-        return self.bn2(self.conv_head(self.feature_pyramid(images)[-1]))
+        last = self.feature_pyramid(images)[-1]
+        return pointwise(self.conv_head, self.bn2, last)
 
 
 def _block(

@@ -55,13 +55,14 @@ inline int64_t VectorsOf(int64_t length) {
   return (length + kLanes - 1) / kLanes;
 }
 
-// Vectors of an aligned scratch memory, all zero.
+// Vectors of an aligned scratch memory, all zero unless that does not matter.
 class Scratch {
  public:
-  explicit Scratch(int64_t count)
+  explicit Scratch(int64_t count, bool zero = true)
       : data_(static_cast<Vector*>(::operator new(
             count * sizeof(Vector), std::align_val_t(sizeof(Vector))))) {
-    std::memset(static_cast<void*>(data_), 0, count * sizeof(Vector));
+    const size_t bytes = count * sizeof(Vector);
+    if (zero) std::memset(static_cast<void*>(data_), 0, bytes);
   }
   ~Scratch() {
     ::operator delete(data_, std::align_val_t(sizeof(Vector)));

@@ -56,6 +56,7 @@ CODE = code(
             "activations",
             "batch_norm",
             "depthwise",
+            "linear",
             "mlp",
             "norms",
             "window_attention",
@@ -65,6 +66,7 @@ CODE = code(
 )
 HANDLERS = (
     "sextet_batch_norm",
+    "sextet_batch_norm_known",
     "sextet_batch_norm_slopes",
     "sextet_depthwise",
     "sextet_depthwise_kernel_slope",
@@ -72,6 +74,7 @@ HANDLERS = (
     "sextet_gelu_slope",
     "sextet_layer_norm",
     "sextet_layer_norm_slopes",
+    "sextet_linear",
     "sextet_mlp",
     "sextet_silu",
     "sextet_silu_slope",

@@ -25,7 +25,7 @@ class Panels {
       : inner(inner),
         columns(columns),
         vectors(VectorsOf(columns)),
-        scratch_(vectors * inner) {
+        scratch_(vectors * inner, false) {
     Parallel(pool, vectors, [&](int64_t begin, int64_t end) {
       for (int64_t first = 0; first < end; first += WidthAt(first)) {
         if (first < begin) continue;  // Whoever has its first vector, has it.
@@ -33,9 +33,9 @@ class Panels {
         const int64_t from = first * kLanes;
         const int64_t count = std::min(width, columns - from);
         float* to = reinterpret_cast<float*>(scratch_.get() + first * inner);
-        for (int64_t i = 0; i < inner; ++i) {
-          std::memcpy(to + i * width, kernel + i * columns + from,
-                      count * sizeof(float));
+        for (int64_t i = 0; i < inner; ++i, to += width) {
+          std::memcpy(to, kernel + i * columns + from, count * sizeof(float));
+          std::fill(to + count, to + width, 0.0f);
         }
       }
     });
