@@ -62,7 +62,7 @@ CODE = code(
             "window_attention",
         )
     ],
-    headers=["activations.h", "norms.h", "product.h"],
+    headers=["activations.h", "norms.h", "product.h", "small_product.h"],
 )
 HANDLERS = (
     "sextet_batch_norm",
