@@ -8,6 +8,7 @@ comes out. Where nothing asks for gradients, it need not be kept: in C++
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,10 @@ from jax_models import activations, native
 from jax_models.convolution import product
 from jax_models.norms import layer_norm, widen
 from machine import usable_cores
+
+# The matrices are first copied into another order: with fewer rows than these,
+# or than one for so many weights, that took longer than it saved.
+FEWEST_ROWS, WEIGHTS_PER_ROW = 128, 1200
 
 Grn = tuple[jax.Array, jax.Array]
 
@@ -34,7 +39,9 @@ def serves(x: jax.Array, inner: int, grn: bool) -> bool:
         return False
     if grn and x.shape[0] < usable_cores():
         return False
-    return inner % native.library().lanes == 0
+    rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
+    enough = rows >= max(FEWEST_ROWS, channels * inner / WEIGHTS_PER_ROW)
+    return enough and inner % native.library().lanes == 0
 
 
 def respond(

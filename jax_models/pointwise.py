@@ -7,6 +7,7 @@ When a model is evaluated, all of it is one pass over the rows on a CPU
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,10 @@ from jax_models import activations, native
 from jax_models.batch_norm import BatchNorm
 from jax_models.convolution import product
 from jax_models.layers import DropPath, Linear
+
+# The matrix is first copied into another order: with more weights than these
+# for each row, that took longer than it saved.
+WEIGHTS_PER_ROW = 2500
 
 
 def pointwise(
@@ -35,14 +40,20 @@ def pointwise(
       gate: `[B, 1, 1, inputs]`; None for none.
       shortcut: `[B, h, w, outputs]`; None for none.
     """
-    wide = x.dtype == norm.dtype == linear.dtype == jnp.float32
-    if norm.use_running_average and wide and native.serves(x):
+    if norm.use_running_average and _is_faster(linear, norm, x):
         return _evaluate(
             *(x, linear.kernel[...], norm.known()),
             *(gate, shortcut, norm.activation),
         )
     y = norm(linear(x if gate is None else x * gate))
     return y if shortcut is None else shortcut + y
+
+
+def _is_faster(linear, norm, x):
+    if not x.dtype == norm.dtype == linear.dtype == jnp.float32:
+        return False
+    rows, weights = math.prod(x.shape[:-1]), linear.kernel.size
+    return rows * WEIGHTS_PER_ROW >= weights and native.serves(x)
 
 
 def close(

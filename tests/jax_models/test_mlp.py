@@ -15,8 +15,9 @@ V2 = dict(grn=True)
 
 
 @pytest.fixture(autouse=True)
-def one_core(monkeypatch):
+def small_maps_too(monkeypatch):
     monkeypatch.setattr(mlp, "usable_cores", lambda: 1)
+    monkeypatch.setattr(mlp, "FEWEST_ROWS", 1)
 
 
 def make_block(channels, kind):
@@ -90,11 +91,14 @@ def test_no_energy_is_no_division_by_nothing():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
 
-def test_only_float32_and_images_for_every_thread(monkeypatch):
+def test_only_where_it_is_faster(monkeypatch):
     if native.library() is None:
         pytest.skip("nothing is compiled")
     monkeypatch.setattr(mlp, "usable_cores", lambda: 3)
+    monkeypatch.setattr(mlp, "FEWEST_ROWS", 32)
     images = jnp.ones((2, 4, 4, 32))
+    assert not mlp.serves(images[:1], 128, grn=False)
+    assert not mlp.serves(images, 128 * 32, grn=False)
     assert mlp.serves(images, 128, grn=False)
     assert not mlp.serves(images, 128, grn=True)
     assert not mlp.serves(images.astype(jnp.bfloat16), 128, grn=False)
