@@ -28,9 +28,6 @@ import interrupts
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-w")
 LONGEST_COMPILATION = 300  # seconds, on a machine that others use too
 
-# How much compilers in the background step back behind this process.
-_NICENESS = 5
-
 
 class Library:
     """Code that is compiled where and when it is needed.
@@ -61,25 +58,32 @@ class Library:
         self.includes = includes
         self.versions = versions
         self._begun: futures.Future[Path | None] | None = None
+        self._begun_by = 0  # Of the process; those forked off have no thread.
 
     def begin(self) -> None:
         """Compiles in the background, if need be; `path` waits for it.
 
-        A process that ends, whatever ends it, does not wait, and leaves no
-        compiler behind.
+        A process that ends, by itself or by Ctrl-C or SIGTERM, does not wait,
+        and leaves no compiler behind.
         """
         if self._begun is not None:
             return
-        self._begun = futures.Future()
-        atexit.register(_stop, self._begun)
-        threading.Thread(
+        thread = threading.Thread(
             target=self._compile_behind, name="compiler", daemon=True
-        ).start()
+        )
+        begun = self._begun = futures.Future()
+        self._begun_by = os.getpid()
+        try:
+            thread.start()
+        except RuntimeError:  # There are too many. `path` will do it.
+            self._begun = None
+            return
+        atexit.register(_stop, begun)
 
     def _compile_behind(self) -> None:
         path = None
         with contextlib.suppress(Exception):  # Then there is none.
-            path = self._path(_NICENESS)
+            path = self._path()
         self._begun.set_result(path)
 
     def path(self) -> Path | None:
@@ -88,9 +92,11 @@ class Library:
         Its name differs for all that is compiled otherwise. None where there
         is none.
         """
-        return self._path(0) if self._begun is None else self._begun.result()
+        if self._begun is None or self._begun_by != os.getpid():
+            return self._path()
+        return self._begun.result()
 
-    def _path(self, niceness: int) -> Path | None:
+    def _path(self) -> Path | None:
         if os.environ.get("SEXTET_NATIVE") == "0":
             return None
         compiler = shutil.which(os.environ.get("CXX", "c++"))
@@ -102,7 +108,7 @@ class Library:
             mark = _mark(command, inputs, self.versions)
             path = _folder() / f"{self.name}_{mark}.so"
             if not path.exists():
-                _compile(command, self.sources, self.includes, path, niceness)
+                _compile(command, self.sources, self.includes, path)
             return path
         except (OSError, RuntimeError, subprocess.SubprocessError):
             return None  # RuntimeError: nobody's home folder.
@@ -146,7 +152,6 @@ def _compile(
     sources: Sequence[Path],
     includes: Sequence[str | Path],
     path: Path,
-    niceness: int,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     folders = [word for folder in includes for word in ("-I", folder)]
@@ -156,11 +161,12 @@ def _compile(
             [
                 [*command, "-c", *folders, source, "-o", made]
                 for source, made in zip(sources, objects, strict=True)
-            ],
-            niceness,
+            ]
         )
         made = folder / path.name
-        _run_together([[*command, "-shared", *objects, "-o", made]], niceness)
+        _run_together([[*command, "-shared", *objects, "-o", made]])
+        with open(made, "rb") as file:
+            os.fsync(file.fileno())
         # In one step: other processes may be doing the same.
         os.replace(made, path)
 
@@ -170,14 +176,12 @@ _ending = False
 _starting = threading.Lock()
 
 
-def _run_together(
-    commands: Sequence[Sequence[str | Path]], niceness: int
-) -> None:
+def _run_together(commands: Sequence[Sequence[str | Path]]) -> None:
     """Runs commands to their ends, which must be good ones, side by side."""
     compilers = []
     try:
         for command in commands:
-            compilers.append(_start(command, niceness))
+            compilers.append(_start(command))
         for compiler in compilers:
             if compiler.wait(LONGEST_COMPILATION):
                 raise subprocess.CalledProcessError(
@@ -188,7 +192,7 @@ def _run_together(
         _running.difference_update(compilers)
 
 
-def _start(command: Sequence[str | Path], niceness: int) -> subprocess.Popen:
+def _start(command: Sequence[str | Path]) -> subprocess.Popen:
     with _starting:
         if _ending:
             raise RuntimeError("this process is about to end")
@@ -201,9 +205,6 @@ def _start(command: Sequence[str | Path], niceness: int) -> subprocess.Popen:
             process_group=0,
         )
         _running.add(compiler)
-    with contextlib.suppress(OSError):  # It may have ended.
-        niceness += os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PGRP, compiler.pid, niceness)
     return compiler
 
 

@@ -53,8 +53,15 @@ def watch() -> None:
 
 
 def before_end(function: Callable[[], None]) -> None:
-    """Has `function` called, by another thread, when a signal ends this."""
+    """Has `function` called, by any thread, when this process ends at once."""
     _before_end.append(function)
+
+
+def tidy_up() -> None:
+    """Does what must be done before `os._exit`; tidies half-written files."""
+    for function in _before_end:
+        function()
+    files.discard_passing()
 
 
 def exit_code(number: int) -> int:
@@ -112,9 +119,7 @@ def _listen(pipe: int) -> None:
 
 
 def _end(number: int, how: str = "") -> None:
-    for function in _before_end:
-        function()
-    files.discard_passing()
+    tidy_up()
     text = f"stopped by {_NAMES[number]}{how}\n"
     if sys.stderr.isatty():
         text = "\x1b[?25h\n" + text  # A progress line hides the cursor.

@@ -2,16 +2,19 @@
 
 For what one number each of rows or pixels decides. JAX's own generator is as
 good as it gets and costs accordingly: on a CPU it is a loop that XLA compiles
-anew wherever it stands, and most of a small model's step program was that. A
-hash is a few operations that become part of the loop that uses the number,
-and a number does not depend on which others are drawn, so parts of a batch
-and devices draw what the whole batch would.
+anew wherever it stands. A hash is a few operations that become part of the
+loop that uses the number, and a number does not depend on which others are
+drawn, so parts of a batch and devices draw what the whole batch would.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# 2^32 over the golden ratio: the finaliser makes 0 of 0.
+_START = np.uint32(0x9E3779B9)
 
 
 @jax.jit
@@ -21,7 +24,8 @@ def bits(
     """Returns random bits for places.
 
     MurmurHash3's finaliser, once for every word of the key: every bit of
-    place, key and stream changes half of what comes out.
+    place, key and stream changes half of what comes out. There are 2^32
+    places; what is numbered beyond begins again.
 
     Args:
       key: a JAX random key; distinct keys are independent.
@@ -32,8 +36,10 @@ def bits(
       uint32 of `places`' shape.
     """
     first, *others = jax.random.key_data(key)
-    found = places.astype(jnp.uint32)
-    for word in (first ^ _mixed(jnp.uint32(stream)), *others):
+    found = _mixed((places.astype(jnp.uint32) + _START) ^ first)
+    # Not before the first round, or streams would be one sequence, shifted.
+    found = found ^ _mixed(jnp.uint32(stream) + _START)
+    for word in others:
         found = _mixed(found ^ word)
     return found
 
@@ -55,7 +61,10 @@ def uniforms(
 
 
 def whole_below(numbers: jax.Array, bound: jax.Array | int) -> jax.Array:
-    """Makes of `uniform` numbers whole ones from 0 to below `bound`: int32."""
+    """Makes of `uniform` numbers whole ones from 0 to below `bound`: int32.
+
+    There are 2^24 numbers, so `bound` should be far below that.
+    """
     # The product may round up to the bound itself.
     return jnp.minimum((numbers * bound).astype(jnp.int32), bound - 1)
 

@@ -306,13 +306,13 @@ def start(arguments: config_lib.Arguments) -> None:
 
     runtime.start(arguments.config.cache_dir)
     runtime.connect(arguments.peers)
-    runtime.begin_compiling()
     with (
         parting.ending_together(),
         contextlib.ExitStack() as resources,
         parting.announcing(),
     ):
         resources.enter_context(processes.first_alone_speaks())
+        runtime.begin_compiling()
         arguments = processes.with_own_folder(arguments, resources)
         if arguments.remote:
             keep_in_bucket(arguments, resources)

@@ -153,7 +153,7 @@ void KernelSlope(const Vector* slab, int64_t width, const Vector* slope,
 }
 
 // Calls function(K, S) with both as constants: those that models have, since
-// each takes the compiler more than a second.
+// each takes the compiler its time.
 template <typename Function>
 void WithConstants(int64_t size, int64_t stride, Function function) {
   const std::integral_constant<int, 1> one;

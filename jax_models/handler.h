@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "xla/ffi/api/c_api.h"
@@ -100,13 +101,13 @@ class Pool {
       : api_(frame->api), context_(frame->ctx) {}
 
   int64_t num_threads() const {
-    int64_t count = 0;
+    int64_t count = 1;
     XLA_FFI_ThreadPool_NumThreads_Args args = {};
     args.struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE;
     args.ctx = context_;
     args.num_threads = &count;
     Succeeds(api_->XLA_FFI_ThreadPool_NumThreads(&args));
-    return count;
+    return count < 1 ? 1 : count;
   }
 
   // Calls function() on another thread; on this one if there is none.
@@ -209,17 +210,22 @@ inline XLA_FFI_Error* Answer(XLA_FFI_CallFrame* frame, const char* name,
         reinterpret_cast<const XLA_FFI_Metadata_Extension*>(asked)->metadata);
     return nullptr;
   }
+  const auto fail = [&](const char* reason, XLA_FFI_Error_Code code) {
+    char message[300];
+    std::snprintf(message, sizeof(message), "%s: %s", name, reason);
+    XLA_FFI_Error_Create_Args args = {};
+    args.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE;
+    args.message = message;
+    args.errc = code;
+    return frame->api->XLA_FFI_Error_Create(&args);
+  };
   try {
     handler(Call(frame));
     return nullptr;
   } catch (const Refusal& refusal) {
-    char message[300];
-    std::snprintf(message, sizeof(message), "%s: %s", name, refusal.reason);
-    XLA_FFI_Error_Create_Args args = {};
-    args.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE;
-    args.message = message;
-    args.errc = XLA_FFI_Error_Code_INVALID_ARGUMENT;
-    return frame->api->XLA_FFI_Error_Create(&args);
+    return fail(refusal.reason, XLA_FFI_Error_Code_INVALID_ARGUMENT);
+  } catch (const std::bad_alloc&) {
+    return fail("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
   }
 }
 

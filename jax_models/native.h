@@ -11,6 +11,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -76,6 +77,7 @@ class Scratch {
 };
 
 // Calls work(begin, end) for ranges that cover [0, tasks), on all threads.
+// What one of them throws is thrown, when all have ended.
 template <typename Work>
 void Parallel(const Pool& pool, int64_t tasks, const Work& work) {
   const int64_t threads = std::min(pool.num_threads(), tasks);
@@ -88,14 +90,21 @@ void Parallel(const Pool& pool, int64_t tasks, const Work& work) {
     std::mutex mutex;
     std::condition_variable all_done;
     int64_t done = 0;
+    std::exception_ptr thrown;
   };
   auto shared = std::make_shared<Shared>();
   const int64_t pieces = std::min(tasks, 4 * threads);
   // A helper that comes late finds no piece left, and touches nothing else.
   auto run = [shared, pieces, tasks, &work] {
     for (int64_t i; (i = shared->next++) < pieces;) {
-      work(i * tasks / pieces, (i + 1) * tasks / pieces);
+      std::exception_ptr thrown;
+      try {
+        work(i * tasks / pieces, (i + 1) * tasks / pieces);
+      } catch (...) {
+        thrown = std::current_exception();
+      }
       std::lock_guard<std::mutex> lock(shared->mutex);
+      if (thrown) shared->thrown = thrown;
       if (++shared->done == pieces) shared->all_done.notify_all();
     }
   };
@@ -105,6 +114,7 @@ void Parallel(const Pool& pool, int64_t tasks, const Work& work) {
   run();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->all_done.wait(lock, [&] { return shared->done == pieces; });
+  if (shared->thrown) std::rethrow_exception(shared->thrown);
 }
 
 }  // namespace

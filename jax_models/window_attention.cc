@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "activations.h"
@@ -16,8 +17,9 @@ namespace {
 
 // Windows whose gradients of biases and padding are summed before the sums.
 constexpr int64_t kWindowsPerTask = 16;
-// Of keys that are not there.
-constexpr float kNothing = -1e30f;
+// Of keys that are not there. Where there is none at all, what comes out is
+// not a number, as it should be.
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // What a call is about.
 struct Layer {
@@ -167,7 +169,8 @@ class Head {
     const int64_t depth = layer_.depth;
     ForCells(index, [&](int64_t i, int64_t place) {
       const float* from = layer_.qkv.data + 3 * PlaceInOutput(place);
-      for (int64_t d = 0; d < depth; ++d) query_.numbers(i)[d] = from[d] * scale_;
+      float* query = query_.numbers(i);
+      for (int64_t d = 0; d < depth; ++d) query[d] = from[d] * scale_;
       std::copy_n(from + depth, depth, key_.numbers(i));
       std::copy_n(from + 2 * depth, depth, value_.numbers(i));
     });

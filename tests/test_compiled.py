@@ -173,6 +173,29 @@ def is_running(pid):
     return state.split()[0] not in "ZX"
 
 
+def test_a_forked_process_compiles_for_itself(cache):
+    """It has no thread that would tell it of the end."""
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import compiled
+library = compiled.Library("forked", [])
+library._path = lambda: "here"
+library.begin()
+library.path()
+library._begun = compiled.futures.Future()
+child = os.fork()
+if not child:
+    os._exit(0 if library.path() == "here" else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parents[1])],
+        check=True,
+        timeout=60,
+    )
+
+
 def test_loader_processes_begin_nothing(endless, cache):
     """They import train.py anew, under another name."""
     code = "import runpy; runpy.run_path('train.py', run_name='__mp_main__')"

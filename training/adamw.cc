@@ -1,8 +1,7 @@
 // AdamW (Loshchilov & Hutter 2019) for all parameters in one call, in place.
 //
 // XLA's CPU backend compiles and runs loops of their own for each parameter,
-// each moment and each copy between them: two thousand for a network of two
-// hundred parameters.
+// each moment and each copy between them.
 
 #include <algorithm>
 #include <cmath>
@@ -20,12 +19,20 @@ struct Task {
   int64_t array, begin, end;
 };
 
-std::vector<Task> Cut(const Arrays& arrays, int64_t count) {
+// All of some arrays, checked before threads see them.
+std::vector<Array> Take(const Arrays& arrays, int64_t first, int64_t count) {
+  std::vector<Array> taken;
+  for (int64_t i = first; i < first + count; ++i) taken.push_back(arrays[i]);
+  return taken;
+}
+
+std::vector<Task> Cut(const std::vector<Array>& arrays) {
   std::vector<Task> tasks;
-  for (int64_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < arrays.size(); ++i) {
     const int64_t size = arrays[i].size();
     for (int64_t begin = 0; begin < size; begin += kPerTask) {
-      tasks.push_back({i, begin, std::min(begin + kPerTask, size)});
+      tasks.push_back({static_cast<int64_t>(i), begin,
+                       std::min(begin + kPerTask, size)});
     }
   }
   return tasks;
@@ -41,11 +48,12 @@ void ForEach(const Call& call, const std::vector<Task>& tasks, Work work) {
 
 // Arrays of any shapes -> norm [], of all their numbers together.
 void GlobalNorm(const Call& call) {
-  const std::vector<Task> tasks =
-      Cut(call.arguments, call.arguments.size());
+  const std::vector<Array> arrays =
+      Take(call.arguments, 0, call.arguments.size());
+  const std::vector<Task> tasks = Cut(arrays);
   std::vector<double> sums(tasks.size());
   ForEach(call, tasks, [&](int64_t i) {
-    const float* from = call.arguments[tasks[i].array].data;
+    const float* from = arrays[tasks[i].array].data;
     Vector squares = {};
     int64_t at = tasks[i].begin;
     for (; at + kLanes <= tasks[i].end; at += kLanes) {
@@ -80,22 +88,34 @@ void Step(const Call& call) {
   const auto of_mean = call.Numbers<float>("of_mean");
   const auto of_square = call.Numbers<float>("of_square");
   const float epsilon = call.Number<float>("epsilon");
+  if (group_of.size != count || decay_of.size != count) {
+    Refuse("there are not as many groups and decays as parameters");
+  }
+  const std::vector<Array> before = Take(call.arguments, 1, 4 * count);
+  const std::vector<Array> after = Take(call.results, 0, 3 * count);
+  for (int64_t i = 0; i < 4 * count; ++i) {
+    if (before[i].size() != before[i % count].size()) {
+      Refuse("argument %d is not of its gradient's size",
+             static_cast<int>(i + 1));
+    }
+  }
   const bool good = numbers[0] != 0;
   const float scale = numbers[1];
-  const std::vector<Task> tasks = Cut(call.results, count);
+  const std::vector<Task> tasks =
+      Cut({before.begin(), before.begin() + count});
   ForEach(call, tasks, [&](int64_t i) {
     const auto [array, begin, end] = tasks[i];
     float* place[3];
     for (int kind = 0; kind < 3; ++kind) {
-      const Array old = call.arguments[1 + (kind + 1) * count + array];
-      place[kind] = call.results[kind * count + array].data;
-      if (place[kind] != old.data) {
-        std::copy(old.data + begin, old.data + end, place[kind] + begin);
+      const float* old = before[(kind + 1) * count + array].data;
+      place[kind] = after[kind * count + array].data;
+      if (place[kind] != old) {
+        std::copy(old + begin, old + end, place[kind] + begin);
       }
     }
     if (!good) return;
     float *params = place[0], *means = place[1], *squares = place[2];
-    const float* slopes = call.arguments[1 + array].data;
+    const float* slopes = before[array].data;
     const Group group = groups[group_of[array]];
     const float decay = decay_of[array];
 #pragma GCC ivdep

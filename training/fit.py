@@ -48,14 +48,21 @@ def report(task: Any, plan: Sequence[Stage], mesh: Mesh) -> Iterator[str]:
         batch = next(batches)
     lowered = lower(task.blueprint, loss, stage, mesh, batch)
     compiled = lowered.compile(_quickly(mesh))
-    counted = lowered
-    if native.library() is not None:  # XLA cannot count what C++ does.
+    counted = compiled
+    if native.library() is not None:
+        # XLA cannot count what C++ does, which there is on one device alone.
         with native.portable_forms():
             counted = lower(task.blueprint, loss, stage, mesh, batch)
-    flops = counted.cost_analysis().get("flops", math.nan)
+    # It counts what a loop does once.
+    flops = _flops(counted) * stage.config.accumulate
     told = measure(compiled, flops, mesh, stage.config.batch_size)
     for heading, text in told.items():
         yield f"{heading:>10}  {text}"
+
+
+def _flops(step: jax.stages.Lowered | jax.stages.Compiled) -> float:
+    """Returns XLA's count for each device; NaN where it has none."""
+    return (step.cost_analysis() or {}).get("flops", math.nan)
 
 
 def _quickly(mesh: Mesh) -> dict[str, Any] | None:
@@ -140,7 +147,7 @@ def measure(
 
     Args:
       compiled: the step.
-      flops: of the step, on all devices together.
+      flops: of the step, on each device.
       mesh: that it would run on.
       batch_size: images of a step.
     """
@@ -159,8 +166,8 @@ def measure(
         "memory": f"state and batch {_size(held)}, activations and gradients "
         f"{_size(memory.temp_size_in_bytes)}: {_size(peak)} on each device",
         "fits": f"{fits}, {there}",
-        "work": f"{flops / mesh.size:.3g} FLOPs a step on each device, "
-        f"{flops / batch_size:.3g} an image; XLA's count",
+        "work": f"{flops:.3g} FLOPs a step on each device, "
+        f"{flops * mesh.size / batch_size:.3g} an image; XLA's count",
     }
 
 

@@ -243,8 +243,8 @@ def _leaf_by_leaf(
 ) -> optax.GradientTransformation:
     """Returns `scale_by_adam` traced once for all parameters of a shape.
 
-    Operation by operation and parameter by parameter, its trace takes
-    seconds of every start.
+    Otherwise it is traced operation by operation for every parameter, at
+    every start.
     """
     of_leaf = jax.jit(adam.update)
 

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from jax._src import distributed
 
-import files
+import interrupts
 from errors import TryAgain, UserError
 from training import processes
 
@@ -238,7 +238,7 @@ def _leave(error: UserError) -> None:
 
 def _end(code: int) -> None:
     try:
-        files.discard_passing()
+        interrupts.tidy_up()
         _part()
         sys.stdout.flush()
     finally:

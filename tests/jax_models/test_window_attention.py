@@ -89,6 +89,31 @@ def test_scores_of_any_size_stay_finite():
     assert all(np.isfinite(array).all() for array in found)
 
 
+@pytest.mark.parametrize("part", [0, 1, 2])
+@pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan])
+def test_what_is_not_finite_comes_out_not_finite(part, value):
+    """A step is skipped for it, so it must not be lost."""
+    arrays = inputs(CASES[0], False)
+    arrays[part][:] = value if part else -3e38
+    if not part:
+        keys = arrays[0].reshape(-1, 2, 3, 32)[:, :, 1]
+        keys[:] = value
+    found = value_and_slopes(CASES[0], False, arrays)
+    with native.portable_forms():
+        expected = value_and_slopes(CASES[0], False, arrays)
+    for one, other in zip(found, expected, strict=True):
+        assert np.isfinite(one).all() == np.isfinite(other).all()
+
+
+def test_a_score_beyond_all_numbers_is_not_lost():
+    arrays = inputs(CASES[0], False)
+    heads = arrays[0].reshape(-1, 2, 3, 32)
+    heads[0, 0, 0] = 3e38
+    heads[:, 0, 1] = -1e3
+    found = value_and_slopes(CASES[0], False, arrays)
+    assert not np.isfinite(found[0]).all()
+
+
 def test_the_result_does_not_depend_on_the_division_of_the_batch():
     arrays = inputs(CASES[2], True)
     whole = value_and_slopes(CASES[2], True, arrays)[0]

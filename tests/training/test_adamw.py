@@ -126,6 +126,37 @@ def test_the_norm_is_that_of_all_numbers():
     assert np.isnan(jax.jit(optim.global_norm)(grads))
 
 
+@pytest.mark.parametrize("wrong", ["grads", "params", "means", "sizes"])
+def test_what_it_cannot_do_is_refused_whatever_the_thread(wrong):
+    if not adamw.serves(tree_of(0)):
+        pytest.skip("nothing is compiled here")
+    many = [jnp.ones(1 << 17)]
+    arrays = {"grads": many, "params": many, "means": many, "squares": many}
+    if wrong == "sizes":
+        arrays["squares"] = [jnp.ones(1 << 16)]
+    else:
+        arrays[wrong] = [many[0].astype(jnp.bfloat16)]
+    moments = adamw.Moments(
+        arrays["means"],
+        arrays["squares"],
+        jnp.float32(0.1),
+        jnp.int32(1),
+        [0.0],
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="sextet_adamw: arg"):
+        jax.block_until_ready(
+            adamw.update(
+                [arrays["params"]],
+                [arrays["grads"]],
+                [moments],
+                1.0,
+                jnp.bool_(True),
+                betas=(0.9, 0.999),
+                epsilon=1e-8,
+            )
+        )
+
+
 def test_donated_state_is_changed_in_its_place():
     stage = common.one_cycle(1e-3)
     tables = optim.rate_tables(stage, 20, 5)

@@ -1,5 +1,7 @@
 """What makes a step fit: parts of a batch, bfloat16 moments, remat, a plan."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,14 @@ def test_bfloat16_halves_the_first_moment_and_only_that():
     )
     count = sum(x.size for x in moments(plain, "mu"))
     assert large - small == 2 * count
+
+
+def test_a_backend_that_counts_no_work_is_no_error():
+    class Step:
+        def cost_analysis(self):
+            return None
+
+    assert math.isnan(fit._flops(Step()))
 
 
 def test_a_row_is_dropped_alike_in_a_part_and_in_the_whole():
