@@ -9,18 +9,6 @@
 
 namespace {
 
-// What a thread takes at a time: values of half a megabyte at most, enough
-// rows to be worth reading the matrix for, and work for all threads.
-constexpr int64_t kValues = 1 << 17;
-constexpr int64_t kMostRows = 128;
-constexpr int64_t kTasks = 4;  // for each thread
-
-int64_t RowsTogether(int64_t rows, int64_t inputs, int64_t threads) {
-  const int64_t fair = rows / (kTasks * threads);
-  const int64_t most = std::min({kMostRows, kValues / inputs, fair});
-  return std::max<int64_t>(1, most / kTileRows) * kTileRows;
-}
-
 // x [rows, inputs], kernel [inputs, outputs], factor, shift [outputs], then
 // gate [images, inputs] and shortcut [rows, outputs], of which either may be
 // empty -> activation(x * gate @ kernel * factor + shift) + shortcut.
@@ -33,7 +21,7 @@ void Linear(const Call& call) {
   const int64_t outputs = kernel.dimensions[1];
   const bool gated = gate.size() > 0, joined = shortcut.size() > 0;
   const int64_t rows_of_gate = gated ? rows / gate.dimensions[0] : 1;
-  const int64_t together = RowsTogether(rows, inputs, call.pool.num_threads());
+  const int64_t together = RowsTogether(call.pool, rows, inputs);
 
   const Panels panels(call.pool, kernel.data, inputs, outputs);
   Scratch factors(panels.vectors), shifts(panels.vectors);

@@ -11,12 +11,6 @@
 
 namespace {
 
-// What a thread takes at a time: inner values of a megabyte at most, enough
-// rows to be worth reading the matrices for, and work for all threads.
-constexpr int64_t kInnerValues = 1 << 18;
-constexpr int64_t kMostRows = 128;
-constexpr int64_t kTasks = 4;  // for each thread
-
 struct Grn {
   const float *scale, *bias;
   float epsilon;
@@ -68,9 +62,7 @@ void Mlp(const Call& call) {
   const Grn grn = {responds ? call.arguments[8].data : nullptr,
                    responds ? call.arguments[9].data : nullptr, epsilon};
   const int64_t unit = responds ? call.Number<int64_t>("unit") : kTileRows;
-  const int64_t fair = rows / (kTasks * call.pool.num_threads());
-  const int64_t most = std::min({kMostRows, kInnerValues / inner, fair});
-  const int64_t together = std::max<int64_t>(1, most / unit) * unit;
+  const int64_t together = RowsTogether(call.pool, rows, inner, unit);
 
   const Panels first(call.pool, widen.data, channels, inner);
   const Panels second(call.pool, narrow.data, inner, channels);

@@ -55,6 +55,7 @@ CODE = code(
         for name in (
             "activations",
             "batch_norm",
+            "convolution",
             "depthwise",
             "linear",
             "mlp",
@@ -68,6 +69,7 @@ HANDLERS = (
     "sextet_batch_norm",
     "sextet_batch_norm_known",
     "sextet_batch_norm_slopes",
+    "sextet_conv",
     "sextet_depthwise",
     "sextet_depthwise_kernel_slope",
     "sextet_gelu",

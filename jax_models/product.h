@@ -17,6 +17,20 @@ inline int64_t TilesOf(int64_t rows) {
   return (rows + kTileRows - 1) / kTileRows;
 }
 
+// What a thread takes at a time: values of a megabyte at most, enough rows to
+// be worth reading the matrix for, and work for all threads.
+constexpr int64_t kValues = 1 << 18;
+constexpr int64_t kMostRows = 128;
+constexpr int64_t kTasks = 4;  // for each thread
+
+// Rows of so many values, in whole units.
+inline int64_t RowsTogether(const Pool& pool, int64_t rows, int64_t values,
+                            int64_t unit = kTileRows) {
+  const int64_t fair = rows / (kTasks * pool.num_threads());
+  const int64_t most = std::min({kMostRows, kValues / values, fair});
+  return std::max<int64_t>(1, most / unit) * unit;
+}
+
 // A matrix [inner, columns] cut into panels of a few vectors of columns, each
 // of which is read from beginning to end. Zeros make the last vector whole.
 class Panels {

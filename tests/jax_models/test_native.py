@@ -13,7 +13,14 @@ from flax import nnx
 from jax import lax
 
 import compiled
-from jax_models import activations, batch_norm, depthwise, native, norms
+from jax_models import (
+    activations,
+    batch_norm,
+    convolution,
+    depthwise,
+    native,
+    norms,
+)
 
 SHAPES = [
     # batch, height, width, channels, kernel, stride, padding
@@ -65,6 +72,32 @@ def test_depthwise_in_cpp_equals_the_librarys_convolution(shape):
     for one, other in zip(mine, right, strict=True):
         scale = np.abs(other).max()
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * scale)
+
+
+@pytest.mark.parametrize(
+    ("image", "outputs", "size", "stride", "pads"),
+    [
+        ((3, 9, 11, 24), 40, 3, 1, ((1, 1), (1, 1))),
+        ((5, 10, 7, 3), 24, 3, 2, ((0, 1), (1, 1))),
+        ((2, 5, 6, 8), 70, 3, 1, ((0, 0), (0, 0))),
+        ((4, 1, 2, 16), 16, 3, 2, ((1, 1), (0, 1))),
+        ((2, 8, 8, 20), 50, 1, 1, ((0, 0), (0, 0))),
+    ],
+    ids=str,
+)
+def test_convolution_in_cpp_equals_the_librarys(
+    image, outputs, size, stride, pads
+):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.standard_normal(image, np.float32))
+    shape = (size, size, image[-1], outputs)
+    kernel = jnp.asarray(rng.standard_normal(shape, np.float32))
+    if native.library() is not None:
+        assert convolution._is_native(images, kernel, stride, pads)
+    found = convolution.conv(images, kernel, stride, pads)
+    right = convolution._library(images, kernel, stride, pads)
+    room = 2e-6 * np.abs(right).max()
+    np.testing.assert_allclose(found, right, rtol=0, atol=room)
 
 
 @pytest.mark.parametrize("channels", [8, 16, 40, 96])
