@@ -23,8 +23,10 @@ def fragile(monkeypatch):
         make, begun = classify.make_loss, []
 
         def make_fragile(stage, teacher=None):
-            loss, limit = make(stage, teacher), 0.03
+            loss = make(stage, teacher)
             begun.append(stage)
+            # After a rollback it has left its start.
+            limit = 0.03 if len(begun) == 1 else 0.0
             if len(begun) > stages:
                 return loss
 
