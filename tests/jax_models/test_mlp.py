@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from blocks import assert_close, value_and_slopes
 from flax import nnx
 
 from jax_models import convnext, mlp, native
@@ -34,28 +35,6 @@ def make_block(channels, kind):
             param.set_value(param[...] + noise * scale)
     block.eval()
     return block
-
-
-def value_and_slopes(block, x):
-    graphdef, params, rest = nnx.split(block, nnx.Param, ...)
-
-    @jax.jit
-    def compute(params, x):
-        def apply(params, x):
-            return nnx.merge(graphdef, params, rest, copy=True)(x)
-
-        value, back = jax.vjp(apply, params, x)
-        return apply(params, x), back(jnp.cos(value))
-
-    return jax.tree.map(np.asarray, compute(params, x))
-
-
-def assert_close(found, right, tolerance):
-    for one, other in zip(
-        jax.tree.leaves(found), jax.tree.leaves(right), strict=True
-    ):
-        room = tolerance * np.abs(other).max()
-        np.testing.assert_allclose(one, other, rtol=0, atol=room)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from blocks import assert_close, value_and_slopes
 from flax import nnx
 
 from jax_models import efficientnetv2, native
@@ -27,21 +28,6 @@ def made_up(block, rng):
     block.eval()
 
 
-def value_and_slopes(block, x):
-    graphdef, params, rest = nnx.split(block, nnx.Param, ...)
-
-    @jax.jit
-    def compute(params, x):
-        def apply(params, x):
-            return nnx.merge(graphdef, params, rest, copy=True)(x)
-
-        value, back = jax.vjp(apply, params, x)
-        return apply(params, x), back(jnp.cos(value))
-
-    value, slopes = compute(params, x)
-    return np.asarray(value), jax.tree.leaves(jax.tree.map(np.asarray, slopes))
-
-
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_in_few_passes_it_is_the_same(kind):
     make, sizes, shape = BLOCKS[kind]
@@ -52,12 +38,7 @@ def test_in_few_passes_it_is_the_same(kind):
     found = value_and_slopes(block, x)
     with native.portable_forms():
         right = value_and_slopes(block, x)
-    for one, other in zip(
-        (found[0], *found[1]), (right[0], *right[1]), strict=True
-    ):
-        room = 1e-5 * np.abs(other).max()
-        np.testing.assert_allclose(one, other, rtol=0, atol=room)
-    room = 3e-6 * np.abs(right[0]).max()
-    np.testing.assert_allclose(found[0], right[0], rtol=0, atol=room)
+    assert_close(found, right, 1e-5)
+    assert_close(found[0], right[0], 3e-6)
     text = str(jax.make_jaxpr(lambda x: block(x))(x))
     assert ("sextet_" in text) == (native.library() is not None)
