@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -99,10 +100,10 @@ class Library:
     def _path(self) -> Path | None:
         if os.environ.get("SEXTET_NATIVE") == "0":
             return None
-        compiler = shutil.which(os.environ.get("CXX", "c++"))
-        if compiler is None:
+        found = compiler()
+        if found is None:
             return None
-        command = [compiler, *FLAGS, *self.flags]
+        command = [*found, *FLAGS, *self.flags]
         try:
             inputs = (*self.headers, *self.sources)
             mark = _mark(command, inputs, self.versions)
@@ -112,6 +113,13 @@ class Library:
             return path
         except (OSError, RuntimeError, subprocess.SubprocessError):
             return None  # RuntimeError: nobody's home folder.
+
+
+def compiler() -> list[str] | None:
+    """Returns the words that CXX, or else c++, stand for; None without one."""
+    words = shlex.split(os.environ.get("CXX") or "c++")
+    found = shutil.which(words[0]) if words else None
+    return None if found is None else [found, *words[1:]]
 
 
 def _folder() -> Path:
@@ -171,6 +179,7 @@ def _compile(
         os.replace(made, path)
 
 
+_PID = os.getpid()
 _running: set[subprocess.Popen] = set()
 _ending = False
 _starting = threading.Lock()
@@ -219,6 +228,8 @@ def _kill(compilers: Sequence[subprocess.Popen]) -> None:
 def _stop(begun: futures.Future | None = None) -> None:
     """Ends compilers, and waits until what was begun has tidied up."""
     global _ending
+    if os.getpid() != _PID:  # What is forked off has begun nothing.
+        return
     with _starting:
         _ending = True
         running = list(_running)

@@ -18,6 +18,7 @@ from errors import UserError
 # Temporary files and folders of this process.
 _passing: set[Path] = set()
 _removing = threading.Lock()
+_discarded = False
 
 
 @contextlib.contextmanager
@@ -96,7 +97,11 @@ def discard_passing() -> None:
     Nothing else is written or removed from then on: whoever is at it waits
     for ever, rather than complain that its file is gone.
     """
+    global _discarded
+    if _discarded:  # By another thread, which has the lock.
+        return
     _removing.acquire()
+    _discarded = True
     for path in list(_passing):
         _remove(path)
 

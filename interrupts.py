@@ -107,7 +107,7 @@ def _listen(pipe: int) -> None:
     while True:
         ready, _, _ = select.select([pipe], [], [], seconds_left)
         if not ready:
-            _end(noted, f" after {SECONDS_TO_STOP:.0f} s in vain")
+            _end(noted, f"; the step took longer than {SECONDS_TO_STOP:.0f} s")
         for number in os.read(pipe, 64):
             if number not in _NAMES:
                 continue

@@ -28,7 +28,8 @@ def bits(
     places; what is numbered beyond begins again.
 
     Args:
-      key: a JAX random key; distinct keys are independent.
+      key: a JAX random key. Keys that were split or folded from another, as
+        all are in a training, are independent.
       places: integers of any shape; distinct places never share their bits.
       stream: which of the key's sequences of numbers, an integer.
 

@@ -146,14 +146,21 @@ def train(
         )
         recorder.start_stage(stage, optim.logged_rates(*schedule))
         try:
-            with stop, contextlib.closing(task.batches(stage, step)) as batches:
+            with (
+                contextlib.ExitStack() as deferring,
+                contextlib.closing(task.batches(stage, step)) as batches,
+            ):
                 # Fetched while the step before runs, so the device goes on.
                 placed = (sharding.put_batch(one, mesh) for one in batches)
+                compiled = False
                 while (
                     not (stopping := agreed(stop.received)) and step < stage.end
                 ):
                     batch = recorder.fetch(placed)
                     now, measured = train_step(now, batch)
+                    if not compiled:  # Before, there was nothing to save.
+                        deferring.enter_context(stop)
+                        compiled = True
                     step += 1
                     recorder.step(step, measured)
                     if not stage.evaluates_at(step):
@@ -188,6 +195,7 @@ def train(
 def print_plan(arguments, task, plan, step, mesh) -> None:
     """Prints what is going to happen, before it does; draws it on request."""
     import reports
+    from jax_models import native
     from training import processes, runtime, sharding, stages, state
 
     config = arguments.config
@@ -214,6 +222,11 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
             "No data.root was given, so this trains on 1,797 small digits; "
             "give yours with --config.data.root=FOLDER. The estimated time "
             "follows after the first steps."
+        )
+    if native.lacks_compiler():
+        print(
+            "There is no C++ compiler (c++, or what CXX names), so training "
+            "on this CPU is slower than it could be."
         )
     if arguments.plan and processes.is_first():
         path = arguments.workdir / "plan.html"

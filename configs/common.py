@@ -7,6 +7,8 @@ misspelt `--config.a.b=` is caught before anything runs.
 
 from __future__ import annotations
 
+import os
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -60,7 +62,10 @@ def base() -> ConfigDict:
             },
             "log_every_steps": 20,
             "workers": -1,  # loader processes; -1 asks the machine
-            "cache_dir": "~/.cache/sextet",  # compiled steps, channel stats
+            # Compiled steps, channel statistics.
+            "cache_dir": os.path.join(
+                os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sextet"
+            ),
         }
     ).lock()  # A misspelt field in a recipe is an error, not a new field.
 

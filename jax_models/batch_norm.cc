@@ -113,6 +113,8 @@ void Forward(const Call& call) {
   const Array mean = call.results[1], variance = call.results[2];
   const float epsilon = call.Number<float>("epsilon");
   const Rows rows(x.dimensions[0], x.dimensions[1]);
+  Expect("scale", scale, {rows.channels});
+  Expect("bias", bias, {rows.channels});
   const float* from = x.data;
   float* to = out.data;
   const float* means = mean.data;
@@ -145,6 +147,9 @@ void Backward(const Call& call) {
   const Array to_scale = call.results[1], to_bias = call.results[2];
   const float epsilon = call.Number<float>("epsilon");
   const Rows rows(x.dimensions[0], x.dimensions[1]);
+  for (const Array& one : {scale, bias, mean, variance})
+    Expect("scale, bias, mean or variance", one, {rows.channels});
+  Expect("slope", slope, {x.dimensions[0], rows.channels});
   const auto inverse = [&](int64_t c) {
     return 1.0f / std::sqrt(variance.data[c] + epsilon);
   };
@@ -207,6 +212,8 @@ void Known(const Call& call) {
   const Array x = call.arguments[0], factor = call.arguments[1];
   const Array shift = call.arguments[2], out = call.results[0];
   const Rows rows(x.dimensions[0], x.dimensions[1]);
+  Expect("factor", factor, {rows.channels});
+  Expect("shift", shift, {rows.channels});
   Repeated factors(rows, [&](int64_t c) { return factor.data[c]; });
   Repeated shifts(rows, [&](int64_t c) { return shift.data[c]; });
   With(call.Number<int32_t>("activation"), [&](auto function) {

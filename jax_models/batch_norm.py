@@ -65,8 +65,8 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             if self.dtype == x.dtype == jnp.float32 and _fills_vectors(x):
                 return _known(x, *self.known(), self.activation)
-            factor, _ = self.known()
-            y = (widen(x) - self.mean[...]) * factor + bias
+            mean, factor, bias = self.known()
+            y = (widen(x) - mean) * factor + bias
             return self._activate(y.astype(self.dtype))
         if _fills_vectors(x):
             y, mean, variance = _native(
@@ -85,10 +85,10 @@ class BatchNorm(nnx.Module):
         self._update(self.var, variance * (count / max(count - 1, 1)))
         return y
 
-    def known(self) -> tuple[jax.Array, jax.Array]:
-        """Factor and shift `[C]`, by the running statistics."""
+    def known(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Mean, factor and bias `[C]`, by the running statistics."""
         factor = lax.rsqrt(self.var[...] + self.epsilon) * self.scale[...]
-        return factor, self.bias[...] - self.mean[...] * factor
+        return self.mean[...], factor, self.bias[...]
 
     def _activate(self, x):
         return x if self.activation is None else self.activation(x)
@@ -138,18 +138,18 @@ def _fills_vectors(x):
     return x.size % math.lcm(lanes, channels) == 0
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _known(x, factor, shift, activation):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _known(x, mean, factor, bias, activation):
     """Where the statistics are; the gradients are those of the plain form."""
-    return _native_known(x, factor, shift, activation=activation)
+    return _native_known(x, factor, bias - mean * factor, activation=activation)
 
 
-def _known_forward(x, factor, shift, activation):
-    def plain(x, factor, shift):
-        y = x * factor + shift
+def _known_forward(x, mean, factor, bias, activation):
+    def plain(x, mean, factor, bias):
+        y = (x - mean) * factor + bias
         return y if activation is None else activation(y)
 
-    return jax.vjp(plain, x, factor, shift)
+    return jax.vjp(plain, x, mean, factor, bias)
 
 
 _known.defvjp(_known_forward, lambda _, back, slope: back(slope))

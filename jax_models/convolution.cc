@@ -19,6 +19,7 @@ void Convolve(const Call& call) {
   const int64_t size = kernel.dimensions[0], outputs = to[3];
   const int64_t line = size * in[3], window = size * line;
   const int64_t rows = to[0] * to[1] * to[2];
+  Expect("kernel", kernel, {size, size, in[3], outputs});
   const int64_t together = RowsTogether(call.pool, rows, window);
   const Panels panels(call.pool, kernel.data, window, outputs);
 

@@ -41,15 +41,18 @@ def conv(
     return form(images, kernel, stride, pads)
 
 
+# The kernel is first copied into another order: with more weights than these
+# for each row, that took longer than it saved.
+WEIGHTS_PER_ROW = 2500
+
+
 def _is_native(images, kernel, stride, pads):
     if images.dtype != jnp.float32 or not native.serves(images):
         return False
-    # The kernel is first copied into another order: with more weights than
-    # these for each row, that took longer than it saved.
     batch, height, width, _ = images.shape
     rows = batch * height * width // stride**2
     known = all(0 <= pad < kernel.shape[0] for pad in np.ravel(pads))
-    return known and rows * 2500 >= kernel.size
+    return known and rows * WEIGHTS_PER_ROW >= kernel.size
 
 
 @functools.partial(jax.jit, static_argnames=("stride", "pads"))  # Traced once.
@@ -57,7 +60,7 @@ def _native(images, kernel, stride, pads):
     """In C++: XLA uses one thread for it inside of a larger program."""
     size = kernel.shape[0]
     height, width = (
-        (length + low + high - size) // stride + 1
+        max(0, (length + low + high - size) // stride + 1)
         for length, (low, high) in zip(images.shape[1:3], pads, strict=True)
     )
     shape = (images.shape[0], height, width, kernel.shape[3])

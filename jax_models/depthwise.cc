@@ -176,6 +176,7 @@ void ConvolveAll(const Call& call) {
   const bool flip = call.Number<bool>("flip");
   const int64_t *in = images.dimensions, *to = out.dimensions;
   const int64_t size = kernel.dimensions[0];
+  Expect("kernel", kernel, {size, size, in[3]});
   const Blocks blocks(in[3]);
   const int64_t taps = size * size;
   Scratch packed(blocks.count * taps);
@@ -216,6 +217,7 @@ void KernelSlopeAll(const Call& call) {
   const int64_t stride = call.Number<int64_t>("stride");
   const int64_t *in = images.dimensions, *from = slope.dimensions;
   const int64_t size = out.dimensions[0], taps = size * size;
+  Expect("slope", slope, {in[0], from[1], from[2], in[3]});
   const Blocks blocks(in[3]);
   const int64_t sums = (in[0] + kImagesPerSum - 1) / kImagesPerSum;
   const Placement place{

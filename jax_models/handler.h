@@ -9,10 +9,12 @@
 #ifndef SEXTET_HANDLER_H_
 #define SEXTET_HANDLER_H_
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <new>
 #include <utility>
 
@@ -47,6 +49,16 @@ struct Array {
   const int64_t* dimensions;
   int64_t rank;
 };
+
+// Refuses an array that is not of these dimensions, naming it.
+inline void Expect(const char* name, const Array& array,
+                   std::initializer_list<int64_t> dimensions) {
+  const auto rank = static_cast<int64_t>(dimensions.size());
+  if (array.rank != rank ||
+      !std::equal(dimensions.begin(), dimensions.end(), array.dimensions)) {
+    Refuse("%s is not of the shape that goes with the others", name);
+  }
+}
 
 // All arguments, or all results. Each is checked where it is taken.
 class Arrays {

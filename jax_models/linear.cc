@@ -20,6 +20,14 @@ void Linear(const Call& call) {
   const int64_t rows = x.dimensions[0], inputs = x.dimensions[1];
   const int64_t outputs = kernel.dimensions[1];
   const bool gated = gate.size() > 0, joined = shortcut.size() > 0;
+  Expect("kernel", kernel, {inputs, outputs});
+  Expect("factor", factor, {outputs});
+  Expect("shift", shift, {outputs});
+  if (joined) Expect("shortcut", shortcut, {rows, outputs});
+  if (gated) {
+    Expect("gate", gate, {gate.dimensions[0], inputs});
+    if (rows % gate.dimensions[0]) Refuse("there are other rows than gates");
+  }
   const int64_t rows_of_gate = gated ? rows / gate.dimensions[0] : 1;
   const int64_t together = RowsTogether(call.pool, rows, inputs);
 

@@ -1,6 +1,6 @@
 // LayerNorm, a matrix that widens, GELU, optional GRN, a matrix that narrows,
 // and the shortcut around them, for XLA's CPU backend, float32: in one pass
-// over the rows, whose inner values never leave the cache.
+// over the rows, whose inner values are used while they are near.
 
 #include <cmath>
 #include <cstdint>
@@ -59,6 +59,14 @@ void Mlp(const Call& call) {
   const int64_t rows = x.dimensions[0], channels = x.dimensions[1];
   const int64_t inner = widen.dimensions[1];
   const bool responds = call.arguments.size() > 8;
+  Expect("shortcut", shortcut, {rows, channels});
+  for (const Array& one : {scale, bias, narrow_bias})
+    Expect("scale, bias or last bias", one, {channels});
+  Expect("first matrix", widen, {channels, inner});
+  Expect("first bias", widen_bias, {inner});
+  Expect("second matrix", narrow, {inner, channels});
+  for (int64_t i = 8; i < call.arguments.size(); ++i)
+    Expect("scale or bias of GRN", call.arguments[i], {inner});
   const Grn grn = {responds ? call.arguments[8].data : nullptr,
                    responds ? call.arguments[9].data : nullptr, epsilon};
   const int64_t unit = responds ? call.Number<int64_t>("unit") : kTileRows;

@@ -2,7 +2,7 @@
 
 What lies between the two matrices is four times as wide as what goes in and
 comes out. Where nothing asks for gradients, it need not be kept: in C++
-(mlp.cc) it never leaves the processor's cache.
+(mlp.cc) it is used up while it is near.
 """
 
 from __future__ import annotations

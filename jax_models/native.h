@@ -108,8 +108,9 @@ void Parallel(const Pool& pool, int64_t tasks, const Work& work) {
       if (++shared->done == pieces) shared->all_done.notify_all();
     }
   };
-  for (int64_t i = 1; i < threads; ++i) {
-    pool.Schedule(run);
+  try {
+    for (int64_t i = 1; i < threads; ++i) pool.Schedule(run);
+  } catch (const std::bad_alloc&) {  // This thread does what is left.
   }
   run();
   std::unique_lock<std::mutex> lock(shared->mutex);

@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -108,7 +109,7 @@ class Library:
         return self._loaded.sextet_lanes()
 
     def call(self, name: str, result, *arrays, in_place=None, **options):
-        """Returns what handler `name` makes of float32 arrays.
+        """Returns what handler `name` makes of arrays, as float32.
 
         Args:
           name: one of its handlers.
@@ -124,7 +125,9 @@ class Library:
             vmap_method="sequential",
             input_output_aliases=in_place,
         )
-        return call(*arrays, **options)
+        # Parameters that a user has narrowed, beside wide images.
+        wide = [array.astype(jnp.float32) for array in arrays]
+        return call(*wide, **options)
 
 
 def on_cpu() -> bool:
@@ -162,6 +165,12 @@ def begin_compiling(*others: compiled.Library) -> None:
     if _is_of_use():
         for code in (CODE, *others):
             code.begin()
+
+
+def lacks_compiler() -> bool:
+    """Whether a C++ compiler would make models faster, and there is none."""
+    asked = os.environ.get("SEXTET_NATIVE") != "0"
+    return asked and _is_of_use() and compiled.compiler() is None
 
 
 def _is_of_use() -> bool:

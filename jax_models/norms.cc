@@ -16,6 +16,8 @@ void Forward(const Call& call) {
   const Array bias = call.arguments[2], out = call.results[0];
   const float epsilon = call.Number<float>("epsilon");
   const int64_t rows = x.dimensions[0], length = x.dimensions[1];
+  Expect("scale", scale, {length});
+  Expect("bias", bias, {length});
   Parallel(call.pool, rows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       Normalize(x.data + row * length, length, scale.data, bias.data, epsilon,
@@ -31,6 +33,8 @@ void Backward(const Call& call) {
   const Array to_scale = call.results[1], to_bias = call.results[2];
   const float epsilon = call.Number<float>("epsilon");
   const int64_t rows = x.dimensions[0], length = x.dimensions[1];
+  Expect("scale", scale, {length});
+  Expect("slope", slope, {rows, length});
   const int64_t parts = (rows + kRowsPerSum - 1) / kRowsPerSum;
   Scratch scratch(parts * 2 * length / kLanes + 1);
   float* partial = reinterpret_cast<float*>(scratch.get());

@@ -90,9 +90,10 @@ def _forward(*arguments):
 
 
 def _plain(activation, x, kernel, known, gate, shortcut):
-    factor, shift = known
+    mean, factor, bias = known
     x = x if gate is None else x * gate
-    y = product(x.reshape(-1, x.shape[-1]), kernel) * factor + shift
+    y = product(x.reshape(-1, x.shape[-1]), kernel)
+    y = (y - mean) * factor + bias
     y = y if activation is None else activation(y)
     y = y.reshape(*x.shape[:-1], -1)
     return y if shortcut is None else shortcut + y
@@ -103,12 +104,13 @@ _evaluate.defvjp(_forward, lambda _, back, slope: back(slope))
 
 @functools.partial(jax.jit, static_argnames="activation")  # Traced once.
 def _native(x, kernel, known, gate, shortcut, *, activation):
+    mean, factor, bias = known
     rows, none = x.reshape(-1, x.shape[-1]), jnp.zeros((0,), jnp.float32)
     shape = rows.shape[0], kernel.shape[1]
     y = native.library().call(
         "sextet_linear",
         jax.ShapeDtypeStruct(shape, jnp.float32),
-        *(rows, kernel, *known),
+        *(rows, kernel, factor, bias - mean * factor),
         none if gate is None else gate.reshape(-1, x.shape[-1]),
         none if shortcut is None else shortcut.reshape(shape),
         activation=np.int32(activations.NUMBERS[activation]),

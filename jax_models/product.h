@@ -17,8 +17,8 @@ inline int64_t TilesOf(int64_t rows) {
   return (rows + kTileRows - 1) / kTileRows;
 }
 
-// What a thread takes at a time: values of a megabyte at most, enough rows to
-// be worth reading the matrix for, and work for all threads.
+// What a thread takes at a time: values of a megabyte, or a unit if that is
+// more; enough rows to be worth reading the matrix for; work for all threads.
 constexpr int64_t kValues = 1 << 18;
 constexpr int64_t kMostRows = 128;
 constexpr int64_t kTasks = 4;  // for each thread

@@ -33,7 +33,14 @@ struct Layer {
         height(qkv.dimensions[1]),
         width(qkv.dimensions[2]),
         depth(qkv.dimensions[3] / heads / 3),
-        entries(table.dimensions[1]) {}
+        entries(table.dimensions[1]) {
+    const int64_t side = is_signed ? 2 * window - 1 : window;
+    Expect("padding", padding, {qkv.dimensions[3]});
+    Expect("table", table, {heads, side * side});
+    if (qkv.dimensions[3] != 3 * heads * depth) {
+      Refuse("queries, keys and values do not divide into heads");
+    }
+  }
 
   // Which bias belongs to cells so many rows and columns apart.
   int64_t Entry(int64_t rows, int64_t columns) const {
@@ -332,6 +339,9 @@ void Backward(const Call& call) {
   const Layer layer(call);
   const std::vector<Kind> kinds = KindsOf(layer);
   const std::vector<Task> tasks = TasksOf(layer, kinds);
+  Expect("slope", call.arguments[3],
+         {layer.qkv.dimensions[0], layer.height, layer.width,
+          layer.heads * layer.depth});
   const float* slope = call.arguments[3].data;
   float* to_qkv = call.results[0].data;
   const int64_t depth = layer.depth, length = layer.entries + 2 * depth;

@@ -100,10 +100,11 @@ class Classification:
     def describe_stage(self, stage: Stage) -> str:
         """Returns what the plan says of mixing and loss."""
         c = stage.config
-        words = [f"MixUp {c.mixup_prob:.0%}, CutMix {1 - c.mixup_prob:.0%}"]
         share = {**self._config.mixing, **c.mixing}["prob"]
-        if share < 1:
-            words.append(f"of {share:.0%} of the batches")
+        words = [
+            f"{share:.0%} of the batches mixed: MixUp {c.mixup_prob:.0%}",
+            f"CutMix {1 - c.mixup_prob:.0%}",
+        ]
         if c.mixup_alpha == c.cutmix_alpha:
             words.append(f"alpha {c.mixup_alpha:g}")
         else:

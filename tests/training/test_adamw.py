@@ -126,16 +126,13 @@ def test_the_norm_is_that_of_all_numbers():
     assert np.isnan(jax.jit(optim.global_norm)(grads))
 
 
-@pytest.mark.parametrize("wrong", ["grads", "params", "means", "sizes"])
-def test_what_it_cannot_do_is_refused_whatever_the_thread(wrong):
+@pytest.mark.parametrize("wrong", ["grads", "params", "means", "squares"])
+def test_arrays_that_do_not_go_together_are_refused(wrong):
     if not adamw.serves(tree_of(0)):
         pytest.skip("nothing is compiled here")
     many = [jnp.ones(1 << 17)]
     arrays = {"grads": many, "params": many, "means": many, "squares": many}
-    if wrong == "sizes":
-        arrays["squares"] = [jnp.ones(1 << 16)]
-    else:
-        arrays[wrong] = [many[0].astype(jnp.bfloat16)]
+    arrays[wrong] = [jnp.ones(1 << 16)]
     moments = adamw.Moments(
         arrays["means"],
         arrays["squares"],
