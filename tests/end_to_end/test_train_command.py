@@ -125,6 +125,19 @@ def test_asked_to_stop_it_saves_and_continues_later(
     assert_same_run(workdir, whole[0])
 
 
+def test_while_its_step_is_compiled_it_ends_at_once(tmp_path):
+    """There is nothing to save yet, and compiling may take minutes."""
+    empty = f"--config.cache_dir={tmp_path / 'cache'}"
+    process = start(tmp_path / "early", empty)
+    output = tmp_path / "early.out"
+    while "compiling" not in output.read_text():
+        assert process.poll() is None, output.read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=15) == 130
+    assert output.read_text().endswith("stopped by Ctrl-C\n")
+
+
 @pytest.mark.slow
 def test_colours_on_the_device_stop_and_continue_as_exactly(tmp_path):
     settings = (
