@@ -13,16 +13,15 @@ SIGTERM, with what was done saved.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import interrupts
-    import machine
+    from core import hardware, signals
 
-    machine.keep_freed_memory()  # Before there is any other thread.
-    interrupts.watch()  # And before the imports below, which take seconds.
+    hardware.keep_freed_memory()  # Before there is any other thread.
+    signals.watch()  # And before the imports below, which take seconds.
 
 import contextlib
 import sys
 
-from errors import one_sentence
+from core.errors import one_sentence
 from training import config as config_lib
 
 # The data loader's worker processes import this file anew. Everything heavy
@@ -46,26 +45,16 @@ def train(
       UserError: the recipe, the data or the run folder is wrong, or the
         training diverged.
     """
-    import interrupts
     import reports
-    from training import (
-        feed,
-        fit,
-        metrics,
-        optim,
-        processes,
-        resume,
-        run_folder,
-        runtime,
-        sharding,
-        stages,
-        state,
-        transfer,
-        waiting,
-    )
-    from training.checkpoints import Checkpoints
-    from training.classify import Classification
-    from training.mae import MaskedAutoencoding
+    from core import signals
+    from run_folder import layout
+    from training import feed, memory_plan, runtime
+    from training.checkpointing import init_from, resume
+    from training.checkpointing.manager import Checkpoints
+    from training.loop import input_stall, optimizer, recorder, stages, state
+    from training.multihost import comm, sharding
+    from training.tasks.classify import Classification
+    from training.tasks.mae import MaskedAutoencoding
 
     config, workdir = arguments.config, arguments.workdir
     metric = config.checkpoint.metric
@@ -76,31 +65,31 @@ def train(
     workers = runtime.default_workers(config.workers)
     tasks = {"classify": Classification, "mae": MaskedAutoencoding}
     feed.share_folds(config, workdir)
-    task = processes.together(
+    task = comm.together(
         lambda: tasks[config.task](config, workdir, mesh, workers)
     )
-    processes.check_alike(task.identity)
+    comm.check_alike(task.identity)
     task.open_teachers(workdir)
     plan = stages.lay_out(config, task.num_train)
     source = None
-    begun = processes.first_tells(lambda: run_folder.has_checkpoint(workdir))
+    begun = comm.first_tells(lambda: layout.has_checkpoint(workdir))
     if config.init_from and not begun:
-        source = transfer.open_encoder(
+        source = init_from.open_encoder(
             config, workdir, task.identity, task.blueprint
         )
         task.identity["init_from"] = source.pin
     if arguments.plan:
         print_plan(arguments, task, plan, 0, mesh)
-        for line in fit.report(task, plan, mesh):
+        for line in memory_plan.report(task, plan, mesh):
             print(line, flush=True)
         return 0
 
     # ---- The run folder: new, half done, or finished ------------------------
     def claim() -> None:
-        lock = run_folder.claim(workdir, config, task.identity)
+        lock = layout.claim(workdir, config, task.identity)
         resources.enter_context(lock)
 
-    processes.first_tells(claim)
+    comm.first_tells(claim)
     workdir.mkdir(parents=True, exist_ok=True)  # In the others.
     saved = Checkpoints(
         workdir / "checkpoints", metric, config.checkpoint.keep_best
@@ -108,19 +97,19 @@ def train(
     resources.callback(saved.close)
     here = resume.newest(saved, plan, task.blueprint, mesh)
     print_plan(arguments, task, plan, here.step, mesh)
-    exported = processes.first_tells(lambda: task.is_exported(workdir))
+    exported = comm.first_tells(lambda: task.is_exported(workdir))
     exported = exported and here.step == plan[-1].end
     if exported and not arguments.export:
         print("this run is finished; --export writes its logits once more")
         return 0
     task.prepare(cache)
     log, every = workdir / "metrics.jsonl", config.log_every_steps
-    remedy = waiting.remedy(config, workers)
-    recorder = metrics.Recorder(log, here.history, plan, metric, every, remedy)
+    remedy = input_stall.remedy(config, workers)
+    recorder = recorder.Recorder(log, here.history, plan, metric, every, remedy)
     resources.callback(recorder.close)
 
     # ---- Stages of steps ----------------------------------------------------
-    stop, agreed = interrupts.StopSignals(), processes.Agreement(mesh)
+    stop, agreed = signals.StopSignals(), comm.Agreement(mesh)
     while (stage := stages.stage_after(plan, here.step)) is not None:
         step, now = here.step, here.state
         if now is None:
@@ -139,12 +128,12 @@ def train(
             task.blueprint,
             task.loss(stage),
             stage.config,
-            optim.rate_tables(*schedule, recorder.rate_factor(stage)),
+            optimizer.rate_tables(*schedule, recorder.rate_factor(stage)),
             mesh,
             seed=config.seed,
             log_every_steps=every,
         )
-        recorder.start_stage(stage, optim.logged_rates(*schedule))
+        recorder.start_stage(stage, optimizer.logged_rates(*schedule))
         try:
             with (
                 contextlib.ExitStack() as deferring,
@@ -177,9 +166,9 @@ def train(
                     saved.save(step, now, recorder.history(step))
                 saved.wait()
                 print(f"stopped at step {step}; the same command continues")
-                return interrupts.exit_code(stopping)
+                return signals.exit_code(stopping)
             here = resume.Point(step, {}, None)
-        except metrics.Diverged as diverged:
+        except recorder.Diverged as diverged:
             here = resume.newest(saved, plan, task.blueprint, mesh)
             recorder.roll_back(stage, here.step, here.history, diverged)
 
@@ -187,7 +176,7 @@ def train(
     step, *weights = resume.best_weights(saved, plan, task.blueprint, mesh)
     print(f"predicting with the best checkpoint, step {step}")
     print(task.export(workdir, *weights))
-    report = processes.first_tells(lambda: str(reports.run_report(workdir)))
+    report = comm.first_tells(lambda: str(reports.run_report(workdir)))
     print(f"report in {report}")
     return 0
 
@@ -195,8 +184,10 @@ def train(
 def print_plan(arguments, task, plan, step, mesh) -> None:
     """Prints what is going to happen, before it does; draws it on request."""
     import reports
-    from jax_models import native
-    from training import processes, runtime, sharding, stages, state
+    from jax_models.cpu_kernels import dispatch
+    from training import runtime
+    from training.loop import stages, state
+    from training.multihost import comm, sharding
 
     config = arguments.config
     dtype = runtime.compute_dtype(config.dtype)
@@ -223,12 +214,12 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
             "give yours with --config.data.root=FOLDER. The estimated time "
             "follows after the first steps."
         )
-    if native.lacks_compiler():
+    if dispatch.lacks_compiler():
         print(
             "There is no C++ compiler (c++, or what CXX names), so training "
             "on this CPU is slower than it could be."
         )
-    if arguments.plan and processes.is_first():
+    if arguments.plan and comm.is_first():
         path = arguments.workdir / "plan.html"
         rates = stages.rates_over(plan)
         reports.plan_report(path, config.model, lines, rates)
@@ -251,13 +242,13 @@ def keep_in_bucket(
     Raises:
       UserError: it cannot, or may not, be used.
     """
-    from training import mirror, parting, processes
+    from training.multihost import comm, coordinated_shutdown, mirror
 
     config, where = arguments.config, (arguments.remote, arguments.workdir)
     others = {config.init_from, *(s.distill_from for s in config.stages)}
-    processes.first_tells(lambda: mirror.fetch_beside(*where, sorted(others)))
+    comm.first_tells(lambda: mirror.fetch_beside(*where, sorted(others)))
     if not arguments.plan:
-        kept = parting.in_first(lambda: mirror.Mirror(*where))
+        kept = coordinated_shutdown.in_first(lambda: mirror.Mirror(*where))
         resources.enter_context(kept)
 
 
@@ -279,17 +270,18 @@ def train_all_folds(
     Raises:
       UserError: as `train`.
     """
-    from training import all_folds, processes
+    from training import cross_validation
+    from training.multihost import comm
 
-    processes.first_tells(lambda: all_folds.check(arguments))
-    for fold in all_folds.arguments_of(arguments):
+    comm.first_tells(lambda: cross_validation.check(arguments))
+    for fold in cross_validation.arguments_of(arguments):
         print(f"fold {fold.config.data.fold} of {fold.config.data.folds}")
         with contextlib.ExitStack() as of_fold:
             code = train(fold, of_fold)
         if code or arguments.plan:
             return code
-    told = processes.first_tells(lambda: all_folds.join(arguments))
-    if processes.is_first():
+    told = comm.first_tells(lambda: cross_validation.join(arguments))
+    if comm.is_first():
         print(told)
     return 0
 
@@ -315,18 +307,19 @@ def start(arguments: config_lib.Arguments) -> None:
       SystemExit: the exit code, if it is not 0.
       UserError: as `train`.
     """
-    from training import parting, processes, runtime
+    from training import runtime
+    from training.multihost import comm, coordinated_shutdown
 
     runtime.start(arguments.config.cache_dir)
     runtime.connect(arguments.peers)
     with (
-        parting.ending_together(),
+        coordinated_shutdown.ending_together(),
         contextlib.ExitStack() as resources,
-        parting.announcing(),
+        coordinated_shutdown.announcing(),
     ):
-        resources.enter_context(processes.first_alone_speaks())
+        resources.enter_context(comm.first_alone_speaks())
         runtime.begin_compiling()
-        arguments = processes.with_own_folder(arguments, resources)
+        arguments = comm.with_own_folder(arguments, resources)
         if arguments.remote:
             keep_in_bucket(arguments, resources)
         action = train_all_folds if arguments.all_folds else train

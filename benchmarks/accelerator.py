@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import contextlib
 
 from benchmarks import pairs
-from files import write_text
+from core.atomic_files import write_text
 
 NETWORKS = (
     "miniconvnext",

@@ -28,8 +28,8 @@ import itertools
 
 from benchmarks import pairs
 from configs import loading
-from errors import UserError, one_sentence
-from training import stages
+from core.errors import UserError, one_sentence
+from training.loop import stages
 
 RECIPES = (
     "miniconvnext",

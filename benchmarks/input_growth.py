@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import pairs
 from benchmarks.input_pipeline import BATCH, PHOTOS, READY_MADE, SIZE
-from input_pipeline import pipeline
-from input_pipeline.augment import Augment
-from input_pipeline.images import FileImages
+from input_pipeline import loader
+from input_pipeline.sources.base import FileImages
+from input_pipeline.transforms.policy import Augment
 
 COUNTS = (1_000, 10_000, 100_000)
 FILES = 64
@@ -37,7 +37,7 @@ class Stream:
         rows = np.arange(count)
         names = [f"{row % FILES}.jpg" for row in rows]
         images = FileImages(rows.astype(str), rows % 16, str(folder), names)
-        self.batches = pipeline.train_batches(
+        self.batches = loader.train_batches(
             images,
             rows,
             Augment(),

@@ -22,8 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import pairs
 from benchmarks.input_pipeline import PHOTOS, SIZE
-from input_pipeline import decoding, forms, operations, ops
-from input_pipeline.operations import Operation
+from input_pipeline import decoding
+from input_pipeline.backends import image_backend, pixel_math
+from input_pipeline.backends.image_backend import AnyImage
+from input_pipeline.transforms import operations
+from input_pipeline.transforms.operations import Operation
 
 # An average crop of the default recipe.
 CROP = (40, 20, 455, 332)
@@ -49,7 +52,9 @@ def theirs_decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def does(operation: Operation | None) -> Callable[[forms.AnyImage], None]:
+def does(
+    operation: Operation | None,
+) -> Callable[[AnyImage], None]:
     """Returns a function that does one operation of ours."""
     listed = [] if operation is None else [operation]
     return lambda image: operations.apply(image, listed)
@@ -65,8 +70,8 @@ def lines(files: list[bytes]) -> list[tuple]:
     functional = v2.functional
 
     full = [decoded(data) for data in files]
-    ours = [forms.resized(image, SIZE, CROP) for image in full]
-    theirs = [Image.fromarray(forms.pixels(image)) for image in ours]
+    ours = [image_backend.resized(image, SIZE, CROP) for image in full]
+    theirs = [Image.fromarray(image_backend.pixels(image)) for image in ours]
     left, top, right, bottom = CROP
     window = (top, left, bottom - top, right - left, [SIZE, SIZE])
     found = [
@@ -74,7 +79,7 @@ def lines(files: list[bytes]) -> list[tuple]:
         (
             "crop and resize",
             1.0,
-            (lambda image: forms.resized(image, SIZE, CROP), full),
+            (lambda image: image_backend.resized(image, SIZE, CROP), full),
             (lambda image: functional.resized_crop(image, *window), full),
         ),
         (
@@ -85,8 +90,8 @@ def lines(files: list[bytes]) -> list[tuple]:
         ),
     ]
     policy = v2.RandAugment(2, 9)
-    for name in ops.RANDAUGMENT:
-        strength = ops.magnitude(name, 9, SIZE, SIZE)
+    for name in pixel_math.RANDAUGMENT:
+        strength = pixel_math.magnitude(name, 9, SIZE, SIZE)
 
         def transform(image, name=name, strength=strength):
             nearest = v2.InterpolationMode.NEAREST
@@ -105,7 +110,7 @@ def lines(files: list[bytes]) -> list[tuple]:
 
         sides = (does(Operation(name, value)), ours), (jitter, theirs)
         found.append((f"jitter {name}", 1.0, *sides))
-    sides = (forms.pixels, ours), (functional.pil_to_tensor, theirs)
+    sides = (image_backend.pixels, ours), (functional.pil_to_tensor, theirs)
     return [*found, ("to bytes", 1.0, *sides)]
 
 

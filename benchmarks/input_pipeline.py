@@ -86,8 +86,8 @@ PHOTOS = (
 
 def our_images(photos: Photos, folder: Path):
     """Returns the photos as our pipeline reads them."""
-    from input_pipeline import records
-    from input_pipeline.images import ArrayImages, FileImages, Source
+    from input_pipeline.sources import records
+    from input_pipeline.sources.base import ArrayImages, FileImages, Source
 
     labels = np.zeros(photos.count, np.int32)
     ids = np.array([f"{number}.jpg" for number in range(photos.count)])
@@ -107,12 +107,12 @@ def our_batches(
     photos: Photos, folder: Path, workers: int, device: bool
 ) -> Iterator:
     """Ours: bytes, to be normalised and erased on the device."""
-    from input_pipeline import pipeline
-    from input_pipeline.augment import Augment
+    from input_pipeline import loader
+    from input_pipeline.transforms.policy import Augment
 
     images = our_images(photos, folder)
     rows = np.arange(photos.count)
-    return pipeline.train_batches(
+    return loader.train_batches(
         images,
         rows,
         Augment(device=device),

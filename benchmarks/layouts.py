@@ -75,8 +75,10 @@ def losses(recipe: str, layout: Layout, steps: int, float64: bool) -> list:
     import jax.numpy as jnp
 
     from configs import loading
-    from training import optim, runtime, sharding, stages, state
-    from training.classify import Classification
+    from training import runtime
+    from training.loop import optimizer, stages, state
+    from training.multihost import sharding
+    from training.tasks.classify import Classification
 
     jax.config.update("jax_enable_x64", float64)
     cache = runtime.start(CACHE)
@@ -98,7 +100,7 @@ def losses(recipe: str, layout: Layout, steps: int, float64: bool) -> list:
         task.blueprint,
         task.loss(stage),
         stage.config,
-        optim.rate_tables(stage.config, stage.steps, stage.steps_per_epoch),
+        optimizer.rate_tables(stage.config, stage.steps, stage.steps_per_epoch),
         mesh,
         seed=config.seed,
         log_every_steps=1,

@@ -10,10 +10,12 @@ import numpy as np
 from flax import nnx
 
 import jax_models
-import machine
 from configs import common
+from core import hardware
 from jax_models import convnext, efficientnetv2, mae, tinyvit
-from training import losses, optim, sharding, state
+from training.loop import optimizer, state
+from training.multihost import sharding
+from training.tasks import losses
 
 LOG_EVERY = 20
 MAE = " mae"
@@ -37,7 +39,7 @@ class ModelAtWork:
     """
 
     def __init__(self, name: str, classes: int, dtype: jnp.dtype = jnp.float32):
-        machine.keep_freed_memory()  # As train.py; it serves PyTorch as well.
+        hardware.keep_freed_memory()  # As train.py; it serves PyTorch as well.
         self.name, self.classes = name, classes
         self._paints = name.endswith(MAE)
         network = name.removesuffix(MAE)
@@ -93,7 +95,7 @@ class ModelAtWork:
             self.blueprint,
             state.Loss(loss, {}),
             stage,
-            optim.rate_tables(stage, optim.TABLE_UNIT, 1),
+            optimizer.rate_tables(stage, optimizer.TABLE_UNIT, 1),
             self._mesh,
             seed=0,
             log_every_steps=LOG_EVERY,

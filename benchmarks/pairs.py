@@ -30,8 +30,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 sys.path.insert(0, str(ROOT))
 
-from files import write_text  # noqa: E402
-from machine import usable_cores  # noqa: E402
+from core.atomic_files import write_text
+from core.hardware import usable_cores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,10 +23,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "jax_models")]
 
-import golden_models  # noqa: E402
-import golden_recipe as recipe  # noqa: E402
+import golden_models
+import golden_recipe as recipe
 
-from jax_models import costs  # noqa: E402
+from jax_models import costs
 
 
 def logits_apart(model, golden):

@@ -42,17 +42,20 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 
-# ruff: noqa: E402 (JAX reads the environment once)
+
 import jax
 import numpy as np
 from flax import nnx
 
 import jax_models
 from configs import loading
-from input_pipeline.mixing import Mixing
-from jax_models import costs, native
-from training import fit, sharding, stages, state
-from training.classify import make_loss, make_prepare
+from input_pipeline.transforms.mixing import Mixing
+from jax_models import costs
+from jax_models.cpu_kernels import dispatch
+from training import memory_plan
+from training.loop import stages, state
+from training.multihost import sharding
+from training.tasks.classify import make_loss, make_prepare
 
 ROWS_PER_DEVICE = 8
 CLASSES = 16
@@ -117,8 +120,8 @@ def compiled_step(recipe: str, data: int, fsdp: int):
         "label": np.zeros(1, np.int32),
         "mask": np.zeros(1, np.float32),
     }
-    with native.portable_forms():  # What accelerators compute.
-        lowered = fit.lower(blueprint, loss, stage, mesh, batch)
+    with dispatch.portable_forms():  # What accelerators compute.
+        lowered = memory_plan.lower(blueprint, loss, stage, mesh, batch)
     return blueprint, mesh, lowered.compile()
 
 
@@ -154,7 +157,7 @@ def weak_scaling() -> None:
             one = one or flops
             cells = [f"{recipe} demo", f"{data} x {fsdp}", f"{flops:.4g}"]
             cells.append(f"{flops / one:.3f}")
-            found = fit.traffic(step)
+            found = memory_plan.traffic(step)
             due = expected(blueprint, mesh)
             for kind in ("all-reduce", "all-gather"):
                 cells.append(f"{found.get(kind, 0) / 1e3:,.1f}")
@@ -229,7 +232,7 @@ def compiled_models(recipes: list[str]) -> None:
             ((1, 8), ("all-gather", "all-reduce")),
         ):
             blueprint, mesh, step = compiled_step(f"{recipe}.py", *layout)
-            found, due = fit.traffic(step), expected(blueprint, mesh)
+            found, due = memory_plan.traffic(step), expected(blueprint, mesh)
             for kind in kinds:
                 cells.append(f"{found.get(kind, 0) / 1e6:,.1f}")
                 cells.append(f"{due[kind] / 1e6:,.1f}")

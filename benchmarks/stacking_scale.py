@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from stacking.logits import Logits, write_logits  # noqa: E402
+from run_folder.predictions import Logits, write_logits
 
 TEST_ROWS = 10_000
 

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import pairs
 from benchmarks.input_pipeline import BATCH, PHOTOS, SIZE, our_batches
-from input_pipeline import augment
-from training import sharding
-from training.waiting import Waiting
+from input_pipeline.transforms import policy
+from training.loop.input_stall import Waiting
+from training.multihost import sharding
 
 # Times of a step, in those that the loader takes for a batch.
 PACES = (0.5, 0.8, 1.0, 1.25, 2.0)
@@ -72,8 +72,8 @@ def batches_on_demand(folder: Path, count: int) -> Iterator[dict]:
     while True:
         rows = rng.choice(count, BATCH)
         images = [
-            augment.train_image(
-                names[row].read_bytes(), augment.Augment(), SIZE, rng
+            policy.train_image(
+                names[row].read_bytes(), policy.Augment(), SIZE, rng
             )
             for row in rows
         ]

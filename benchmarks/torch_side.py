@@ -28,7 +28,7 @@ if not torch.cuda.is_available():
 import timm
 from timm.models import convnext
 
-from machine import usable_cores
+from core.hardware import usable_cores
 
 # Ours -> timm's; None where timm has no such model and `make` builds it.
 NAMES = {

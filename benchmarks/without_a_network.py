@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-# ruff: noqa: E402 (the path is set first)
+
 import numpy as np
 from PIL import Image
 from sklearn import linear_model, metrics, model_selection, pipeline

@@ -34,7 +34,7 @@ def base() -> ConfigDict:
             "dtype": "auto",
             # Computes activations again when going backward, to fit memory.
             "remat": False,
-            # How devices share the work, see training/sharding.py.
+            # How devices share the work, see training/multihost/sharding.py.
             "mesh": {
                 # Devices that keep one copy of the large parameters between
                 # them; 1 gives each device a copy of its own, -1 takes all.
@@ -71,7 +71,7 @@ def base() -> ConfigDict:
 
 
 def data() -> ConfigDict:
-    """Returns where images and labels come from (input_pipeline/sources.py).
+    """Returns where images and labels come from (input_pipeline/sources/).
 
     An empty `root` means the digits that ship inside scikit-learn. The csv
     defaults are the competition's own names.
@@ -106,7 +106,7 @@ def data() -> ConfigDict:
 
 
 def augment() -> ConfigDict:
-    """Returns what happens to one training image (input_pipeline/augment.py).
+    """Returns what happens to one training image (input_pipeline/transforms/).
 
     RandomResizedCrop, flip, RandAugment(2, 9), ColorJitter(.4, .4, .4, .1).
     The stronger chain is off: each of its steps has a probability.
@@ -121,7 +121,7 @@ def augment() -> ConfigDict:
             "jitter": (0.4, 0.4, 0.4, 0.1),
             "jitter_prob": 1.0,
             "grayscale": 0.0,
-            # The stronger chain, see input_pipeline/degradations.py.
+            # The stronger chain, see input_pipeline/transforms/degradations.py.
             "gamma": 0.0,
             "blur": 0.0,
             "downscale": 0.0,
@@ -135,7 +135,7 @@ def augment() -> ConfigDict:
 
 
 def mixing() -> ConfigDict:
-    """Returns what happens to a batch on device (input_pipeline/mixing.py).
+    """Returns what happens to a batch on device (transforms/mixing.py).
 
     Which of MixUp and CutMix, and how strongly, is each stage's own affair.
     """

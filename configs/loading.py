@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from errors import UserError
+from core.errors import UserError
 
 _NO_RECIPES = ("common.py", "loading.py")
 

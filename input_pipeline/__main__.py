@@ -24,24 +24,25 @@ digits that ship inside scikit-learn.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import interrupts
+    from core import signals
 
-    interrupts.watch()  # First of all: the imports below take seconds.
+    signals.watch()  # First of all: the imports below take seconds.
 
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from configs import loading
-from errors import UserError, one_sentence
-from input_pipeline import audit, sources
-from input_pipeline.augment import Augment
+from core.errors import UserError, one_sentence
+from input_pipeline import audit
 from input_pipeline.contact_sheet import write_contact_sheet
+from input_pipeline.sources import registry
+from input_pipeline.transforms.policy import Augment
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from input_pipeline.mixing import Mixing
+    from input_pipeline.transforms.mixing import Mixing
 
 
 def draw(argv: list[str]) -> None:
@@ -84,7 +85,7 @@ def draw(argv: list[str]) -> None:
     # Masked pretraining has no labels to mix.
     if known.batches and stage is not None and config.task != "mae":
         mixing = _mixing(config, stage)
-    source = sources.open_source(config.data)
+    source = registry.open_source(config.data)
     chosen = write_contact_sheet(
         known.out,
         source,
@@ -112,7 +113,7 @@ def draw(argv: list[str]) -> None:
 def _mixing(config: ConfigDict, stage: ConfigDict) -> Mixing:
     # A picture needs no accelerator, which another run may be busy with.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from input_pipeline.mixing import Mixing
+    from input_pipeline.transforms.mixing import Mixing
 
     return Mixing(
         mixup_prob=stage.mixup_prob,
@@ -138,7 +139,7 @@ def check(argv: list[str]) -> int:
     )
     parser.add_argument("--out", default="audit.csv", metavar="CSV")
     known, config = loading.parse(parser, argv)
-    source = sources.open_source(config.data)
+    source = registry.open_source(config.data)
     findings = audit.audit(source, config.data.folds)
     audit.write_findings(known.out, findings)
     print("\n".join(audit.summary(source, findings)))
@@ -153,7 +154,7 @@ def convert(argv: list[str]) -> None:
     Args:
       argv: the command line without the program's name and `convert`.
     """
-    from input_pipeline import records
+    from input_pipeline.sources import records
 
     parser = loading.Parser(
         prog="python -m input_pipeline convert",
@@ -172,7 +173,7 @@ def convert(argv: list[str]) -> None:
     known, config = loading.parse(parser, argv)
     if known.rows_per_shard < 1:
         raise UserError("--rows-per-shard must be at least 1")
-    source = sources.open_source(config.data)
+    source = registry.open_source(config.data)
     print(records.convert(source, known.out, known.rows_per_shard))
 
 

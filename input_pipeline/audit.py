@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-import files
-from input_pipeline import passes
+from core import atomic_files
+from input_pipeline import parallel_scan
 from input_pipeline.decoding import BadImage, decode
 from input_pipeline.folds import MIN_PER_CLASS
-from input_pipeline.images import Images, Source
+from input_pipeline.sources.base import Images, Source
 
 # A side so many times longer or shorter than the split's median is unusual.
 SIZE_FACTOR = 4.0
@@ -96,7 +96,7 @@ def audit(source: Source, folds: int) -> list[Finding]:
         splits["test"] = source.test
     looks = {
         split: list(
-            passes.every_image(
+            parallel_scan.every_image(
                 _look, images, np.arange(len(images)), f"{split} images"
             )
         )
@@ -240,7 +240,7 @@ def write_findings(path: str | Path, findings: Iterable[Finding]) -> None:
     writer.writerow(names)
     for finding in findings:
         writer.writerow([getattr(finding, name) for name in names])
-    files.write_text(path, text.getvalue())
+    atomic_files.write_text(path, text.getvalue())
 
 
 def summary(source: Source, findings: list[Finding]) -> list[str]:

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import files
-from input_pipeline.augment import (
+from core import atomic_files
+from input_pipeline.sources.base import Images, Source
+from input_pipeline.transforms.policy import (
     Augment,
     BadImage,
     eval_image,
     train_image,
 )
-from input_pipeline.images import Images, Source
 
 if TYPE_CHECKING:  # JAX comes with it, and a sheet may do without.
-    from input_pipeline.mixing import Mixing
+    from input_pipeline.transforms.mixing import Mixing
 
 _MARGIN = 6
 _TEXT = 18
@@ -83,7 +83,7 @@ def write_contact_sheet(
         title = f"batch {number + 1} as the model gets it"
         grid.add([], [title], _INK)
         grid.add(images, [_soft_label(source, row) for row in targets], _INK)
-    with files.replacing(path) as temporary:
+    with atomic_files.replacing(path) as temporary:
         grid.draw().save(temporary, "PNG")
     return chosen
 
@@ -217,7 +217,7 @@ def _mixed(
     """
     import jax
 
-    from input_pipeline.mixing import prepare_train
+    from input_pipeline.transforms.mixing import prepare_train
 
     # Training takes the mean of all its images; here it only tints the noise.
     mean = batch["image"].mean(axis=(0, 1, 2)) / 255

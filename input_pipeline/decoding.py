@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-import machine
+from core import hardware
 
 # Formats that people keep photos in. The list is closed because Pillow's full
 # list holds some that run other programs (EPS starts Ghostscript).
@@ -39,7 +39,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 # Pillow's own store (PILLOW_BLOCKS_MAX) is not enough, as it sizes each block
 # anew by realloc().
-machine.keep_freed_memory(limit=1 << 26)
+hardware.keep_freed_memory(limit=1 << 26)
 Image.core.set_blocks_max(4)
 
 # Refused before any pixel is decoded. A photo of 89 megapixels is larger than

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-import files
-from errors import UserError
-from input_pipeline.sources import Source
+from core import atomic_files
+from core.errors import UserError
+from input_pipeline.sources.base import Source
 
 # Below this, some fold would train without ever seeing the class.
 MIN_PER_CLASS = 2
@@ -92,7 +92,7 @@ def write_folds(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "fold"])
     writer.writerows(zip(map(str, ids), map(int, folds), strict=True))
-    files.write_text(path, text.getvalue())
+    atomic_files.write_text(path, text.getvalue())
 
 
 def read_folds(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-import files
-from errors import UserError
-from input_pipeline import passes
-from input_pipeline.augment import BadImage, decode
-from input_pipeline.sources import Images
+from core import atomic_files
+from core.errors import UserError
+from input_pipeline import parallel_scan
+from input_pipeline.sources.base import Images
+from input_pipeline.transforms.policy import BadImage, decode
 
 _VALUES = np.arange(256) / 255.0
 
@@ -51,7 +51,7 @@ def channel_stats(
         known = _read_cache(path) | {
             key: {"mean": mean.tolist(), "std": std.tolist()}
         }
-        files.write_text(path, json.dumps(known, indent=1) + "\n")
+        atomic_files.write_text(path, json.dumps(known, indent=1) + "\n")
     answer = known[key]
     return (
         np.array(answer["mean"], np.float32),
@@ -75,7 +75,7 @@ def _read_cache(path: Path) -> dict[str, dict[str, list[float]]]:
 def _measure(images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Counts of the 256 values per channel: exact, and in any order the same.
     total = np.zeros((3, 256), np.int64)
-    for count in passes.every_image(
+    for count in parallel_scan.every_image(
         _histogram, images, rows, "channel statistics"
     ):
         total += count

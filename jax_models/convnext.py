@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import activations, initial, layers, mlp, norms
+from jax_models import initializers, layers
+from jax_models.cpu_kernels import activations, mlp, norms
 from jax_models.model import ImageModel
 
 EPSILON = 1e-6  # of every LayerNorm, and of GRN
@@ -55,7 +56,7 @@ class Config:
     grn: bool = True
     layer_scale: float | None = None
     torch_conv: bool = False
-    init: initial.Initializer = initial.TRUNC_NORMAL
+    init: initializers.Initializer = initializers.TRUNC_NORMAL
     drop_path_rate: float = 0.0
     dropout: float = 0.0
     head_bias: float | Sequence[float] | None = 0.0
@@ -79,7 +80,7 @@ def _doubling(width):
 def _mini(depths, dims) -> Config:
     # Narrow layers: deviations of .02 would start far below 1/sqrt(fan), and
     # a short training would spend itself on growing them.
-    return Config(depths, dims, grn=False, init=initial.Uniform())
+    return Config(depths, dims, grn=False, init=initializers.Uniform())
 
 
 VARIANTS = {

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import activations, batch_norm, initial, layers, norms
+from jax_models import initializers, layers
+from jax_models.cpu_kernels import activations, batch_norm, norms
+from jax_models.cpu_kernels.pointwise import close, join, pointwise
 from jax_models.model import ImageModel
-from jax_models.pointwise import close, join, pointwise
 
 BN_EPSILON = 1e-3
 BN_MOMENTUM = 0.99
@@ -224,7 +225,7 @@ class MBConv(nnx.Module):
             3,
             stride=stride,
             use_bias=False,
-            init=initial.FanOut(depthwise=True),
+            init=initializers.FanOut(depthwise=True),
             dtype=dtype,
             rngs=rngs,
         )
@@ -251,7 +252,7 @@ def _conv(inputs, outputs, stride, dtype, rngs):
         3,
         stride=stride,
         use_bias=False,
-        init=initial.FanOut(),
+        init=initializers.FanOut(),
         dtype=dtype,
         rngs=rngs,
     )
@@ -262,7 +263,7 @@ def _pointwise(inputs, outputs, dtype, rngs, use_bias=False):
         inputs,
         outputs,
         use_bias=use_bias,
-        init=initial.FanOut(),
+        init=initializers.FanOut(),
         torch_conv=True,
         dtype=dtype,
         rngs=rngs,
@@ -344,7 +345,7 @@ class EfficientNetV2(ImageModel):
             norm_epsilon=None,
             dropout=config.dropout,
             head_bias=config.head_bias,
-            init=initial.Uniform(fan_out=True),
+            init=initializers.Uniform(fan_out=True),
             dtype=dtype,
             rngs=rngs,
         )

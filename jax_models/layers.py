@@ -18,12 +18,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-import noise
-from errors import UserError
-from jax_models import initial
-from jax_models.convolution import conv, product
-from jax_models.depthwise import depthwise_conv, pads_of
-from jax_models.norms import LayerNorm, widen
+from core import counter_rng
+from core.errors import UserError
+from jax_models import initializers
+from jax_models.cpu_kernels.convolution import conv, product
+from jax_models.cpu_kernels.depthwise import depthwise_conv, pads_of
+from jax_models.cpu_kernels.norms import LayerNorm, widen
 
 
 class Linear(nnx.Module):
@@ -42,13 +42,13 @@ class Linear(nnx.Module):
         outputs: int,
         *,
         use_bias: bool = True,
-        init: initial.Initializer = initial.TRUNC_NORMAL,
+        init: initializers.Initializer = initializers.TRUNC_NORMAL,
         bias_init: float | Sequence[float] = 0.0,
         torch_conv: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.kernel = initial.weight(rngs, (inputs, outputs), init)
+        self.kernel = initializers.weight(rngs, (inputs, outputs), init)
         if use_bias:
             start = jnp.asarray(bias_init, jnp.float32)
             self.bias = nnx.Param(jnp.broadcast_to(start, (outputs,)))
@@ -86,12 +86,12 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: str | int = "SAME",
         use_bias: bool = True,
-        init: initial.Initializer = initial.TRUNC_NORMAL,
+        init: initializers.Initializer = initializers.TRUNC_NORMAL,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         shape = (size, size, inputs, outputs)
-        self.kernel = initial.weight(rngs, shape, init)
+        self.kernel = initializers.weight(rngs, shape, init)
         self.bias = (
             nnx.Param(jnp.zeros((outputs,), jnp.float32)) if use_bias else None
         )
@@ -122,12 +122,12 @@ class PatchConv(nnx.Module):
         outputs: int,
         size: int,
         *,
-        init: initial.Initializer = initial.TRUNC_NORMAL,
+        init: initializers.Initializer = initializers.TRUNC_NORMAL,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         shape = (size, size, inputs, outputs)
-        self.kernel = initial.weight(rngs, shape, init)
+        self.kernel = initializers.weight(rngs, shape, init)
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
         self.dtype = dtype
 
@@ -160,11 +160,11 @@ class DepthwiseConv(nnx.Module):
         stride: int = 1,
         padding: str | int = "SAME",
         use_bias: bool = True,
-        init: initial.Initializer = initial.TRUNC_NORMAL,
+        init: initializers.Initializer = initializers.TRUNC_NORMAL,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.kernel = initial.weight(rngs, (size, size, channels), init)
+        self.kernel = initializers.weight(rngs, (size, size, channels), init)
         self.bias = (
             nnx.Param(jnp.zeros((channels,), jnp.float32)) if use_bias else None
         )
@@ -258,7 +258,7 @@ class Dropout(nnx.Module):
     def _draw(self, shape: tuple[int, ...]) -> jax.Array:
         """Uniform numbers, others at every call: float32 of `shape`."""
         key, count = self.stream.key, self.stream.count
-        numbers = noise.uniform(key[...], _places(shape), count[...])
+        numbers = counter_rng.uniform(key[...], _places(shape), count[...])
         # Not `count[...] += 1`, which traces a slice, a sum and a scatter.
         count.set_value(count[...] + 1)
         return numbers
@@ -303,7 +303,7 @@ class Head(nnx.Module):
         norm_epsilon: float | None,
         dropout: float,
         head_bias: float | Sequence[float] | None,
-        init: initial.Initializer = initial.TRUNC_NORMAL,
+        init: initializers.Initializer = initializers.TRUNC_NORMAL,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -328,7 +328,7 @@ class Head(nnx.Module):
     def reset(self, rngs: nnx.Rngs) -> None:
         """Draws the classifier anew, as it was made."""
         kernel = self.fc.kernel
-        kernel[...] = initial.weight(rngs, kernel.shape, self.init)[...]
+        kernel[...] = initializers.weight(rngs, kernel.shape, self.init)[...]
         if self.fc.bias is not None:
             start = jnp.asarray(self.head_bias, jnp.float32)
             self.fc.bias[...] = jnp.broadcast_to(start, self.fc.bias.shape)

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from errors import UserError
-from jax_models import activations, initial, layers, norms
+from core.errors import UserError
+from jax_models import initializers, layers
+from jax_models.cpu_kernels import activations, norms
 from jax_models.model import ImageModel
 
 LN_EPSILON = 1e-6
@@ -60,9 +61,11 @@ class MaskedAutoencoder(nnx.Module):
         self.encoder = encoder
         self.unit = encoder.strides[-1]
         options = dict(dtype=dtype, rngs=rngs)
-        with initial.one_draw(rngs):
+        with initializers.one_draw(rngs):
             shape = (encoder.stem_channels,)
-            self.mask_token = initial.weight(rngs, shape, initial.TRUNC_NORMAL)
+            self.mask_token = initializers.weight(
+                rngs, shape, initializers.TRUNC_NORMAL
+            )
             self.enter = layers.Linear(encoder.channels[-1], width, **options)
             self.layers = nnx.List(
                 DecoderLayer(width, heads, mlp_width, **options)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 from flax import nnx
 
-from errors import UserError
+from core.errors import UserError
 from jax_models import layers
 
 # The name under which every model keeps its classifier, and nothing else.

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import activations, batch_norm, initial, layers, norms
-from jax_models.activations import Activation
+from jax_models import initializers, layers
+from jax_models.cpu_kernels import activations, batch_norm, norms
+from jax_models.cpu_kernels.activations import Activation
+from jax_models.cpu_kernels.window_attention import LN_EPSILON, WindowAttention
 from jax_models.model import ImageModel
-from jax_models.window_attention import LN_EPSILON, WindowAttention
 
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.9
@@ -91,7 +92,7 @@ class ConvNorm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = dict(
-            use_bias=False, init=initial.Uniform(), dtype=dtype, rngs=rngs
+            use_bias=False, init=initializers.Uniform(), dtype=dtype, rngs=rngs
         )
         if size == 1:
             self.conv = layers.Linear(
@@ -131,7 +132,7 @@ class DepthwiseConvNorm(nnx.Module):
             stride=stride,
             padding=1,
             use_bias=False,
-            init=initial.Uniform(),
+            init=initializers.Uniform(),
             dtype=dtype,
             rngs=rngs,
         )

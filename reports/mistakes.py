@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from reports import scores
+from metrics import classification
 from reports.charts import confusion_heatmap
 from reports.page import escape, section
 from reports.thumbnails import thumbnails
@@ -41,7 +41,7 @@ class Answers:
 
 def confusion_section(answers: Answers, classes: Sequence[str]) -> str:
     """The confusion matrix beside the pairs most often confused."""
-    confusion = scores.confusion_matrix(
+    confusion = classification.confusion_matrix(
         answers.labels, answers.predicted, len(classes)
     )
     wrong = int(confusion.sum() - np.trace(confusion))
@@ -81,10 +81,10 @@ def _pairs(confusion: np.ndarray, classes: Sequence[str]) -> str:
 
 def class_section(answers: Answers, classes: Sequence[str]) -> str:
     """F1, precision, recall and size of every class, worst first."""
-    confusion = scores.confusion_matrix(
+    confusion = classification.confusion_matrix(
         answers.labels, answers.predicted, len(classes)
     )
-    f1 = scores.f1_from_confusion(confusion)
+    f1 = classification.f1_from_confusion(confusion)
     hits = np.diag(confusion)
     support, answered = confusion.sum(axis=1), confusion.sum(axis=0)
     rows = []

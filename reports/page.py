@@ -10,7 +10,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from files import write_text
+from core.atomic_files import write_text
 
 _STYLE = """
 :root {

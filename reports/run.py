@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from errors import UserError
-from reports import curves, scores
+from core.errors import UserError
+from metrics import classification
+from reports import curves
 from reports.mistakes import (
     Answers,
     class_section,
@@ -131,19 +132,19 @@ def _headline(
 ) -> str:
     items = []
     if answers is not None:
-        confusion = scores.confusion_matrix(
+        confusion = classification.confusion_matrix(
             answers.labels, answers.predicted, len(classes)
         )
-        low, high = scores.bootstrap_interval(confusion)
+        low, high = classification.bootstrap_interval(confusion)
         items += [
             (
                 "validation macro-F1",
-                f"{float(scores.mean_f1(confusion)):.4f}",
+                f"{float(classification.mean_f1(confusion)):.4f}",
                 f"95 % interval {low:.3f} to {high:.3f}",
             ),
             (
                 "validation accuracy",
-                f"{float(scores.mean_accuracy(confusion)):.4f}",
+                f"{float(classification.mean_accuracy(confusion)):.4f}",
                 "mean logits over the test-time views",
             ),
         ]

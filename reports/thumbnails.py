@@ -38,7 +38,7 @@ def thumbnails(
     if data is None:
         return {}, "The runs do not say where their images are."
     try:
-        sources = importlib.import_module("input_pipeline.sources")
+        sources = importlib.import_module("input_pipeline.sources.registry")
         source = sources.open_source(_namespace(data))
     except Exception as error:
         return {}, f"The images could not be opened: {error}"

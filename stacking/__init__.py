@@ -1,5 +1,5 @@
 """Stacking: logits of several models in, one submission with a score out.
 
-Training and stacking meet only in files (`stacking.logits`), so the package
-works on the logits of any tool. It imports no JAX.
+Training and stacking meet only in files (`run_folder.predictions`), so the
+package works on the logits of any tool. It imports no JAX.
 """

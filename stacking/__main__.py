@@ -7,9 +7,9 @@ python -m stacking predict --stack runs/stack --runs 'runs/*' --out new.csv
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import interrupts
+    from core import signals
 
-    interrupts.watch()  # First of all: the imports below take seconds.
+    signals.watch()  # First of all: the imports below take seconds.
 
 import argparse
 import sys
@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.status import Status
 from threadpoolctl import threadpool_limits
 
-from errors import one_sentence
-from machine import usable_cores
+from core.errors import one_sentence
+from core.hardware import usable_cores
 from reports.ensemble import title
-from stacking import boosters, decide, session, submission
+from stacking import boosters, decision_rule, pipeline, submission
 from stacking.chain import Settings
-from stacking.honest import OUTER_FOLDS
+from stacking.nested_cv import OUTER_FOLDS
 from stacking.table import score_table
 
 
@@ -116,7 +116,7 @@ def _stack_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--decision",
-        choices=decide.RULES,
+        choices=decision_rule.RULES,
         default="argmax",
         help="how the blend's probabilities become an answer: the largest, "
         "corrected for class priors, or with a threshold per class "
@@ -211,7 +211,7 @@ def _stack(options: argparse.Namespace) -> None:
         ),
         threads=options.threads,
     )
-    job = session.Job(
+    job = pipeline.Job(
         runs=options.runs,
         out=options.out,
         settings=settings,
@@ -229,7 +229,7 @@ def _stack(options: argparse.Namespace) -> None:
         _one_blas_thread(),
         status.status("reading logits") as line,
     ):
-        results = session.stack(
+        results = pipeline.stack(
             job,
             progress=_Progress(line, status, started),
             note=_note_on(status),
@@ -276,7 +276,7 @@ class _Progress:
 def _predict(options: argparse.Namespace) -> None:
     status = Console(stderr=True, highlight=False)
     with _one_blas_thread():
-        rows = session.predict(
+        rows = pipeline.predict(
             options.stack,
             options.runs,
             options.out,

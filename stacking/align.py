@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from errors import UserError
-from stacking.held_out import check_held_out, named
-from stacking.logits import Logits
+from core.errors import UserError
+from run_folder.predictions import Logits
+from stacking.oof_checks import check_held_out, named
 from stacking.runs import (
     SPLITS,
     Family,

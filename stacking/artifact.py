@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from errors import UserError
-from files import replacing, write_text
+from core.atomic_files import replacing, write_text
+from core.errors import UserError
 from stacking.align import Table
 from stacking.boosters import Booster, Fit
 from stacking.chain import Chain, Settings

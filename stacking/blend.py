@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from reports import scores
+from metrics import classification
 from stacking import greedy
 from stacking.soft_vote import vote
 
@@ -78,16 +78,16 @@ def beats(
 
     Paired bootstrap: both predictions on the same resampled rows.
     """
-    if scores.macro_f1(labels, predicted, num_classes) <= scores.macro_f1(
-        labels, rival, num_classes
-    ):
+    if classification.macro_f1(
+        labels, predicted, num_classes
+    ) <= classification.macro_f1(labels, rival, num_classes):
         return False
     rng = np.random.default_rng(seed)
     wins = 0
     for _ in range(_DRAWS):
         rows = rng.integers(0, len(labels), len(labels))
         drawn = labels[rows]
-        wins += scores.macro_f1(
+        wins += classification.macro_f1(
             drawn, predicted[rows], num_classes
-        ) > scores.macro_f1(drawn, rival[rows], num_classes)
+        ) > classification.macro_f1(drawn, rival[rows], num_classes)
     return wins >= _CONFIDENCE * _DRAWS

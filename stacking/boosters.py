@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from files import temporary_folder
-from reports import scores
+from core.atomic_files import temporary_folder
+from metrics import classification
 from stacking import calibration
 
 KINDS = ("catboost", "lightgbm")
@@ -97,7 +97,7 @@ class Fit:
             return base
         raw = _raw_scores(self.kind, self.model, features, threads)
         raw += _start(base[:, self.present], self.temperature)
-        found = np.exp(scores.log_softmax(raw))
+        found = np.exp(classification.log_softmax(raw))
         return filled(found, self.present, base)
 
 
@@ -143,7 +143,9 @@ def filled(
 
 def _start(base: np.ndarray, temperature: float) -> np.ndarray:
     """Log-probabilities float32 [N, P] of the calibrated mean [N, P]."""
-    return scores.log_softmax(calibration.log_probabilities(base), temperature)
+    return classification.log_softmax(
+        calibration.log_probabilities(base), temperature
+    )
 
 
 @dataclass(frozen=True)

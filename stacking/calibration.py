@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import optimize
 
-from reports import scores
+from metrics import classification
 
 # Probabilities below this count as this when their logarithm is taken.
 TINY = 1e-7
@@ -35,7 +35,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     uniform = 1.0 / (len(labels) + 2)
 
     def loss(log_temperature: float) -> float:
-        logp = scores.log_softmax(logits, np.exp(log_temperature))
+        logp = classification.log_softmax(logits, np.exp(log_temperature))
         true = logp[rows, labels].mean(dtype=np.float64)
         return float(
             -(1 - uniform) * true - uniform * logp.mean(dtype=np.float64)
@@ -56,5 +56,7 @@ def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities float32 [N, C] at another temperature."""
     return np.exp(
-        scores.log_softmax(log_probabilities(probabilities), temperature)
+        classification.log_softmax(
+            log_probabilities(probabilities), temperature
+        )
     )

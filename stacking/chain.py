@@ -4,7 +4,7 @@
                  -> their temperatures -> blend -> decision
 
 `fit_chain` sees the rows it is given and nothing else. So the honest score of
-every number in the chain is one loop (`stacking.honest`): fit on some rows,
+every number in the chain is one loop (`stacking.nested_cv`): fit on some rows,
 predict the others.
 """
 
@@ -17,7 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from stacking import blend, boosters, calibration, decide, members, search
+from stacking import (
+    blend,
+    boosters,
+    calibration,
+    decision_rule,
+    members,
+    search,
+)
 from stacking.splits import stratified_folds, subsample
 from stacking.workers import workers
 
@@ -71,7 +78,7 @@ class Chain:
       member_temperatures: of each member's own probabilities.
       blend_weights: member -> weight, summing to one.
       blend_temperature: of the weighted sum.
-      multipliers: float32 [C], see `stacking.decide`.
+      multipliers: float32 [C], see `stacking.decision_rule`.
       booster_parameters: booster -> parameters it was fitted with.
     """
 
@@ -116,7 +123,7 @@ class Chain:
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """The blend's answer for its probabilities, int [N]."""
-        return decide.decide(probabilities, self.multipliers)
+        return decision_rule.decide(probabilities, self.multipliers)
 
 
 def weighted(
@@ -232,7 +239,7 @@ def fit_chain(
         member_temperatures=member_temperatures,
         blend_weights=weights,
         blend_temperature=blend_temperature,
-        multipliers=decide.fit_multipliers(
+        multipliers=decision_rule.fit_multipliers(
             settings.decision,
             calibration.calibrated(total, blend_temperature),
             labels,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from errors import UserError
-from stacking.logits import Logits, logits_path, read_logits
+from core.errors import UserError
+from run_folder.predictions import Logits, logits_path, read_logits
 from stacking.runs import SPLITS, Run
 
 # A run is refused if both hold: its excess over the other runs, in

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports import scores
+from metrics import classification
 from stacking import boosters, calibration, greedy, logistic, soft_vote
 from stacking.features import meta_features
 from stacking.splits import subsample
@@ -79,7 +79,9 @@ def make_inputs(logits: np.ndarray, temperatures: np.ndarray) -> Inputs:
     """Calibrates logits float32 [M, N, C] and derives the features."""
     log_probs = np.empty(logits.shape, np.float32)
     for model, temperature in enumerate(temperatures):
-        log_probs[model] = scores.log_softmax(logits[model], temperature)
+        log_probs[model] = classification.log_softmax(
+            logits[model], temperature
+        )
     probabilities = np.exp(log_probs)
     return Inputs(
         probabilities, probabilities.mean(axis=0), meta_features(log_probs)

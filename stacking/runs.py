@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
-from stacking.logits import Logits, logits_path, read_logits
+from core.errors import UserError
+from run_folder.predictions import Logits, logits_path, read_logits
 
 SPLITS = ("val", "test")
 # Fields of config.json that tell the seeds and folds of one model apart, or

@@ -20,7 +20,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from errors import UserError
+from core.errors import UserError
 from stacking import boosters
 from stacking.boosters import PARAMETERS
 from stacking.workers import workers

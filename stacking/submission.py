@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
-from files import replacing
+from core.atomic_files import replacing
+from core.errors import UserError
 
 FORMATS = ("labels", "probabilities")
 

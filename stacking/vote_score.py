@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reports import scores
+from metrics import classification
 
 # Votes of the same macro-F1 are told apart by their log-loss. On a few
 # hundred rows most weights tie, and the likelier vote is the safer one.
@@ -62,6 +62,8 @@ class VoteScore:
 
     def _of_sum(self, flat, true, total_weight) -> float:
         vote = flat.reshape(-1, self.num_classes)
-        f1 = scores.macro_f1(self.labels, vote.argmax(axis=1), self.num_classes)
+        f1 = classification.macro_f1(
+            self.labels, vote.argmax(axis=1), self.num_classes
+        )
         log_loss = -np.log(np.maximum(true / total_weight, 1e-15)).mean()
         return f1 - TIE_BREAK * float(log_loss)

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common, loading
-from errors import UserError
+from core.errors import UserError
 
 # Fields that change how fast a run goes, or where it keeps things, but no
 # number in it: they may differ between a run and its continuation.
@@ -157,7 +157,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     workdir = known.workdir or f"runs/{_default_name(known.config)}"
     remote = workdir.rstrip("/") if "://" in workdir else ""
     if remote:
-        from training.bucket import local_copy
+        from training.multihost.object_store import local_copy
 
         workdir = local_copy(remote, config.cache_dir)
     return Arguments(

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from errors import UserError
+from core.errors import UserError
 from input_pipeline import folds as folds_lib
-from input_pipeline import pipeline, sources
+from input_pipeline import loader
+from input_pipeline.sources import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Dataset:
       fold: the one that validates; the others train.
     """
 
-    source: sources.Source
+    source: registry.Source
     folds: np.ndarray
     fold: int
 
@@ -65,7 +66,7 @@ class Dataset:
 
     def channel_stats(self, cache: Path) -> tuple[np.ndarray, np.ndarray]:
         """Returns (mean, std), float [3], of the training rows, over 0..1."""
-        return pipeline.channel_stats(
+        return loader.channel_stats(
             self.source.labelled,
             self.train_rows,
             cache,
@@ -84,7 +85,7 @@ def load(data: ConfigDict, path: Path) -> Dataset:
     Raises:
       UserError: whatever is wrong with the folder, the csv or the folds.
     """
-    source = sources.open_source(data)
+    source = registry.open_source(data)
     folds = folds_lib.folds_for(source, data.folds, data.folds_seed, path)
     dataset = Dataset(source, folds, data.fold)
     if not len(dataset.val_rows) or not len(dataset.train_rows):

@@ -9,13 +9,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from errors import UserError
+from core.errors import UserError
 from input_pipeline import folds as folds_lib
-from input_pipeline import pipeline
-from input_pipeline.augment import Augment
-from input_pipeline.sources import Images
-from training import dataset, processes, sharding
-from training.stages import Stage
+from input_pipeline import loader
+from input_pipeline.sources.base import Images
+from input_pipeline.transforms.policy import Augment
+from training import dataset
+from training.loop.stages import Stage
+from training.multihost import comm, sharding
 
 # Validation images up to this size are decoded once and kept.
 VALIDATION_BYTES_IN_MEMORY = 2**30
@@ -91,7 +92,7 @@ class Feed:
                 )
             return [part.tolist() for part in self.data.channel_stats(cache)]
 
-        told = processes.first_tells(prepare)
+        told = comm.first_tells(prepare)
         self.mean, self.std = (np.array(part, np.float32) for part in told)
 
     def train(self, stage: Stage, step: int) -> Iterator[dict]:
@@ -101,7 +102,7 @@ class Feed:
           stage: of this run.
           step: global step of the first batch wanted.
         """
-        return pipeline.train_batches(
+        return loader.train_batches(
             self.data.source.labelled,
             self.data.train_rows,
             Augment(**{**self._config.augment, **stage.config.augment}),
@@ -139,7 +140,7 @@ class Feed:
           rows: int [N], which of them.
           views: names out of `augment.VIEWS`.
         """
-        return pipeline.eval_batches(
+        return loader.eval_batches(
             images,
             rows,
             size=self._config.image_size,
@@ -159,12 +160,12 @@ def share_folds(config: ConfigDict, workdir: Path) -> None:
       config: of the run.
       workdir: the run folder.
     """
-    processes.share_file(_folds_path(config, workdir))
+    comm.share_file(_folds_path(config, workdir))
 
 
 def _folds_path(config: ConfigDict, workdir: Path) -> Path:
     own = workdir / "folds.csv"
-    if not processes.is_first():  # A copy of process 0's, for this run alone.
+    if not comm.is_first():  # A copy of process 0's, for this run alone.
         return own
     return Path(config.data.folds_file or own)
 

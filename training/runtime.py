@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags, logging
 
-from errors import UserError
-from machine import keep_freed_memory, usable_cores
+from core.errors import UserError
+from core.hardware import keep_freed_memory, usable_cores
 from training.config import Peers
 
 # Compiled steps of many recipes fit; the least recently used go first.
@@ -77,7 +77,7 @@ def connect(peers: Peers | None) -> None:
         return
     if peers is None and not _is_in_a_cluster():
         return
-    # SIGTERM is answered by interrupts.py.
+    # SIGTERM is answered by core/signals.py.
     jax.config.update("jax_enable_preemption_service", False)
     named = () if peers is None else dataclasses.astuple(peers)
     try:
@@ -100,15 +100,15 @@ def connect(peers: Peers | None) -> None:
 def begin_compiling() -> None:
     """Has the compiler at work while Python imports and traces.
 
-    What is compiled is kept (compiled.py), so that this is for first starts.
+    What is compiled is kept (core/native_build.py): this is for first starts.
     Call it after `connect`, for it asks for devices.
     """
-    from input_pipeline import native_ops
-    from jax_models import native
-    from training import adamw
+    from input_pipeline.backends import cpp
+    from jax_models.cpu_kernels import dispatch
+    from training.loop import adamw
 
-    native_ops.begin_compiling()
-    native.begin_compiling(adamw.CODE)
+    cpp.begin_compiling()
+    dispatch.begin_compiling(adamw.CODE)
 
 
 def _is_in_a_cluster() -> bool:

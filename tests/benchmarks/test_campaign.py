@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import campaign
-from errors import UserError
+from core.errors import UserError
 
 NETWORKS = {
     "tinyvit_11m": {

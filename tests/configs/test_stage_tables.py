@@ -8,7 +8,7 @@ import pytest
 
 from configs import loading
 from training import config as config_lib
-from training import optim, stages
+from training.loop import optimizer, stages
 
 ONE_CYCLE, COSINE, RESTARTS = "one_cycle", "cosine", "warm_restarts"
 
@@ -157,7 +157,7 @@ def test_rates_begin_peak_and_end_where_the_table_says(name):
     for stage, row in zip(plan, TABLES[name], strict=True):
         _, batch, schedule, peak, head, end, *_ = row
         assert stage.steps == pytest.approx(row[0] * (9892 // batch))
-        rates = optim.logged_rates(
+        rates = optimizer.logged_rates(
             stage.config, stage.steps, stage.steps_per_epoch
         )
         rate = rates["learning_rate"]

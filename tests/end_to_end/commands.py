@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stacking.logits import read_logits
+from run_folder.predictions import read_logits
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path("~/.cache/sextet/tests").expanduser()

@@ -24,16 +24,10 @@ def prepare():
     import jax_models
     import reports  # noqa: F401 (train imports these where it uses them)
     import train
-    from training import (  # noqa: F401
-        checkpoints,
-        classify,
-        mae,
-        metrics,
-        mirror,
-        ownership,
-        resume,
-        runtime,
-    )
+    from training import runtime
+    from training.loop import recorder
+    from training.multihost import lease, mirror
+    from training.tasks import classify
 
     class Tiny(nnx.Module):
         """Convolution, BatchNorm, dropout and a head."""
@@ -75,9 +69,9 @@ def prepare():
     runtime.start = start_keeping_all
     jax_models.create_model = create_model
     classify.make_loss = make_fragile
-    metrics.RATE_AFTER_ROLLBACK = 1e-6  # So it does not go far again.
+    recorder.RATE_AFTER_ROLLBACK = 1e-6  # So it does not go far again.
     mirror.SECONDS_BETWEEN_LOOKS = 0.02
-    ownership.SECONDS_BETWEEN_SIGNS, ownership.SECONDS_OF_SILENCE = 0.1, 0.5
+    lease.SECONDS_BETWEEN_SIGNS, lease.SECONDS_OF_SILENCE = 0.1, 0.5
     return train.main
 
 

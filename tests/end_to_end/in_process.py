@@ -13,7 +13,8 @@ from commands import CACHE, ROOT
 
 import train
 from configs import loading
-from training import classify, state
+from training.loop import state
+from training.tasks import classify
 
 # Two stages of eight steps, four evaluations.
 TINY = (

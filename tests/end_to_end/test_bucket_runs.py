@@ -12,8 +12,8 @@ from in_process import training
 from test_kill import assert_same
 
 import train
-from training import mirror
-from training.bucket import Disk, local_copy
+from training.multihost import mirror
+from training.multihost.object_store import Disk, local_copy
 
 
 class InBucket:

@@ -7,9 +7,9 @@ import pytest
 from commands import CACHE, records
 
 import train
-from training import classify
 from training import config as config_lib
-from training.metrics import RATE_AFTER_ROLLBACK, Diverged
+from training.loop.recorder import RATE_AFTER_ROLLBACK, Diverged
+from training.tasks import classify
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ from small_disk import limit_file_size, small_disk
 
 import reports
 from input_pipeline import folds
+from run_folder import layout
+from run_folder.predictions import read_logits, write_logits
 from stacking import __main__ as stacking
-from stacking.logits import read_logits, write_logits
-from training import checkpoints, classify, metrics, run_folder
+from training.checkpointing import manager
+from training.loop import recorder
+from training.tasks import classify
 
 
 @pytest.fixture
@@ -62,11 +65,11 @@ def log_can_take_ten_bytes_more(workdir):
 
 # Where the disk is full, how often that was passed before, what is told.
 MOMENTS = [
-    (run_folder, "write_text", 0, "config.json"),
+    (layout, "write_text", 0, "config.json"),
     (folds, "write_folds", 0, "folds.csv"),
-    (checkpoints.Checkpoints, "save", 0, "checkpoint"),
-    (metrics.Recorder, "evaluation", 1, "metrics.jsonl"),
-    (checkpoints.Checkpoints, "save", 2, "checkpoint"),
+    (manager.Checkpoints, "save", 0, "checkpoint"),
+    (recorder.Recorder, "evaluation", 1, "metrics.jsonl"),
+    (manager.Checkpoints, "save", 2, "checkpoint"),
     (classify.Classification, "export", 0, "val.npz"),
     (reports, "run_report", 0, "report.html"),
 ]

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from commands import CACHE, ROOT, environment
 
-from stacking.logits import read_logits
-from training.bucket import local_copy
-from training.stored import Stored
+from run_folder.predictions import read_logits
+from training.checkpointing.reader import Stored
+from training.multihost.object_store import local_copy
 
 RECIPE = f"--config={ROOT / 'tests/end_to_end/kill_recipe.py'}"
 

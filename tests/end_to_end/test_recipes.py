@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from commands import records, run, train
 
-from stacking.logits import read_logits
+from run_folder.predictions import read_logits
 
 SMALL = "--config.model=convnextv2_demo"
 

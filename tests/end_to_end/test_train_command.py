@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import assert_same_run, records, run, start, train
 
-from stacking.logits import read_logits
+from run_folder.predictions import read_logits
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from input_pipeline.augment import Augment, train_image  # noqa: E402
-from input_pipeline.decoding import BadImage, decode  # noqa: E402
+from input_pipeline.decoding import BadImage, decode
+from input_pipeline.transforms.policy import Augment, train_image
 
 # An image of the most pixels that are allowed needs about a gigabyte.
 ADDRESS_SPACE = 4 << 30

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from sample_images import encoded, photo
 
-from errors import UserError
-from input_pipeline import audit, sources
+from core.errors import UserError
+from input_pipeline import audit
+from input_pipeline.sources import registry
 
 
 def run(root, out, *more, config="configs/miniconvnext.py"):
@@ -34,7 +35,7 @@ def findings(competition, data_config):
 
     def find(folds=3, **changes):
         data = data_config(root=str(competition), **changes)
-        found = audit.audit(sources.open_source(data), folds)
+        found = audit.audit(registry.open_source(data), folds)
         details = {(one.problem, one.id): one.detail for one in found}
         assert len(details) == len(found)
         return details
@@ -206,7 +207,7 @@ def test_a_terminal_sees_a_bar(competition, tmp_path):
 
 def test_photos_with_an_image_of_two_labels_are_found(shared_data, data_config):
     """The sample photos have three such pairs."""
-    source = sources.open_source(
+    source = registry.open_source(
         data_config(root=str(shared_data / "photos16"))
     )
     rows = np.isin(source.labelled.ids, ["448", "4442", "589", "4682"])
@@ -217,7 +218,7 @@ def test_photos_with_an_image_of_two_labels_are_found(shared_data, data_config):
 
 
 def test_digits_need_no_file(data_config, tmp_path):
-    source = sources.open_source(data_config())
+    source = registry.open_source(data_config())
     assert audit.audit(source, 5) == []
     assert source.labelled.path(0) == ""
 

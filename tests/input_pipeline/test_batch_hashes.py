@@ -20,9 +20,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from configs import loading
-from input_pipeline import pipeline
-from input_pipeline.augment import Augment
-from input_pipeline.images import ArrayImages
+from input_pipeline import loader
+from input_pipeline.sources.base import ArrayImages
+from input_pipeline.transforms.policy import Augment
 
 GOLDENS = Path(__file__).parent / "goldens/batch_hashes.json"
 RECIPES = sorted(
@@ -76,7 +76,7 @@ def hashes(recipe: str) -> dict[str, list[str]]:
                 augment = {**config.augment, **stage.augment, "device": device}
                 batches = []
                 for step in (0, 1, 1000):
-                    with pipeline.train_batches(
+                    with loader.train_batches(
                         images,
                         np.arange(len(images)),
                         Augment(**augment),
@@ -93,7 +93,7 @@ def hashes(recipe: str) -> dict[str, list[str]]:
                 kind = "device" if device else "host"
                 found[f"{variant or 'full'} stage {index} {kind}"] = batches
         if variant != "short":
-            with pipeline.eval_batches(
+            with loader.eval_batches(
                 images,
                 np.arange(9),
                 size=config.image_size,

@@ -10,9 +10,9 @@ from PIL import Image
 from sample_images import encoded, photo
 
 from input_pipeline import decoding
-from input_pipeline.augment import Augment, eval_image, train_image
 from input_pipeline.decoding import BadImage, decode
-from input_pipeline.sources import FileImages
+from input_pipeline.sources.base import FileImages
+from input_pipeline.transforms.policy import Augment, eval_image, train_image
 
 
 def saved(image, kind, **options):

@@ -12,9 +12,9 @@ from PIL import Image
 from sample_images import photo
 
 from configs import common
-from input_pipeline import degradations, operations
-from input_pipeline.augment import Augment, train_image
-from input_pipeline.operations import Operation
+from input_pipeline.transforms import degradations, operations
+from input_pipeline.transforms.operations import Operation
+from input_pipeline.transforms.policy import Augment, train_image
 
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "degradations.npz")
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline import mixing
-from input_pipeline.mixing import Mixing
+from input_pipeline.transforms import mixing
+from input_pipeline.transforms.mixing import Mixing
 
 BATCH, SIDE, CLASSES = 8, 12, 8
 KEYS = st.integers(0, 2**32 - 1).map(jax.random.key)

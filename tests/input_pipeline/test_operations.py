@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 from sample_images import encoded, photo
 
-from input_pipeline import augment, device_ops, mixing, operations, pipeline
-from input_pipeline.augment import Augment
-from input_pipeline.images import ArrayImages
-from input_pipeline.operations import Operation
+from input_pipeline import loader
+from input_pipeline.sources.base import ArrayImages
+from input_pipeline.transforms import mixing, on_device, operations, policy
+from input_pipeline.transforms.operations import Operation
+from input_pipeline.transforms.policy import Augment
 
 STRONG = Augment(
     randaugment_ops=3,
@@ -20,12 +21,12 @@ STRONG = Augment(
     blur=0.1,
     coarse_dropout=0.1,
 )
-apply_on_device = jax.jit(device_ops.apply)
+apply_on_device = jax.jit(on_device.apply)
 
 
 def draws(count, settings=STRONG, size=24):
     for seed in range(count):
-        yield augment.draw_operations(
+        yield policy.draw_operations(
             settings, size, np.random.default_rng(seed)
         )
 
@@ -139,7 +140,7 @@ def images():
 
 def batch_of(images, workers=0, **settings):
     rows = np.arange(len(images))
-    with pipeline.train_batches(
+    with loader.train_batches(
         images,
         rows,
         Augment(grayscale=0.2, **settings),

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 from sklearn import datasets
 
-from input_pipeline import digits, sources
+from input_pipeline.sources import digits, registry
 
 
 def test_digits_need_no_folder(data_config):
-    source = sources.open_source(data_config())
+    source = registry.open_source(data_config())
     assert source.name == "digits"
     assert source.classes == tuple("0123456789")
     assert (len(source.labelled), len(source.test)) == (1437, 360)
@@ -26,7 +26,7 @@ def test_digits_are_those_that_scikit_learn_loads():
 
 
 def test_csv_source_reads_the_competition_layout(competition, data_config):
-    source = sources.open_source(data_config(root=str(competition)))
+    source = registry.open_source(data_config(root=str(competition)))
     assert source.name == "csv"
     assert source.classes == ("0", "3", "11")  # numeric, not text order
     assert source.labelled.ids.tolist() == [str(row) for row in range(12)]
@@ -41,6 +41,6 @@ def test_without_a_sample_every_test_image_is_predicted(
     competition, data_config
 ):
     (competition / "sample_submission.csv").unlink()
-    source = sources.open_source(data_config(root=str(competition)))
+    source = registry.open_source(data_config(root=str(competition)))
     assert source.sample_submission is None
     assert source.test.ids.tolist() == ["1", "2", "3", "10"]

@@ -13,24 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import (
-    augment,
-    forms,
-    mixing,
-    native_ops,
-    operations,
-    ops,
-    pillow_ops,
-)
-from input_pipeline.operations import Operation
+from input_pipeline.backends import cpp, image_backend, pillow, pixel_math
+from input_pipeline.transforms import mixing, operations, policy
+from input_pipeline.transforms.operations import Operation
 
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "augment.npz")
 
 # All that there are on this machine.
-FORMS = [pillow_ops, native_ops] if native_ops.available() else [pillow_ops]
+FORMS = [pillow, cpp] if cpp.available() else [pillow]
 
 # Ops that must not differ at all: geometry, and what is a table per channel.
-EXACT = set(ops.RANDAUGMENT) - {"Color", "Sharpness"}
+EXACT = set(pixel_math.RANDAUGMENT) - {"Color", "Sharpness"}
 
 
 def answers(name):
@@ -45,7 +38,7 @@ def done(request):
     def work(image, *drawn):
         image = request.param.from_pillow(image)
         drawn = [one for one in drawn if one]
-        return forms.pixels(operations.apply(image, drawn))
+        return image_backend.pixels(operations.apply(image, drawn))
 
     return work
 
@@ -57,7 +50,7 @@ def largest_difference(pixels, golden):
 
 
 @pytest.mark.parametrize("picture", ["tiny", "small"])
-@pytest.mark.parametrize("name", ops.RANDAUGMENT)
+@pytest.mark.parametrize("name", pixel_math.RANDAUGMENT)
 def test_randaugment_op(picture, name, done):
     image = Image.fromarray(GOLDENS[picture])
     seen = 0
@@ -65,23 +58,27 @@ def test_randaugment_op(picture, name, done):
         op, level, sign = key.split("/")
         if op != name:
             continue
-        strength = int(sign) * ops.magnitude(name, int(level), *image.size)
+        strength = int(sign) * pixel_math.magnitude(
+            name, int(level), *image.size
+        )
         result = done(image, operations.randaugment(name, strength))
         allowed = 0 if name in EXACT else 1
         assert largest_difference(result, golden) <= allowed, key
         seen += 1
     bins = 31 if picture == "tiny" else 2
     has_bins = name not in ("Identity", "AutoContrast", "Equalize")
-    assert seen == (bins if has_bins else 1) * (1 + ops.RANDAUGMENT[name])
+    assert seen == (bins if has_bins else 1) * (
+        1 + pixel_math.RANDAUGMENT[name]
+    )
 
 
 @pytest.mark.parametrize("size", ["224x224", "64x48", "331x500", "32x32"])
 def test_magnitudes_of_all_bins(size):
     height, width = map(int, size.split("x"))
-    for name in ops.RANDAUGMENT:
+    for name in pixel_math.RANDAUGMENT:
         golden = GOLDENS[f"magnitudes/{size}/{name}"]
         ours = [
-            ops.magnitude(name, level, width, height)
+            pixel_math.magnitude(name, level, width, height)
             for level in range(len(golden))
         ]
         np.testing.assert_array_equal(np.float32(ours), golden)
@@ -106,7 +103,7 @@ def test_color_jitter_in_every_order(done):
         for step, golden in zip(map(int, order), after, strict=True):
             image = Image.fromarray(before)
             result = done(
-                image, Operation(augment.JITTER[step], (b, c, s, h)[step])
+                image, Operation(policy.JITTER[step], (b, c, s, h)[step])
             )
             assert largest_difference(result, golden) <= 1, (order, step)
             before = golden
@@ -124,7 +121,7 @@ def test_color_jitter_as_a_whole(done):
         result = done(
             Image.fromarray(GOLDENS["tiny"]),
             *(
-                Operation(augment.JITTER[step], (b, c, s, h)[step])
+                Operation(policy.JITTER[step], (b, c, s, h)[step])
                 for step in map(int, order)
             ),
         )
@@ -136,13 +133,13 @@ def test_color_jitter_as_a_whole(done):
 def test_color_jitter_draws_every_order_and_the_whole_range():
     rng = np.random.default_rng(0)
     drawn = [
-        augment._draw_jitter((0.4, 1.5, 0.2, 0.1), rng) for _ in range(2000)
+        policy._draw_jitter((0.4, 1.5, 0.2, 0.1), rng) for _ in range(2000)
     ]
     orders = [tuple(name for name, _ in one) for one in drawn]
     orders, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(orders) == 24 and counts.min() > 50  # 83 on average
     ends = [(0.6, 1.4), (0.0, 2.5), (0.8, 1.2), (-0.1, 0.1)]
-    for name, (low, high) in zip(augment.JITTER, ends, strict=True):
+    for name, (low, high) in zip(policy.JITTER, ends, strict=True):
         values = [dict(one)[name] for one in drawn]
         np.testing.assert_allclose(min(values), low, atol=0.01)
         np.testing.assert_allclose(max(values), high, atol=0.01)
@@ -150,18 +147,18 @@ def test_color_jitter_draws_every_order_and_the_whole_range():
 
 
 def test_randaugment_draws_every_op_and_sign():
-    settings, rng = augment.Augment(randaugment_ops=2), np.random.default_rng(0)
+    settings, rng = policy.Augment(randaugment_ops=2), np.random.default_rng(0)
     drawn = [
         one
         for _ in range(1000)
-        for one in augment._draw_randaugment(settings, 32, rng)
+        for one in policy._draw_randaugment(settings, 32, rng)
     ]
     counts = {one: drawn.count(one) for one in drawn}
     identities = 2000 - len(drawn)
     assert 100 < identities < 190  # 143 on average
     expected = {}
-    for name, signed in ops.RANDAUGMENT.items():
-        strength = ops.magnitude(name, 9, 32, 32)
+    for name, signed in pixel_math.RANDAUGMENT.items():
+        strength = pixel_math.magnitude(name, 9, 32, 32)
         signs = (1, -1) if signed else (1,)
         expected |= {
             operations.randaugment(name, sign * strength): len(signs)
@@ -199,7 +196,7 @@ def test_random_resized_crop_boxes():
         height, width, top, left, h, w = row.tolist()
         low, high, i, j, *uniform = draws.tolist()
         fallbacks += i < 0
-        box = augment.random_crop_box(
+        box = policy.random_crop_box(
             width, height, (low, high), (0.75, 1.3333), Replay(uniform, (i, j))
         )
         assert box == (left, top, left + w, top + h)
@@ -231,7 +228,7 @@ def test_random_erasing_sizes():
 def test_center_view(number, size):
     image = GOLDENS[("small", "wide")[number]]
     golden = GOLDENS[f"evaluation/center/{number}/{size}"]
-    views = augment.eval_image(image, ("center", "center_flip"), size, "id")
+    views = policy.eval_image(image, ("center", "center_flip"), size, "id")
     assert largest_difference(views[0], golden) <= 1
     np.testing.assert_array_equal(views[1], views[0][:, ::-1])
 

@@ -13,9 +13,10 @@ from scipy.special import expit
 from scipy.stats import norm
 
 import jax_models
-from jax_models import activations, batch_norm, layers, native, norms
-from jax_models.depthwise import depthwise_conv
-from jax_models.window_attention import WindowAttention
+from jax_models import layers
+from jax_models.cpu_kernels import activations, batch_norm, dispatch, norms
+from jax_models.cpu_kernels.depthwise import depthwise_conv
+from jax_models.cpu_kernels.window_attention import WindowAttention
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_activations_and_their_slopes_are_exact(name, compiled, monkeypatch):
         ),
     }[name]
     if not compiled:
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(dispatch, "library", lambda: None)
     function = getattr(activations, name)
     # A length that no vector divides; far ends, where exp would overflow.
     x = np.concatenate([np.linspace(-6, 6, 999), [-1e4, -100, 0, 100, 1e4]])

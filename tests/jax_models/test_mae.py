@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import jax_models
-from errors import UserError
+from core.errors import UserError
 from jax_models import mae
 
 SIZE, UNIT, UNITS = 64, 32, (2, 2)

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import jax_models
-from errors import UserError
+from core.errors import UserError
 from jax_models.model import HEAD
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

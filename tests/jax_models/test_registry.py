@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import jax_models
-from errors import UserError
+from core.errors import UserError
 from jax_models import costs, layers
 
 # Parameters at 16 classes, as timm 1.0.31 counts them; stochastic depth of

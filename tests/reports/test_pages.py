@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from errors import UserError
+from core.errors import UserError
 from reports import ensemble_report, run_report
 from reports.charts import Line, line_chart, nice_ticks
 from reports.curves import read_history, score_chart
@@ -262,10 +262,10 @@ def test_ensemble_report_without_history_or_mistakes(tmp_path):
 
 def test_mistakes_show_the_digits_themselves(tmp_path):
     from configs.common import data
-    from input_pipeline import sources
+    from input_pipeline.sources import registry
 
     config = data()
-    ids = [str(name) for name in sources.open_source(config).labelled.ids[:30]]
+    ids = [str(name) for name in registry.open_source(config).labelled.ids[:30]]
     path = ensemble_report(
         tmp_path / "report.html",
         results(tmp_path),

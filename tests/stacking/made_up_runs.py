@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stacking.logits import Logits, write_logits
+from run_folder.predictions import Logits, write_logits
 
 CLASSES = ("10", "11", "13", "20")
 

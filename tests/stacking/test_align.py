@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from made_up_runs import CLASSES, made_up, write_run
 
-from errors import UserError
+from core.errors import UserError
+from run_folder.predictions import read_logits, write_logits
 from stacking.align import make_table
-from stacking.logits import read_logits, write_logits
 from stacking.runs import find_runs, read_runs
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from made_up_runs import CLASSES, made_up, write_run
 
-from errors import UserError
-from stacking import artifact, session
+from core.errors import UserError
+from stacking import artifact, pipeline
 from stacking.align import make_table
 from stacking.chain import Settings
 from stacking.runs import find_runs, read_runs
@@ -29,8 +29,8 @@ def stacked(tmp_path_factory):
             id_column="image",
             target_column="answer",
         )
-    session.stack(
-        session.Job(
+    pipeline.stack(
+        pipeline.Job(
             runs=[f"{folder}/runs/*"],
             out=folder / "stack",
             settings=Settings(trials=10, decision="prior"),
@@ -42,7 +42,7 @@ def stacked(tmp_path_factory):
 def test_predict_gives_the_same_bits(stacked, tmp_path):
     runs, stack = stacked
     for kind in ("labels", "probabilities"):
-        session.predict(
+        pipeline.predict(
             stack,
             # In another order, and on another number of threads.
             [f"{runs}/{name}" for name in ("third", "first", "second")],
@@ -63,14 +63,14 @@ def test_probabilities_are_bit_identical_after_loading(stacked):
     runs, stack = stacked
     table = make_table(read_runs(find_runs([f"{runs}/*"]), ("val", "test")))
     found = [
-        session.predict_rows(
+        pipeline.predict_rows(
             artifact.load(stack).chain, table.test.logits, threads
         )[1]
         for threads in (1, 2)
     ]
     np.testing.assert_array_equal(*found)
     # Row by row too: a row does not depend on its neighbours.
-    some = session.predict_rows(
+    some = pipeline.predict_rows(
         artifact.load(stack).chain, table.test.logits[:, 5:9], 1
     )
     np.testing.assert_allclose(some[1], found[0][5:9], rtol=1e-5)
@@ -96,7 +96,7 @@ def test_description_names_versions_hashes_and_models(stacked):
 def test_other_models_are_refused(stacked, tmp_path):
     runs, stack = stacked
     with pytest.raises(UserError, match="made with the model third"):
-        session.predict(
+        pipeline.predict(
             stack, [f"{runs}/first", f"{runs}/second"], tmp_path / "x.csv"
         )
     logits, _ = made_up(60, 4, 1, seed=9)
@@ -104,7 +104,7 @@ def test_other_models_are_refused(stacked, tmp_path):
         tmp_path / "fourth", None, (logits[0], np.full(60, -1, np.int32))
     )
     with pytest.raises(UserError, match="made without fourth"):
-        session.predict(stack, [f"{runs}/*", str(extra)], tmp_path / "x.csv")
+        pipeline.predict(stack, [f"{runs}/*", str(extra)], tmp_path / "x.csv")
     assert not (tmp_path / "x.csv").exists()
 
 
@@ -118,7 +118,7 @@ def test_same_model_trained_otherwise_is_refused(stacked, tmp_path):
         config_hash="another recipe",
     )
     with pytest.raises(UserError, match="made with the model third"):
-        session.predict(
+        pipeline.predict(
             stack,
             [f"{runs}/first", f"{runs}/second", str(tmp_path / "third")],
             tmp_path / "x.csv",
@@ -136,7 +136,7 @@ def test_other_classes_are_refused(stacked, tmp_path):
             classes=CLASSES[:3],
         )
     with pytest.raises(UserError, match=r"4 classes and these runs have 3"):
-        session.predict(stack, [f"{tmp_path}/*"], tmp_path / "x.csv")
+        pipeline.predict(stack, [f"{tmp_path}/*"], tmp_path / "x.csv")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_other_format(stacked, tmp_path):
 
 def test_validation_rows_can_be_predicted_too(stacked, tmp_path):
     runs, stack = stacked
-    rows = session.predict(
+    rows = pipeline.predict(
         stack, [f"{runs}/*"], tmp_path / "val.csv", split="val"
     )
     assert rows == 160
@@ -227,8 +227,8 @@ def sample(path, ids):
 def test_new_images_are_predicted_beside_their_own_sample(stacked, tmp_path):
     runs, _ = stacked
     old = sample(tmp_path / "old.csv", [f"test-{i:05}" for i in range(60)])
-    session.stack(
-        session.Job(
+    pipeline.stack(
+        pipeline.Job(
             runs=[f"{runs}/*"],
             out=tmp_path / "stack",
             settings=Settings(trials=5, boosters=()),
@@ -237,7 +237,7 @@ def test_new_images_are_predicted_beside_their_own_sample(stacked, tmp_path):
     )
 
     def predicted(pattern, **options):
-        session.predict(
+        pipeline.predict(
             tmp_path / "stack", [pattern], tmp_path / "out.csv", **options
         )
         return (tmp_path / "out.csv").read_text().splitlines()

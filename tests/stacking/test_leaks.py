@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_up_runs import made_up, write_run
 
-from errors import UserError
+from core.errors import UserError
 from stacking.leaks import refuse_leaks, suspicions
 from stacking.runs import find_runs, read_runs
 

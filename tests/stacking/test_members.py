@@ -10,12 +10,12 @@ from made_up_runs import made_up
 from scipy import special
 from sklearn import linear_model
 
-from reports import scores
+from metrics import classification
 from stacking import (
     blend,
     boosters,
     calibration,
-    decide,
+    decision_rule,
     features,
     greedy,
     logistic,
@@ -71,7 +71,7 @@ def test_temperature_of_a_faultless_model_stays_finite():
     labels = np.arange(40) % 4
     logits = np.eye(4, dtype=np.float32)[labels] * 5
     temperature = calibration.fit_temperature(logits, labels)
-    top = scores.log_softmax(logits, temperature).max(axis=1)
+    top = classification.log_softmax(logits, temperature).max(axis=1)
     # Forty of forty right is evidence for 97 % or so, not for certainty.
     assert 0.9 < np.exp(top).mean() < 0.995
 
@@ -83,9 +83,9 @@ def test_calibration_lowers_the_calibration_error():
         logits[0, half[0]] * 4, labels[half[0]]
     )
     raw, better = (
-        scores.expected_calibration_error(
+        classification.expected_calibration_error(
             labels[half[1]],
-            np.exp(scores.log_softmax(logits[0, half[1]] * 4, t)),
+            np.exp(classification.log_softmax(logits[0, half[1]] * 4, t)),
         )
         for t in (1.0, temperature)
     )
@@ -103,7 +103,7 @@ def test_soft_vote_is_never_worse_than_its_models_or_their_mean():
 
     def f1(weights):
         vote = soft_vote.vote(probabilities, np.asarray(weights))
-        return scores.macro_f1(labels, vote.argmax(axis=1), 4)
+        return classification.macro_f1(labels, vote.argmax(axis=1), 4)
 
     assert f1(weights) >= f1(np.full(4, 0.25))
     for model in range(4):
@@ -150,10 +150,10 @@ def test_greedy_is_at_least_as_good_as_the_best_model():
     assert weights.sum() == pytest.approx(1)
     vote = soft_vote.vote(probabilities, weights).argmax(axis=1)
     best = max(
-        scores.macro_f1(labels, model.argmax(axis=1), 4)
+        classification.macro_f1(labels, model.argmax(axis=1), 4)
         for model in probabilities
     )
-    assert scores.macro_f1(labels, vote, 4) >= best
+    assert classification.macro_f1(labels, vote, 4) >= best
 
 
 # Features.
@@ -249,10 +249,10 @@ def test_boosters_learn_and_stop(kind):
     booster, out_of_fold, inputs = booster_on(logits, labels, kind)
     assert len(booster.fits) == 3
     np.testing.assert_allclose(out_of_fold.sum(axis=1), 1, rtol=1e-5)
-    assert scores.accuracy(labels, out_of_fold.argmax(axis=1)) > 0.5
+    assert classification.accuracy(labels, out_of_fold.argmax(axis=1)) > 0.5
     # It knows the rows it was fitted on better than those held out.
     fitted = booster.predict(inputs.features, inputs.base, 1)
-    assert scores.log_loss(labels, fitted) < scores.log_loss(
+    assert classification.log_loss(labels, fitted) < classification.log_loss(
         labels, out_of_fold
     )
 
@@ -262,8 +262,8 @@ def test_boosters_on_few_rows_are_no_worse_than_the_mean(kind):
     """Forty rows of each class: too few to find the vote by thresholds."""
     logits, labels = made_up(160, 4, 3, seed=0)
     _, out_of_fold, inputs = booster_on(logits, labels, kind)
-    mean = scores.log_loss(labels, inputs.base)
-    assert scores.log_loss(labels, out_of_fold) < 1.02 * mean
+    mean = classification.log_loss(labels, inputs.base)
+    assert classification.log_loss(labels, out_of_fold) < 1.02 * mean
     right = np.mean(out_of_fold.argmax(axis=1) == labels)
     assert right > np.mean(inputs.base.argmax(axis=1) == labels) - 0.02
 
@@ -429,12 +429,14 @@ def rare_class(rows, seed):
 def test_decisions_raise_macro_f1_on_new_rows(rule):
     probabilities, labels = rare_class(3000, 0)
     folds = stratified_folds(labels, 3, 0)
-    multipliers = decide.fit_multipliers(rule, probabilities, labels, folds)
+    multipliers = decision_rule.fit_multipliers(
+        rule, probabilities, labels, folds
+    )
     assert multipliers[2] > multipliers[0]
     probabilities, labels = rare_class(20_000, 1)
-    plain = scores.macro_f1(labels, probabilities.argmax(axis=1), 3)
-    better = scores.macro_f1(
-        labels, decide.decide(probabilities, multipliers), 3
+    plain = classification.macro_f1(labels, probabilities.argmax(axis=1), 3)
+    better = classification.macro_f1(
+        labels, decision_rule.decide(probabilities, multipliers), 3
     )
     assert better > plain + 0.02
 
@@ -445,8 +447,8 @@ def test_decisions_leave_noise_alone():
     probabilities[np.arange(60), np.arange(60) % 4] += 1
     labels = np.arange(60) % 4
     folds = stratified_folds(labels, 3, 0)
-    for rule in decide.RULES:
+    for rule in decision_rule.RULES:
         np.testing.assert_array_equal(
-            decide.fit_multipliers(rule, probabilities, labels, folds),
+            decision_rule.fit_multipliers(rule, probabilities, labels, folds),
             np.ones(4, np.float32),
         )

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from run_folder.predictions import ARRAYS, REQUIRED_METADATA
 from stacking.__main__ import _stack_parser
-from stacking.logits import ARRAYS, REQUIRED_METADATA
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "stacking.md").read_text()
@@ -22,10 +22,8 @@ SECTION = PAGE[PAGE.index("## Logits from any tool") :]
 @pytest.fixture
 def stacker_alone(tmp_path):
     """A folder with what `stacking` is made of, and nothing else."""
-    for name in ("stacking", "reports"):
+    for name in ("stacking", "reports", "run_folder", "metrics", "core"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("errors.py", "files.py", "interrupts.py", "machine.py"):
-        shutil.copy(ROOT / name, tmp_path)
     # Of what is installed, only the stacker's requirements are let in.
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from errors import UserError
+from core.errors import UserError
 from stacking.submission import (
     Template,
     make_rows,

@@ -2,10 +2,10 @@
 
 import shutil
 
-from training.bucket import Disk
-from training.mirror import SENT, Mirror
-from training.ownership import OWNER
-from training.run_files import files_of, progress
+from training.multihost.lease import OWNER
+from training.multihost.mirror import SENT, Mirror
+from training.multihost.object_store import Disk
+from training.multihost.run_files import files_of, progress
 
 
 class Machine:

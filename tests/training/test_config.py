@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import loading
-from errors import UserError
+from core.errors import UserError
 from training import config as config_lib
 
 DEMO = "--config=configs/miniconvnext.py:demo"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from errors import UserError
-from training import sharding
+from core.errors import UserError
+from training.multihost import sharding
 
 HERE = Path(__file__).parent
 # Sums in another order: float32 rounds to 6e-8, and a step amplifies it.

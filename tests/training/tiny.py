@@ -6,8 +6,9 @@ import numpy as np
 from flax import nnx
 
 from configs import common
-from training import optim, sharding
-from training import state as state_lib
+from training.loop import optimizer
+from training.loop import state as state_lib
+from training.multihost import sharding
 
 
 class Tiny(nnx.Module):
@@ -73,7 +74,7 @@ class Run:
         self.stage = common.stage(
             weight_decay=0.1, ema_decay=ema_decay, **options
         )
-        self.tables = optim.rate_tables(self.stage, 100, 10)
+        self.tables = optimizer.rate_tables(self.stage, 100, 10)
         self.train_step = state_lib.make_train_step(
             self.blueprint,
             loss,

@@ -27,13 +27,14 @@ import tiny
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from errors import UserError
+from core.errors import UserError
 from jax_models import layers
-from training import exchange, processes, runtime, sharding
-from training import state as state_lib
-from training.checkpoints import Checkpoints
+from training import runtime
+from training.checkpointing.manager import Checkpoints
+from training.checkpointing.reader import Damaged
 from training.config import Peers
-from training.stored import Damaged
+from training.loop import state as state_lib
+from training.multihost import comm, host_transfer, sharding
 
 STEPS = int(os.environ.get("STEPS", "4"))
 sharding.SMALLEST_SPLIT = 16  # Or nothing of models this small were split.
@@ -143,8 +144,8 @@ def refusals():
 
     heard = []
     for ask in (
-        lambda: processes.first_tells(lambda: refuse(0)),
-        lambda: processes.together(lambda: refuse(1)),
+        lambda: comm.first_tells(lambda: refuse(0)),
+        lambda: comm.together(lambda: refuse(1)),
     ):
         try:
             ask()
@@ -173,11 +174,13 @@ def moved():
             array.shape, array.dtype, sharding=NamedSharding(mesh, spec)
         )
     assert not like["split"].sharding.is_fully_replicated
-    own = arrays if processes.is_first() else {}
-    exchange._BYTES_AT_ONCE = 128  # So that one array goes out in two parts.
-    placed = exchange.from_first(own, like)
+    own = arrays if comm.is_first() else {}
+    host_transfer._BYTES_AT_ONCE = (
+        128  # So that one array goes out in two parts.
+    )
+    placed = host_transfer.from_first(own, like)
     assert all(placed[name].sharding == like[name].sharding for name in like)
-    back = exchange.to_first(placed)
+    back = host_transfer.to_first(placed)
     assert back.keys() == own.keys()
     for name in back:
         assert back[name].tobytes() == arrays[name].tobytes(), name
@@ -189,7 +192,7 @@ def moved():
 
 def damage_told(saved, folder, like):
     """What processes hear of a damage that process 0 alone can see."""
-    if processes.is_first():
+    if comm.is_first():
         files = (p for p in (folder / "2/state").rglob("*") if p.is_file())
         largest = max(files, key=lambda path: path.stat().st_size)
         largest.write_bytes(largest.read_bytes()[:-200])
@@ -212,13 +215,13 @@ def as_one_of_two(folder, coordinator, index):
     saved = Checkpoints(folder, "val_loss")
     like = state_lib.stage_like(run.blueprint, run.stage, run.mesh)
     state, more = advance(run, saved.load(saved.best(), like), 2)
-    agreed = processes.Agreement(run.mesh)
+    agreed = comm.Agreement(run.mesh)
     signal = [agreed(15 if index and step == 1 else 0) for step in range(4)]
     labels = sharding.to_host(batch_on(run, 0))["label"].tolist()
     found = {"losses": losses + more, "split": split(state), "labels": labels}
     found |= {"signal": signal, "refusals": refusals()}
-    found["answer"] = processes.first_tells(lambda: {"process": index})
-    found["texts"] = processes.all_tell("x" * index)
+    found["answer"] = comm.first_tells(lambda: {"process": index})
+    found["texts"] = comm.all_tell("x" * index)
     saved.save(4, state, {"go_on_from": 4})
     found["damage"] = damage_told(saved, folder, like)
     saved.close()

@@ -1,0 +1,114 @@
+"""Files that are whole or absent: written to a temporary name, then renamed.
+
+Every package may import this module; of Sextet it imports only `errors`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.errors import UserError
+
+# Temporary files and folders of this process.
+_passing: set[Path] = set()
+_removing = threading.Lock()
+_discarded = False
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path; on success it becomes `path` in one step.
+
+    The temporary file lies in the same folder, so the rename is atomic; it is
+    flushed to disk first, so a power cut leaves the old file or the new one.
+    Parent folders are made. If the block raises, `path` is untouched.
+
+    Raises:
+      UserError: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".part", dir=path.parent
+        )
+        os.close(descriptor)
+        with passing(Path(name)) as temporary:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            # mkstemp makes private files; give what a plain open() would have.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space "
+            "or choose a folder that can be written"
+        ) from error
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` as UTF-8 to `path`, whole or not at all (`replacing`)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def temporary_folder(
+    within: str | os.PathLike | None = None, prefix: str = "sextet-"
+) -> Iterator[Path]:
+    """Yields a new folder that is removed at the end, however that comes.
+
+    Args:
+      within: where to make it; None takes the system's place for such.
+      prefix: of its name.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    name = tempfile.mkdtemp(prefix=prefix, dir=within)
+    with passing(Path(name)) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def passing(path: Path) -> Iterator[Path]:
+    """Removes `path`, a file or a folder, at the end, however that comes."""
+    _passing.add(path)
+    try:
+        yield path
+    finally:
+        with _removing:
+            _remove(path)
+            _passing.discard(path)
+
+
+def discard_passing() -> None:
+    """Removes what is half written; for a process that is about to end.
+
+    Nothing else is written or removed from then on: whoever is at it waits
+    for ever, rather than complain that its file is gone.
+    """
+    global _discarded
+    if _discarded:  # By another thread, which has the lock.
+        return
+    _removing.acquire()
+    _discarded = True
+    for path in list(_passing):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,220 @@
+"""Reads .safetensors and torch.save files without PyTorch, running no code.
+
+A file that torch.save wrote is a zip archive with a pickle in it. Unpickling
+can call anything that it names; this reader knows only the handful of names
+that tensors need and refuses every other one.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from core.errors import UserError
+
+# Training scripts wrap the state dict in a dictionary, under these names.
+WRAPPERS = ("state_dict", "model")
+
+_STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+_SAFETENSORS = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a state dict: name -> array.
+
+    Args:
+      path: a .safetensors file, or one that torch.save wrote (PyTorch 1.6 or
+        newer), holding a state dict or a dictionary with one under
+        "state_dict" or "model".
+
+    Raises:
+      UserError: the file is missing, damaged, or holds anything but tensors.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        return _read_torch(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror or error}; check the path"
+        ) from error
+
+
+def _read_safetensors(path):
+    """The format: length of the header, the header as JSON, the bytes."""
+    damaged = UserError(
+        f"{path} is no whole .safetensors file; download or export it again"
+    )
+    data = path.read_bytes()
+    try:
+        (length,) = struct.unpack_from("<Q", data)
+        if 8 + length > len(data):
+            raise damaged
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        body = memoryview(data)[8 + length :]
+        arrays = {}
+        for name, entry in header.items():
+            dtype = np.dtype(_SAFETENSORS[entry["dtype"]])
+            start, stop = entry["data_offsets"]
+            if not 0 <= start <= stop <= len(body):
+                raise damaged
+            array = np.frombuffer(body[start:stop], dtype)
+            arrays[name] = array.reshape(entry["shape"])
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        raise damaged from None
+    return arrays
+
+
+def _read_torch(path):
+    with open(path, "rb") as file:
+        is_archive = zipfile.is_zipfile(file)
+    if not is_archive:
+        raise UserError(
+            f"{path} is no file that torch.save of PyTorch 1.6 or newer "
+            "wrote; load it in PyTorch and save it again"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            pickles = [
+                name for name in names if name.rpartition("/")[2] == "data.pkl"
+            ]
+            if len(pickles) != 1:
+                raise pickle.UnpicklingError("it has no data.pkl")
+            folder = pickles[0].removesuffix("data.pkl")
+            if f"{folder}byteorder" in names:
+                order = archive.read(f"{folder}byteorder")
+                if order != b"little":
+                    raise pickle.UnpicklingError("it is big-endian")
+            with archive.open(pickles[0]) as file:
+                content = _Unpickler(file, archive, folder).load()
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        # What a pickle of nonsense makes the unpickler raise.
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise UserError(
+            f"cannot read {path}: {error}; save only the state dict, with "
+            "torch.save(model.state_dict(), path)"
+        ) from error
+    return _state_dict(content, path)
+
+
+def _state_dict(content, path):
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(
+            content.get(wrapper), Mapping
+        ):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(array, np.ndarray)
+        for name, array in content.items()
+    ):
+        raise UserError(
+            f"{path} holds no state dict; save one with "
+            "torch.save(model.state_dict(), path)"
+        )
+    return dict(content)
+
+
+class _Storage:
+    """Stands for torch.FloatStorage and its like: only names a dtype."""
+
+    def __init__(self, dtype):
+        self.dtype = np.dtype(dtype)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds arrays and dictionaries; refuses to import anything."""
+
+    def __init__(self, file, archive, folder):
+        super().__init__(file)
+        self._archive = archive
+        self._folder = folder
+
+    def find_class(self, module, name):
+        """The handful of names that a state dict needs."""
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if module == "torch" and name in _STORAGES:
+            return _Storage(_STORAGES[name])
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _rebuild_parameter
+        raise pickle.UnpicklingError(
+            f"it wants to call {module}.{name}, which no state dict needs"
+        )
+
+    def persistent_load(self, key):
+        """The bytes of one storage, as a flat array."""
+        kind, storage, name, _, count = key
+        if kind != "storage":
+            raise pickle.UnpicklingError(f"it refers to a {kind!r}")
+        data = self._archive.read(f"{self._folder}data/{name}")
+        array = np.frombuffer(data, storage.dtype)
+        if len(array) != count:
+            raise pickle.UnpicklingError(f"its storage {name} is cut short")
+        return array
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_):
+    """A tensor as a view of its storage, checked against its bounds."""
+    last = offset + sum(
+        (length - 1) * stride
+        for length, stride in zip(shape, strides, strict=True)
+    )
+    if math.prod(shape) == 0:
+        return np.zeros(shape, storage.dtype)
+    if min((offset, *strides, *shape)) < 0 or last >= len(storage):
+        raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+    steps = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(
+        storage[offset:], shape, steps, writeable=False
+    )
+
+
+def _rebuild_parameter(array, *_):
+    return array

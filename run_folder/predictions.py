@@ -1,0 +1,197 @@
+"""The logits file: all that stacking knows of a trained model.
+
+One `.npz` per run and split, `<run>/logits/<split>.npz`. Split `val` holds
+labelled rows, each predicted by a model that never saw it; `test` holds the
+rows of the submission. Any tool that writes this layout can be stacked;
+docs/stacking.md shows how in ten lines of NumPy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.atomic_files import replacing
+from core.errors import UserError
+
+ARRAYS = ("ids", "logits", "labels", "classes", "fold", "metadata")
+REQUIRED_METADATA = ("model", "config_hash", "folds_hash", "tta_views")
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Predictions of one run for one split.
+
+    Attributes:
+      ids: str [N], the rows' names, each at most once.
+      logits: float32 [N, C], finite; the mean over test-time views.
+      labels: int32 [N], index into `classes`; -1 where unknown.
+      classes: str [C], the original label values, in column order.
+      fold: int32 [N], the fold in which the row was held out; -1 for none.
+      metadata: JSON-able. `model`, `config_hash`, `folds_hash` and
+        `tta_views` always; `seed`, `val_fold`, `sample_submission`,
+        `id_column`, `target_column`, `source` and `data` where known.
+    """
+
+    ids: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+    classes: np.ndarray
+    fold: np.ndarray
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of rows, N."""
+        return len(self.ids)
+
+
+def write_logits(path: str | os.PathLike, logits: Logits) -> None:
+    """Writes `logits` to `path`, whole or not at all.
+
+    Raises:
+      UserError: the arrays do not fit together (see `read_logits`), or the
+        folder cannot be written.
+    """
+    logits = _checked(path, logits)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            ids=logits.ids,
+            logits=logits.logits,
+            labels=logits.labels,
+            classes=logits.classes,
+            fold=logits.fold,
+            metadata=np.array(json.dumps(logits.metadata, sort_keys=True)),
+        )
+
+
+def read_logits(path: str | os.PathLike) -> Logits:
+    """Reads and checks one logits file.
+
+    Integer ids and classes, float64 or float16 logits and wider integers are
+    accepted and converted, as other tools write them.
+
+    Raises:
+      UserError: the file is missing or is no such archive, an array is
+        absent or has the wrong shape, a logit is not finite, an id stands
+        twice, or a label lies outside the classes.
+    """
+    try:
+        arrays = _arrays(path)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} does not exist; let the training finish, which writes it"
+        ) from error
+    # A damaged archive fails in dozens of ways, in zipfile, zlib and NumPy.
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as a logits file ({error}); write it "
+            "again with run_folder.predictions.write_logits"
+        ) from error
+    absent = [name for name in ARRAYS if name not in arrays]
+    if absent:
+        raise UserError(
+            f"{path} has no array {absent[0]!r}; a logits file holds "
+            f"{', '.join(ARRAYS)} (see docs/stacking.md)"
+        )
+    try:
+        metadata = json.loads(str(arrays.pop("metadata")))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: metadata is not JSON ({error}); store one JSON object "
+            "as a string"
+        ) from error
+    return _checked(path, Logits(metadata=metadata, **arrays))
+
+
+def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Those of `ARRAYS` that the archive at `path` has."""
+    with open(path, "rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array, not an archive of several")
+        return {name: archive[name] for name in ARRAYS if name in archive}
+
+
+def _as_text(array: np.ndarray) -> np.ndarray:
+    """Text or integers as text; anything else is a ValueError."""
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8")
+    if array.dtype.kind not in "Uiu":
+        raise ValueError(f"{array.dtype}, not text or integers")
+    return array.astype(str)
+
+
+def _checked(path: str | os.PathLike, given: Logits) -> Logits:
+    """The same rows in the contract's dtypes, or a UserError."""
+    ids, classes = np.asarray(given.ids), np.asarray(given.classes)
+    logits = np.asarray(given.logits)
+    labels, fold = np.asarray(given.labels), np.asarray(given.fold)
+
+    def wrong(what: str) -> UserError:
+        return UserError(f"{path}: {what}; write the file again without it")
+
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise wrong(f"logits have shape {list(logits.shape)}, not [N, C]")
+    rows, columns = logits.shape
+    expected = {"ids": rows, "labels": rows, "classes": columns, "fold": rows}
+    for name, length in expected.items():
+        shape = np.shape(getattr(given, name))
+        if shape != (length,):
+            raise wrong(
+                f"{name} has shape {list(shape)} where logits "
+                f"{list(logits.shape)} need [{length}]"
+            )
+    if not np.issubdtype(logits.dtype, np.floating):
+        raise wrong(f"logits are {logits.dtype}, not floating point")
+    for name, array in (("labels", labels), ("fold", fold)):
+        if not np.issubdtype(array.dtype, np.integer):
+            raise wrong(f"{name} are {array.dtype}, not integers")
+        if len(array) and np.abs(array.astype(np.float64)).max() >= 2**31:
+            raise wrong(f"{name} do not fit into 32 bits")
+    try:
+        ids, classes = _as_text(ids), _as_text(classes)
+    except ValueError as error:
+        raise wrong(f"ids or classes are no text ({error})") from error
+    with np.errstate(over="ignore"):
+        logits = np.ascontiguousarray(logits, np.float32)
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise wrong(
+            f"{np.sum(~finite)} rows have logits that are not finite, the "
+            f"first is id {str(ids[~finite][0])!r}"
+        )
+    for name, values in (("id", ids), ("class", classes)):
+        unique, count = np.unique(values, return_counts=True)
+        if len(unique) < len(values):
+            raise wrong(f"{name} {str(unique[count > 1][0])!r} stands twice")
+    outside = (labels < -1) | (labels >= columns)
+    if outside.any():
+        raise wrong(
+            f"id {str(ids[outside][0])!r} has label {labels[outside][0]}, "
+            f"outside -1..{columns - 1}"
+        )
+    metadata = given.metadata
+    if not isinstance(metadata, dict):
+        raise wrong("metadata is not a JSON object")
+    absent = [key for key in REQUIRED_METADATA if key not in metadata]
+    if absent:
+        raise wrong(f"metadata has no {absent[0]!r}")
+    return Logits(
+        ids=ids,
+        logits=logits,
+        labels=labels.astype(np.int32),
+        classes=classes,
+        fold=fold.astype(np.int32),
+        metadata=metadata,
+    )
+
+
+def logits_path(run: str | os.PathLike, split: str) -> Path:
+    """Where the run folder `run` keeps its logits for `split`."""
+    return Path(run) / "logits" / f"{split}.npz"

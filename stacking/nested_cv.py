@@ -1,0 +1,160 @@
+"""Honest scores: the whole chain, refitted without the rows it is scored on.
+
+The rows are dealt to five outer folds. Each fold is predicted by a chain
+whose every part (temperatures, vote weights, penalty, boosters, blend,
+decision) was fitted on the other four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from metrics import classification
+from stacking.chain import BLEND, Chain, Settings, fit_chain
+from stacking.splits import stratified_folds
+
+OUTER_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring needs of the predictions for N labelled rows.
+
+    Attributes:
+      predicted: int32 [N], the class decided for.
+      confidence: float32 [N], the probability of the likeliest class.
+      top: int32 [N], that class.
+      true: float32 [N], the probability of the true class.
+    """
+
+    predicted: np.ndarray
+    confidence: np.ndarray
+    top: np.ndarray
+    true: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int) -> Scored:
+        """Room for so many rows."""
+        return cls(
+            np.zeros(rows, np.int32),
+            np.zeros(rows, np.float32),
+            np.zeros(rows, np.int32),
+            np.zeros(rows, np.float32),
+        )
+
+    def fill(self, rows, probabilities, predicted, labels) -> None:
+        """Writes the predictions of `rows` in place."""
+        self.predicted[rows] = predicted
+        self.confidence[rows] = probabilities.max(axis=1)
+        self.top[rows] = probabilities.argmax(axis=1)
+        self.true[rows] = probabilities[np.arange(len(labels)), labels]
+
+    def summary(self, labels: np.ndarray, num_classes: int) -> dict[str, Any]:
+        """Every score of these predictions, ready for JSON."""
+        confusion = classification.confusion_matrix(
+            labels, self.predicted, num_classes
+        )
+        f1 = classification.f1_from_confusion(confusion)
+        return {
+            "macro_f1": float(classification.mean_f1(confusion)),
+            "macro_f1_interval": classification.bootstrap_interval(confusion),
+            "accuracy": float(classification.mean_accuracy(confusion)),
+            "accuracy_interval": classification.bootstrap_interval(
+                confusion, classification.mean_accuracy
+            ),
+            "log_loss": classification.likelihood_loss(self.true),
+            "calibration_error": classification.calibration_gap(
+                self.confidence, self.top == labels
+            ),
+            "f1_per_class": [
+                None if np.isnan(value) else float(value) for value in f1
+            ],
+        }
+
+
+def predict_scored(
+    chain: Chain,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    threads: int,
+    into: dict[Any, Scored] | None = None,
+    rows: np.ndarray | None = None,
+) -> dict[Any, Scored]:
+    """Predicts labelled rows with every part of the chain.
+
+    Args:
+      chain: a fitted chain.
+      logits: float32 [M, n, C].
+      labels: int [n].
+      threads: at most so many.
+      into: where to write, for the rows numbered `rows` int [n] of a larger
+        whole; a new one by default.
+      rows: see `into`.
+
+    Returns:
+      Model number, member name or "blend" -> its `Scored`.
+    """
+    into = {} if into is None else into
+    rows = np.arange(len(labels)) if rows is None else rows
+    total = len(rows)
+    for chunk, found in chain.predict(logits, threads):
+        for name, probabilities in found.items():
+            predicted = (
+                chain.decide(probabilities)
+                if name == BLEND
+                else probabilities.argmax(axis=1)
+            )
+            if name not in into:
+                into[name] = Scored.empty(total)
+            into[name].fill(
+                rows[chunk], probabilities, predicted, labels[chunk]
+            )
+    return into
+
+
+def out_of_fold(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    settings: Settings,
+    *,
+    progress: Callable[[str], None] = lambda step: None,
+) -> dict[Any, Scored]:
+    """Predicts every row by a chain that was fitted without it.
+
+    Args:
+      logits: float32 [M, N, C].
+      labels: int [N].
+      settings: of the chain.
+      progress: called with a few words before each slow step.
+
+    Returns:
+      The predictions, as `predict_scored`.
+    """
+    folds = stratified_folds(labels, OUTER_FOLDS, settings.seed)
+    found: dict[Any, Scored] = {}
+    for fold in np.unique(folds):
+        kept = np.flatnonzero(folds != fold)
+        held = np.flatnonzero(folds == fold)
+        name = f"fold {fold + 1}/{OUTER_FOLDS}"
+        chain = fit_chain(
+            logits[:, kept],
+            labels[kept],
+            settings,
+            progress=lambda step, name=name: progress(f"{name}: {step}"),
+        )
+        if not found:
+            keys = [*range(len(logits)), *chain.members, BLEND]
+            found = {key: Scored.empty(len(labels)) for key in keys}
+        predict_scored(
+            chain,
+            logits[:, held],
+            labels[held],
+            settings.threads,
+            found,
+            held,
+        )
+    return found

@@ -1,0 +1,96 @@
+"""Every validation row was held out, and none of them is missing.
+
+What a run says of itself (`val_fold`, and the fold of each row) is compared
+with its predictions, and with the folds file in its folder if there is one.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import UserError
+from run_folder.predictions import Logits, logits_path
+from stacking.runs import Run, held_out_fold
+
+
+def check_held_out(run: Run) -> None:
+    """Checks one run's validation rows.
+
+    Raises:
+      UserError: a row has no label, belongs to a fold that the model was
+        trained on, or is missing from the fold that it held out.
+    """
+    logits = run.val
+    unlabelled = logits.labels < 0
+    if unlabelled.any():
+        raise UserError(
+            f"{logits_path(run.path, 'val')} has no label for "
+            f"{named(logits.ids[unlabelled])}; leave out such rows"
+        )
+    held_out = held_out_fold(run)
+    if held_out is not None:
+        seen = (logits.fold >= 0) & (logits.fold != held_out)
+        if seen.any():
+            raise UserError(
+                f"{run.path} was trained on rows that it predicts: it held "
+                f"out fold {held_out}, but {named(logits.ids[seen])} belong"
+                f"{'' if seen.sum() > 1 else 's'} to fold "
+                f"{logits.fold[seen][0]}; export the logits of fold "
+                f"{held_out} alone"
+            )
+    path = run.path / "folds.csv"
+    # Without a fold for each row, the run does not claim to be of that file.
+    if path.exists() and len(logits) and logits.fold.min() >= 0:
+        _check_against_file(run, logits, held_out, path)
+
+
+def _check_against_file(
+    run: Run, logits: Logits, held_out: int | None, path: Path
+) -> None:
+    fold_of = _read_folds(path)
+    own = zip(logits.ids.tolist(), logits.fold.tolist(), strict=True)
+    moved = [name for name, fold in own if fold_of.get(name) != fold]
+    if moved:
+        raise UserError(
+            f"{path} has another fold than logits/val.npz, or none, for "
+            f"{named(moved)}, so the model may have been trained on "
+            f"{'them' if len(moved) > 1 else 'it'}; put back the folds file "
+            "it was trained with, or train it again"
+        )
+    expected = {
+        name
+        for name, fold in fold_of.items()
+        if held_out is None or fold == held_out
+    }
+    missing = sorted(expected.difference(logits.ids.tolist()))
+    if missing:
+        raise UserError(
+            f"{run.path} never predicts {named(missing)}, which {path} "
+            "lists as held out; export its logits again"
+        )
+
+
+def _read_folds(path: Path) -> dict[str, int]:
+    """id -> fold, of a csv file `id,fold` that may begin with a comment."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            if next(rows)[0].startswith("#"):
+                next(rows)
+            return {name: int(fold) for name, fold in rows}
+    except (OSError, ValueError, IndexError, StopIteration, csv.Error) as error:
+        raise UserError(
+            f"the folds file {path} cannot be read ({error}); it needs the "
+            "columns id,fold: restore it or take it away"
+        ) from error
+
+
+def named(ids: Sequence[str] | np.ndarray) -> str:
+    """Up to three ids in quotes, and how many more there are."""
+    shown = ", ".join(repr(str(name)) for name in ids[:3])
+    more = f" and {len(ids) - 3:,} more" if len(ids) > 3 else ""
+    return f"id{'s' if len(ids) > 1 else ''} {shown}{more}"

@@ -1,0 +1,363 @@
+"""What `python -m stacking` does, from run folders to files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.atomic_files import write_text
+from core.errors import UserError
+from metrics import classification
+from reports.ensemble import Answers, ensemble_report
+from stacking import artifact, leaks, submission
+from stacking.align import Rows, Table, make_table
+from stacking.atomic_dir import REPORT, check_writable, staged
+from stacking.chain import BLEND, Chain, Settings, fit_chain
+from stacking.nested_cv import Scored, out_of_fold, predict_scored
+from stacking.runs import find_runs, read_runs
+
+MIN_ROWS = 10
+# In place of a sample submission: the rows in their own order.
+NO_SAMPLE = "none"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a person asked for.
+
+    Attributes:
+      runs: folders or globs.
+      out: where everything is written.
+      settings: of the chain.
+      sample_submission: path, or "none", or None for the one that the runs
+        name.
+      submission_format: "labels" or "probabilities".
+      leak_check: whether a run surer of validation than of test rows stops
+        the stack.
+    """
+
+    runs: Sequence[str]
+    out: Path
+    settings: Settings
+    sample_submission: str | None = None
+    submission_format: str = "labels"
+    leak_check: bool = True
+
+
+def stack(
+    job: Job,
+    progress: Callable[[str], None] = lambda step: None,
+    note: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Scores and fits the chain and writes every file.
+
+    Args:
+      job: what is asked for.
+      progress: called with a few words before each slow step.
+      note: called with a line worth keeping.
+
+    Returns:
+      The content of scores.json.
+    """
+    runs = read_runs(find_runs(job.runs, job.out, note), ("val", "test"))
+    table = make_table(runs)
+    _check_rows(table)
+    found_leaks = leaks.suspicions(runs)
+    if job.leak_check:
+        leaks.refuse_leaks(found_leaks)
+    layout = _submission_layout(table, job.sample_submission)
+    template = None
+    if table.test is None:
+        note("no run has test logits: scores only, no submission")
+    else:
+        template = _template(table.test.ids, [layout["sample"]], layout)
+        # Refuse a sample that does not fit before the work, not after.
+        _submission_rows(
+            template,
+            table.test.ids,
+            table.classes,
+            None,
+            job.submission_format,
+        )
+    check_writable(job.out, "--out")
+    if job.settings.search_seconds:
+        storage = Path(job.settings.search_storage)
+        check_writable(storage.parent, "--search-storage in")
+
+    logits, labels = table.val.logits, table.val.labels
+    found = out_of_fold(logits, labels, job.settings, progress=progress)
+    chain = fit_chain(
+        logits,
+        labels,
+        job.settings,
+        progress=lambda step: progress(f"final fit: {step}"),
+    )
+    progress("writing")
+    if template is None and (job.out / "submission.csv").exists():
+        note(
+            f"{job.out}/submission.csv is not of this stack"
+            + (
+                " and is removed"
+                if (job.out / "stack.json").exists()
+                else "; nor is it of an earlier one, so it stays"
+            )
+        )
+    with staged(job.out) as folder:
+        artifact.save(folder, chain, table, job.settings, layout)
+        # Predicted by what was written, as `predict` will.
+        chain = artifact.load(folder).chain
+        if template is not None:
+            predicted = predict_rows(
+                chain, table.test.logits, job.settings.threads
+            )
+            submission.write_submission(
+                folder / "submission.csv",
+                _submission_rows(
+                    template,
+                    table.test.ids,
+                    table.classes,
+                    predicted,
+                    job.submission_format,
+                ),
+            )
+        test_found = None
+        if table.test is not None and (table.test.labels >= 0).all():
+            test_found = predict_scored(
+                chain,
+                table.test.logits,
+                table.test.labels,
+                job.settings.threads,
+            )
+        results = _results(job, table, chain, found, test_found, found_leaks)
+        write_text(folder / "scores.json", json.dumps(results, indent=1) + "\n")
+        answers = [_answers("validation, out of fold", table.val, found)]
+        if test_found is not None:
+            answers.append(_answers("test", table.test, test_found))
+        ensemble_report(
+            folder / REPORT,
+            results,
+            answers,
+            data=runs[0].metadata.get("data"),
+        )
+    return results
+
+
+def predict(
+    folder: Path,
+    runs: Sequence[str],
+    out: Path,
+    *,
+    split: str = "test",
+    sample_submission: str | None = None,
+    submission_format: str = "labels",
+    threads: int = 2,
+    note: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Predicts new logits with a stack made before.
+
+    Args:
+      folder: of the stack.
+      runs: folders or globs, of the models the stack was made with.
+      out: the csv file to write.
+      split: which logits to predict.
+      sample_submission: path, or "none", or None for the one the stack was
+        made with or the runs name, whichever has these rows.
+      submission_format: "labels" or "probabilities".
+      threads: at most so many.
+      note: called with a line worth keeping.
+
+    Returns:
+      The number of rows written.
+    """
+    loaded = artifact.load(folder)
+    made_with = loaded.description["versions"]
+    for library, version in artifact.versions().items():
+        if made_with.get(library) != version:
+            note(
+                f"the stack was made with {library} "
+                f"{made_with.get(library)} and this is {version}: answers "
+                "may differ in the last digits"
+            )
+    found = read_runs(find_runs(runs, folder, note), (split,))
+    table = make_table(found, (split,))
+    rows: Rows = getattr(table, split)
+    order = artifact.matched(loaded, table)
+    predicted = predict_rows(loaded.chain, rows.logits[order], threads)
+    layout = loaded.description["submission"]
+    if sample_submission == NO_SAMPLE:
+        samples = []
+    elif sample_submission:
+        samples = [sample_submission]
+    elif split == "test":
+        # Other images than the stack was made beside have another sample.
+        own = _submission_layout(table, None)
+        samples = [layout["sample"], own["sample"]]
+    else:
+        samples = []
+    template = _template(rows.ids, samples, layout)
+    submission.write_submission(
+        out,
+        _submission_rows(
+            template, rows.ids, table.classes, predicted, submission_format
+        ),
+    )
+    return len(rows.ids)
+
+
+def predict_rows(
+    chain: Chain, logits: np.ndarray, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The blend's (answers int32 [N], probabilities float32 [N, C])."""
+    _, rows, classes = logits.shape
+    probabilities = np.empty((rows, classes), np.float32)
+    for chunk, found in chain.predict(logits, threads):
+        probabilities[chunk] = found[BLEND]
+    return chain.decide(probabilities).astype(np.int32), probabilities
+
+
+def _check_rows(table: Table) -> None:
+    rows = len(table.val.ids)
+    if rows < MIN_ROWS:
+        raise UserError(
+            f"the runs share only {rows} validation rows, too few to fit "
+            f"and score a stack; train with more images, or with fewer folds "
+            f"(--config.data.folds), for at least {MIN_ROWS}"
+        )
+    if len(np.unique(table.val.labels)) < 2:
+        raise UserError(
+            "all validation rows have one label; there is nothing to stack"
+        )
+
+
+def _submission_layout(table: Table, sample: str | None) -> dict[str, Any]:
+    """Columns and sample, from the flag or from what the runs recorded."""
+    metadata = table.families[0].runs[0].metadata
+    if sample is None:
+        sample = metadata.get("sample_submission")
+    return {
+        "sample": None if sample == NO_SAMPLE else sample,
+        "id_column": metadata.get("id_column") or "id",
+        "target_column": metadata.get("target_column") or "label",
+    }
+
+
+def _template(
+    ids: np.ndarray, samples: Sequence[str | None], layout: dict[str, Any]
+) -> submission.Template:
+    """The first of `samples` that names exactly these rows, or the last.
+
+    Without any, the columns of `layout` and the rows in their own order.
+    """
+    paths = [path for path in dict.fromkeys(samples) if path]
+    for path in paths[:-1]:
+        with contextlib.suppress(UserError):
+            template = submission.read_sample(path)
+            if set(template.ids.tolist()) == set(ids.tolist()):
+                return template
+    if paths:
+        return submission.read_sample(paths[-1])
+    columns = (layout["id_column"], layout["target_column"])
+    return submission.Template(columns, ids, "the test rows")
+
+
+def _submission_rows(template, ids, classes, predicted, kind):
+    if predicted is None:
+        predicted = (
+            np.zeros(len(ids), np.int32),
+            np.zeros((len(ids), len(classes)), np.float32),
+        )
+    return submission.make_rows(template, ids, classes, *predicted, kind)
+
+
+def _answers(title: str, rows: Rows, found: dict[Any, Scored]) -> Answers:
+    blend = found[BLEND]
+    return Answers(
+        title=title,
+        ids=rows.ids,
+        labels=rows.labels,
+        predicted=blend.predicted,
+        confidence=blend.confidence,
+        true=blend.true,
+    )
+
+
+def _results(job, table, chain, found, test_found, found_leaks):
+    """The content of scores.json."""
+    names = dict(enumerate(table.names))
+    classes = len(table.classes)
+
+    def summaries(scored, labels):
+        return {
+            names.get(key, key): entry.summary(labels, classes)
+            for key, entry in scored.items()
+        }
+
+    labels = table.val.labels
+    most_common = np.bincount(labels, minlength=classes).argmax()
+    return {
+        "rows": len(labels),
+        "test_rows": 0 if table.test is None else len(table.test.ids),
+        "classes": table.classes.tolist(),
+        "folds_hash": table.folds_hash,
+        "families": [
+            {
+                "name": family.name,
+                "model": family.model,
+                "runs": [str(run.path) for run in family.runs],
+            }
+            for family in table.families
+        ],
+        "settings": dataclasses.asdict(job.settings),
+        "most_common_class": {
+            "macro_f1": classification.macro_f1(
+                labels, np.full(len(labels), most_common), classes
+            ),
+            "accuracy": float(np.mean(labels == most_common)),
+        },
+        "scores": summaries(found, labels),
+        "test_scores": (
+            None
+            if test_found is None
+            else summaries(test_found, table.test.labels)
+        ),
+        "final": {
+            "temperatures": dict(
+                zip(table.names, chain.temperatures.tolist(), strict=True)
+            ),
+            "soft_vote_weights": dict(
+                zip(
+                    table.names,
+                    chain.members["soft_vote"].weights.tolist(),
+                    strict=True,
+                )
+            ),
+            "greedy_vote_weights": dict(
+                zip(
+                    table.names,
+                    chain.members["greedy_vote"].weights.tolist(),
+                    strict=True,
+                )
+            ),
+            "member_temperatures": dict(chain.member_temperatures),
+            "blend_weights": dict(chain.blend_weights),
+            "blend_temperature": chain.blend_temperature,
+            "multipliers": chain.multipliers.tolist(),
+            "booster_parameters": chain.booster_parameters,
+        },
+        "leak_check": [
+            {
+                "run": str(suspicion.run.path),
+                "surer_of_validation": suspicion.surer,
+                "excess": suspicion.excess,
+                "standard_errors": suspicion.standard_errors,
+            }
+            for suspicion in found_leaks
+        ],
+    }

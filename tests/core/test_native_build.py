@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import ctypes
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from core import native_build
+
+needs_compiler = pytest.mark.skipif(
+    not shutil.which("c++"), reason="there is no C++ compiler"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SEXTET_NATIVE", raising=False)
+    return tmp_path / "cache" / "sextet" / "native"
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "number.h").write_text("#define NUMBER 7\n")
+    path = tmp_path / "number.cc"
+    path.write_text(
+        '#include "number.h"\nextern "C" int number() { return NUMBER; }\n'
+    )
+    return path
+
+
+def path_of(source, **options):
+    return library_of(source, **options).path()
+
+
+def library_of(source, **options):
+    return native_build.Library(
+        "number", [source], [source.with_suffix(".h")], **options
+    )
+
+
+@needs_compiler
+def test_compiles_once_for_the_same_and_again_for_anything_else(source, cache):
+    first = path_of(source)
+    assert ctypes.CDLL(str(first)).number() == 7
+    made = first.stat().st_mtime_ns
+    assert path_of(source) == first
+    assert first.stat().st_mtime_ns == made
+    others = {path_of(source, flags=["-g"]), path_of(source, versions=["2"])}
+    source.with_suffix(".h").write_text("#define NUMBER 8\n")
+    changed = path_of(source)
+    assert ctypes.CDLL(str(changed)).number() == 8
+    others |= {first, changed}
+    assert set(cache.iterdir()) == others and len(others) == 4
+
+
+def test_nothing_where_it_is_not_wanted_or_there_is_no_compiler(
+    source, cache, monkeypatch
+):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert path_of(source) is None
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("SEXTET_NATIVE", "0")
+    assert path_of(source) is None
+    assert not cache.exists()
+
+
+@needs_compiler
+def test_what_does_not_compile_leaves_nothing(source, cache):
+    source.write_text("this is no C++\n")
+    assert path_of(source) is None
+    assert list(cache.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(source, cache):
+    cache.parents[1].write_text("a file where a folder should be")
+    assert path_of(source) is None
+
+
+@needs_compiler
+def test_compiled_in_the_background_it_is_the_same(source, cache):
+    library = library_of(source)
+    library.begin()
+    library.begin()
+    path = library.path()
+    assert ctypes.CDLL(str(path)).number() == 7
+    assert list(cache.iterdir()) == [path]
+    assert path_of(source) == path
+
+
+def test_what_fails_in_the_background_is_nothing_worse(source, monkeypatch):
+    def fail(*_):
+        raise ValueError("of a kind that nobody thought of")
+
+    monkeypatch.setattr(native_build, "_mark", fail)
+    library = library_of(source)
+    library.begin()
+    assert library.path() is None
+
+
+# Takes its time, as two processes of a group.
+ENDLESS = """#!/bin/sh
+if [ "$1" = --version ]; then echo 1; exit; fi
+sleep 1000 &
+echo $! $$ >> "$PIDS"
+wait
+"""
+WITH_A_COMPILER_BEHIND = """
+import pathlib, sys, time
+import compiled, interrupts
+interrupts.watch()
+library = compiled.Library("number", [pathlib.Path(sys.argv[1])])
+library.begin()
+"""
+
+
+@pytest.fixture
+def endless(tmp_path, monkeypatch):
+    """Makes the compiler one that does not end; returns who is one."""
+    compiler, pids = tmp_path / "endless", tmp_path / "pids"
+    compiler.write_text(ENDLESS)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("PIDS", str(pids))
+
+    def running():
+        return pids.read_text().split() if pids.exists() else []
+
+    return running
+
+
+@pytest.mark.parametrize(
+    ("then", "number", "code"),
+    [
+        ("library.path()", signal.SIGTERM, 143),
+        ("time.sleep(1000)", signal.SIGINT, 130),
+        ("sys.stdin.read(); sys.exit(2)", None, 2),
+    ],
+)
+def test_a_process_that_ends_takes_the_compiler_with_it(
+    endless, source, cache, then, number, code
+):
+    words = [sys.executable, "-c", WITH_A_COMPILER_BEHIND + then, str(source)]
+    process = subprocess.Popen(
+        ["env", "--default-signal=INT", *words], stdin=subprocess.PIPE
+    )
+    wait_until(lambda: len(endless()) == 2)
+    process.stdin.close()
+    if number:
+        process.send_signal(number)
+    assert process.wait(timeout=20) == code
+    wait_until(lambda: not any(map(is_running, endless())))
+    assert list(cache.iterdir()) == []
+
+
+def wait_until(reached):
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    except FileNotFoundError:
+        return False
+    return state.split()[0] not in "ZX"
+
+
+def test_a_forked_process_compiles_for_itself(cache):
+    """It has no thread that would tell it of the end."""
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import compiled
+library = compiled.Library("forked", [])
+library._path = lambda: "here"
+library.begin()
+library.path()
+library._begun = compiled.futures.Future()
+child = os.fork()
+if not child:
+    os._exit(0 if library.path() == "here" else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parents[2])],
+        check=True,
+        timeout=60,
+    )
+
+
+def test_loader_processes_begin_nothing(endless, cache):
+    """They import train.py anew, under another name."""
+    code = "import runpy; runpy.run_path('train.py', run_name='__mp_main__')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not cache.exists() and endless() == []

@@ -1,0 +1,75 @@
+"""Whose run folder it is."""
+
+import json
+
+import pytest
+
+from configs import common
+from core.errors import UserError
+from run_folder import layout
+
+IDENTITY = {"classes": ["a", "b"], "folds_hash": "1", "rows_hash": "2"}
+
+
+def config(**fields):
+    made = common.base()
+    made.stages = (common.stage(),)
+    made.update(fields)
+    return made
+
+
+def begin(workdir):
+    """A run with a checkpoint."""
+    layout.claim(workdir, config(), IDENTITY).close()
+    (workdir / "checkpoints" / "7").mkdir(parents=True)
+
+
+def test_before_the_first_checkpoint_the_config_may_be_mended(tmp_path):
+    layout.claim(tmp_path, config(), IDENTITY).close()
+    layout.claim(tmp_path, config(seed=7), IDENTITY).close()
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
+
+
+def test_a_begun_run_keeps_its_config(tmp_path):
+    begin(tmp_path)
+    layout.claim(tmp_path, config(workers=3), IDENTITY).close()
+    with pytest.raises(UserError, match="seed: 42 -> 7"):
+        layout.claim(tmp_path, config(seed=7), IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("classes", ["b", "a"]), ("folds_hash", "9")]
+)
+def test_a_begun_run_keeps_its_data(tmp_path, name, value):
+    begin(tmp_path)
+    with pytest.raises(UserError, match=name):
+        layout.claim(tmp_path, config(), {**IDENTITY, name: value})
+
+
+def test_one_process_at_a_time(tmp_path):
+    lock = layout.claim(tmp_path, config(), IDENTITY)
+    with pytest.raises(UserError, match="another process"):
+        layout.claim(tmp_path, config(), IDENTITY)
+    lock.close()
+    layout.claim(tmp_path, config(), IDENTITY).close()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another --workdir"):
+        layout.claim(tmp_path / "file" / "run", config(), IDENTITY)
+
+
+def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
+    (folder / "5.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not layout.has_checkpoint(tmp_path)
+    (folder / "5").mkdir()
+    assert layout.has_checkpoint(tmp_path)
+
+
+def test_a_folder_of_all_folds_is_no_folder_of_one(tmp_path):
+    (tmp_path / "run/fold-0").mkdir(parents=True)
+    config = common.base()
+    with pytest.raises(UserError, match="a run over all folds"):
+        layout.claim(tmp_path / "run", config, {})

@@ -1,0 +1,297 @@
+"""Checkpoints: latest and best are kept, and come back bit by bit."""
+
+import os
+import shutil
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import Run
+
+from core.errors import UserError
+from training.checkpointing import checksums, manager, reader
+
+
+def open_in(folder, keep_best=1):
+    return manager.Checkpoints(folder / "checkpoints", "f1", keep_best)
+
+
+def save_all(saved, state, scores):
+    for step, score in scores.items():
+        metrics = None if score is None else {"f1": score, "loss": 0.0}
+        saved.save(step, state, {"log_bytes": 10 * step}, metrics)
+    saved.wait()
+
+
+def steps_on_disk(folder):
+    return sorted(int(p.name) for p in (folder / "checkpoints").iterdir())
+
+
+def test_a_state_comes_back_bit_by_bit(tmp_path):
+    run = Run(ema_decay=0.9, clip_norm=1.0)
+    state, _ = run.train(run.start(), 3)
+    expected = jax.tree.map(np.asarray, state)
+    saved = open_in(tmp_path)
+    saved.save(3, state, {"log_bytes": 123, "best": None})
+    run.train(state, 2)  # Donates and overwrites the buffers meanwhile.
+    saved.close()
+    again = open_in(tmp_path)
+    assert again.latest() == 3
+    assert again.history(3) == {"log_bytes": 123, "best": None}
+    loaded = again.load(3, run.start())
+    assert jax.tree.structure(loaded) == jax.tree.structure(run.start())
+    for x, y in zip(
+        jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(x), y)
+
+
+def test_a_part_can_be_loaded_alone(tmp_path):
+    run = Run()
+    state = run.start()
+    expected = np.asarray(state.params["head"]["kernel"])
+    saved = open_in(tmp_path)
+    saved.save(1, state, {})
+    part = saved.load(1, {"params": run.start().params})
+    np.testing.assert_array_equal(part["params"]["head"]["kernel"], expected)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "kept"),
+    [
+        ({1: 0.1, 2: 0.5, 3: 0.3}, 2, [2, 3]),
+        ({1: 0.5, 2: 0.5, 3: 0.5}, 1, [1, 3]),  # The earliest of equals.
+        ({1: 0.2, 2: None, 3: None}, 1, [1, 3]),
+        ({1: float("nan"), 2: 0.1, 3: 0.0}, 2, [2, 3]),
+        ({1: 0.1, 2: 0.2, 3: 0.3}, 3, [3]),
+    ],
+)
+def test_latest_and_best_are_kept_also_over_a_restart(
+    tmp_path, scores, best, kept
+):
+    state = Run().start()
+    saved = open_in(tmp_path)
+    save_all(saved, state, scores)
+    assert (saved.latest(), saved.best()) == (3, best)
+    saved.close()
+    assert steps_on_disk(tmp_path) == kept
+    again = open_in(tmp_path)
+    assert (again.latest(), again.best()) == (3, best)
+    save_all(again, state, {4: 0.0})  # v0 of Orbax deleted the best here.
+    again.close()
+    assert steps_on_disk(tmp_path) == sorted({best, 4})
+
+
+def test_more_than_one_best_can_be_kept(tmp_path):
+    saved = open_in(tmp_path, keep_best=2)
+    save_all(saved, Run().start(), {1: 0.5, 2: 0.1, 3: 0.4, 4: 0.2})
+    saved.close()
+    assert steps_on_disk(tmp_path) == [1, 3, 4]
+
+
+def test_saving_a_step_twice_keeps_the_first(tmp_path):
+    run = Run()
+    saved = open_in(tmp_path)
+    save_all(saved, run.start(), {1: 0.7})
+    saved.save(1, run.start(), {"log_bytes": 99})
+    saved.wait()
+    assert saved.history(1) == {"log_bytes": 10}
+    assert saved.best() == 1
+
+
+@pytest.fixture(scope="module")
+def two_good(tmp_path_factory):
+    """Checkpoints 1 (best) and 2 (latest), and the state in both."""
+    folder = tmp_path_factory.mktemp("two")
+    state = Run().start()
+    saved = open_in(folder)
+    save_all(saved, state, {1: 0.5, 2: 0.4})
+    saved.close()
+    return folder, state
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if how == "delete":
+        path.unlink()
+    elif how == "truncate":
+        path.write_bytes(content[:middle])
+    else:
+        flipped = bytes([content[middle] ^ 4])
+        path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+
+
+@pytest.mark.parametrize("how", ["delete", "truncate", "flip"])
+def test_whatever_happens_to_a_file_the_state_is_right_or_refused(
+    two_good, tmp_path, how
+):
+    whole, state = two_good
+    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    files = [
+        path.relative_to(whole)
+        for path in (whole / "checkpoints/2").rglob("*")
+        if path.is_file()
+    ]
+    refused = set()
+    for number, name in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        damage(folder / name, how)
+        saved = open_in(folder)
+        try:
+            step = saved.latest()
+            if step == 2:
+                assert saved.history(2) == {"log_bytes": 20}
+                found = saved.load(2, state)
+                for x, y in zip(jax.tree.leaves(found), expected, strict=True):
+                    np.testing.assert_array_equal(np.asarray(x), y)
+        except reader.Damaged as damaged:
+            assert "checkpoints/2" in str(damaged)
+            saved.set_aside(damaged)
+            refused.add(name)
+        else:
+            if step == 1:
+                refused.add(name)
+        if name in refused:
+            assert saved.latest() == saved.best() == 1
+            assert (folder / "checkpoints-damaged/2").is_dir()
+        saved.load(1, state)
+        saved.close()
+    names = {name.name for name in refused}
+    assert {"_CHECKPOINT_METADATA", "metrics"} <= names
+    assert len(refused) >= 5, names  # Some files hold nothing that is read.
+
+
+def test_one_flipped_bit_in_an_array_is_named(tmp_path, monkeypatch):
+    state = Run().start()
+    saved = open_in(tmp_path)
+    save_all(saved, state, {1: 0.5})
+    load = saved._read
+
+    def flipping(step, abstract):
+        flat = dict(load(step, abstract))
+        words = np.array(flat["params/head/kernel"])
+        words.view(np.uint32)[3, 1] ^= 1 << 31
+        flat["params/head/kernel"] = jnp.array(words)
+        return flat
+
+    monkeypatch.setattr(saved, "_read", flipping)
+    with pytest.raises(reader.Damaged, match="params/head/kernel has"):
+        saved.load(1, state)
+
+
+def test_no_good_checkpoint_is_one_sentence_and_no_fresh_start(
+    two_good, tmp_path
+):
+    shutil.copytree(two_good[0] / "checkpoints", tmp_path / "checkpoints")
+    for step in ("1", "2"):
+        damage(
+            tmp_path / f"checkpoints/{step}/_CHECKPOINT_METADATA", "truncate"
+        )
+    saved = open_in(tmp_path)
+    with pytest.raises(UserError, match=r"every checkpoint in .* was damaged"):
+        saved.latest()
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "metrics/metrics"])
+@pytest.mark.parametrize("how", ["delete", "truncate", "flip"])
+def test_another_runs_damaged_checkpoint_is_passed_over_and_not_moved(
+    two_good, tmp_path, name, how
+):
+    whole, state = two_good
+    shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+    other = reader.Stored(tmp_path / "checkpoints", "f1")
+    pinned = other.fingerprint(1)
+    damage(tmp_path / f"checkpoints/2/{name}", how)
+    assert other.best() == 1 and other.fingerprint(1) == pinned
+    other.load(1, state)
+    damage(tmp_path / f"checkpoints/1/{name}", how)
+    assert other.best() is None
+    with pytest.raises(reader.Damaged, match="checkpoints/1 is damaged"):
+        other.load(1, state)
+    assert steps_on_disk(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_never_saved(tmp_path, value):
+    state = Run().start()
+    state.params["head"]["kernel"] = (
+        state.params["head"]["kernel"].at[0].set(value)
+    )
+    saved = open_in(tmp_path)
+    with pytest.raises(UserError, match="params/head/kernel is not finite"):
+        saved.save(1, state, {})
+    assert saved.latest() is None
+
+
+def test_checksums_do_not_depend_on_the_layout():
+    values = np.arange(24, dtype=np.float32).reshape(4, 3, 2) / 7
+    whole = jnp.array(values)
+    sums, _ = checksums.examine({"x": whole})
+    # By hand, as eight shards would add it up.
+    words = values.view(np.uint32).ravel().astype(np.uint64)
+    factors = 2 * np.arange(24, dtype=np.uint64) + 1
+    assert sums["x"] == int((words * factors).sum() % 2**32)
+    parts = [slice(0, 2), slice(2, 4)]
+    by_part = sum(
+        int(
+            (
+                values[part].view(np.uint32).astype(np.uint64)
+                * checksums._places((part, slice(None), slice(None)), (4, 3, 2))
+            ).sum()
+        )
+        for part in parts
+    )
+    assert sums["x"] == by_part % 2**32
+
+
+def test_checksums_do_not_depend_on_who_sums_up():
+    generator = np.random.default_rng(0)
+    arrays = [
+        jnp.float32(-3.5),
+        jnp.array(generator.normal(size=(5, 7, 3)), jnp.float32),
+        jnp.array(generator.normal(size=(300, 11)), jnp.bfloat16),
+        jnp.array(generator.integers(-9, 9, (4, 1)), jnp.int32),
+        jnp.array([True, False, True]),
+        jnp.array([[1.0, jnp.nan]], jnp.float32),
+        jnp.zeros((0, 3), jnp.float32),
+    ]
+    on_host = checksums._look_on_host(arrays)
+    np.testing.assert_array_equal(checksums._look_on_device(arrays), on_host)
+    assert on_host[:, 1].tolist() == [0, 0, 0, 0, 0, 1, 0]
+
+
+def test_a_history_that_changes_while_it_is_written_stays_what_it_was(
+    tmp_path,
+):
+    state, history = Run().start(), {"stale": {"evaluations": 0}}
+    saved = open_in(tmp_path)
+    saved.save(1, state, history, {"f1": 0.5})
+    history["stale"]["evaluations"] = 1  # Orbax writes it only at the end.
+    # No wait in between: whoever asks gets the whole checkpoint.
+    assert saved.latest() == saved.best() == 1
+    assert saved.history(1) == {"stale": {"evaluations": 0}}
+    assert "params/head/kernel" in saved.contents(1)
+    saved.close()
+    assert open_in(tmp_path).latest() == 1
+
+
+def test_saving_again_and_again_holds_no_more_files_and_threads(tmp_path):
+    state, held = Run().start(), []
+    saved = open_in(tmp_path)
+    for step in range(1, 7):
+        saved.save(step, state, {}, {"f1": 0.1 * step})
+        saved.wait()
+        files = len(os.listdir("/proc/self/fd"))
+        held.append((files, threading.active_count()))
+    saved.close()
+    assert held[-1][0] <= held[1][0] and held[-1][1] <= held[1][1], held
+
+
+def test_an_empty_folder_has_neither(tmp_path):
+    saved = open_in(tmp_path)
+    assert saved.latest() is None
+    assert saved.best() is None

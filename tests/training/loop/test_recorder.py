@@ -1,0 +1,226 @@
+"""metrics.jsonl over restarts, diverged runs, and the clock."""
+
+import json
+import resource
+
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from core.errors import UserError
+from training.loop import recorder, stages
+
+
+def plan(patience=0):
+    config = common.base()
+    config.stages = (
+        common.stage(epochs=4.0, batch_size=10, patience=patience),
+    )
+    return stages.lay_out(config, 50)
+
+
+def make_recorder(path, history, every=2, metric="f1", patience=0):
+    made = recorder.Recorder(path, history, plan(patience), metric, every)
+    made.start_stage(plan(patience)[0], {"learning_rate": lambda step: 0.1})
+    return made
+
+
+def measured(loss=1.0, grad_norm=2.0, skipped=0, in_a_row=0):
+    return {
+        "loss": jnp.float32(loss),
+        "grad_norm": jnp.float32(grad_norm),
+        "skipped": jnp.int32(skipped),
+        "skipped_in_a_row": jnp.int32(in_a_row),
+    }
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_steps_and_evaluations_are_logged_in_order(tmp_path, capsys):
+    log = make_recorder(tmp_path / "m.jsonl", {})
+    for step in range(1, 6):
+        log.step(step, measured(loss=step))
+    log.finish_steps()
+    log.evaluation(5, {"f1": 0.5})
+    found = lines(tmp_path / "m.jsonl")
+    assert [(r["kind"], r["step"]) for r in found] == [
+        ("train", 2),
+        ("train", 4),
+        ("eval", 5),
+    ]
+    assert found[1]["loss"] == 4.0 and found[1]["learning_rate"] == 0.1
+    assert found[2]["best"] is True
+    assert "best so far" in capsys.readouterr().out
+
+
+def test_best_is_remembered_over_a_restart(tmp_path, capsys):
+    path = tmp_path / "m.jsonl"
+    first = make_recorder(path, {})
+    first.evaluation(5, {"f1": 0.5})
+    history = json.loads(json.dumps(first.history(5)))
+    first.close()
+    second = make_recorder(path, history)
+    second.evaluation(10, {"f1": 0.5})
+    assert lines(path)[-1]["best"] is False
+    assert "best 0.5000 at step 5" in capsys.readouterr().out
+
+
+def test_of_a_loss_the_lowest_is_best(tmp_path):
+    path = tmp_path / "m.jsonl"
+    log = make_recorder(path, {}, metric="val_loss")
+    for step, loss in ((5, 2.0), (10, 1.5), (15, 1.7)):
+        log.evaluation(step, {"val_loss": loss})
+    assert [line["best"] for line in lines(path)] == [True, True, False]
+    assert log.history(15)["best"] == {"step": 10, "value": 1.5}
+
+
+def test_patience_ends_a_stage_also_when_it_was_continued(tmp_path):
+    log = make_recorder(tmp_path / "m.jsonl", {}, patience=2)
+    log.evaluation(5, {"f1": 0.5})
+    assert log.history(5)["go_on_from"] == 5
+    log.evaluation(6, {"f1": 0.4})
+    assert not log.out_of_patience
+    history = json.loads(json.dumps(log.history(6)))
+    log.close()
+    log = make_recorder(tmp_path / "m.jsonl", history, patience=2)
+    log.evaluation(7, {"f1": 0.5})
+    assert log.out_of_patience
+    assert log.history(7)["go_on_from"] == plan()[0].end
+    log.close()
+    endless = make_recorder(tmp_path / "n.jsonl", {})
+    for step in range(1, 9):
+        endless.evaluation(step, {"f1": 0.5})
+    assert not endless.out_of_patience
+
+
+def test_what_was_logged_after_the_checkpoint_is_cut_and_sizes_stay_true(
+    tmp_path,
+):
+    path = tmp_path / "m.jsonl"
+    first = make_recorder(path, {})
+    first.evaluation(5, {"f1": 0.5})
+    history = first.history(5)
+    kept = path.read_bytes()
+    first.evaluation(10, {"f1": 0.6})
+    first.close()
+    second = make_recorder(path, history)
+    # Stopped again before anything new is logged.
+    assert second.history(5) == history
+    second.close()
+    assert path.read_bytes() == kept
+    third = make_recorder(path, history)
+    third.evaluation(10, {"f1": 0.6})
+    third.close()
+    assert history["log_bytes"] == len(kept)
+    assert [r["step"] for r in lines(path)] == [5, 10]
+
+
+def test_skipped_steps_are_told_and_too_many_in_a_row_are_a_divergence(
+    tmp_path,
+):
+    log = make_recorder(tmp_path / "m.jsonl", {})
+    log.step(1, measured())
+    log.step(2, measured(loss=float("nan"), skipped=3, in_a_row=3))
+    log.finish_steps()
+    found = lines(tmp_path / "m.jsonl")
+    assert found[-1]["skipped"] == 3 and found[-1]["loss"] is None
+    log.step(3, measured(skipped=10, in_a_row=10))
+    with pytest.raises(
+        recorder.Diverged, match=r"by step 3 .10 steps in a row"
+    ):
+        log.finish_steps()
+
+
+def test_a_divergence_between_two_logged_steps_is_noticed(tmp_path):
+    log = make_recorder(tmp_path / "m.jsonl", {}, every=100)
+    bad = recorder.STEPS_TO_DIVERGE
+    for step in range(1, bad + 1):
+        log.step(step, measured(skipped=step, in_a_row=step))
+    # The next one is finite again, and the next line is far off.
+    with pytest.raises(recorder.Diverged, match=rf"by step {bad} \({bad} "):
+        log.step(bad + 1, measured(skipped=bad))
+
+
+def test_fewer_than_that_are_passed_over(tmp_path):
+    log = make_recorder(tmp_path / "m.jsonl", {}, every=100)
+    for step in range(1, recorder.STEPS_TO_DIVERGE):
+        log.step(step, measured(skipped=step, in_a_row=step))
+    log.step(step + 1, measured(skipped=step))
+    assert log.finish_steps()
+
+
+def test_half_a_line_is_taken_back_when_the_disk_is_full(tmp_path):
+    path = tmp_path / "m.jsonl"
+    log = make_recorder(path, {})
+    log.evaluation(5, {"f1": 0.5})
+    kept = path.read_bytes()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 10, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*m\.jsonl: File"):
+            log.evaluation(10, {"f1": 0.6})
+        assert path.read_bytes() == kept
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def test_a_rollback_forgets_what_came_after_and_happens_once(tmp_path):
+    path = tmp_path / "m.jsonl"
+    log = make_recorder(path, {})
+    log.evaluation(5, {"f1": 0.5})
+    history = log.history(5)
+    log.evaluation(10, {"f1": 0.9})
+    why = recorder.Diverged("it diverged; lower the rate")
+    log.roll_back(plan()[0], 5, history, why)
+    assert [(r["kind"], r["step"]) for r in lines(path)] == [
+        ("eval", 5),
+        ("rollback", 5),
+    ]
+    assert log.rate_factor(plan()[0]) == recorder.RATE_AFTER_ROLLBACK
+    log.evaluation(10, {"f1": 0.6})
+    assert log.history(10)["best"]["value"] == 0.6
+    with pytest.raises(recorder.Diverged, match="lower the rate"):
+        log.roll_back(plan()[0], 5, history, why)
+    again = recorder.Recorder(path, log.history(10), plan(), "f1", 2)
+    assert again.rate_factor(plan()[0]) == recorder.RATE_AFTER_ROLLBACK
+
+
+def test_a_score_that_is_not_finite_is_an_error(tmp_path):
+    log = make_recorder(tmp_path / "m.jsonl", {})
+    with pytest.raises(UserError, match="learning_rate"):
+        log.evaluation(5, {"f1": 0.1, "val_loss": float("nan")})
+    assert (tmp_path / "m.jsonl").read_text() == ""
+
+
+def test_speed_is_told_although_every_epoch_is_evaluated(
+    tmp_path, capsys, monkeypatch
+):
+    now = [0.0]
+    monkeypatch.setattr(recorder.time, "perf_counter", lambda: now[0])
+    log = make_recorder(tmp_path / "m.jsonl", {}, every=4)
+    for step in range(1, 21):
+        now[0] += 1.0
+        log.step(step, measured())
+        if step % 3 == 0:
+            log.finish_steps()
+            now[0] += 500.0  # The evaluation: no part of the speed.
+            log.evaluation(step, {"f1": 0.1})
+    output = capsys.readouterr().out
+    speeds = [
+        float(line.split(" img/s")[0].split()[-1])
+        for line in output.splitlines()
+        if "img/s" in line
+    ]
+    # Ten images a second; the step that ends a pause starts the clock anew.
+    assert speeds and all(10 <= speed <= 20 for speed in speeds), output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (59.6, "1 min 0 s"), (7265, "2 h 1 min"), (90061, "1 d 1 h")],
+)
+def test_durations_read_as_people_say_them(seconds, words):
+    assert recorder.duration(seconds) == words

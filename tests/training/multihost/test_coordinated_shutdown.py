@@ -1,0 +1,94 @@
+"""Several processes end together, with one sentence and exit code."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.errors import TryAgain, UserError
+from training.checkpointing.reader import Damaged
+from training.multihost import comm
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def ended():
+    """By which process failed: (exit code, output, errors) of both."""
+    started = {}
+    for failing in ("0", "1", "bug", "closing"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meeting = f"127.0.0.1:{free.getsockname()[1]}"
+        started[failing] = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    HERE / "part_as_two.py",
+                    meeting,
+                    own,
+                    failing,
+                ],
+                env={**os.environ, "PYTHONPATH": str(HERE.parents[2])},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for own in ("0", "1")
+        ]
+    return {
+        failing: [
+            (*one.communicate(timeout=100), one.returncode) for one in pair
+        ]
+        for failing, pair in started.items()
+    }
+
+
+@pytest.mark.parametrize("failing", ["0", "1"])
+def test_what_ends_one_process_ends_all_with_its_sentence(ended, failing):
+    for _, errors, code in ended[failing]:
+        assert code == 75, errors
+        told = [x for x in errors.splitlines() if x.startswith("error:")]
+        assert told == [f"error: process {failing} cannot go on"]
+        assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("failing", ["0", "1"])
+def test_process_0_brings_to_an_end_what_it_keeps(ended, failing):
+    assert [output for output, _, _ in ended[failing]] == ["sent\n", ""]
+
+
+def test_what_fails_at_the_end_ends_all_as_well(ended):
+    for _, errors, code in ended["closing"]:
+        assert code == 75, errors
+        assert "error: process 0 cannot go on" in errors
+        assert "Traceback" not in errors
+
+
+def test_a_bug_in_one_process_ends_the_others_and_shows_where_it_is(ended):
+    (output, errors, code), (_, of_bug, code_of_bug) = ended["bug"]
+    assert (code, code_of_bug) == (2, 1)
+    assert "process 1 failed (ZeroDivisionError)" in errors
+    assert "Traceback" not in errors and output == "sent\n"
+    assert "ZeroDivisionError: one over nothing" in of_bug
+
+
+def test_an_error_is_of_the_same_kind_where_it_is_told():
+    damaged = Damaged(HERE, 3, "it is gone")
+    again = comm.rebuilt(comm.described(damaged))
+    assert type(again) is Damaged and str(again) == str(damaged)
+    assert (again.step, again.reason) == (3, "it is gone")
+    again = comm.rebuilt(comm.described(TryAgain("later")))
+    assert isinstance(again, UserError) and again.exit_code == 75
+
+
+def test_data_that_differs_between_hosts_is_refused(monkeypatch):
+    hosts = ['["one", {"rows": 1, "folds": 2}]', '["two", {"rows": 1}]']
+    monkeypatch.setattr(comm, "all_tell", lambda text: hosts)
+    with pytest.raises(UserError, match=r"folds of the data.* 1 on two"):
+        comm.check_alike({"rows": 1, "folds": 2})
+    monkeypatch.setattr(comm, "all_tell", lambda text: [hosts[0]] * 2)
+    comm.check_alike({"rows": 1, "folds": 2})

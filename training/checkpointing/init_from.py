@@ -1,0 +1,278 @@
+"""What a run takes over from another one: its encoder, or it as a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from core.errors import UserError
+from jax_models.model import HEAD
+from training.checkpointing.reader import Stored
+from training.loop.state import Blueprint, weights_like
+from training.multihost import comm
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Another run's best weights, on disk.
+
+    Attributes:
+      folder: the run folder.
+      config: its config.
+      identity: its data.json: classes, folds_hash, rows_hash.
+      step: of its best checkpoint so far.
+    """
+
+    folder: Path
+    config: ConfigDict
+    identity: dict[str, Any]
+    step: int
+    _checkpoints: Stored
+
+    @property
+    def pin(self) -> dict[str, Any]:
+        """What names the weights, as JSON: the run may train on."""
+        fingerprint = self._checkpoints.fingerprint(self.step)
+        return {"step": self.step, "fingerprint": fingerprint}
+
+    def weights(self, blueprint: Blueprint, mesh: Mesh) -> tuple[dict, dict]:
+        """Returns all of its (params, batch_stats).
+
+        Args:
+          blueprint: of the model that the run trained.
+          mesh: to place them on.
+        """
+        params, batch_stats = weights_like(blueprint, mesh)
+        like = {"params": params, "batch_stats": batch_stats}
+        if self._averaged:
+            loaded = self._checkpoints.load(self.step, {"ema": like})["ema"]
+        else:
+            loaded = self._checkpoints.load(self.step, like)
+        return loaded["params"], loaded["batch_stats"]
+
+    def match(self, params: dict, batch_stats: dict) -> tuple[list, list]:
+        """Returns what this run's encoder has of a model, and what it lacks.
+
+        Args:
+          params: of the model; shapes are enough.
+          batch_stats: of the same.
+
+        Returns:
+          Paths in the tree of both, as keys: those with the same name and
+          shape here, and those without (among them the head).
+
+        Raises:
+          UserError: nothing matches.
+        """
+        contents = self._checkpoints.contents(self.step)
+        found, absent = [], []
+        ours = {"params": params, "batch_stats": batch_stats}
+        for path, leaf in jax.tree_util.tree_flatten_with_path(ours)[0]:
+            kind, *names = [str(key.key) for key in path]
+            there = contents.get(self._path(kind, names))
+            fits = names[0] != HEAD and there == tuple(leaf.shape)
+            (found if fits else absent).append((kind, *names))
+        if not found:
+            raise UserError(
+                f"nothing in {self.folder} fits this model: that run trained "
+                f"{self.config.model}; give --config.init_from a run of the "
+                "same architecture"
+            )
+        return found, absent
+
+    def encoder_into(
+        self, params: dict, batch_stats: dict
+    ) -> tuple[dict, dict, str]:
+        """Replaces what has the same name and shape in this run's encoder.
+
+        Args:
+          params: of a freshly initialised model.
+          batch_stats: of the same.
+
+        Returns:
+          params, batch_stats, laid out as they were, and a sentence that
+          names every array which the other run does not have and which
+          therefore stays as it was.
+
+        Raises:
+          UserError: nothing matches, or the checkpoint is damaged.
+        """
+        found, absent = self.match(params, batch_stats)
+        found = set(found)
+        ours = {"params": params, "batch_stats": batch_stats}
+        leaves, structure = jax.tree_util.tree_flatten_with_path(ours)
+        theirs = {}  # our position -> their path
+        for position, (path, _) in enumerate(leaves):
+            kind, *names = [str(key.key) for key in path]
+            if (kind, *names) in found:
+                theirs[position] = self._path(kind, names)
+        wanted = {
+            path: jax.ShapeDtypeStruct(
+                leaves[at][1].shape,
+                leaves[at][1].dtype,
+                sharding=leaves[at][1].sharding,
+            )
+            for at, path in theirs.items()
+        }
+        loaded = self._checkpoints.load(self.step, wanted)
+        merged = [leaf for _, leaf in leaves]
+        for at, path in theirs.items():
+            merged[at] = loaded[path]
+        merged = jax.tree.unflatten(structure, merged)
+        told = f"starts from the encoder in {self.folder}, step {self.step}: "
+        told += f"{len(found)} of {len(leaves)} arrays"
+        if absent:
+            names = ("/".join(names) for _, *names in absent)
+            told += f"; initialised anew: {', '.join(names)}"
+        return merged["params"], merged["batch_stats"], told
+
+    @functools.cached_property
+    def _averaged(self) -> bool:
+        contents = self._checkpoints.contents(self.step)
+        return any(path.startswith("ema/") for path in contents)
+
+    def _path(self, kind: str, names: Sequence[str]) -> str:
+        """Where an array of a classifier lies in this run's checkpoint."""
+        parts = ["ema"] if self._averaged else []
+        parts += [kind]
+        parts += ["encoder"] if self.config.task == "mae" else []
+        return "/".join([*parts, *names])
+
+
+def open_run(
+    name: str,
+    workdir: Path,
+    fold: int,
+    field: str,
+    pin: dict[str, Any] | None = None,
+) -> Run:
+    """Opens a run folder to take weights from; changes nothing in it.
+
+    Process 0 alone sees it. To be called in all processes.
+
+    Args:
+      name: a path, or the bare name of a run that lies beside `workdir` (or,
+        for one fold of a run over all folds, beside the whole of it).
+      workdir: this run's folder.
+      fold: this run's; of a run over all folds the same one is taken.
+      field: of the config that names the folder, for the error.
+      pin: `Run.pin` of the weights that were taken before; None takes the
+        best ones.
+
+    Raises:
+      UserError: it holds no evaluated checkpoint, or not those weights.
+    """
+    where, plain, identity = comm.first_tells(
+        lambda: _read(_find(name, workdir, fold), field)
+    )
+    run, config = Path(where), ConfigDict(plain)
+    saved = Stored(run / "checkpoints", config.checkpoint.metric)
+    step = saved.best() if pin is None else pin["step"]
+    if step is None:
+        raise UserError(
+            f"{field} names {run}, which has no evaluated checkpoint yet; "
+            "let it train first"
+        )
+    found = Run(run, config, identity, step, saved)
+    if pin is not None and (step not in saved.steps() or found.pin != pin):
+        raise UserError(
+            f"{field} names {run}, and {workdir} has learned from its step "
+            f"{step}, which is gone or another one since that run trained on; "
+            "restore it from a copy, or choose another --workdir"
+        )
+    return found
+
+
+def _find(name: str, workdir: Path, fold: int) -> Path:
+    run = Path(name)
+    if len(run.parts) == 1 and not run.is_dir():
+        beside = workdir.absolute().parent
+        near = beside / name
+        run = near if near.is_dir() else beside.parent / name
+    within = run / f"fold-{fold}"
+    return within if within.is_dir() else run
+
+
+def _read(run: Path, field: str) -> tuple[str, dict, dict]:
+    """Where a run lies, its config and its identity, as JSON."""
+    try:
+        config = json.loads((run / "config.json").read_text())
+        identity = json.loads((run / "data.json").read_text())
+        # All that is asked of a run later must be there.
+        _ = config["checkpoint"]["metric"], config["task"]
+        _ = identity["classes"], identity["folds_hash"], identity["rows_hash"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{field} names {run}, which is no run folder; give the --workdir "
+            "of an earlier run"
+        ) from error
+    return str(run), config, identity
+
+
+def open_encoder(
+    config: ConfigDict, workdir: Path, identity: dict, blueprint: Blueprint
+) -> Run:
+    """Opens the run that `init_from` names, and checks that it may be used.
+
+    Args:
+      config: of this run.
+      workdir: this run's folder.
+      identity: of this run's data.
+      blueprint: of this run's model.
+
+    Raises:
+      UserError: it is no run, of another architecture, or a classifier that
+        has learned the labels of rows that validate here.
+    """
+    run = open_run(config.init_from, workdir, config.data.fold, "init_from")
+    run.match(
+        nnx.to_pure_dict(blueprint.params),
+        nnx.to_pure_dict(blueprint.batch_stats),
+    )
+    same_rows = run.identity["rows_hash"] == identity["rows_hash"]
+    if run.config.task == "classify" and same_rows:
+        _refuse_leak(run, identity, config.data.fold, "init_from")
+    return run
+
+
+def check_teacher(teacher: Run, identity: dict, fold: int) -> None:
+    """Refuses a teacher of other classes, or that saw validation rows.
+
+    Args:
+      teacher: the opened run.
+      identity: of this run's data.
+      fold: this run's.
+
+    Raises:
+      UserError: what differs.
+    """
+    if teacher.config.task != "classify":
+        raise UserError(
+            f"distill_from names {teacher.folder}, a run without a "
+            "classifier; name one that classifies"
+        )
+    if teacher.identity["classes"] != identity["classes"]:
+        raise UserError(
+            f"the teacher in {teacher.folder} knows other classes; distill "
+            "from a run over the same data"
+        )
+    _refuse_leak(teacher, identity, fold, "distill_from")
+
+
+def _refuse_leak(run: Run, identity: dict, fold: int, field: str) -> None:
+    same_folds = run.identity["folds_hash"] == identity["folds_hash"]
+    if not same_folds or run.config.data.fold != fold:
+        raise UserError(
+            f"{field} names {run.folder}, which was trained on rows that "
+            "validate here, so scores would be too high; take a run over the "
+            f"same folds with --config.data.fold={fold}"
+        )

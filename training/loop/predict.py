@@ -1,0 +1,125 @@
+"""Predictions of a model for given rows, each row exactly once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from input_pipeline.transforms import mixing
+from training.loop.state import Blueprint
+from training.multihost import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model says of some rows.
+
+    Attributes:
+      logits: float32 [N, V, C], one entry per row and test-time view.
+      bad: bool [N], rows whose image could not be read (logits are zero).
+    """
+
+    logits: np.ndarray
+    bad: np.ndarray
+
+    def mean(self, prior: np.ndarray) -> np.ndarray:
+        """Returns logits [N, C], averaged over views.
+
+        Args:
+          prior: float [C], class frequencies; an unreadable image gets their
+            logarithm, so that its row is kept and says nothing more.
+        """
+        return self._or_prior(self.logits.mean(axis=1), prior)
+
+    def first(self, prior: np.ndarray) -> np.ndarray:
+        """Returns logits [N, C] of the first view alone; see `mean`."""
+        return self._or_prior(self.logits[:, 0], prior)
+
+    def _or_prior(self, logits: np.ndarray, prior: np.ndarray) -> np.ndarray:
+        log_prior = np.log(np.maximum(prior, 1e-6)).astype(np.float32)
+        return np.where(self.bad[:, None], log_prior, logits)
+
+
+PredictStep = Callable[[dict, dict, jax.Array], jax.Array]
+
+
+def make_predict_step(
+    blueprint: Blueprint, mean: np.ndarray, std: np.ndarray
+) -> PredictStep:
+    """Returns the jitted step: (params, batch_stats, images) -> logits.
+
+    images: uint8 [B, V, H, W, 3]; all views of all rows go through the model
+    as one batch. logits: float32 [B, V, C].
+    """
+
+    @jax.jit
+    def predict_step(params, batch_stats, images, mean, std):
+        model = blueprint.merge(params, batch_stats)
+        model.eval()
+        rows, views = images.shape[:2]
+        flat = images.reshape(rows * views, *images.shape[2:])
+        logits = model(mixing.normalize(flat, mean, std))
+        return logits.reshape(rows, views, -1)
+
+    # As arguments: folds differ in them, and need not compile anew.
+    return lambda params, batch_stats, images: predict_step(
+        params, batch_stats, images, mean, std
+    )
+
+
+def predict(
+    step: PredictStep,
+    params: dict,
+    batch_stats: dict,
+    batches: Iterable[dict[str, np.ndarray]],
+    rows: np.ndarray,
+    mesh: Mesh,
+) -> Prediction:
+    """Predicts every row exactly once.
+
+    Args:
+      step: from `make_predict_step`.
+      params: of the model.
+      batch_stats: of the model.
+      batches: from `input_pipeline.loader.eval_batches` over `rows`.
+      rows: int [N], indices of the images, in the order of the result.
+      mesh: to lay the batches out on.
+
+    Raises:
+      RuntimeError: a row came twice or never; a bug, never a lower score.
+    """
+    position = {int(row): i for i, row in enumerate(rows)}
+    found: list[dict[str, np.ndarray]] = []
+    pending = None
+    for batch in batches:
+        needed = {name: batch[name] for name in ("image", "row", "bad")}
+        ahead = sharding.put_batch(needed, mesh)
+        ahead["logits"] = step(params, batch_stats, ahead.pop("image"))
+        if pending is not None:  # Fetched one late: the device stays busy.
+            found.append(_fetch(pending))
+        pending = ahead
+    if pending is not None:
+        found.append(_fetch(pending))
+    row, logits, bad = (
+        np.concatenate([part[name] for part in found])
+        for name in ("row", "logits", "bad")
+    )
+    where = np.array([position[row] for row in row.tolist()])
+    if not np.array_equal(np.sort(where), np.arange(len(rows))):
+        raise RuntimeError(
+            f"{len(rows)} rows were to be predicted once each, but "
+            f"{len(where)} predictions of {len(np.unique(where))} rows came"
+        )
+    order = np.argsort(where)
+    return Prediction(logits[order], bad[order])
+
+
+def _fetch(batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """The rows of a batch, of all processes."""
+    batch = sharding.to_host(batch)
+    real = batch["row"] >= 0  # The rest fills the last batch up.
+    return {name: values[real] for name, values in batch.items()}

@@ -1,0 +1,225 @@
+"""What a step needs of each device, by XLA's own account, before it runs."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from jax_models.cpu_kernels import dispatch
+from training.loop import optimizer
+from training.loop.stages import Stage
+from training.loop.state import Blueprint, Loss, TrainStep, make_train_step
+from training.loop.state import stage_like as state_like
+from training.multihost import sharding
+
+
+def report(task: Any, plan: Sequence[Stage], mesh: Mesh) -> Iterator[str]:
+    """Yields lines: the layout of large parameters, then memory and work.
+
+    The second half takes the compilation of a step, which a line announces.
+
+    Args:
+      task: its `blueprint`, and its `loss` from shapes alone.
+      plan: its stages, of which the heaviest is looked at.
+      mesh: that it would run on.
+    """
+    stage = heaviest(plan)
+    yield "layout of the parameters on the devices:"
+    for line in sharding.describe(
+        nnx.to_pure_dict(task.blueprint.params), mesh
+    ):
+        yield f"{'':>12}{line}"
+    yield f"{'state':>10}  {state_sizes(task.blueprint, stage.config, mesh)}"
+    yield (
+        f"compiling the step of stage {stage.index + 1} to see what it needs; "
+        "on a CPU this takes minutes for a large model"
+    )
+    loss = task.loss(stage, shapes_only=True)
+    with task.batches(stage, stage.start) as batches:
+        batch = next(batches)
+    lowered = lower(task.blueprint, loss, stage, mesh, batch)
+    compiled = lowered.compile(_quickly(mesh))
+    counted = compiled
+    if dispatch.library() is not None:
+        # XLA cannot count what C++ does, which there is on one device alone.
+        with dispatch.portable_forms():
+            counted = lower(task.blueprint, loss, stage, mesh, batch)
+    # It counts what a loop does once.
+    flops = _flops(counted) * stage.config.accumulate
+    told = measure(compiled, flops, mesh, stage.config.batch_size)
+    for heading, text in told.items():
+        yield f"{heading:>10}  {text}"
+
+
+def _flops(step: jax.stages.Lowered | jax.stages.Compiled) -> float:
+    """Returns XLA's count for each device; NaN where it has none."""
+    return (step.cost_analysis() or {}).get("flops", math.nan)
+
+
+def _quickly(mesh: Mesh) -> dict[str, Any] | None:
+    """Options to compile with: memory is laid out before code is made."""
+    if mesh.local_devices[0].platform != "cpu":
+        return None  # The training that follows finds it in the cache.
+    return {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
+
+
+def heaviest(plan: Sequence[Stage]) -> Stage:
+    """Returns the stage with the most rows in memory at a time.
+
+    Of equals, the one that trains the most: frozen parts keep nothing.
+    """
+
+    def rows(stage: Stage) -> tuple[float, int]:
+        c = stage.config
+        return c.batch_size / c.accumulate, -len(c.frozen)
+
+    return max(plan, key=rows)
+
+
+def lower(
+    blueprint: Blueprint,
+    loss: Loss,
+    stage: Stage,
+    mesh: Mesh,
+    batch: Mapping[str, np.ndarray],
+) -> jax.stages.Lowered:
+    """Returns the step of `stage`, from shapes alone: nothing is allocated.
+
+    Args:
+      blueprint: of the model.
+      loss: of the stage; shapes do for its constants.
+      stage: of the plan.
+      mesh: that it would run on.
+      batch: this process's part of one, for its shapes.
+    """
+    c = stage.config
+    tables = jax.eval_shape(
+        lambda: optimizer.rate_tables(c, stage.steps, stage.steps_per_epoch)
+    )
+    step: TrainStep = make_train_step(
+        blueprint, loss, c, tables, mesh, seed=0, log_every_steps=20
+    )
+    rows = NamedSharding(mesh, sharding.ROWS)
+    shapes = {
+        name: jax.ShapeDtypeStruct(
+            (c.batch_size, *values.shape[1:]), values.dtype, sharding=rows
+        )
+        for name, values in batch.items()
+    }
+    return step.lower(state_like(blueprint, c, mesh), shapes)
+
+
+def state_sizes(blueprint: Blueprint, stage: ConfigDict, mesh: Mesh) -> str:
+    """Returns what the parts of the state take on each device, for people.
+
+    Args:
+      blueprint: of the model.
+      stage: a `configs.common.stage`.
+      mesh: that it would run on.
+    """
+    state = state_like(blueprint, stage, mesh)
+    parts = {
+        "parameters": (state.params, state.batch_stats),
+        "optimizer": state.opt_state,
+    }
+    if state.ema:
+        parts["average"] = state.ema
+    told = [f"{name} {_size(_bytes(tree))}" for name, tree in parts.items()]
+    return f"{', '.join(told)} on each device"
+
+
+def measure(
+    compiled: jax.stages.Compiled, flops: float, mesh: Mesh, batch_size: int
+) -> dict[str, str]:
+    """Returns what a compiled step needs, as {heading: text}.
+
+    Args:
+      compiled: the step.
+      flops: of the step, on each device.
+      mesh: that it would run on.
+      batch_size: images of a step.
+    """
+    memory = compiled.memory_analysis()
+    arguments = memory.argument_size_in_bytes
+    # The new state takes the place of the old one (donation).
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    held = arguments + max(results, 0)
+    peak = held + memory.temp_size_in_bytes
+    limit, sharing = _limit(mesh)
+    fits = "yes" if peak * sharing <= limit else "NO"
+    there = f"the device has {_size(limit)}"
+    if mesh.local_devices[0].platform == "cpu":
+        there = f"{_size(limit)} of this machine for {sharing} device(s)"
+    return {
+        "memory": f"state and batch {_size(held)}, activations and gradients "
+        f"{_size(memory.temp_size_in_bytes)}: {_size(peak)} on each device",
+        "fits": f"{fits}, {there}",
+        "work": f"{flops:.3g} FLOPs a step on each device, "
+        f"{flops * mesh.size / batch_size:.3g} an image; XLA's count",
+    }
+
+
+def traffic(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Returns bytes that each kind of collective hands to a device a step.
+
+    Counted from the compiled program: the size of each collective's result.
+    One inside a loop counts once.
+    """
+    found: Counter[str] = Counter()
+    for line in compiled.as_text().splitlines():
+        match = re.search(
+            r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|"
+            r"collective-permute)(?:-start)?\(",
+            line,
+        )
+        if match:
+            found[match[2]] += sum(map(_hlo_bytes, _HLO.findall(match[1])))
+    return dict(found)
+
+
+_HLO = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
+
+
+def _hlo_bytes(found: tuple[str, str]) -> int:
+    kind, dimensions = found
+    bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
+    sizes = [int(size) for size in dimensions.split(",") if size]
+    return math.prod(sizes) * bits // 8
+
+
+def _bytes(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _limit(mesh: Mesh) -> tuple[int, int]:
+    """Bytes that there are, and how many devices share them."""
+    device = mesh.local_devices[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"], 1
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return pages, len(mesh.local_devices)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
