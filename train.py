@@ -50,7 +50,7 @@ def train(
     from run_folder import layout
     from training import feed, memory_plan, runtime
     from training.checkpointing import init_from, resume
-    from training.checkpointing.manager import Checkpoints
+    from training.checkpointing.manager import CheckpointManager
     from training.loop import input_stall, optimizer, recorder, stages, state
     from training.multihost import comm, sharding
     from training.tasks.classify import Classification
@@ -65,17 +65,17 @@ def train(
     workers = runtime.default_workers(config.workers)
     tasks = {"classify": Classification, "mae": MaskedAutoencoding}
     feed.share_folds(config, workdir)
-    task = comm.together(
+    task = comm.run_on_all(
         lambda: tasks[config.task](config, workdir, mesh, workers)
     )
-    comm.check_alike(task.identity)
+    comm.check_all_equal(task.identity)
     task.open_teachers(workdir)
-    plan = stages.lay_out(config, task.num_train)
+    plan = stages.plan_stages(config, task.num_train)
     source = None
-    begun = comm.first_tells(lambda: layout.has_checkpoint(workdir))
+    begun = comm.run_on_primary(lambda: layout.has_checkpoint(workdir))
     if config.init_from and not begun:
         source = init_from.open_encoder(
-            config, workdir, task.identity, task.blueprint
+            config, workdir, task.identity, task.abstract_model
         )
         task.identity["init_from"] = source.pin
     if arguments.plan:
@@ -89,15 +89,15 @@ def train(
         lock = layout.claim(workdir, config, task.identity)
         resources.enter_context(lock)
 
-    comm.first_tells(claim)
+    comm.run_on_primary(claim)
     workdir.mkdir(parents=True, exist_ok=True)  # In the others.
-    saved = Checkpoints(
+    saved = CheckpointManager(
         workdir / "checkpoints", metric, config.checkpoint.keep_best
     )
     resources.callback(saved.close)
-    here = resume.newest(saved, plan, task.blueprint, mesh)
+    here = resume.newest(saved, plan, task.abstract_model, mesh)
     print_plan(arguments, task, plan, here.step, mesh)
-    exported = comm.first_tells(lambda: task.is_exported(workdir))
+    exported = comm.run_on_primary(lambda: task.is_exported(workdir))
     exported = exported and here.step == plan[-1].end
     if exported and not arguments.export:
         print("this run is finished; --export writes its logits once more")
@@ -109,23 +109,23 @@ def train(
     resources.callback(recorder.close)
 
     # ---- Stages of steps ----------------------------------------------------
-    stop, agreed = signals.StopSignals(), comm.Agreement(mesh)
+    stop, agreed = signals.StopSignals(), comm.AgreedMax(mesh)
     while (stage := stages.stage_after(plan, here.step)) is not None:
         step, now = here.step, here.state
         if now is None:
             if stage.index:
                 _, *weights = resume.best_weights(
-                    saved, plan, task.blueprint, mesh
+                    saved, plan, task.abstract_model, mesh
                 )
             else:
-                weights = state.init_weights(task.blueprint, mesh)
+                weights = state.init_weights(task.abstract_model, mesh)
             if source is not None and not stage.index:
                 *weights, told = source.encoder_into(*weights)
                 print(told)
             now = state.start_stage(stage.start, *weights, stage.config, mesh)
         schedule = (stage.config, stage.steps, stage.steps_per_epoch)
         train_step = state.make_train_step(
-            task.blueprint,
+            task.abstract_model,
             task.loss(stage),
             stage.config,
             optimizer.rate_tables(*schedule, recorder.rate_factor(stage)),
@@ -169,14 +169,14 @@ def train(
                 return signals.exit_code(stopping)
             here = resume.Point(step, {}, None)
         except recorder.Diverged as diverged:
-            here = resume.newest(saved, plan, task.blueprint, mesh)
+            here = resume.newest(saved, plan, task.abstract_model, mesh)
             recorder.roll_back(stage, here.step, here.history, diverged)
 
     # ---- The best checkpoint speaks -----------------------------------------
-    step, *weights = resume.best_weights(saved, plan, task.blueprint, mesh)
+    step, *weights = resume.best_weights(saved, plan, task.abstract_model, mesh)
     print(f"predicting with the best checkpoint, step {step}")
     print(task.export(workdir, *weights))
-    report = comm.first_tells(lambda: str(reports.run_report(workdir)))
+    report = comm.run_on_primary(lambda: str(reports.run_report(workdir)))
     print(f"report in {report}")
     return 0
 
@@ -194,7 +194,7 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
     lines = {
         "recipe": f"{arguments.recipe} -> {arguments.workdir}",
         "model": f"{config.model}, "
-        f"{state.count(task.blueprint.params):,} parameters, {dtype}, "
+        f"{state.count(task.abstract_model.params):,} parameters, {dtype}, "
         f"{config.image_size} px",
         "devices": sharding.describe_mesh(mesh),
         **task.describe(),
@@ -219,7 +219,7 @@ def print_plan(arguments, task, plan, step, mesh) -> None:
             "There is no C++ compiler (c++, or what CXX names), so training "
             "on this CPU is slower than it could be."
         )
-    if arguments.plan and comm.is_first():
+    if arguments.plan and comm.is_primary():
         path = arguments.workdir / "plan.html"
         rates = stages.rates_over(plan)
         reports.plan_report(path, config.model, lines, rates)
@@ -246,7 +246,7 @@ def keep_in_bucket(
 
     config, where = arguments.config, (arguments.remote, arguments.workdir)
     others = {config.init_from, *(s.distill_from for s in config.stages)}
-    comm.first_tells(lambda: mirror.fetch_beside(*where, sorted(others)))
+    comm.run_on_primary(lambda: mirror.fetch_beside(*where, sorted(others)))
     if not arguments.plan:
         kept = coordinated_shutdown.in_first(lambda: mirror.Mirror(*where))
         resources.enter_context(kept)
@@ -273,15 +273,15 @@ def train_all_folds(
     from training import cross_validation
     from training.multihost import comm
 
-    comm.first_tells(lambda: cross_validation.check(arguments))
+    comm.run_on_primary(lambda: cross_validation.check(arguments))
     for fold in cross_validation.arguments_of(arguments):
         print(f"fold {fold.config.data.fold} of {fold.config.data.folds}")
         with contextlib.ExitStack() as of_fold:
             code = train(fold, of_fold)
         if code or arguments.plan:
             return code
-    told = comm.first_tells(lambda: cross_validation.join(arguments))
-    if comm.is_first():
+    told = comm.run_on_primary(lambda: cross_validation.join(arguments))
+    if comm.is_primary():
         print(told)
     return 0
 
@@ -317,9 +317,9 @@ def start(arguments: config_lib.Arguments) -> None:
         contextlib.ExitStack() as resources,
         coordinated_shutdown.announcing(),
     ):
-        resources.enter_context(comm.first_alone_speaks())
+        resources.enter_context(comm.silence_other_processes())
         runtime.begin_compiling()
-        arguments = comm.with_own_folder(arguments, resources)
+        arguments = comm.use_private_folder(arguments, resources)
         if arguments.remote:
             keep_in_bucket(arguments, resources)
         action = train_all_folds if arguments.all_folds else train

@@ -118,7 +118,7 @@ def cost_of(
     # A masked autoencoder is evaluated by its own forward pass, a third.
     evaluation = (ours.get("evaluate") or {}).get("images_per_s")
     evaluation = evaluation or 3 * ours["train"]["images_per_s"]
-    plan = stages.lay_out(config, PHOTOS["train"])
+    plan = stages.plan_stages(config, PHOTOS["train"])
     step = waiting = 0.0
     for stage in plan:
         images = stage.steps * stage.config.batch_size

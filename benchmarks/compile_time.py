@@ -97,8 +97,8 @@ def measure(params, apply, images, steps):
         def loss(params):
             return jnp.square(apply(params, images)).mean()
 
-        value, slopes = jax.value_and_grad(loss)(params)
-        return value, jax.tree.map(lambda p, g: p - 1e-3 * g, params, slopes)
+        value, grads_of = jax.value_and_grad(loss)(params)
+        return value, jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads_of)
 
     start = time.process_time()
     lowered = jax.jit(step).lower(params, images)

@@ -91,13 +91,13 @@ def losses(recipe: str, layout: Layout, steps: int, float64: bool) -> list:
     with tempfile.TemporaryDirectory() as folder:
         task = Classification(config, Path(folder), mesh, workers=0)
         task.prepare(cache)
-    stage = stages.lay_out(config, task.num_train)[0]
-    weights = state.init_weights(task.blueprint, mesh)
+    stage = stages.plan_stages(config, task.num_train)[0]
+    weights = state.init_weights(task.abstract_model, mesh)
     if float64:
         weights = jax.tree.map(lambda x: x.astype(jnp.float64), weights)
     now = state.start_stage(0, *weights, stage.config, mesh)
     step = state.make_train_step(
-        task.blueprint,
+        task.abstract_model,
         task.loss(stage),
         stage.config,
         optimizer.rate_tables(stage.config, stage.steps, stage.steps_per_epoch),

@@ -57,8 +57,8 @@ class ModelAtWork:
             del model.head
             return mae.MaskedAutoencoder(model, dtype=dtype, rngs=nnx.Rngs(1))
 
-        self.blueprint = state.make_blueprint(build)
-        self.weights = state.init_weights(self.blueprint, self._mesh)
+        self.abstract_model = state.make_abstract_model(build)
+        self.weights = state.init_weights(self.abstract_model, self._mesh)
 
     def train_step(
         self,
@@ -92,7 +92,7 @@ class ModelAtWork:
             return rows.mean()
 
         step = state.make_train_step(
-            self.blueprint,
+            self.abstract_model,
             state.Loss(loss, {}),
             stage,
             optimizer.rate_tables(stage, optimizer.TABLE_UNIT, 1),
@@ -124,7 +124,7 @@ class ModelAtWork:
 
         @jax.jit
         def logits(params, batch_stats, images):
-            model = self.blueprint.merge(params, batch_stats)
+            model = self.abstract_model.merge(params, batch_stats)
             model.eval()
             return model(images)
 

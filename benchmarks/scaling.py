@@ -101,8 +101,8 @@ def compiled_step(recipe: str, data: int, fsdp: int):
     def build():
         return jax_models.create_model(config.model, CLASSES, nnx.Rngs(0))
 
-    blueprint = state.make_blueprint(build)
-    stage = stages.lay_out(config, 1000)[0]
+    abstract_model = state.make_abstract_model(build)
+    stage = stages.plan_stages(config, 1000)[0]
     stage.config.batch_size = ROWS_PER_DEVICE * mesh.size
     stage.config.ema_decay = 0.0
     constants = {
@@ -121,14 +121,14 @@ def compiled_step(recipe: str, data: int, fsdp: int):
         "mask": np.zeros(1, np.float32),
     }
     with dispatch.portable_forms():  # What accelerators compute.
-        lowered = memory_plan.lower(blueprint, loss, stage, mesh, batch)
-    return blueprint, mesh, lowered.compile()
+        lowered = memory_plan.lower(abstract_model, loss, stage, mesh, batch)
+    return abstract_model, mesh, lowered.compile()
 
 
-def expected(blueprint: state.Blueprint, mesh) -> dict[str, int]:
+def expected(abstract_model: state.AbstractModel, mesh) -> dict[str, int]:
     """Returns bytes per kind of collective that follow from the shapes."""
-    params = nnx.to_pure_dict(blueprint.params)
-    laid_out = jax.tree.leaves(sharding.lay_out(params, mesh))
+    params = nnx.to_pure_dict(abstract_model.params)
+    laid_out = jax.tree.leaves(sharding.with_shardings(params, mesh))
     whole = sum(4 * math.prod(leaf.shape) for leaf in laid_out)
     split = sum(
         4 * math.prod(leaf.shape)
@@ -136,7 +136,7 @@ def expected(blueprint: state.Blueprint, mesh) -> dict[str, int]:
         if leaf.sharding.shard_shape(leaf.shape) != leaf.shape
     )
     norms = sum(
-        4 * leaf.size for leaf in jax.tree.leaves(blueprint.batch_stats)
+        4 * leaf.size for leaf in jax.tree.leaves(abstract_model.batch_stats)
     )
     return {"all-reduce": whole + norms, "all-gather": split}
 
@@ -152,13 +152,13 @@ def weak_scaling() -> None:
         one = None
         for data, fsdp in ((1, 1), (2, 1), (4, 1), (8, 1), (2, 4)):
             name = f"{recipe}.py:demo"
-            blueprint, mesh, step = compiled_step(name, data, fsdp)
+            abstract_model, mesh, step = compiled_step(name, data, fsdp)
             flops = step.cost_analysis()["flops"]
             one = one or flops
             cells = [f"{recipe} demo", f"{data} x {fsdp}", f"{flops:.4g}"]
             cells.append(f"{flops / one:.3f}")
             found = memory_plan.traffic(step)
-            due = expected(blueprint, mesh)
+            due = expected(abstract_model, mesh)
             for kind in ("all-reduce", "all-gather"):
                 cells.append(f"{found.get(kind, 0) / 1e3:,.1f}")
                 alone = data * fsdp == 1
@@ -231,8 +231,11 @@ def compiled_models(recipes: list[str]) -> None:
             ((8, 1), ("all-reduce",)),
             ((1, 8), ("all-gather", "all-reduce")),
         ):
-            blueprint, mesh, step = compiled_step(f"{recipe}.py", *layout)
-            found, due = memory_plan.traffic(step), expected(blueprint, mesh)
+            abstract_model, mesh, step = compiled_step(f"{recipe}.py", *layout)
+            found, due = (
+                memory_plan.traffic(step),
+                expected(abstract_model, mesh),
+            )
             for kind in kinds:
                 cells.append(f"{found.get(kind, 0) / 1e6:,.1f}")
                 cells.append(f"{due[kind] / 1e6:,.1f}")

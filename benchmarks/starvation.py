@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import pairs
 from benchmarks.input_pipeline import BATCH, PHOTOS, SIZE, our_batches
 from input_pipeline.transforms import policy
-from training.loop.input_stall import Waiting
+from training.loop.input_stall import InputStallMonitor
 from training.multihost import sharding
 
 # Times of a step, in those that the loader takes for a batch.
@@ -54,7 +54,7 @@ def share_of_waiting(batches, step, steps: int, ahead: bool) -> float:
     """Returns the share of the time in which no step ran."""
     mesh = sharding.make_mesh()
     placed = (sharding.put_batch(batch, mesh) for batch in batches)
-    waiting, before = Waiting(""), None
+    waiting, before = InputStallMonitor(""), None
     for _ in range(steps):
         result = step(waiting.fetch(placed))
         waiting.dispatched(result)

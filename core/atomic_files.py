@@ -16,13 +16,13 @@ from pathlib import Path
 from core.errors import UserError
 
 # Temporary files and folders of this process.
-_passing: set[Path] = set()
+_temporaries: set[Path] = set()
 _removing = threading.Lock()
 _discarded = False
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path; on success it becomes `path` in one step.
 
     The temporary file lies in the same folder, so the rename is atomic; it is
@@ -39,7 +39,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             prefix=f".{path.name}.", suffix=".part", dir=path.parent
         )
         os.close(descriptor)
-        with passing(Path(name)) as temporary:
+        with temporary_path(Path(name)) as temporary:
             yield temporary
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
@@ -56,8 +56,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` as UTF-8 to `path`, whole or not at all (`replacing`)."""
-    with replacing(path) as temporary:
+    """Writes `text` as UTF-8 to `path` atomically."""
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -75,23 +75,23 @@ def temporary_folder(
       OSError: it cannot be made.
     """
     name = tempfile.mkdtemp(prefix=prefix, dir=within)
-    with passing(Path(name)) as folder:
+    with temporary_path(Path(name)) as folder:
         yield folder
 
 
 @contextlib.contextmanager
-def passing(path: Path) -> Iterator[Path]:
+def temporary_path(path: Path) -> Iterator[Path]:
     """Removes `path`, a file or a folder, at the end, however that comes."""
-    _passing.add(path)
+    _temporaries.add(path)
     try:
         yield path
     finally:
         with _removing:
             _remove(path)
-            _passing.discard(path)
+            _temporaries.discard(path)
 
 
-def discard_passing() -> None:
+def remove_temporaries() -> None:
     """Removes what is half written; for a process that is about to end.
 
     Nothing else is written or removed from then on: whoever is at it waits
@@ -102,7 +102,7 @@ def discard_passing() -> None:
         return
     _removing.acquire()
     _discarded = True
-    for path in list(_passing):
+    for path in list(_temporaries):
         _remove(path)
 
 

@@ -61,7 +61,7 @@ def tidy_up() -> None:
     """Does what must be done before `os._exit`; tidies half-written files."""
     for function in _before_end:
         function()
-    atomic_files.discard_passing()
+    atomic_files.remove_temporaries()
 
 
 def exit_code(number: int) -> int:

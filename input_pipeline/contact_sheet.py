@@ -83,7 +83,7 @@ def write_contact_sheet(
         title = f"batch {number + 1} as the model gets it"
         grid.add([], [title], _INK)
         grid.add(images, [_soft_label(source, row) for row in targets], _INK)
-    with atomic_files.replacing(path) as temporary:
+    with atomic_files.atomic_write(path) as temporary:
         grid.draw().save(temporary, "PNG")
     return chosen
 

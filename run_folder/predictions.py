@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from core.atomic_files import replacing
+from core.atomic_files import atomic_write
 from core.errors import UserError
 
 ARRAYS = ("ids", "logits", "labels", "classes", "fold", "metadata")
@@ -58,7 +58,7 @@ def write_logits(path: str | os.PathLike, logits: Logits) -> None:
         folder cannot be written.
     """
     logits = _checked(path, logits)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
             ids=logits.ids,

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from core.atomic_files import replacing, write_text
+from core.atomic_files import atomic_write, write_text
 from core.errors import UserError
 from stacking.align import Table
 from stacking.boosters import Booster, Fit
@@ -99,10 +99,10 @@ def save(
                 )
         members.append(entry)
     for path, content in files.items():
-        with replacing(folder / path) as temporary:
+        with atomic_write(folder / path) as temporary:
             temporary.write_bytes(content)
     with (
-        replacing(folder / "chain.npz") as temporary,
+        atomic_write(folder / "chain.npz") as temporary,
         open(temporary, "wb") as file,
     ):
         np.savez(file, **arrays)

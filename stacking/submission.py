@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.atomic_files import replacing
+from core.atomic_files import atomic_write
 from core.errors import UserError
 
 FORMATS = ("labels", "probabilities")
@@ -150,7 +150,7 @@ def write_submission(
 ) -> None:
     """Writes header and rows as csv, whole or not at all."""
     with (
-        replacing(Path(path)) as temporary,
+        atomic_write(Path(path)) as temporary,
         open(temporary, "w", encoding="utf-8", newline="") as file,
     ):
         csv.writer(file, lineterminator="\n").writerows(rows)

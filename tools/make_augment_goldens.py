@@ -231,10 +231,10 @@ def degradations(image: np.ndarray) -> dict:
     answers["coarse_dropout/holes"] = dropout.cutout(
         image, holes, 0, np.random.default_rng(0)
     )
-    return {"small": image, "holes": holes} | together("after", answers)
+    return {"small": image, "holes": holes} | run_on_all("after", answers)
 
 
-def together(name: str, answers: dict) -> dict:
+def run_on_all(name: str, answers: dict) -> dict:
     """Many answers of one shape as two arrays, which compress far better."""
     return {
         f"{name}/keys": np.array(list(answers)),
@@ -248,15 +248,15 @@ def main() -> None:
     tiny, small = picture(13, 16, 1), picture(48, 40, 2)
     wide = picture(37, 61, 3)
     stored = {"tiny": tiny, "small": small, "wide": wide}
-    stored |= together("randaugment/tiny", all_operations(tiny, range(31)))
-    stored |= together("randaugment/small", all_operations(small, [9, 30]))
+    stored |= run_on_all("randaugment/tiny", all_operations(tiny, range(31)))
+    stored |= run_on_all("randaugment/small", all_operations(small, [9, 30]))
     for height, width in SIZES:
         for name, (values, _) in randaugment_space(height, width).items():
             stored[f"magnitudes/{height}x{width}/{name}"] = np.atleast_1d(
                 values.numpy()
             )
     stored |= crops() | erasing() | color_jitter(tiny)
-    stored |= together("adjust", single_adjustments(small))
+    stored |= run_on_all("adjust", single_adjustments(small))
     for key, image in evaluation([small, wide]).items():
         stored[f"evaluation/{key}"] = image
     save("augment", stored)

@@ -92,7 +92,7 @@ class Feed:
                 )
             return [part.tolist() for part in self.data.channel_stats(cache)]
 
-        told = comm.first_tells(prepare)
+        told = comm.run_on_primary(prepare)
         self.mean, self.std = (np.array(part, np.float32) for part in told)
 
     def train(self, stage: Stage, step: int) -> Iterator[dict]:
@@ -108,7 +108,7 @@ class Feed:
             Augment(**{**self._config.augment, **stage.config.augment}),
             size=self._config.image_size,
             batch_size=stage.config.batch_size,
-            places=sharding.local_places(self._mesh, stage.config.batch_size),
+            places=sharding.local_rows(self._mesh, stage.config.batch_size),
             # Stages shuffle differently; prime, so that seeds do not meet.
             seed=self._config.seed + 7919 * stage.index,
             start_step=step - stage.start,
@@ -145,7 +145,7 @@ class Feed:
             rows,
             size=self._config.image_size,
             batch_size=self._config.eval.batch_size,
-            places=sharding.local_places(
+            places=sharding.local_rows(
                 self._mesh, self._config.eval.batch_size
             ),
             views=views,
@@ -160,12 +160,12 @@ def share_folds(config: ConfigDict, workdir: Path) -> None:
       config: of the run.
       workdir: the run folder.
     """
-    comm.share_file(_folds_path(config, workdir))
+    comm.broadcast_file(_folds_path(config, workdir))
 
 
 def _folds_path(config: ConfigDict, workdir: Path) -> Path:
     own = workdir / "folds.csv"
-    if not comm.is_first():  # A copy of process 0's, for this run alone.
+    if not comm.is_primary():  # A copy of process 0's, for this run alone.
         return own
     return Path(config.data.folds_file or own)
 

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from jax_models.cpu_kernels import dispatch
 from training.loop import optimizer
 from training.loop.stages import Stage
-from training.loop.state import Blueprint, Loss, TrainStep, make_train_step
-from training.loop.state import stage_like as state_like
+from training.loop.state import AbstractModel, Loss, TrainStep, make_train_step
+from training.loop.state import abstract_state as state_like
 from training.multihost import sharding
 
 
@@ -29,17 +29,17 @@ def report(task: Any, plan: Sequence[Stage], mesh: Mesh) -> Iterator[str]:
     The second half takes the compilation of a step, which a line announces.
 
     Args:
-      task: its `blueprint`, and its `loss` from shapes alone.
+      task: its `abstract_model`, and its `loss` from shapes alone.
       plan: its stages, of which the heaviest is looked at.
       mesh: that it would run on.
     """
     stage = heaviest(plan)
     yield "layout of the parameters on the devices:"
     for line in sharding.describe(
-        nnx.to_pure_dict(task.blueprint.params), mesh
+        nnx.to_pure_dict(task.abstract_model.params), mesh
     ):
         yield f"{'':>12}{line}"
-    yield f"{'state':>10}  {state_sizes(task.blueprint, stage.config, mesh)}"
+    yield f"{'state':>10}  {state_sizes(task.abstract_model, stage.config, mesh)}"
     yield (
         f"compiling the step of stage {stage.index + 1} to see what it needs; "
         "on a CPU this takes minutes for a large model"
@@ -47,13 +47,13 @@ def report(task: Any, plan: Sequence[Stage], mesh: Mesh) -> Iterator[str]:
     loss = task.loss(stage, shapes_only=True)
     with task.batches(stage, stage.start) as batches:
         batch = next(batches)
-    lowered = lower(task.blueprint, loss, stage, mesh, batch)
+    lowered = lower(task.abstract_model, loss, stage, mesh, batch)
     compiled = lowered.compile(_quickly(mesh))
     counted = compiled
     if dispatch.library() is not None:
         # XLA cannot count what C++ does, which there is on one device alone.
         with dispatch.portable_forms():
-            counted = lower(task.blueprint, loss, stage, mesh, batch)
+            counted = lower(task.abstract_model, loss, stage, mesh, batch)
     # It counts what a loop does once.
     flops = _flops(counted) * stage.config.accumulate
     told = measure(compiled, flops, mesh, stage.config.batch_size)
@@ -90,7 +90,7 @@ def heaviest(plan: Sequence[Stage]) -> Stage:
 
 
 def lower(
-    blueprint: Blueprint,
+    abstract_model: AbstractModel,
     loss: Loss,
     stage: Stage,
     mesh: Mesh,
@@ -99,7 +99,7 @@ def lower(
     """Returns the step of `stage`, from shapes alone: nothing is allocated.
 
     Args:
-      blueprint: of the model.
+      abstract_model: of the model.
       loss: of the stage; shapes do for its constants.
       stage: of the plan.
       mesh: that it would run on.
@@ -110,7 +110,7 @@ def lower(
         lambda: optimizer.rate_tables(c, stage.steps, stage.steps_per_epoch)
     )
     step: TrainStep = make_train_step(
-        blueprint, loss, c, tables, mesh, seed=0, log_every_steps=20
+        abstract_model, loss, c, tables, mesh, seed=0, log_every_steps=20
     )
     rows = NamedSharding(mesh, sharding.ROWS)
     shapes = {
@@ -119,18 +119,20 @@ def lower(
         )
         for name, values in batch.items()
     }
-    return step.lower(state_like(blueprint, c, mesh), shapes)
+    return step.lower(state_like(abstract_model, c, mesh), shapes)
 
 
-def state_sizes(blueprint: Blueprint, stage: ConfigDict, mesh: Mesh) -> str:
+def state_sizes(
+    abstract_model: AbstractModel, stage: ConfigDict, mesh: Mesh
+) -> str:
     """Returns what the parts of the state take on each device, for people.
 
     Args:
-      blueprint: of the model.
+      abstract_model: of the model.
       stage: a `configs.common.stage`.
       mesh: that it would run on.
     """
-    state = state_like(blueprint, stage, mesh)
+    state = state_like(abstract_model, stage, mesh)
     parts = {
         "parameters": (state.params, state.batch_stats),
         "optimizer": state.opt_state,

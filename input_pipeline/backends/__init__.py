@@ -1,1 +1,1 @@
-"""."""
+"""Who touches pixels: Pillow, or C++ with the same bits."""

@@ -243,7 +243,7 @@ def _shard_names(split: str, count: int) -> list[str]:
 def _arriving(path: epath.Path) -> Iterator[Path]:
     """Yields a local file that becomes `path`, whole or not at all."""
     if "://" not in str(path):
-        with atomic_files.replacing(path) as temporary:
+        with atomic_files.atomic_write(path) as temporary:
             yield temporary
         return
     with tempfile.TemporaryDirectory() as folder:

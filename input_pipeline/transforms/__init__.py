@@ -1,1 +1,1 @@
-"""."""
+"""What happens to an example between decoding and the model."""

@@ -1,1 +1,1 @@
-"""."""
+"""C++ for CPUs, and the one door to it."""

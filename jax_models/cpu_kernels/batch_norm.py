@@ -113,9 +113,9 @@ def _plain_forward(x, scale, bias, epsilon):
     return (normal * scale + bias, *statistics), (x, scale, *statistics)
 
 
-def _plain_backward(epsilon, residuals, slopes):
+def _plain_backward(epsilon, residuals, grads_of):
     # Nothing differentiates through the statistics: they are only stored.
-    slope, _, _ = slopes
+    slope, _, _ = grads_of
     x, scale, mean, variance = residuals
     factor = lax.rsqrt(variance + epsilon)
     normal = (widen(x) - mean) * factor
@@ -179,11 +179,11 @@ def _native_forward(x, scale, bias, epsilon, activation):
     return (y, *statistics), (x, scale, bias, *statistics)
 
 
-def _native_backward(epsilon, activation, residuals, slopes):
+def _native_backward(epsilon, activation, residuals, grads_of):
     return tuple(
         _call(
             "sextet_batch_norm_slopes",
-            *(*residuals, slopes[0]),
+            *(*residuals, grads_of[0]),
             epsilon=epsilon,
             then=activation,
         )

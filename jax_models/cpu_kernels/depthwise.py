@@ -292,11 +292,11 @@ def _shifts_slopes(images, kernel, slope, *, stride, pads):
 
     def add_row(row, total):
         windows = lax.dynamic_slice_in_dim(padded, row * stride, size, 1)
-        slopes = lax.dynamic_slice_in_dim(slope, row, 1, 1)
+        grads_of = lax.dynamic_slice_in_dim(slope, row, 1, 1)
         for column in range(width):
             left = column * stride
             window = widen(windows[:, :, left : left + size])
-            total = total + window * slopes[:, :, column : column + 1]
+            total = total + window * grads_of[:, :, column : column + 1]
         return total
 
     zeros = widen(jnp.zeros((batch, size, size, channels), images.dtype))

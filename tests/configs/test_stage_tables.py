@@ -153,7 +153,7 @@ def test_the_masked_autoencoder():
 @pytest.mark.parametrize("name", TABLES)
 def test_rates_begin_peak_and_end_where_the_table_says(name):
     """On the steps of 9,892 photos, from the schedules that train."""
-    plan = stages.lay_out(recipe(name), 9892)
+    plan = stages.plan_stages(recipe(name), 9892)
     for stage, row in zip(plan, TABLES[name], strict=True):
         _, batch, schedule, peak, head, end, *_ = row
         assert stage.steps == pytest.approx(row[0] * (9892 // batch))

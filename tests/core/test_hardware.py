@@ -22,7 +22,7 @@ def test_cores_are_counted_with_and_without_affinity(monkeypatch):
 TWICE = """
 import resource, sys, threading
 sys.path.insert(0, sys.argv[1])
-import machine
+from core import hardware as machine
 for asked in eval(sys.argv[2]):
     if asked == "train.py":
         import runpy, contextlib, io
@@ -58,7 +58,13 @@ PAGES = (200 << 20) // os.sysconf("SC_PAGE_SIZE")
 )
 def test_freed_memory_is_there_again(asked):
     found = subprocess.run(
-        [sys.executable, "-c", TWICE, Path(hardware.__file__).parents[1], asked],
+        [
+            sys.executable,
+            "-c",
+            TWICE,
+            Path(hardware.__file__).parents[1],
+            asked,
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -112,9 +112,9 @@ wait
 """
 WITH_A_COMPILER_BEHIND = """
 import pathlib, sys, time
-import compiled, interrupts
-interrupts.watch()
-library = compiled.Library("number", [pathlib.Path(sys.argv[1])])
+from core import native_build, signals
+signals.watch()
+library = native_build.Library("number", [pathlib.Path(sys.argv[1])])
 library.begin()
 """
 
@@ -178,12 +178,12 @@ def test_a_forked_process_compiles_for_itself(cache):
     code = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-import compiled
-library = compiled.Library("forked", [])
+from core import native_build
+library = native_build.Library("forked", [])
 library._path = lambda: "here"
 library.begin()
 library.path()
-library._begun = compiled.futures.Future()
+library._begun = native_build.futures.Future()
 child = os.fork()
 if not child:
     os._exit(0 if library.path() == "here" else 1)

@@ -9,20 +9,20 @@ import time
 import pytest
 
 SIGNALS = [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
-BEGIN = "import interrupts, sys, time; interrupts.watch()\n"
+BEGIN = "import sys, time; from core import signals; signals.watch()\n"
 READY = "print('ready', flush=True)\n"
 BUSY = "while True: pass\n"
 # A call into compiled code: Python handles no signal before it returns.
 STUCK = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
 # A loop that needs a while after it was asked to stop.
 LOOP = """
-with interrupts.StopSignals() as stop:
+with signals.StopSignals() as stop:
     print('ready', flush=True)
     while not stop.received:
         time.sleep(0.01)
     print('asked', flush=True)
     time.sleep(SECONDS)
-sys.exit(interrupts.exit_code(stop.received))
+sys.exit(signals.exit_code(stop.received))
 """
 
 
@@ -75,7 +75,7 @@ def test_a_second_signal_ends_a_loop_at_once():
 
 
 def test_a_loop_that_takes_too_long_is_given_up():
-    hurry = "interrupts.SECONDS_TO_STOP = 0.5\n"
+    hurry = "signals.SECONDS_TO_STOP = 0.5\n"
     script = Script(BEGIN + hurry + LOOP.replace("SECONDS", "1000"))
     script.wait_for("ready")
     script.send(signal.SIGTERM)
@@ -85,9 +85,7 @@ def test_a_loop_that_takes_too_long_is_given_up():
 
 
 def test_after_the_loop_it_ends_at_once_again():
-    script = Script(
-        BEGIN + "with interrupts.StopSignals(): pass\n" + READY + BUSY
-    )
+    script = Script(BEGIN + "with signals.StopSignals(): pass\n" + READY + BUSY)
     script.wait_for("ready")
     script.send(signal.SIGINT)
     assert script.end()[0] == 130
@@ -110,8 +108,8 @@ uvloop.new_event_loop().run_until_complete(work())
 
 def test_half_written_files_are_removed_and_nothing_complains(tmp_path):
     writing = f"""
-import files
-with files.replacing({str(tmp_path / "new")!r}) as path:
+from core import atomic_files as files
+with files.atomic_write({str(tmp_path / "new")!r}) as path:
     path.write_text("half")
     with files.temporary_folder({str(tmp_path)!r}) as folder:
         (folder / "file").write_text("")

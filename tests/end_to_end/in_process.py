@@ -40,10 +40,10 @@ def training(workdir: Path, *arguments: str) -> int:
 
 
 def _once(make):
-    def remembered(blueprint, *arguments, **named):
+    def remembered(abstract_model, *arguments, **named):
         key = repr((make.__name__, _content(arguments), named))
         if key not in _kept:
-            _kept[key] = make(blueprint, *arguments, **named)
+            _kept[key] = make(abstract_model, *arguments, **named)
         return _kept[key]
 
     return remembered

@@ -67,9 +67,9 @@ def log_can_take_ten_bytes_more(workdir):
 MOMENTS = [
     (layout, "write_text", 0, "config.json"),
     (folds, "write_folds", 0, "folds.csv"),
-    (manager.Checkpoints, "save", 0, "checkpoint"),
+    (manager.CheckpointManager, "save", 0, "checkpoint"),
     (recorder.Recorder, "evaluation", 1, "metrics.jsonl"),
-    (manager.Checkpoints, "save", 2, "checkpoint"),
+    (manager.CheckpointManager, "save", 2, "checkpoint"),
     (classify.Classification, "export", 0, "val.npz"),
     (reports, "run_report", 0, "report.html"),
 ]

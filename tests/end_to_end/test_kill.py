@@ -16,7 +16,7 @@ import pytest
 from commands import CACHE, ROOT, environment
 
 from run_folder.predictions import read_logits
-from training.checkpointing.reader import Stored
+from training.checkpointing.reader import CheckpointReader
 from training.multihost.object_store import local_copy
 
 RECIPE = f"--config={ROOT / 'tests/end_to_end/kill_recipe.py'}"
@@ -254,7 +254,7 @@ def assert_same(one, other):
         log = name.parent / "metrics.jsonl"
         assert (one / log).read_bytes() == (other / log).read_bytes()
         first, second = (
-            Stored(run / name, "val_macro_f1") for run in (one, other)
+            CheckpointReader(run / name, "val_macro_f1") for run in (one, other)
         )
         assert first.steps() == second.steps()
         assert first.best() == second.best()

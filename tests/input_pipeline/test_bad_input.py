@@ -284,7 +284,7 @@ def test_fingerprint_follows_labels_and_files(competition, data_config):
 MILLION_ROWS = """
 import resource, sys, time
 from types import SimpleNamespace
-from errors import UserError
+from core.errors import UserError
 from input_pipeline import sources
 data = SimpleNamespace(
     root=sys.argv[1], source="csv", answers="train_answers.csv",

@@ -98,8 +98,8 @@ def training_step(model: ImageModel) -> dict[str, np.ndarray]:
 
     dtype = jax.tree.leaves(params)[0].dtype
     images = jnp.asarray(recipe.images(*recipe.CLOSE_LOOK), dtype)
-    (loss, (logits, statistics)), slopes = step(params, rest, images)
-    to_params, to_images = slopes
+    (loss, (logits, statistics)), grads_of = step(params, rest, images)
+    to_params, to_images = grads_of
     found = {
         "train loss": np.asarray(loss),
         "train logits": np.asarray(logits),

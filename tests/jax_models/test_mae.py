@@ -167,8 +167,8 @@ def test_a_tiny_set_is_learnt_by_heart(images, mask):
     def train(params):
         def step(carry, _):
             params, state = carry
-            value, slopes = jax.value_and_grad(loss)(params)
-            updates, state = optimizer.update(slopes, state, params)
+            value, grads_of = jax.value_and_grad(loss)(params)
+            updates, state = optimizer.update(grads_of, state, params)
             return (optax.apply_updates(params, updates), state), value
 
         carry = params, optimizer.init(params)

@@ -122,7 +122,7 @@ def test_every_parameter_gets_a_gradient(name):
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     @jax.jit
-    def slopes(params, images):
+    def grads_of(params, images):
         def loss(params):
             logits = nnx.merge(graphdef, params, rest, copy=True)(images)
             return jax.nn.log_softmax(logits)[0, 3]
@@ -130,7 +130,7 @@ def test_every_parameter_gets_a_gradient(name):
         return jax.grad(loss)(params)
 
     images = jnp.asarray(recipe.images(1, 48, 80, 3))
-    found = nnx.to_flat_state(slopes(params, images))
+    found = nnx.to_flat_state(grads_of(params, images))
     silent = [
         path
         for path, slope in found
@@ -202,8 +202,8 @@ def test_no_float64_even_where_it_is_allowed(name):
             return model(images).sum(), nnx.state(model, nnx.BatchStat)
 
         images = jax.ShapeDtypeStruct((2, 64, 48, 3), jnp.float32)
-        slopes = jax.grad(loss, has_aux=True)
-        step = jax.make_jaxpr(slopes)(params, rest, images)
+        grads_of = jax.grad(loss, has_aux=True)
+        step = jax.make_jaxpr(grads_of)(params, rest, images)
         assert "f64[" not in str(step)
         init = jax.make_jaxpr(
             lambda: nnx.state(jax_models.create_model(name, 4))

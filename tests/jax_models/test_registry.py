@@ -9,7 +9,7 @@ from flax import nnx
 
 import jax_models
 from core.errors import UserError
-from jax_models import costs, layers
+from jax_models import costs, layers, registry
 
 # Parameters at 16 classes, as timm 1.0.31 counts them; stochastic depth of
 # the last block and dropout before the classifier, as published for training
@@ -94,7 +94,7 @@ def test_multiply_adds_of_one_layer():
 
 
 def test_the_table_names_every_model_once():
-    names = jax_models.ModelNames(("miniconvnext_demo", "tinyvit_demo"))
+    names = registry.ModelNames(("miniconvnext_demo", "tinyvit_demo"))
     lines = str(names).splitlines()
     assert [line.split()[0] for line in lines[2:]] == list(names)
     assert "336,776" in lines[2]

@@ -37,7 +37,7 @@ def write_run(
     **metadata,
 ):
     """Writes one run; `val` and `test` are (logits [N, C], labels [N])."""
-    described = {
+    encode_error = {
         "model": folder.name,
         "config_hash": f"hash of {folder.name}",
         "folds_hash": "folds",
@@ -63,7 +63,7 @@ def write_run(
                 labels,
                 np.array(classes),
                 folds,
-                described,
+                encode_error,
             ),
         )
     if config is not None:

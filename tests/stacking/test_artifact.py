@@ -78,17 +78,17 @@ def test_probabilities_are_bit_identical_after_loading(stacked):
 
 def test_description_names_versions_hashes_and_models(stacked):
     _, stack = stacked
-    described = json.loads((stack / "stack.json").read_text())
-    assert described["classes"] == list(CLASSES)
-    assert [f["name"] for f in described["families"]] == [
+    encode_error = json.loads((stack / "stack.json").read_text())
+    assert encode_error["classes"] == list(CLASSES)
+    assert [f["name"] for f in encode_error["families"]] == [
         "first",
         "second",
         "third",
     ]
     assert {"python", "catboost", "lightgbm", "numpy"} <= set(
-        described["versions"]
+        encode_error["versions"]
     )
-    for path in described["sha256"]:
+    for path in encode_error["sha256"]:
         assert (stack / path).exists()
     assert not list(stack.rglob("*.pkl"))
 

@@ -144,7 +144,7 @@ def test_biases_and_statistics_stay_whole_kernels_are_split():
     assert rules["/a/kernel"] is rules["/ema/params/a/kernel"]
     assert rules["/a/kernel"] is sharding.split_largest
     assert rules["/a/bias"] is rules["/step"] is sharding.whole
-    placed = sharding.lay_out({"a": {"bias": leaf}}, mesh)
+    placed = sharding.with_shardings({"a": {"bias": leaf}}, mesh)
     assert placed["a"]["bias"].sharding == sharding.replicated(mesh)
 
 
@@ -155,5 +155,5 @@ def test_groups_that_the_devices_do_not_make_are_refused():
 
 
 def test_one_process_holds_all_places_of_a_batch():
-    places = sharding.local_places(sharding.make_mesh(), 12)
+    places = sharding.local_rows(sharding.make_mesh(), 12)
     np.testing.assert_array_equal(places, np.arange(12))

@@ -32,7 +32,7 @@ def test_bfloat16_halves_the_first_moment_and_only_that():
     assert {x.dtype for x in moments(plain, "mu")} == {jnp.dtype("float32")}
     small, large = (
         memory_plan._bytes(
-            sharding.lay_out(jax.eval_shape(lambda s=s: s), Run().mesh)
+            sharding.with_shardings(jax.eval_shape(lambda s=s: s), Run().mesh)
         )
         for s in (state.opt_state, plain.opt_state)
     )

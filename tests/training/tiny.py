@@ -69,14 +69,14 @@ class Run:
     ):
         self.mesh = mesh or sharding.make_mesh()
         self.build = build
-        self.blueprint = state_lib.make_blueprint(build)
+        self.abstract_model = state_lib.make_abstract_model(build)
         options = {"schedule": "constant", "learning_rate": 1e-2, **fields}
         self.stage = common.stage(
             weight_decay=0.1, ema_decay=ema_decay, **options
         )
         self.tables = optimizer.rate_tables(self.stage, 100, 10)
         self.train_step = state_lib.make_train_step(
-            self.blueprint,
+            self.abstract_model,
             loss,
             self.stage,
             self.tables,
@@ -87,7 +87,7 @@ class Run:
 
     def start(self, step=0):
         """The state before the first step; donated by `train`."""
-        weights = state_lib.init_weights(self.blueprint, self.mesh)
+        weights = state_lib.init_weights(self.abstract_model, self.mesh)
         return state_lib.start_stage(step, *weights, self.stage, self.mesh)
 
     def batch(self, step):

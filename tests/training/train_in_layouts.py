@@ -30,8 +30,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from core.errors import UserError
 from jax_models import layers
 from training import runtime
-from training.checkpointing.manager import Checkpoints
-from training.checkpointing.reader import Damaged
+from training.checkpointing.manager import CheckpointManager
+from training.checkpointing.reader import CorruptCheckpointError
 from training.config import Peers
 from training.loop import state as state_lib
 from training.multihost import comm, host_transfer, sharding
@@ -77,7 +77,7 @@ def batch_on(run, step):
         "label": rng.integers(0, 4, 16).astype(np.int32),
         "mask": (np.arange(16) % 7 != step).astype(np.float32),
     }
-    own = sharding.local_places(run.mesh, 16)
+    own = sharding.local_rows(run.mesh, 16)
     own = {name: values[own] for name, values in batch.items()}
     return sharding.put_batch(own, run.mesh)
 
@@ -113,12 +113,14 @@ def restored(folder):
     losses = []
     for data, fsdp in ((1, 1), (8, 1), (2, 4), (1, 1)):
         run = run_on(data, fsdp)
-        saved = Checkpoints(folder, "val_loss")
+        saved = CheckpointManager(folder, "val_loss")
         step = saved.latest()
         if step is None:
             state = run.start()
         else:
-            like = state_lib.stage_like(run.blueprint, run.stage, run.mesh)
+            like = state_lib.abstract_state(
+                run.abstract_model, run.stage, run.mesh
+            )
             state = saved.load(step, like)
         state, new = advance(run, state, 2)
         losses += new
@@ -129,7 +131,7 @@ def restored(folder):
 
 def gathers(run):
     """How many all-gathers the compiled step has."""
-    state = state_lib.stage_like(run.blueprint, run.stage, run.mesh)
+    state = state_lib.abstract_state(run.abstract_model, run.stage, run.mesh)
     batch = batch_on(run, 0)
     text = run.train_step.lower(state, batch).compile().as_text()
     return text.count(" all-gather(")
@@ -144,8 +146,8 @@ def refusals():
 
     heard = []
     for ask in (
-        lambda: comm.first_tells(lambda: refuse(0)),
-        lambda: comm.together(lambda: refuse(1)),
+        lambda: comm.run_on_primary(lambda: refuse(0)),
+        lambda: comm.run_on_all(lambda: refuse(1)),
     ):
         try:
             ask()
@@ -174,13 +176,13 @@ def moved():
             array.shape, array.dtype, sharding=NamedSharding(mesh, spec)
         )
     assert not like["split"].sharding.is_fully_replicated
-    own = arrays if comm.is_first() else {}
+    own = arrays if comm.is_primary() else {}
     host_transfer._BYTES_AT_ONCE = (
         128  # So that one array goes out in two parts.
     )
-    placed = host_transfer.from_first(own, like)
+    placed = host_transfer.broadcast_from_primary(own, like)
     assert all(placed[name].sharding == like[name].sharding for name in like)
-    back = host_transfer.to_first(placed)
+    back = host_transfer.gather_to_primary(placed)
     assert back.keys() == own.keys()
     for name in back:
         assert back[name].tobytes() == arrays[name].tobytes(), name
@@ -192,14 +194,14 @@ def moved():
 
 def damage_told(saved, folder, like):
     """What processes hear of a damage that process 0 alone can see."""
-    if comm.is_first():
+    if comm.is_primary():
         files = (p for p in (folder / "2/state").rglob("*") if p.is_file())
         largest = max(files, key=lambda path: path.stat().st_size)
         largest.write_bytes(largest.read_bytes()[:-200])
     try:
         saved.load(2, like)
-    except Damaged as damaged:
-        saved.set_aside(damaged)
+    except CorruptCheckpointError as damaged:
+        saved.quarantine(damaged)
         return [damaged.step, saved.best(), saved.steps()]
     return None
 
@@ -208,20 +210,20 @@ def as_one_of_two(folder, coordinator, index):
     """Trains 2 x 4, saves, restores, trains on; stops by a signal to one."""
     runtime.connect(Peers(coordinator, 2, index))
     run = tiny.Run(mesh=sharding.make_mesh(4), log_every_steps=1, ema_decay=0.9)
-    saved = Checkpoints(folder, "val_loss")
+    saved = CheckpointManager(folder, "val_loss")
     state, losses = advance(run, run.start(), 2)
     saved.save(2, state, {"go_on_from": 2}, {"val_loss": 1.0})
     saved.close()
-    saved = Checkpoints(folder, "val_loss")
-    like = state_lib.stage_like(run.blueprint, run.stage, run.mesh)
+    saved = CheckpointManager(folder, "val_loss")
+    like = state_lib.abstract_state(run.abstract_model, run.stage, run.mesh)
     state, more = advance(run, saved.load(saved.best(), like), 2)
-    agreed = comm.Agreement(run.mesh)
+    agreed = comm.AgreedMax(run.mesh)
     signal = [agreed(15 if index and step == 1 else 0) for step in range(4)]
     labels = sharding.to_host(batch_on(run, 0))["label"].tolist()
     found = {"losses": losses + more, "split": split(state), "labels": labels}
     found |= {"signal": signal, "refusals": refusals()}
-    found["answer"] = comm.first_tells(lambda: {"process": index})
-    found["texts"] = comm.all_tell("x" * index)
+    found["answer"] = comm.run_on_primary(lambda: {"process": index})
+    found["texts"] = comm.all_gather_text("x" * index)
     saved.save(4, state, {"go_on_from": 4})
     found["damage"] = damage_told(saved, folder, like)
     saved.close()

@@ -1,1 +1,1 @@
-"""."""
+"""Checkpoints with checksums, on Orbax."""

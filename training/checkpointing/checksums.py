@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def examine(
+def checksum_arrays(
     arrays: Mapping[str, jax.Array],
 ) -> tuple[dict[str, int], list[str]]:
     """Returns {name: checksum}, and the names of arrays that are not finite.
@@ -72,8 +72,8 @@ def _look_on_host(arrays: Sequence[jax.Array]) -> np.ndarray:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        gathered = multihost_utils.process_allgather(found)
-        found = gathered.sum(axis=0, dtype=np.uint32)
+        gather_params = multihost_utils.process_allgather(found)
+        found = gather_params.sum(axis=0, dtype=np.uint32)
     return found
 
 
@@ -106,13 +106,13 @@ def _places(index: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
     return place
 
 
-def seal(content: Any) -> dict[str, Any]:
+def add_hash(content: Any) -> dict[str, Any]:
     """Returns JSON-able `content` with a hash of itself."""
     return {"content": content, "sha256": _hash(content)}
 
 
-def unseal(sealed: Any) -> Any:
-    """Returns the content of `seal`.
+def verify_hash(sealed: Any) -> Any:
+    """Returns the content of `add_hash`.
 
     Raises:
       ValueError: it is not what was sealed.

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from jax_models.model import HEAD
-from training.checkpointing.reader import Stored
-from training.loop.state import Blueprint, weights_like
+from training.checkpointing.reader import CheckpointReader
+from training.loop.state import AbstractModel, abstract_weights
 from training.multihost import comm
 
 
@@ -36,7 +36,7 @@ class Run:
     config: ConfigDict
     identity: dict[str, Any]
     step: int
-    _checkpoints: Stored
+    _checkpoints: CheckpointReader
 
     @property
     def pin(self) -> dict[str, Any]:
@@ -44,14 +44,16 @@ class Run:
         fingerprint = self._checkpoints.fingerprint(self.step)
         return {"step": self.step, "fingerprint": fingerprint}
 
-    def weights(self, blueprint: Blueprint, mesh: Mesh) -> tuple[dict, dict]:
+    def weights(
+        self, abstract_model: AbstractModel, mesh: Mesh
+    ) -> tuple[dict, dict]:
         """Returns all of its (params, batch_stats).
 
         Args:
-          blueprint: of the model that the run trained.
+          abstract_model: of the model that the run trained.
           mesh: to place them on.
         """
-        params, batch_stats = weights_like(blueprint, mesh)
+        params, batch_stats = abstract_weights(abstract_model, mesh)
         like = {"params": params, "batch_stats": batch_stats}
         if self._averaged:
             loaded = self._checkpoints.load(self.step, {"ema": like})["ema"]
@@ -171,11 +173,11 @@ def open_run(
     Raises:
       UserError: it holds no evaluated checkpoint, or not those weights.
     """
-    where, plain, identity = comm.first_tells(
+    where, plain, identity = comm.run_on_primary(
         lambda: _read(_find(name, workdir, fold), field)
     )
     run, config = Path(where), ConfigDict(plain)
-    saved = Stored(run / "checkpoints", config.checkpoint.metric)
+    saved = CheckpointReader(run / "checkpoints", config.checkpoint.metric)
     step = saved.best() if pin is None else pin["step"]
     if step is None:
         raise UserError(
@@ -219,7 +221,10 @@ def _read(run: Path, field: str) -> tuple[str, dict, dict]:
 
 
 def open_encoder(
-    config: ConfigDict, workdir: Path, identity: dict, blueprint: Blueprint
+    config: ConfigDict,
+    workdir: Path,
+    identity: dict,
+    abstract_model: AbstractModel,
 ) -> Run:
     """Opens the run that `init_from` names, and checks that it may be used.
 
@@ -227,7 +232,7 @@ def open_encoder(
       config: of this run.
       workdir: this run's folder.
       identity: of this run's data.
-      blueprint: of this run's model.
+      abstract_model: of this run's model.
 
     Raises:
       UserError: it is no run, of another architecture, or a classifier that
@@ -235,8 +240,8 @@ def open_encoder(
     """
     run = open_run(config.init_from, workdir, config.data.fold, "init_from")
     run.match(
-        nnx.to_pure_dict(blueprint.params),
-        nnx.to_pure_dict(blueprint.batch_stats),
+        nnx.to_pure_dict(abstract_model.params),
+        nnx.to_pure_dict(abstract_model.batch_stats),
     )
     same_rows = run.identity["rows_hash"] == identity["rows_hash"]
     if run.config.task == "classify" and same_rows:

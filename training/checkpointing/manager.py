@@ -20,7 +20,12 @@ from orbax.checkpoint import v1 as ocp
 
 from core.errors import UserError
 from training.checkpointing import checksums
-from training.checkpointing.reader import ARRAYS, Damaged, Stored, flatten
+from training.checkpointing.reader import (
+    ARRAYS,
+    CheckpointReader,
+    CorruptCheckpointError,
+    flatten,
+)
 from training.multihost import comm, host_transfer
 
 _policies = ocp.training.preservation_policies
@@ -29,7 +34,7 @@ _policies = ocp.training.preservation_policies
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
-class Checkpoints(Stored):
+class CheckpointManager(CheckpointReader):
     """The checkpoints of one run, newest and best kept, the rest deleted.
 
     A checkpoint holds a `TrainState` as a flat mapping of path to array, so
@@ -52,14 +57,14 @@ class Checkpoints(Stored):
         super().__init__(directory, metric)
         self._keep_best = keep_best
         self._saving: Any = None  # Orbax's answer to the last save.
-        self._set_aside: list[int] = []  # In process 0, as all of this.
+        self._quarantined: list[int] = []  # In process 0, as all of this.
         self._checkpointer: Any = None
 
         def begin() -> None:
-            self._set_aside += self._check_descriptions()
+            self._quarantined += self._check_descriptions()
             self._open()
 
-        comm.first_tells(begin)
+        comm.run_on_primary(begin)
 
     def _open(self) -> None:
         kept = _policies.AnyPreservationPolicy(
@@ -93,7 +98,7 @@ class Checkpoints(Stored):
         Raises:
           UserError: there were some, but every one is damaged.
         """
-        return comm.first_tells(self._latest)
+        return comm.run_on_primary(self._latest)
 
     def save(
         self,
@@ -114,7 +119,7 @@ class Checkpoints(Stored):
           UserError: the state holds a number that is not finite, or the disk
             cannot be written; what was there before is intact.
         """
-        if comm.first_tells(lambda: self._is_there(step)):
+        if comm.run_on_primary(lambda: self._is_there(step)):
             return
         if metrics is not None:
             metrics = {**metrics, "step": step}
@@ -122,7 +127,7 @@ class Checkpoints(Stored):
         # The next step overwrites the state's buffers (donation) while Orbax
         # may still be reading them, so it gets buffers of its own.
         state = flatten(_copy(state) if alone else state)
-        sums, infinite = checksums.examine(state)
+        sums, infinite = checksums.checksum_arrays(state)
         if infinite:
             raise UserError(
                 f"the training diverged by step {step}: {infinite[0]} is not "
@@ -135,19 +140,19 @@ class Checkpoints(Stored):
             "checksums": sums,
         }
         if not alone:
-            state = host_transfer.to_first(state)
-        comm.first_tells(lambda: self._write(step, state, content))
+            state = host_transfer.gather_to_primary(state)
+        comm.run_on_primary(lambda: self._write(step, state, content))
 
-    def set_aside(self, damaged: Damaged) -> None:
+    def quarantine(self, damaged: CorruptCheckpointError) -> None:
         """Moves a damaged checkpoint out of the way, and says so."""
 
         def replace() -> None:
             self.close()
             self._move(damaged.step, damaged.reason)
-            self._set_aside.append(damaged.step)
+            self._quarantined.append(damaged.step)
             self._open()
 
-        comm.first_tells(replace)
+        comm.run_on_primary(replace)
 
     def wait(self) -> None:
         """Blocks until everything handed to `save` is on disk.
@@ -155,7 +160,7 @@ class Checkpoints(Stored):
         Raises:
           UserError: it could not be written; what was there before is intact.
         """
-        comm.first_tells(self._settle)
+        comm.run_on_primary(self._settle)
 
     def close(self) -> None:
         """Waits for the disk and gives up the folder; asks no other process.
@@ -175,7 +180,7 @@ class Checkpoints(Stored):
     def _latest(self) -> int | None:
         self._settle()
         newest = self._checkpointer.latest
-        if newest is None and self._set_aside:
+        if newest is None and self._quarantined:
             raise UserError(
                 f"every checkpoint in {self._directory} was damaged and is now "
                 f"in {self._aside}; restore one from a copy, or delete the run "
@@ -189,7 +194,7 @@ class Checkpoints(Stored):
 
     def _write(self, step: int, state: dict, content: dict[str, Any]) -> None:
         # Orbax writes it last: nobody may change it until then.
-        sealed = copy.deepcopy(checksums.seal(content))
+        sealed = copy.deepcopy(checksums.add_hash(content))
         with self._writing():
             self._saving = self._checkpointer.save_async(
                 step,
@@ -259,7 +264,7 @@ class Checkpoints(Stored):
         for step in self._steps():
             try:
                 self._content(step)
-            except Damaged as damaged:
+            except CorruptCheckpointError as damaged:
                 self._move(damaged.step, damaged.reason)
                 moved.append(damaged.step)
         return moved

@@ -30,7 +30,7 @@ ARRAYS = "state"
 _DESCRIPTION, _METRICS = "_CHECKPOINT_METADATA", "metrics/metrics"
 
 
-class Damaged(UserError):
+class CorruptCheckpointError(UserError):
     """A checkpoint that is not what was saved.
 
     Attributes:
@@ -45,7 +45,7 @@ class Damaged(UserError):
         self.step, self.reason = step, reason
 
 
-class Stored:
+class CheckpointReader:
     """The checkpoints in a folder; reading them changes nothing there.
 
     Process 0 alone sees the folder. To be called in all processes, which are
@@ -63,14 +63,14 @@ class Stored:
 
     def steps(self) -> list[int]:
         """Returns the steps of all that are finished, also damaged ones."""
-        return comm.first_tells(self._steps)
+        return comm.run_on_primary(self._steps)
 
     def best(self) -> int | None:
         """Returns the step of the best checkpoint; the earliest of equals.
 
         One whose description is damaged is passed over.
         """
-        return comm.first_tells(self._best)
+        return comm.run_on_primary(self._best)
 
     def load(self, step: int, like: Any) -> Any:
         """Returns the state saved under `step`.
@@ -88,15 +88,15 @@ class Stored:
             key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for key, x in flatten(like).items()
         }
-        expected = comm.first_tells(lambda: self._checksums(step))
+        expected = comm.run_on_primary(lambda: self._checksums(step))
         flat = self._placed(step, abstract)
-        found, _ = checksums.examine(flat)
+        found, _ = checksums.checksum_arrays(flat)
         wrong = [key for key in found if found[key] != expected.get(key)]
         if wrong:
             reason = f"{wrong[0]} has changed"
             if len(wrong) > 1:
                 reason += f", and {len(wrong) - 1} more"
-            raise Damaged(self._directory, step, reason)
+            raise CorruptCheckpointError(self._directory, step, reason)
         return jax.tree.unflatten(
             jax.tree.structure(like), [flat[key] for key in abstract]
         )
@@ -107,7 +107,7 @@ class Stored:
         Raises:
           Damaged: what is on disk does not tell.
         """
-        found = comm.first_tells(lambda: self._contents(step))
+        found = comm.run_on_primary(lambda: self._contents(step))
         return {path: tuple(shape) for path, shape in found.items()}
 
     def history(self, step: int) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Stored:
         Raises:
           Damaged: it is not what was saved.
         """
-        return comm.first_tells(lambda: self._history(step))
+        return comm.run_on_primary(lambda: self._history(step))
 
     def fingerprint(self, step: int) -> str:
         """Returns 16 hex digits that name the arrays saved under `step`.
@@ -124,7 +124,7 @@ class Stored:
         Raises:
           Damaged: what is on disk does not tell.
         """
-        return comm.first_tells(lambda: self._fingerprint(step))
+        return comm.run_on_primary(lambda: self._fingerprint(step))
 
     # ---- In process 0 -------------------------------------------------------
 
@@ -142,7 +142,7 @@ class Stored:
         for step in self._steps():
             try:
                 metrics = self._content(step)["metrics"]
-            except Damaged:
+            except CorruptCheckpointError:
                 continue
             if metrics is not None:
                 scored[step] = self._rank(metrics)
@@ -169,7 +169,9 @@ class Stored:
             return {path: tuple(x.shape) for path, x in arrays.items()}
         except Exception as error:  # As in `_whole`.
             reason = f"its arrays are not listed ({type(error).__name__})"
-            raise Damaged(self._directory, step, reason) from error
+            raise CorruptCheckpointError(
+                self._directory, step, reason
+            ) from error
 
     def _placed(
         self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]
@@ -188,10 +190,10 @@ class Stored:
                     leaf.dtype,
                 ):
                     reason = f"{key} has another shape"
-                    raise Damaged(self._directory, step, reason)
+                    raise CorruptCheckpointError(self._directory, step, reason)
 
-        comm.first_tells(read)
-        return host_transfer.from_first(found, abstract)
+        comm.run_on_primary(read)
+        return host_transfer.broadcast_from_primary(found, abstract)
 
     def _whole(
         self, step: int, abstract: dict[str, Any], kind: type
@@ -201,12 +203,14 @@ class Stored:
             flat = self._read(step, abstract)
         except Exception as error:  # Orbax has no one type for what is broken.
             reason = f"its arrays cannot be read ({type(error).__name__})"
-            raise Damaged(self._directory, step, reason) from error
+            raise CorruptCheckpointError(
+                self._directory, step, reason
+            ) from error
         # Orbax hands the shape back where it finds no array of that name.
         absent = [k for k in abstract if not isinstance(flat[k], kind)]
         if absent:
             reason = f"{absent[0]} is missing"
-            raise Damaged(self._directory, step, reason)
+            raise CorruptCheckpointError(self._directory, step, reason)
         return {key: flat[key] for key in abstract}
 
     def _read(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +229,9 @@ class Stored:
             return _described(self._directory / str(step))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise Damaged(self._directory, step, reason) from error
+            raise CorruptCheckpointError(
+                self._directory, step, reason
+            ) from error
 
     def _rank(self, metrics: dict[str, float]) -> tuple[float, int]:
         value = merit(self._metric, metrics[self._metric])
@@ -235,7 +241,7 @@ class Stored:
 def _described(folder: Path) -> dict[str, Any]:
     """What was sealed into a checkpoint, its metrics being those on disk."""
     text = (folder / _DESCRIPTION).read_text(encoding="utf-8")
-    content = checksums.unseal(json.loads(text).get("custom_metadata"))
+    content = checksums.verify_hash(json.loads(text).get("custom_metadata"))
     if content["metrics"] is not None:
         text = (folder / _METRICS).read_text(encoding="utf-8")
         # As text, for a metric that is not a number does not equal itself.

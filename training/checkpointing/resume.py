@@ -8,11 +8,16 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from core.errors import UserError
-from training.checkpointing.manager import Checkpoints
-from training.checkpointing.reader import Damaged
+from training.checkpointing.manager import CheckpointManager
+from training.checkpointing.reader import CorruptCheckpointError
 from training.loop import stages
 from training.loop.stages import Stage
-from training.loop.state import Blueprint, TrainState, stage_like, weights_like
+from training.loop.state import (
+    AbstractModel,
+    TrainState,
+    abstract_state,
+    abstract_weights,
+)
 
 
 class Point(NamedTuple):
@@ -31,14 +36,17 @@ class Point(NamedTuple):
 
 
 def newest(
-    saved: Checkpoints, plan: Sequence[Stage], blueprint: Blueprint, mesh: Mesh
+    saved: CheckpointManager,
+    plan: Sequence[Stage],
+    abstract_model: AbstractModel,
+    mesh: Mesh,
 ) -> Point:
     """Returns the newest point that is whole; damaged ones are set aside.
 
     Args:
       saved: the run's checkpoints.
       plan: its stages.
-      blueprint: of its model.
+      abstract_model: of its model.
       mesh: to place the state on.
 
     Raises:
@@ -51,28 +59,31 @@ def newest(
             stage = stages.stage_after(plan, go_on_from)
             if stage is None or go_on_from == stage.start:
                 return Point(go_on_from, history, None)
-            like = stage_like(blueprint, stage.config, mesh)
+            like = abstract_state(abstract_model, stage.config, mesh)
             return Point(go_on_from, history, saved.load(step, like))
-        except Damaged as damaged:
-            saved.set_aside(damaged)
+        except CorruptCheckpointError as damaged:
+            saved.quarantine(damaged)
     return Point(0, {}, None)
 
 
 def best_weights(
-    saved: Checkpoints, plan: Sequence[Stage], blueprint: Blueprint, mesh: Mesh
+    saved: CheckpointManager,
+    plan: Sequence[Stage],
+    abstract_model: AbstractModel,
+    mesh: Mesh,
 ) -> tuple[int, dict, dict]:
     """Returns (step, params, batch_stats) of the best checkpoint so far.
 
     Args:
       saved: the run's checkpoints.
       plan: its stages.
-      blueprint: of its model.
+      abstract_model: of its model.
       mesh: to place the weights on.
 
     Raises:
       UserError: no evaluated checkpoint is good.
     """
-    params, batch_stats = weights_like(blueprint, mesh)
+    params, batch_stats = abstract_weights(abstract_model, mesh)
     like = {"params": params, "batch_stats": batch_stats}
     while (step := saved.best()) is not None:
         try:
@@ -80,8 +91,8 @@ def best_weights(
                 weights = saved.load(step, {"ema": like})["ema"]
             else:
                 weights = saved.load(step, like)
-        except Damaged as damaged:
-            saved.set_aside(damaged)
+        except CorruptCheckpointError as damaged:
+            saved.quarantine(damaged)
         else:
             return step, weights["params"], weights["batch_stats"]
     raise UserError(

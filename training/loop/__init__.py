@@ -1,1 +1,1 @@
-"""."""
+"""State, step and schedule of a training."""

@@ -37,7 +37,7 @@ def check(config: ConfigDict, batch_stats: Any) -> None:
 LossOf = Callable[[Any, dict[str, jax.Array]], tuple[jax.Array, Any]]
 
 
-def accumulated(loss_of: LossOf, count: int) -> Callable[[Any, Any], Any]:
+def accumulate_grads(loss_of: LossOf, count: int) -> Callable[[Any, Any], Any]:
     """Returns `jax.value_and_grad(loss_of)`, taken over `count` parts.
 
     The parts go through the model one after the other, and so need the

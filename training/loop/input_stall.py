@@ -20,7 +20,7 @@ WINDOW_STEPS = 10
 SHARE_TO_TELL, SHARE_TO_REMARK = 0.2, 0.05
 
 
-class Waiting:
+class InputStallMonitor:
     """Measures the share of the time in which the device waits for batches.
 
     The loop dispatches a step and fetches the next batch while that runs, so

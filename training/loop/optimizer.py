@@ -348,7 +348,7 @@ def _advance_at_once(stage, tables, grads, norm, params, opt_state, finite):
         for decays in jax.tree.leaves(decay_mask(params))
     ]
     leaves, structure = jax.tree.flatten(params)
-    slopes = jax.tree.leaves(grads)
+    grads_of = jax.tree.leaves(grads)
     groups, taken, moments = ("encoder", "head"), [], []
     for group in groups:
         adam, _, schedule = partition.inner_states[group].inner_state
@@ -365,7 +365,7 @@ def _advance_at_once(stage, tables, grads, norm, params, opt_state, finite):
         )
     done = adamw.update(
         [[leaves[row] for row in rows] for rows in taken],
-        [[slopes[row] for row in rows] for rows in taken],
+        [[grads_of[row] for row in rows] for rows in taken],
         moments,
         scale,
         finite,

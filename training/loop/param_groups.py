@@ -35,7 +35,7 @@ def groups(params: Any, frozen: Sequence[str]) -> Any:
     return jax.tree_util.tree_map_with_path(group, params)
 
 
-def hold_still(params: Any, frozen: Sequence[str]) -> Any:
+def stop_frozen_gradients(params: Any, frozen: Sequence[str]) -> Any:
     """Returns `params`, the frozen ones constant to differentiation.
 
     XLA then leaves out the backward pass that only they would need.
@@ -51,7 +51,7 @@ def hold_still(params: Any, frozen: Sequence[str]) -> Any:
     )
 
 
-def train_mode(model: nnx.Module, frozen: Sequence[str]) -> None:
+def set_train_mode(model: nnx.Module, frozen: Sequence[str]) -> None:
     """Puts `model` into training mode, frozen modules into evaluation mode.
 
     So a frozen BatchNorm neither uses nor learns the batch's statistics, and

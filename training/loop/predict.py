@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from input_pipeline.transforms import mixing
-from training.loop.state import Blueprint
+from training.loop.state import AbstractModel
 from training.multihost import sharding
 
 
@@ -48,7 +48,7 @@ PredictStep = Callable[[dict, dict, jax.Array], jax.Array]
 
 
 def make_predict_step(
-    blueprint: Blueprint, mean: np.ndarray, std: np.ndarray
+    abstract_model: AbstractModel, mean: np.ndarray, std: np.ndarray
 ) -> PredictStep:
     """Returns the jitted step: (params, batch_stats, images) -> logits.
 
@@ -58,7 +58,7 @@ def make_predict_step(
 
     @jax.jit
     def predict_step(params, batch_stats, images, mean, std):
-        model = blueprint.merge(params, batch_stats)
+        model = abstract_model.merge(params, batch_stats)
         model.eval()
         rows, views = images.shape[:2]
         flat = images.reshape(rows * views, *images.shape[2:])

@@ -16,7 +16,7 @@ import optax
 
 from core.errors import UserError
 from training.loop import stages
-from training.loop.input_stall import Waiting
+from training.loop.input_stall import InputStallMonitor
 from training.loop.stages import Stage
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -67,7 +67,7 @@ class Recorder:
         every_steps: int,
         remedy: str = "",
     ):
-        self._waiting = Waiting(remedy)
+        self._input_stall = InputStallMonitor(remedy)
         self._path, self._metric, self._every = path, metric, every_steps
         # Index of the stage that goes on at a lower rate; once in a run.
         self._rolled_back = history.get("rolled_back")
@@ -113,7 +113,7 @@ class Recorder:
         """
         self._stage, self._rates = stage, rates
         self._clock = _Clock()  # Compilation is not what the steps take.
-        self._waiting.pause()
+        self._input_stall.pause()
         if self._stale["stage"] != stage.index:
             self._stale = {"stage": stage.index, "evaluations": 0}
         print(
@@ -124,7 +124,7 @@ class Recorder:
 
     def fetch(self, batches: Iterator[Any]) -> Any:
         """Returns the next batch, noting whether the device waits for it."""
-        return self._waiting.fetch(batches)
+        return self._input_stall.fetch(batches)
 
     def step(self, step: int, measured: dict[str, jax.Array]) -> None:
         """Notes that a step was dispatched.
@@ -137,7 +137,7 @@ class Recorder:
         Raises:
           Diverged: too many steps in a row were not finite.
         """
-        self._waiting.dispatched(measured)
+        self._input_stall.dispatched(measured)
         self._report()
         if self._last is not None:
             # At most one step waits behind the one that runs: a stop then
@@ -163,7 +163,7 @@ class Recorder:
         if self._last is not None:
             finite = self._fetch_last()[1]["skipped_in_a_row"] == 0
         self._clock.stop()
-        self._waiting.pause()
+        self._input_stall.pause()
         return finite
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
@@ -258,7 +258,7 @@ class Recorder:
 
     def close(self) -> None:
         """Closes the file."""
-        self._waiting.close()
+        self._input_stall.close()
         self._file.close()
 
     def _report(self) -> None:
@@ -283,7 +283,7 @@ class Recorder:
         self._write("train", step, measured)
         images = stages.images_until(self._plan, step)
         speed = self._clock.advance(images)
-        if complaint := self._waiting.complaint():
+        if complaint := self._input_stall.complaint():
             print(complaint, flush=True)
         if speed is None or self._clock.now - self._spoke < (
             SECONDS_BETWEEN_LINES
@@ -301,7 +301,7 @@ class Recorder:
         print(
             f"{self._where(step)}  loss {measured['loss']:.4f}  "
             f"lr {next(iter(rates.values())):.2e}  {speed:,.0f} img/s  "
-            f"eta {duration(left / speed)}{self._waiting.remark()}"
+            f"eta {duration(left / speed)}{self._input_stall.remark()}"
             + (f"  {skipped:.0f} steps skipped, not finite" if skipped else ""),
             flush=True,
         )

@@ -63,7 +63,7 @@ class Stage:
         return ", ".join(words)
 
 
-def lay_out(config: ConfigDict, num_train: int) -> list[Stage]:
+def plan_stages(config: ConfigDict, num_train: int) -> list[Stage]:
     """Returns the stages of `config` for `num_train` training rows.
 
     An epoch is floor(rows / batch) steps, at least one; batches run on over

@@ -79,7 +79,7 @@ class TrainState:
         return self.params, self.batch_stats
 
 
-class Blueprint(NamedTuple):
+class AbstractModel(NamedTuple):
     """A model without its numbers: what `merge` needs to make it callable.
 
     Attributes:
@@ -123,8 +123,8 @@ class Blueprint(NamedTuple):
         )
 
 
-def make_blueprint(build: Callable[[], nnx.Module]) -> Blueprint:
-    """Returns the blueprint of `build()`, computing and storing no number."""
+def make_abstract_model(build: Callable[[], nnx.Module]) -> AbstractModel:
+    """Returns the abstract_model of `build()`, computing and storing no number."""
     built = []
 
     def draw():
@@ -134,16 +134,20 @@ def make_blueprint(build: Callable[[], nnx.Module]) -> Blueprint:
         return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
     jax.eval_shape(draw)  # JAX remembers what it traced for `init_weights`.
-    return Blueprint(*built[0], draw)
+    return AbstractModel(*built[0], draw)
 
 
-def init_weights(blueprint: Blueprint, mesh: Mesh) -> tuple[dict, dict]:
+def init_weights(
+    abstract_model: AbstractModel, mesh: Mesh
+) -> tuple[dict, dict]:
     """Returns fresh (params, batch_stats), made on the devices.
 
     One compiled program: layer by layer, a large model takes many seconds.
     """
-    placed = sharding.lay_out(jax.eval_shape(blueprint.draw), mesh)
-    return jax.jit(blueprint.draw, out_shardings=sharding.placements(placed))()
+    placed = sharding.with_shardings(jax.eval_shape(abstract_model.draw), mesh)
+    return jax.jit(
+        abstract_model.draw, out_shardings=sharding.shardings_of(placed)
+    )()
 
 
 def start_stage(
@@ -164,30 +168,32 @@ def start_stage(
     """
     start = functools.partial(_start, stage)
     step = np.int32(step)
-    placed = sharding.lay_out(
+    placed = sharding.with_shardings(
         jax.eval_shape(start, step, params, batch_stats), mesh
     )
-    return jax.jit(start, out_shardings=sharding.placements(placed))(
+    return jax.jit(start, out_shardings=sharding.shardings_of(placed))(
         step, params, batch_stats
     )
 
 
-def stage_like(
-    blueprint: Blueprint, stage: ConfigDict, mesh: Mesh
+def abstract_state(
+    abstract_model: AbstractModel, stage: ConfigDict, mesh: Mesh
 ) -> TrainState:
     """Returns the shapes and placements of a stage's state, to restore into."""
     start = functools.partial(_start, stage)
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = jax.eval_shape(start, step, *_pure_shapes(blueprint))
-    return sharding.lay_out(shapes, mesh)
+    shapes = jax.eval_shape(start, step, *_pure_shapes(abstract_model))
+    return sharding.with_shardings(shapes, mesh)
 
 
-def weights_like(blueprint: Blueprint, mesh: Mesh) -> tuple[dict, dict]:
+def abstract_weights(
+    abstract_model: AbstractModel, mesh: Mesh
+) -> tuple[dict, dict]:
     """Returns (params, batch_stats) as shapes and placements."""
-    shapes = _pure_shapes(blueprint)
+    shapes = _pure_shapes(abstract_model)
     # By the names that they have in a state, which the rules may ask for.
     named = dict(zip(("params", "batch_stats"), shapes, strict=True))
-    placed = sharding.lay_out(named, mesh)
+    placed = sharding.with_shardings(named, mesh)
     return placed["params"], placed["batch_stats"]
 
 
@@ -210,7 +216,7 @@ class TrainStep(NamedTuple):
 
 
 def make_train_step(
-    blueprint: Blueprint,
+    abstract_model: AbstractModel,
     loss: Loss,
     stage: ConfigDict,
     tables: dict[str, jax.Array],
@@ -230,7 +236,7 @@ def make_train_step(
     NaN if there are none; `skipped` and `skipped_in_a_row` count the others.
 
     Args:
-      blueprint: of the model.
+      abstract_model: of the model.
       loss: what to minimise.
       stage: a `configs.common.stage`: optimizer, frozen parts, EMA.
       tables: its learning rates, from `optim.rate_tables`.
@@ -246,19 +252,19 @@ def make_train_step(
         model_key, loss_key = jax.random.split(key)
 
         def loss_of(params, batch):
-            params = param_groups.hold_still(params, frozen)
-            model = blueprint.merge(params, state.batch_stats, model_key)
-            param_groups.train_mode(model, frozen)
+            params = param_groups.stop_frozen_gradients(params, frozen)
+            model = abstract_model.merge(params, state.batch_stats, model_key)
+            param_groups.set_train_mode(model, frozen)
             value = loss.function(model, batch, constants)
             _, _, batch_stats, _ = _split(model)
             return value, nnx.to_pure_dict(batch_stats)
 
         batch = loss.prepare(batch, constants, loss_key)
-        slopes = grad_accumulation.accumulated(loss_of, stage.accumulate)
-        (value, batch_stats), grads = slopes(
-            sharding.gathered(state.params, mesh), batch
+        grads_of = grad_accumulation.accumulate_grads(loss_of, stage.accumulate)
+        (value, batch_stats), grads = grads_of(
+            sharding.gather_params(state.params, mesh), batch
         )
-        grads = sharding.scattered(grads, mesh)
+        grads = sharding.scatter_grads(grads, mesh)
         norm = optimizer.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         params, opt_state = optimizer.advance(
@@ -314,7 +320,7 @@ def make_train_step(
         )
         return after, metrics
 
-    places = sharding.placements(stage_like(blueprint, stage, mesh))
+    places = sharding.shardings_of(abstract_state(abstract_model, stage, mesh))
     jitted = jax.jit(
         train_step,
         donate_argnums=0,
@@ -342,10 +348,10 @@ def _start(stage: ConfigDict, step, params, batch_stats) -> TrainState:
     )
 
 
-def _pure_shapes(blueprint: Blueprint) -> tuple[dict, dict]:
+def _pure_shapes(abstract_model: AbstractModel) -> tuple[dict, dict]:
     return (
-        nnx.to_pure_dict(blueprint.params),
-        nnx.to_pure_dict(blueprint.batch_stats),
+        nnx.to_pure_dict(abstract_model.params),
+        nnx.to_pure_dict(abstract_model.batch_stats),
     )
 
 

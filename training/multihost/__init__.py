@@ -1,1 +1,1 @@
-"""."""
+"""Several processes as one program."""

@@ -42,12 +42,12 @@ _numbers = itertools.count()
 _SECONDS_TO_ASK = 20
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this is process 0, which alone writes and speaks."""
     return jax.process_index() == 0
 
 
-def first_tells(action: Callable[[], Any]) -> Any:
+def run_on_primary(action: Callable[[], Any]) -> Any:
     """Runs `action` in process 0 and returns what it returned, in all.
 
     Args:
@@ -60,21 +60,21 @@ def first_tells(action: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return action()
     number = next(_numbers)
-    if not is_first():
-        told = json.loads(_heard(number, 0))
+    if not is_primary():
+        told = json.loads(_receive(number, 0))
         if "error" in told:
-            raise rebuilt(told["error"])
+            raise decode_error(told["error"])
         return told["answer"]
     try:
         answer = action()
     except UserError as error:
-        _say(number, json.dumps({"error": described(error)}))
+        _publish(number, json.dumps({"error": encode_error(error)}))
         raise
-    _say(number, json.dumps({"answer": answer}))
+    _publish(number, json.dumps({"answer": answer}))
     return answer
 
 
-def together(action: Callable[[], T]) -> T:
+def run_on_all(action: Callable[[], T]) -> T:
     """Runs `action` in every process; if one of them fails, all do.
 
     Args:
@@ -89,23 +89,23 @@ def together(action: Callable[[], T]) -> T:
     try:
         answer = action()
     except UserError as error:
-        problem = json.dumps(described(error))
-    problems = all_tell(problem)
+        problem = json.dumps(encode_error(error))
+    problems = all_gather_text(problem)
     if any(problems):
-        raise rebuilt(json.loads(next(filter(None, problems))))
+        raise decode_error(json.loads(next(filter(None, problems))))
     return answer
 
 
-def all_tell(text: str) -> list[str]:
+def all_gather_text(text: str) -> list[str]:
     """Returns the text of every process, by process number."""
     if jax.process_count() == 1:
         return [text]
     number = next(_numbers)
-    _say(number, text)
-    return [_heard(number, process) for process in range(jax.process_count())]
+    _publish(number, text)
+    return [_receive(number, process) for process in range(jax.process_count())]
 
 
-def check_alike(identity: dict[str, Any]) -> None:
+def check_all_equal(identity: dict[str, Any]) -> None:
     """Refuses data that is not the same on all hosts.
 
     Args:
@@ -115,7 +115,7 @@ def check_alike(identity: dict[str, Any]) -> None:
       UserError: what differs, and where.
     """
     host = socket.gethostname()
-    told = map(json.loads, all_tell(json.dumps([host, identity])))
+    told = map(json.loads, all_gather_text(json.dumps([host, identity])))
     first_host, first = next(told)
     for number, (host, other) in enumerate(told, 1):
         different = [name for name in first if first[name] != other.get(name)]
@@ -127,13 +127,13 @@ def check_alike(identity: dict[str, Any]) -> None:
             )
 
 
-def described(error: UserError) -> list[Any]:
+def encode_error(error: UserError) -> list[Any]:
     """Returns an error as JSON."""
     return [type(error).__name__, str(error), vars(error)]
 
 
-def rebuilt(description: list[Any]) -> UserError:
-    """Returns the error that was `described`, of the same kind."""
+def decode_error(description: list[Any]) -> UserError:
+    """Returns the error that was `encode_error`, of the same kind."""
     name, text, attributes = description
     kinds = [UserError]
     for kind in kinds:
@@ -144,13 +144,13 @@ def rebuilt(description: list[Any]) -> UserError:
     return error
 
 
-def _say(number: int, text: str) -> None:
+def _publish(number: int, text: str) -> None:
     own = jax.process_index()
     client = distributed.global_state.client
     client.key_value_set(f"sextet/said/{number}/{own}", text)
 
 
-def _heard(number: int, process: int) -> str:
+def _receive(number: int, process: int) -> str:
     """What `process` says, as soon as it does."""
     client, key = distributed.global_state.client, f"sextet/said/{number}"
     while True:
@@ -163,7 +163,7 @@ def _heard(number: int, process: int) -> str:
                 raise
 
 
-def with_own_folder(
+def use_private_folder(
     arguments: Arguments, resources: contextlib.ExitStack
 ) -> Arguments:
     """Returns the command line, with an empty run folder but in process 0.
@@ -174,13 +174,13 @@ def with_own_folder(
       arguments: of the command line.
       resources: whose end is the end of that folder.
     """
-    if is_first():
+    if is_primary():
         return arguments
     folder = resources.enter_context(atomic_files.temporary_folder())
     return dataclasses.replace(arguments, workdir=folder / "run")
 
 
-def share_file(path: Path) -> None:
+def broadcast_file(path: Path) -> None:
     """Copies a text file of process 0 to the others.
 
     Args:
@@ -198,10 +198,10 @@ def share_file(path: Path) -> None:
 
     if jax.process_count() == 1:
         return
-    text = first_tells(read)
+    text = run_on_primary(read)
 
     def write() -> None:
-        if text is None or is_first():
+        if text is None or is_primary():
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,10 +212,10 @@ def share_file(path: Path) -> None:
                 f"{error.strerror}; free some space there or set TMPDIR"
             ) from error
 
-    together(write)
+    run_on_all(write)
 
 
-class Agreement:
+class AgreedMax:
     """The largest of a number that processes have, a step later.
 
     A tiny reduction is queued behind each training step and read once the
@@ -244,9 +244,9 @@ class Agreement:
 
 
 @contextlib.contextmanager
-def first_alone_speaks() -> Iterator[None]:
+def silence_other_processes() -> Iterator[None]:
     """Silences stdout in all processes but process 0."""
-    if is_first():
+    if is_primary():
         yield
         return
     with (

@@ -119,7 +119,7 @@ def announce(error: UserError) -> None:
     """Tells the other processes in which sentence this one, and they, end."""
     if jax.process_count() > 1:
         _announced.set()
-        _put("end", json.dumps(comm.described(error)))
+        _put("end", json.dumps(comm.encode_error(error)))
 
 
 @contextlib.contextmanager
@@ -145,16 +145,16 @@ def in_first(
         inside.pop_all().__exit__(kind, error, trace)
 
     with contextlib.ExitStack() as inside:
-        comm.first_tells(enter)
+        comm.run_on_primary(enter)
         _closers.append(leave)
         try:
             yield
         except SystemExit as end:  # An orderly one, of all processes.
             code = end
-            comm.first_tells(lambda: leave(code))
+            comm.run_on_primary(lambda: leave(code))
             raise
         else:
-            comm.first_tells(lambda: leave(None))
+            comm.run_on_primary(lambda: leave(None))
         finally:
             _closers.remove(leave)
 
@@ -202,7 +202,7 @@ def _what_others_announced() -> UserError | None:
     for process in range(jax.process_count()):
         description = _get("end", process)
         if process != jax.process_index() and description:
-            return comm.rebuilt(json.loads(description))
+            return comm.decode_error(json.loads(description))
     return None
 
 
@@ -250,7 +250,7 @@ def _part() -> None:
     others = range(1, jax.process_count())
     if not others:
         return
-    if comm.is_first():
+    if comm.is_primary():
         _put("closed", "yes")
         until = time.monotonic() + SECONDS_TO_PART
         while time.monotonic() < until:

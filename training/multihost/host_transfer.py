@@ -21,7 +21,7 @@ from training.multihost import comm
 _BYTES_AT_ONCE, _FEWEST_BYTES = 2**26, 2**12
 
 
-def to_first(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+def gather_to_primary(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     """Returns copies of arrays in the memory of process 0.
 
     To be called in all processes, whose devices may be changing the arrays as
@@ -41,7 +41,7 @@ def to_first(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     return found
 
 
-def from_first(
+def broadcast_from_primary(
     arrays: Mapping[str, np.ndarray],
     like: Mapping[str, jax.ShapeDtypeStruct],
 ) -> dict[str, jax.Array]:
@@ -66,7 +66,7 @@ def _copied(array: jax.Array) -> np.ndarray | None:
     if not _lies_with_first(array):
         # Waited for, or the others would queue all of them up.
         array = jax.block_until_ready(_replicated(array))
-    if not comm.is_first():
+    if not comm.is_primary():
         return None
     whole, seen = np.empty(array.shape, array.dtype), set()
     for shard in array.addressable_shards:
@@ -95,7 +95,7 @@ def _same(array: jax.Array) -> jax.Array:
 def _sent(array: np.ndarray | None, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     """The array of process 0, in every process."""
     whole = np.empty(leaf.shape, leaf.dtype)
-    if comm.is_first():
+    if comm.is_primary():
         whole[...] = array
     content = whole.reshape(-1).view(np.uint8)
     for start in range(0, len(content), _BYTES_AT_ONCE):

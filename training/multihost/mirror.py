@@ -324,7 +324,7 @@ def _fetch(bucket: Bucket, listed: dict[str, Any], local: Path) -> None:
     """
     arriving = local.with_name(f".{local.name}.arriving")
     shutil.rmtree(arriving, ignore_errors=True)
-    with atomic_files.passing(arriving), writing(local.parent):
+    with atomic_files.temporary_path(arriving), writing(local.parent):
         bucket.fetch(listed["files"], arriving)
         record = {"run": listed["run"], "sent": "", "files": {}}
         _write_record(local, record)

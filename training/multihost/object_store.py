@@ -29,7 +29,9 @@ class Disk(LocalFileSystem):
 
     def put_file(self, path1, path2, callback=None, **options):
         """Copies the file `path1` to `path2`."""
-        with atomic_files.replacing(self._strip_protocol(path2)) as temporary:
+        with atomic_files.atomic_write(
+            self._strip_protocol(path2)
+        ) as temporary:
             shutil.copyfile(self._strip_protocol(path1), temporary)
 
     def pipe_file(self, path, value, mode="overwrite", **options):
@@ -38,7 +40,7 @@ class Disk(LocalFileSystem):
         if mode == "create":
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(exist_ok=False)  # Of two at once, one gets past this.
-        with atomic_files.replacing(path) as temporary:
+        with atomic_files.atomic_write(path) as temporary:
             temporary.write_bytes(value)
 
 

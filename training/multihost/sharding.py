@@ -111,7 +111,7 @@ def path_of(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def lay_out(shapes: Any, mesh: Mesh) -> Any:
+def with_shardings(shapes: Any, mesh: Mesh) -> Any:
     """Returns the tree with the placement of every array.
 
     Args:
@@ -131,8 +131,8 @@ def lay_out(shapes: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
-def placements(placed: Any) -> Any:
-    """Returns the shardings in a tree from `lay_out`."""
+def shardings_of(placed: Any) -> Any:
+    """Returns the shardings in a tree from `with_shardings`."""
     return jax.tree.map(lambda leaf: leaf.sharding, placed)
 
 
@@ -145,7 +145,9 @@ def describe(params: Any, mesh: Mesh) -> list[str]:
     """
     groups: dict[tuple, int] = {}
     small = 0
-    leaves, _ = jax.tree_util.tree_flatten_with_path(lay_out(params, mesh))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        with_shardings(params, mesh)
+    )
     for path, leaf in leaves:
         if math.prod(leaf.shape) < SMALLEST_SPLIT:
             small += 1
@@ -178,7 +180,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def gathered(params: Any, mesh: Mesh) -> Any:
+def gather_params(params: Any, mesh: Mesh) -> Any:
     """Returns `params` whole on every device, inside a jitted step.
 
     Left to itself, XLA may send activations around rather than parameters,
@@ -189,16 +191,16 @@ def gathered(params: Any, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
-def scattered(grads: Any, mesh: Mesh) -> Any:
+def scatter_grads(grads: Any, mesh: Mesh) -> Any:
     """Returns gradients laid out like their parameters, inside a step."""
     if mesh.shape["fsdp"] == 1:
         return grads
     return jax.lax.with_sharding_constraint(
-        grads, placements(lay_out(grads, mesh))
+        grads, shardings_of(with_shardings(grads, mesh))
     )
 
 
-def local_places(mesh: Mesh, batch_size: int) -> np.ndarray:
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Returns which rows of a batch this process's devices hold.
 
     Args:
@@ -221,7 +223,7 @@ def put_batch(
     """Moves a host batch to the devices, split along its first axis.
 
     Args:
-      batch: arrays `[b, ...]`, the rows `local_places` of the global batch.
+      batch: arrays `[b, ...]`, the rows `local_rows` of the global batch.
       mesh: from `make_mesh`.
 
     Returns:

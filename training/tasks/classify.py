@@ -32,7 +32,12 @@ from training.feed import Feed
 from training.loop import grad_accumulation, param_groups
 from training.loop.predict import Prediction, make_predict_step, predict
 from training.loop.stages import Stage
-from training.loop.state import Blueprint, Loss, make_blueprint, weights_like
+from training.loop.state import (
+    AbstractModel,
+    Loss,
+    abstract_weights,
+    make_abstract_model,
+)
 from training.multihost import comm
 from training.tasks import losses
 
@@ -53,7 +58,7 @@ class Classification:
 
     Attributes:
       data: the source with its folds.
-      blueprint: the model without its numbers.
+      abstract_model: the model without its numbers.
 
     Raises:
       UserError: the data, or a field that names a model, a view, a metric or
@@ -69,10 +74,10 @@ class Classification:
         self._feed = Feed(config, workdir, mesh, workers)
         self.data = self._feed.data
         self.identity = self._feed.identity()
-        self.blueprint = make_blueprint(self.build)
-        shapes = nnx.to_pure_dict(self.blueprint.params)
-        self._teachers: dict[str, tuple[init_from.Run, Blueprint]] = {}
-        grad_accumulation.check(config, self.blueprint.batch_stats)
+        self.abstract_model = make_abstract_model(self.build)
+        shapes = nnx.to_pure_dict(self.abstract_model.params)
+        self._teachers: dict[str, tuple[init_from.Run, AbstractModel]] = {}
+        grad_accumulation.check(config, self.abstract_model.batch_stats)
         for stage in config.stages:
             param_groups.check(shapes, stage.frozen)
 
@@ -127,7 +132,7 @@ class Classification:
           UserError: one cannot teach this run.
         """
         # A teacher may have trained on since this run began.
-        pins = comm.first_tells(
+        pins = comm.run_on_primary(
             lambda: layout.remembered(workdir, "teachers") or {}
         )
         fold = self._config.data.fold
@@ -137,7 +142,7 @@ class Classification:
                     name, workdir, fold, "distill_from", pins.get(name)
                 )
                 init_from.check_teacher(run, self.identity, fold)
-                self._teachers[name] = run, self._blueprint_of(run)
+                self._teachers[name] = run, self._abstract_model_of(run)
         if self._teachers:
             self.identity["teachers"] = {
                 name: run.pin for name, (run, _) in self._teachers.items()
@@ -151,7 +156,7 @@ class Classification:
         """
         self._feed.prepare(cache)
         self._predict_step = make_predict_step(
-            self.blueprint, self._feed.mean, self._feed.std
+            self.abstract_model, self._feed.mean, self._feed.std
         )
 
     def batches(self, stage: Stage, step: int) -> Iterator[dict]:
@@ -172,7 +177,7 @@ class Classification:
         teacher = None
         if c.distill_from:
             run, teacher = self._teachers[c.distill_from]
-            weights = weights_like if shapes_only else run.weights
+            weights = abstract_weights if shapes_only else run.weights
             constants["teacher"] = weights(teacher, self._mesh)
         mix = mixing.Mixing(
             mixup_prob=c.mixup_prob,
@@ -194,7 +199,7 @@ class Classification:
             self._mesh,
         )
         # Once, so that all processes go by the very same scores.
-        return comm.first_tells(
+        return comm.run_on_primary(
             lambda: classification_metrics(
                 labelled.labels[rows], prediction.mean(self.data.class_prior)
             )
@@ -244,9 +249,11 @@ class Classification:
             self._predict_step, params, batch_stats, batches, rows, self._mesh
         )
 
-    def _blueprint_of(self, run: init_from.Run) -> Blueprint:
+    def _abstract_model_of(self, run: init_from.Run) -> AbstractModel:
         classes = self.data.num_classes
-        return make_blueprint(lambda: build_classifier(run.config, classes))
+        return make_abstract_model(
+            lambda: build_classifier(run.config, classes)
+        )
 
     def _write_logits(self, path, images, rows, logits, fold) -> None:
         config, source = self._config, self.data.source
@@ -270,7 +277,7 @@ class Classification:
                 "data": loading.plain(config.data),
             },
         )
-        comm.first_tells(lambda: logits_lib.write_logits(path, found))
+        comm.run_on_primary(lambda: logits_lib.write_logits(path, found))
 
 
 def build_classifier(config: ConfigDict, num_classes: int) -> nnx.Module:
@@ -324,7 +331,7 @@ def make_prepare(mix: mixing.Mixing):
     return prepare
 
 
-def make_loss(stage: ConfigDict, teacher: Blueprint | None = None):
+def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
     """Returns the function of a `Loss`: a stage's loss on mixed images.
 
     Label smoothing (Szegedy et al. 2016) is applied here and nowhere else.

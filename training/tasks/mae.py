@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from core.atomic_files import replacing
+from core.atomic_files import atomic_write
 from core.errors import UserError
 from input_pipeline.transforms import mixing
 from jax_models import mae
@@ -23,7 +23,7 @@ from training import runtime
 from training.feed import Feed
 from training.loop import grad_accumulation, param_groups
 from training.loop.stages import Stage
-from training.loop.state import Loss, make_blueprint
+from training.loop.state import Loss, make_abstract_model
 from training.multihost import comm, sharding
 from training.tasks.classify import build_classifier
 
@@ -45,7 +45,7 @@ class MaskedAutoencoding:
 
     Attributes:
       data: the source with its folds.
-      blueprint: the autoencoder without its numbers.
+      abstract_model: the autoencoder without its numbers.
 
     Raises:
       UserError: the data, an image size that the hidden units do not divide,
@@ -60,12 +60,12 @@ class MaskedAutoencoding:
         self._feed = Feed(config, workdir, mesh, workers)
         self.data = self._feed.data
         self.identity = self._feed.identity()
-        self.blueprint = make_blueprint(self.build)
+        self.abstract_model = make_abstract_model(self.build)
         side = config.image_size
         unit = nnx.eval_shape(self.build).unit
         self._units = mae.units_of((side, side), unit)
-        shapes = nnx.to_pure_dict(self.blueprint.params)
-        grad_accumulation.check(config, self.blueprint.batch_stats)
+        shapes = nnx.to_pure_dict(self.abstract_model.params)
+        grad_accumulation.check(config, self.abstract_model.batch_stats)
         for stage in config.stages:
             param_groups.check(shapes, stage.frozen)
 
@@ -125,7 +125,7 @@ class MaskedAutoencoding:
         @jax.jit
         def reconstruct(params, batch_stats, images, number, constants):
             key = jax.random.fold_in(jax.random.key(seed), number)
-            model = self.blueprint.merge(params, batch_stats)
+            model = self.abstract_model.merge(params, batch_stats)
             model.eval()
             images = mixing.normalize(images, **constants)
             mask = mae.random_mask(key, len(images), units, config.mask_ratio)
@@ -206,10 +206,10 @@ class MaskedAutoencoding:
         )
 
         def write() -> None:
-            with replacing(workdir / "reconstructions.png") as path:
+            with atomic_write(workdir / "reconstructions.png") as path:
                 Image.fromarray(picture).save(path, format="png")
 
-        comm.first_tells(write)
+        comm.run_on_primary(write)
         return (
             f"reconstructions in {workdir / 'reconstructions.png'}; fine-tune "
             f"with --config.init_from={workdir}"

@@ -66,9 +66,9 @@ def test_no_energy_is_no_division_by_nothing():
     for of_fc1 in (block.mlp.fc1.kernel, block.mlp.fc1.bias):
         of_fc1.set_value(jnp.zeros_like(of_fc1[...]))
     x = np.ones((2, 4, 4, 32), np.float32)
-    found, slopes = value_and_slopes(block, x)
+    found, grads_of = value_and_slopes(block, x)
     assert np.isfinite(found).all()
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads_of))
 
 
 def test_only_where_it_is_faster(monkeypatch):

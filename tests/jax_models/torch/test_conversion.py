@@ -193,7 +193,7 @@ def test_damaged_and_foreign_files_are_one_sentence(tmp_path):
     header["plain"]["data_offsets"] = [0, 10**9]
     text = json.dumps(header).encode()
     beyond = struct.pack("<Q", len(text)) + text + whole[8 + length :]
-    files = {
+    damaged = {
         "cut.safetensors": whole[:-4],
         "short.safetensors": b"\0\0",
         "huge.safetensors": struct.pack("<Q", 2**62) + b"{}",
@@ -203,7 +203,7 @@ def test_damaged_and_foreign_files_are_one_sentence(tmp_path):
         "text.pth": b"hello",
         "empty.pth": b"",
     }
-    for name, data in files.items():
+    for name, data in damaged.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=name):
             files.read(tmp_path / name)

@@ -9,7 +9,7 @@ from tiny import Run
 from configs import common, loading
 from core.errors import UserError
 from training.checkpointing import init_from
-from training.checkpointing.manager import Checkpoints
+from training.checkpointing.manager import CheckpointManager
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def teacher(tmp_path):
     identity = {"classes": [], "folds_hash": "", "rows_hash": ""}
     (folder / "config.json").write_text(json.dumps(loading.plain(config)))
     (folder / "data.json").write_text(json.dumps(identity))
-    saved = Checkpoints(folder / "checkpoints", "val_macro_f1")
+    saved = CheckpointManager(folder / "checkpoints", "val_macro_f1")
     run = Run()
 
     def save(step, score):
@@ -48,7 +48,7 @@ def test_a_teacher_that_trains_on_stays_the_one_it_was(teacher):
     assert json.loads(json.dumps(pin)) == pin
     save(2, 0.125)  # Not better: the first one stays on disk.
     again = open_run(folder, pin)
-    params, _ = again.weights(run.blueprint, run.mesh)
+    params, _ = again.weights(run.abstract_model, run.mesh)
     np.testing.assert_array_equal(params["head"]["bias"], [0.25] * 4)
 
 

@@ -15,7 +15,7 @@ from training.checkpointing import checksums, manager, reader
 
 
 def open_in(folder, keep_best=1):
-    return manager.Checkpoints(folder / "checkpoints", "f1", keep_best)
+    return manager.CheckpointManager(folder / "checkpoints", "f1", keep_best)
 
 
 def save_all(saved, state, scores):
@@ -148,9 +148,9 @@ def test_whatever_happens_to_a_file_the_state_is_right_or_refused(
                 found = saved.load(2, state)
                 for x, y in zip(jax.tree.leaves(found), expected, strict=True):
                     np.testing.assert_array_equal(np.asarray(x), y)
-        except reader.Damaged as damaged:
+        except reader.CorruptCheckpointError as damaged:
             assert "checkpoints/2" in str(damaged)
-            saved.set_aside(damaged)
+            saved.quarantine(damaged)
             refused.add(name)
         else:
             if step == 1:
@@ -179,7 +179,9 @@ def test_one_flipped_bit_in_an_array_is_named(tmp_path, monkeypatch):
         return flat
 
     monkeypatch.setattr(saved, "_read", flipping)
-    with pytest.raises(reader.Damaged, match="params/head/kernel has"):
+    with pytest.raises(
+        reader.CorruptCheckpointError, match="params/head/kernel has"
+    ):
         saved.load(1, state)
 
 
@@ -203,14 +205,16 @@ def test_another_runs_damaged_checkpoint_is_passed_over_and_not_moved(
 ):
     whole, state = two_good
     shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
-    other = reader.Stored(tmp_path / "checkpoints", "f1")
+    other = reader.CheckpointReader(tmp_path / "checkpoints", "f1")
     pinned = other.fingerprint(1)
     damage(tmp_path / f"checkpoints/2/{name}", how)
     assert other.best() == 1 and other.fingerprint(1) == pinned
     other.load(1, state)
     damage(tmp_path / f"checkpoints/1/{name}", how)
     assert other.best() is None
-    with pytest.raises(reader.Damaged, match="checkpoints/1 is damaged"):
+    with pytest.raises(
+        reader.CorruptCheckpointError, match="checkpoints/1 is damaged"
+    ):
         other.load(1, state)
     assert steps_on_disk(tmp_path) == [1, 2]
 
@@ -230,7 +234,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path, value):
 def test_checksums_do_not_depend_on_the_layout():
     values = np.arange(24, dtype=np.float32).reshape(4, 3, 2) / 7
     whole = jnp.array(values)
-    sums, _ = checksums.examine({"x": whole})
+    sums, _ = checksums.checksum_arrays({"x": whole})
     # By hand, as eight shards would add it up.
     words = values.view(np.uint32).ravel().astype(np.uint64)
     factors = 2 * np.arange(24, dtype=np.uint64) + 1

@@ -9,7 +9,7 @@ import pytest
 
 from configs import common
 from training.loop import input_stall
-from training.loop.input_stall import Waiting
+from training.loop.input_stall import InputStallMonitor
 
 
 class Step:
@@ -27,7 +27,7 @@ class Machine:
 
     def __init__(self, compute, fetch):
         self.now, self.compute, self.load = 0.0, compute, fetch
-        self.waiting = Waiting("eat less", lambda: self.now)
+        self.waiting = InputStallMonitor("eat less", lambda: self.now)
         self.running = None
 
     def batches(self):
@@ -112,7 +112,7 @@ def test_a_step_that_fails_has_ended_too():
         def block_until_ready(self):
             raise RuntimeError("out of memory")
 
-    meter = Waiting("")
+    meter = InputStallMonitor("")
     meter.dispatched(Broken())
     assert meter._end.result(30) > 0
     meter.close()
@@ -136,12 +136,12 @@ def test_the_remedy_fits_the_run(monkeypatch):
 def test_progress_and_complaint_reach_the_console(
     tmp_path, monkeypatch, capsys
 ):
-    from test_metrics import measured, recorder
+    from test_recorder import make_recorder, measured
 
-    monkeypatch.setattr(recorder, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("training.loop.recorder.SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setattr(input_stall, "WINDOW_SECONDS", 0.0)
     monkeypatch.setattr(input_stall, "WINDOW_STEPS", 1)
-    log = recorder(tmp_path / "m.jsonl", {})
+    log = make_recorder(tmp_path / "m.jsonl", {})
     batches = (time.sleep(0.02) for _ in iter(int, 1))
     for step in range(1, 12):
         log.fetch(batches)

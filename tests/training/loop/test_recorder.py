@@ -16,7 +16,7 @@ def plan(patience=0):
     config.stages = (
         common.stage(epochs=4.0, batch_size=10, patience=patience),
     )
-    return stages.lay_out(config, 50)
+    return stages.plan_stages(config, 50)
 
 
 def make_recorder(path, history, every=2, metric="f1", patience=0):

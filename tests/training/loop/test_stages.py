@@ -15,7 +15,7 @@ def plan_of(*parts, epochs=0.0, every=1.0, rows=100):
     )
     config.epochs = epochs
     config.eval.every_epochs = every
-    return stages.lay_out(config, rows)
+    return stages.plan_stages(config, rows)
 
 
 def test_stages_follow_each_other_without_gap():
@@ -43,7 +43,7 @@ def test_rates_over_a_run_have_every_stages_ends():
         common.one_cycle(1e-3, epochs=10.0, batch_size=10),
         common.stage(epochs=20.0, batch_size=20, end_rate=1e-6),
     )
-    rates = stages.rates_over(stages.lay_out(config, 100), points=20)
+    rates = stages.rates_over(stages.plan_stages(config, 100), points=20)
     assert len(rates) < 60
     first = [r["learning_rate"] for r in rates if r["stage"] == 0]
     second = [r for r in rates if r["stage"] == 1]

@@ -67,7 +67,7 @@ def test_gradient_and_update_equal_those_written_out():
     prepared = prepare(batch, LOSS.constants, loss_key)
 
     def loss_of(params):
-        model = run.blueprint.merge(params, state.batch_stats, model_key)
+        model = run.abstract_model.merge(params, state.batch_stats, model_key)
         model.train()
         return loss_fn(model, prepared, LOSS.constants)
 
@@ -84,12 +84,12 @@ def test_gradient_and_update_equal_those_written_out():
 
 
 def test_every_random_layer_has_a_key_of_its_own_each_step():
-    blueprint = Run().blueprint
+    abstract_model = Run().abstract_model
     run = Run()
     state = run.start()
 
     def masks(key):
-        model = blueprint.merge(state.params, state.batch_stats, key)
+        model = abstract_model.merge(state.params, state.batch_stats, key)
         model.train()
         ones = jnp.ones((1, 64))
         return np.asarray(model.first(ones)), np.asarray(model.second(ones))
@@ -147,13 +147,13 @@ def test_frozen_parts_keep_their_very_bits_and_statistics(frozen):
 def test_a_frozen_norm_answers_as_in_evaluation():
     run = Run(frozen=("encoder",))
     state = run.start()
-    model = run.blueprint.merge(state.params, state.batch_stats)
-    param_groups.train_mode(model, ("encoder",))
+    model = run.abstract_model.merge(state.params, state.batch_stats)
+    param_groups.set_train_mode(model, ("encoder",))
     images = run.batch(0)["image"]
     found = model(images)
     model.eval()
     np.testing.assert_array_equal(found, model(images))
-    param_groups.train_mode(model, ())
+    param_groups.set_train_mode(model, ())
     assert (np.asarray(model(images)) != np.asarray(found)).any()
 
 
@@ -219,7 +219,7 @@ def test_the_old_state_is_donated():
 
 def test_shapes_to_restore_into_are_those_of_a_fresh_stage():
     run = Run(ema_decay=0.5, clip_norm=1.0)
-    like = state_lib.stage_like(run.blueprint, run.stage, run.mesh)
+    like = state_lib.abstract_state(run.abstract_model, run.stage, run.mesh)
     fresh = run.start(step=17)
     assert int(fresh.step) == 17
     assert jax.tree.structure(like) == jax.tree.structure(fresh)

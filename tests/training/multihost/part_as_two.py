@@ -48,7 +48,7 @@ def main():
         closed(failing == "closing" and own == 0),
         coordinated_shutdown.announcing(),
     ):
-        comm.all_tell("ready")
+        comm.all_gather_text("ready")
         if str(own) == failing:
             raise TryAgain(f"process {own} cannot go on")
         if failing == "bug" and own == 1:

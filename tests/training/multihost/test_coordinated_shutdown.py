@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import TryAgain, UserError
-from training.checkpointing.reader import Damaged
+from training.checkpointing.reader import CorruptCheckpointError
 from training.multihost import comm
 
 HERE = Path(__file__).parent
@@ -77,18 +77,18 @@ def test_a_bug_in_one_process_ends_the_others_and_shows_where_it_is(ended):
 
 
 def test_an_error_is_of_the_same_kind_where_it_is_told():
-    damaged = Damaged(HERE, 3, "it is gone")
-    again = comm.rebuilt(comm.described(damaged))
-    assert type(again) is Damaged and str(again) == str(damaged)
+    damaged = CorruptCheckpointError(HERE, 3, "it is gone")
+    again = comm.decode_error(comm.encode_error(damaged))
+    assert type(again) is CorruptCheckpointError and str(again) == str(damaged)
     assert (again.step, again.reason) == (3, "it is gone")
-    again = comm.rebuilt(comm.described(TryAgain("later")))
+    again = comm.decode_error(comm.encode_error(TryAgain("later")))
     assert isinstance(again, UserError) and again.exit_code == 75
 
 
 def test_data_that_differs_between_hosts_is_refused(monkeypatch):
     hosts = ['["one", {"rows": 1, "folds": 2}]', '["two", {"rows": 1}]']
-    monkeypatch.setattr(comm, "all_tell", lambda text: hosts)
+    monkeypatch.setattr(comm, "all_gather_text", lambda text: hosts)
     with pytest.raises(UserError, match=r"folds of the data.* 1 on two"):
-        comm.check_alike({"rows": 1, "folds": 2})
-    monkeypatch.setattr(comm, "all_tell", lambda text: [hosts[0]] * 2)
-    comm.check_alike({"rows": 1, "folds": 2})
+        comm.check_all_equal({"rows": 1, "folds": 2})
+    monkeypatch.setattr(comm, "all_gather_text", lambda text: [hosts[0]] * 2)
+    comm.check_all_equal({"rows": 1, "folds": 2})

@@ -261,17 +261,19 @@ def test_a_disk_that_is_full_is_not_called_a_fault_of_the_bucket(
             patch.setattr(tempfile, "mkdtemp", full)
             with pytest.raises(UserError, match=r"^cannot write .*/one/run:"):
                 kept.send()
-    other, passing = another(one), []
+    other, temporary_path = another(one), []
 
     def full_on_the_way(disk, path, target, *arguments, **named):
-        passing.extend(atomic_files._passing)  # To be removed at SIGTERM, too.
+        temporary_path.extend(
+            atomic_files._temporaries
+        )  # To be removed at SIGTERM, too.
         full()
 
     monkeypatch.setattr(Disk, "get_file", full_on_the_way)
     with pytest.raises(UserError, match=r"^cannot write .*: No space"):
         other.begins().__enter__()
     arriving = other.local.with_name(".run.arriving")
-    assert arriving in passing and not arriving.exists()
+    assert arriving in temporary_path and not arriving.exists()
 
 
 class HttpError(Exception):

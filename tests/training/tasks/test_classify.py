@@ -79,7 +79,7 @@ def test_a_stage_chooses_its_loss():
 
 
 class Teacher:
-    """Stands for a blueprint whose model always answers the same."""
+    """Stands for a abstract_model whose model always answers the same."""
 
     def merge(self, params, batch_stats):
         return self

@@ -38,11 +38,11 @@ def task(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(task):
-    return state.init_weights(task.blueprint, sharding.make_mesh())
+    return state.init_weights(task.abstract_model, sharding.make_mesh())
 
 
 def first_batch(task):
-    plan = stages.lay_out(task._config, task.num_train)
+    plan = stages.plan_stages(task._config, task.num_train)
     batches = task.batches(plan[0], 0)
     batch = next(batches)
     batches.close()
@@ -56,7 +56,7 @@ def loss_of(task, weights):
 
     @jax.jit
     def compute(weights, batch, key):
-        model = task.blueprint.merge(*weights)
+        model = task.abstract_model.merge(*weights)
         model.eval()
         batch = loss.prepare(batch, loss.constants, key)
         return loss.function(model, batch, loss.constants)
@@ -96,7 +96,7 @@ def test_every_evaluation_hides_the_same_and_counts_each_row_once(
 
     @jax.jit
     def errors(weights, images, key):
-        model = task.blueprint.merge(*weights)
+        model = task.abstract_model.merge(*weights)
         model.eval()
         images = (images / 255 - constants["mean"]) / constants["std"]
         hidden = mae.random_mask(key, len(images), task._units, 0.75)
