@@ -1,8 +1,8 @@
-"""What every recipe shares: the fields of a config, and their defaults.
+"""What all recipes share: the fields of a config, their defaults and checks.
 
 A recipe is a file with `get_config(variant)`; it starts from `base()` and
-lists its `stage(...)`s. Every field that exists anywhere is set here, so a
-misspelt `--config.a.b=` is caught before anything runs.
+lists its `stage(...)`s. Every field is declared here (those of one task in
+its own group), so a misspelt `--config.a.b=` is caught before anything runs.
 """
 
 from __future__ import annotations
@@ -10,64 +10,98 @@ from __future__ import annotations
 import os
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from configs.fields import (
+    Field,
+    ascending,
+    at_least,
+    at_least_or_all,
+    below_one,
+    between,
+    declare,
+    not_negative,
+    one_of,
+    positive,
+    share,
+    up_to,
+)
+
+SCHEDULES = (
+    "one_cycle",
+    "cosine",
+    "warmup_cosine",
+    "warm_restarts",
+    "step",
+    "constant",
+)
+
+# Parameter paths of the classifier, and of all the rest.
+HEAD, ENCODER = r"^head/", r"^(?!head/)"
 
 
-def base() -> ConfigDict:
+def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
     """Returns the config that recipes start from, as REFERENCE recipes do.
 
     224 px, AdamW, label smoothing .1, seed 42; each stage may say otherwise.
+
+    Args:
+      task: of `training.tasks`.
+      **groups: fields of the task's own, by its name, such as `mae=mae()`.
     """
-    return ConfigDict(
-        {
-            "task": "classify",  # or "mae": masked autoencoding, no labels
-            "model": "miniconvnext",
-            # None: what the model's own paper says.
-            "drop_path_rate": placeholder(float),
-            # Run folder whose encoder to start from; a bare name is a run
-            # beside this one, '' starts from nothing.
-            "init_from": "",
-            "mae": mae(),
-            "image_size": 224,
-            # Of activations (parameters stay float32): "float32", "bfloat16",
-            # or "auto", which is bfloat16 but on CPUs, where that is slower.
-            "dtype": "auto",
-            # Computes activations again when going backward, to fit memory.
-            "remat": False,
-            # How devices share the work, see training/multihost/sharding.py.
-            "mesh": {
-                # Devices that keep one copy of the large parameters between
-                # them; 1 gives each device a copy of its own, -1 takes all.
-                "fsdp": 1,
-            },
-            "seed": 42,
-            "data": data(),
-            "augment": augment(),
-            "mixing": mixing(),
-            "stages": (),
-            # Shortens (or stretches) all stages to this many epochs in sum;
-            # 0 leaves them as written.
-            "epochs": 0.0,
-            "eval": {
-                "batch_size": 128,
-                "every_epochs": 1.0,
-                # The reference's three test-time views; logits are averaged.
-                "tta": ("center", "center_flip", "crop_flip"),
-            },
-            "checkpoint": {
-                "keep_best": 1,
-                # Ranks checkpoints: any metric of an evaluation. The highest
-                # is best, of one that ends in "loss" the lowest.
-                "metric": "val_macro_f1",
-            },
-            "log_every_steps": 20,
-            "workers": -1,  # loader processes; -1 asks the machine
-            # Compiled steps, channel statistics.
-            "cache_dir": os.path.join(
-                os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sextet"
-            ),
-        }
-    ).lock()  # A misspelt field in a recipe is an error, not a new field.
+    fields = declare(
+        "",
+        task=task,
+        model="miniconvnext",
+        # Fields of the architecture's own config, e.g. `drop_path_rate`; what
+        # is left out is as in the model's paper.
+        model_options=ConfigDict(),
+        # Run folder whose encoder to start from; a bare name is a run beside
+        # this one, '' starts from nothing.
+        init_from="",
+        image_size=Field(224, at_least(32)),
+        # Of activations (parameters stay float32): "float32", "bfloat16", or
+        # "auto", which is bfloat16 but on CPUs, where that is slower.
+        dtype=Field("auto", one_of("auto", "float32", "bfloat16")),
+        # Recomputes activations in the backward pass, to fit memory.
+        remat=False,
+        # How devices share the work, see training/multihost/sharding.py:
+        # `fsdp` devices keep one copy of the large parameters between them;
+        # 1 gives each device a copy of its own, -1 takes all.
+        mesh=declare("mesh", fsdp=Field(1, at_least_or_all(1))),
+        seed=Field(42, at_least(0)),
+        data=data(),
+        augment=augment(),
+        mixing=mixing(),
+        stages=(),
+        # Shortens (or stretches) all stages to this many epochs in sum; 0
+        # leaves them as written.
+        epochs=Field(0.0, at_least(0)),
+        eval=declare(
+            "eval",
+            batch_size=Field(128, at_least(1)),
+            every_epochs=Field(1.0, positive),
+            # The reference's three test-time views; logits are averaged.
+            tta=("center", "center_flip", "crop_flip"),
+        ),
+        checkpoint=declare(
+            "checkpoint",
+            keep_best=Field(1, at_least(1)),
+            # Ranks checkpoints: a metric of the task's evaluation; '' takes
+            # its first.
+            metric="",
+        ),
+        log_every_steps=Field(20, at_least(1)),
+        # Loader processes; -1 asks the machine.
+        workers=Field(-1, at_least_or_all(0)),
+        # Compiled steps, channel statistics.
+        cache_dir=os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sextet"
+        ),
+        **groups,
+    )
+    fields.lock()  # A misspelt field in a recipe is an error.
+    fields.model_options.unlock()  # The architecture checks these.
+    return fields
 
 
 def data() -> ConfigDict:
@@ -76,32 +110,31 @@ def data() -> ConfigDict:
     An empty `root` means the digits that ship inside scikit-learn. The csv
     defaults are the competition's own names.
     """
-    return ConfigDict(
-        {
-            "root": "",
-            # '', 'digits', 'csv', 'folders', 'records' or 'tfds:<name>'
-            "source": "",
-            "answers": "train_answers.csv",
-            "id_column": "img_id",
-            "target_column": "target_feature",
-            "train_images": "img_train",
-            "test_images": "img_test",
-            "extension": ".jpg",
-            "sample_submission": "sample_submission.csv",
-            "submission_id_column": "id",
-            "test_folder": "",
-            "tfds_split_train": "train",
-            "tfds_split_test": "test",
-            "tfds_image": "image",
-            "tfds_label": "label",
-            "folds": 5,
-            "fold": 0,
-            "folds_seed": 42,
-            "folds_file": "",  # '' keeps them in <workdir>/folds.csv
-            # Training draws class c in proportion to n_c^(1 - balance): 0 as
-            # often as it is, 1 all classes alike.
-            "balance": 0.0,
-        }
+    return declare(
+        "data",
+        root="",
+        # '', 'digits', 'csv', 'folders', 'records' or 'tfds:<name>'
+        source="",
+        answers="train_answers.csv",
+        id_column="img_id",
+        target_column="target_feature",
+        train_images="img_train",
+        test_images="img_test",
+        extension=".jpg",
+        sample_submission="sample_submission.csv",
+        submission_id_column="id",
+        test_folder="",
+        tfds_split_train="train",
+        tfds_split_test="test",
+        tfds_image="image",
+        tfds_label="label",
+        folds=Field(5, at_least(2)),
+        fold=0,
+        folds_seed=Field(42, at_least(0)),
+        folds_file="",  # '' keeps them in <workdir>/folds.csv
+        # Training draws class c in proportion to n_c^(1 - balance): 0 as
+        # often as it is, 1 all classes alike.
+        balance=Field(0.0, share),
     )
 
 
@@ -111,42 +144,47 @@ def augment() -> ConfigDict:
     RandomResizedCrop, flip, RandAugment(2, 9), ColorJitter(.4, .4, .4, .1).
     The stronger chain is off: each of its steps has a probability.
     """
-    return ConfigDict(
-        {
-            "crop_scale": (0.5, 1.0),
-            "crop_ratio": (0.75, 1.3333),
-            "flip": 0.5,
-            "randaugment_ops": 2,
-            "randaugment_magnitude": 9,
-            "jitter": (0.4, 0.4, 0.4, 0.1),
-            "jitter_prob": 1.0,
-            "grayscale": 0.0,
-            # The stronger chain, see input_pipeline/transforms/degradations.py.
-            "gamma": 0.0,
-            "blur": 0.0,
-            "downscale": 0.0,
-            "jpeg": 0.0,
-            "coarse_dropout": 0.0,
-            # Colour and sharpness inside the training step: about a quarter of
-            # the host's work. For accelerators that wait for images.
-            "device": False,
-        }
+    return declare(
+        "augment",
+        crop_scale=Field((0.5, 1.0), ascending(1)),
+        crop_ratio=Field((0.75, 1.3333), ascending()),
+        flip=Field(0.5, share),
+        randaugment_ops=Field(2, at_least(0)),
+        randaugment_magnitude=Field(9, up_to(30)),
+        jitter=Field((0.4, 0.4, 0.4, 0.1), _jitter),
+        jitter_prob=Field(1.0, share),
+        grayscale=Field(0.0, share),
+        # The stronger chain, see transforms/degradations.py.
+        gamma=Field(0.0, share),
+        blur=Field(0.0, share),
+        downscale=Field(0.0, share),
+        jpeg=Field(0.0, share),
+        coarse_dropout=Field(0.0, share),
+        # Colour and sharpness inside the training step: about a quarter of
+        # the host's work. For accelerators that wait for images.
+        device=False,
     )
 
 
-def mixing() -> ConfigDict:
-    """Returns what happens to a batch on device (transforms/mixing.py).
+def _jitter(value: tuple[float, ...]) -> str:
+    if len(value) != 4 or min(value) < 0 or value[3] > 0.5:
+        return (
+            "it must be four numbers, none negative, the last (hue) at most 0.5"
+        )
+    return ""
 
-    Which of MixUp and CutMix, and how strongly, is each stage's own affair.
-    """
-    return ConfigDict(
-        {
-            "prob": 1.0,  # share of the batches that are mixed
-            "per_element": False,  # draw for each image, not once a batch
-            "erase_prob": 0.25,
-            "erase_area": (0.02, 0.2),
-            "erase_ratio": (0.3, 3.3),
-        }
+
+def mixing() -> ConfigDict:
+    """Returns what happens to a batch on device (transforms/mixing.py)."""
+    return declare(
+        "mixing",
+        prob=Field(1.0, share),  # share of the batches that are mixed
+        mixup_prob=Field(0.5, share),  # MixUp with this probability, or CutMix
+        mixup_alpha=Field(1.0, positive),
+        cutmix_alpha=Field(1.0, positive),
+        erase_prob=Field(0.25, share),
+        erase_area=Field((0.02, 0.2), ascending(1)),
+        erase_ratio=Field((0.3, 3.3), ascending()),
     )
 
 
@@ -155,17 +193,22 @@ def mae() -> ConfigDict:
 
     He et al. 2021; the decoder is the reference recipe's.
     """
-    return ConfigDict(
-        {
-            "mask_ratio": 0.75,
-            "decoder_width": 512,
-            "decoder_depth": 4,
-            "decoder_heads": 8,
-            "decoder_mlp_width": 2048,
-            # Each patch's pixels brought to mean 0 and variance 1 first.
-            "normalize_targets": False,
-        }
+    return declare(
+        "mae",
+        mask_ratio=Field(0.75, between(0, 1)),
+        decoder_width=Field(512, at_least(4)),
+        decoder_depth=Field(4, at_least(1)),
+        decoder_heads=Field(8, at_least(1)),
+        decoder_mlp_width=Field(2048, at_least(1)),
+        # Each patch's pixels brought to mean 0 and variance 1 first.
+        normalize_targets=False,
     )
+
+
+def _betas(value: tuple[float, ...]) -> str:
+    if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
+        return "it must be two numbers in [0, 1)"
+    return ""
 
 
 def stage(**fields) -> ConfigDict:
@@ -179,63 +222,85 @@ def stage(**fields) -> ConfigDict:
     Raises:
       ValueError: a field that no stage has.
     """
-    config = ConfigDict(
-        {
-            "epochs": 75.0,
-            "batch_size": 64,
-            # one_cycle, cosine, warmup_cosine, warm_restarts, step, constant
-            "schedule": "cosine",
-            "learning_rate": 3e-4,
-            # The classifier's own peak; 0 takes learning_rate. one_cycle
-            # scales its whole curve, other schedules share the floor.
-            "head_learning_rate": 0.0,
-            "end_rate": 0.0,
-            "start_factor": 0.1,  # one_cycle: first rate / peak
-            # one_cycle, warmup_cosine: share of the stage before the peak
-            "warmup": 0.1,
-            "restart_epochs": 20.0,  # warm_restarts: first cycle
-            "restart_factor": 2.0,  # warm_restarts: each next one, longer
-            "step_epochs": 30.0,  # step: epochs between two drops
-            "step_factor": 0.1,  # step: rate after a drop / before it
-            "weight_decay": 1e-4,
-            "betas": (0.9, 0.999),
-            "clip_norm": 0.0,  # 0: no clipping
-            # Modules that do not learn, BatchNorm statistics included:
-            # "encoder" (all but the head) or paths such as "stages/0".
-            "frozen": (),
-            "loss": "cross_entropy",  # or "focal"
-            "label_smoothing": 0.1,
-            "focal_gamma": 2.0,
-            # Weight of a class: its frequency to the power of minus this.
-            "class_weight": 0.0,
-            # Times log frequency, added to the logits while training; 1 is
-            # the balanced softmax.
-            "logit_adjustment": 0.0,
-            "distill_from": "",  # the teacher's run; see init_from
-            "distill_temperature": 4.0,
-            "distill_alpha": 0.7,  # share of the teacher in the loss
-            "ema_decay": 0.0,  # 0: no moving average of the weights
-            # Parts that a batch goes through the model in, one after the
-            # other, to fit the memory of the device; the gradient is theirs
-            # together.
-            "accumulate": 1,
-            # Of AdamW's first moment; "bfloat16" takes half the memory.
-            "momentum_dtype": "float32",
-            # Ends the stage after as many evaluations without a new best.
-            "patience": 0,
-            "mixup_prob": 0.5,  # MixUp with this probability, else CutMix
-            "mixup_alpha": 1.0,
-            "cutmix_alpha": 1.0,
-            # Fields of config.augment and config.mixing that differ here.
-            "augment": ConfigDict(),
-            "mixing": ConfigDict(),
-        }
+    config = declare(
+        "stages",
+        epochs=Field(75.0, positive),
+        batch_size=Field(64, at_least(2)),
+        # Microbatches that a batch goes through the model in, one after the
+        # other, to fit the memory of the device; their gradients are summed.
+        accumulate=Field(1, at_least(1)),
+        schedule=Field("cosine", one_of(*SCHEDULES)),
+        learning_rate=Field(3e-4, positive),
+        end_rate=Field(0.0, not_negative),
+        start_factor=Field(0.1, positive),  # one_cycle: first rate / peak
+        # one_cycle, warmup_cosine: share of the stage before the peak
+        warmup=Field(0.1, below_one),
+        restart_epochs=Field(20.0, positive),  # warm_restarts: first cycle
+        restart_factor=Field(2.0, at_least(1)),  # warm_restarts: next / last
+        step_epochs=Field(30.0, positive),  # step: epochs between two drops
+        step_factor=Field(0.1, positive),  # step: rate after / before a drop
+        weight_decay=Field(1e-4, not_negative),
+        betas=Field((0.9, 0.999), _betas),
+        clip_norm=Field(0.0, not_negative),  # 0: no clipping
+        # Parameter groups, see `group`: the first whose pattern is found in a
+        # parameter's path decides; what none matches trains at rate 1.
+        param_groups=(),
+        # Rate of a block / rate of the next one towards the head (Clark et
+        # al. 2020); 1 gives all blocks the same.
+        layer_decay=Field(1.0, positive),
+        ema_decay=Field(0.0, below_one),  # 0: no moving average of weights
+        # Ends the stage after so many evaluations without a new best.
+        patience=Field(0, at_least(0)),
+        # The loss. What the task does not read must stay as it is.
+        loss="",  # '' takes the task's own: cross-entropy for classes
+        label_smoothing=Field(0.1, below_one),
+        focal_gamma=Field(2.0, not_negative),
+        # Weight of a class: its frequency to the power of minus this.
+        class_weight=Field(0.0, not_negative),
+        # Times log frequency, added to the logits while training; 1 is the
+        # balanced softmax.
+        logit_adjustment=Field(0.0, not_negative),
+        distill_from="",  # the teacher's run; see init_from
+        distill_temperature=Field(4.0, positive),
+        distill_alpha=Field(0.7, share),  # share of the teacher in the loss
+        # Fields of config.augment and config.mixing that differ here.
+        augment=ConfigDict(),
+        mixing=ConfigDict(),
     )
     unknown = sorted(set(fields) - set(config))
     if unknown:
         raise ValueError(f"a stage has no field {', '.join(unknown)}")
+    for name in ("augment", "mixing"):
+        if name in fields:
+            config[name] = ConfigDict(fields.pop(name))
     config.update(fields)
     return config.lock()
+
+
+def group(
+    match: str,
+    *,
+    rate: float = 1.0,
+    weight_decay: float = -1.0,
+    frozen: bool = False,
+) -> ConfigDict:
+    """Returns a row of `stage.param_groups`.
+
+    Args:
+      match: regular expression, searched in parameter paths such as
+        `stages/0/blocks/1/norm/scale`; `HEAD` and `ENCODER` are two.
+      rate: factor of the stage's learning rate. `one_cycle` scales its whole
+        curve; the other schedules share the floor, as in PyTorch.
+      weight_decay: of the group's matrices; -1 takes the stage's.
+      frozen: neither parameters nor BatchNorm statistics change.
+    """
+    return declare(
+        "stages.param_groups",
+        match=match,
+        rate=Field(rate, positive),
+        weight_decay=Field(weight_decay, at_least_or_all(0)),
+        frozen=frozen,
+    ).lock()
 
 
 def one_cycle(learning_rate: float = 3e-4, **fields) -> ConfigDict:
@@ -246,6 +311,17 @@ def one_cycle(learning_rate: float = 3e-4, **fields) -> ConfigDict:
         end_rate=learning_rate / 10 / 500,
         **fields,
     )
+
+
+def merged(config: ConfigDict, stage: ConfigDict, name: str) -> dict:
+    """Returns a group of fields with what a stage overrides in it.
+
+    Args:
+      config: the whole config.
+      stage: one of its stages.
+      name: "augment" or "mixing".
+    """
+    return {**config[name], **stage[name]}
 
 
 def for_short(config: ConfigDict) -> ConfigDict:

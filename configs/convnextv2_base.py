@@ -28,7 +28,7 @@ def get_config(variant: str = ""):
     config = convnextv2_small.get_config(variant)
     config.model = MODELS[variant]
     if variant == "":
-        config.drop_path_rate = 0.3
+        config.model_options.drop_path_rate = 0.3
     if variant == "short":
         config.stages[0].epochs = 60.0
     elif variant == "demo":

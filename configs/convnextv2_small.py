@@ -22,9 +22,10 @@ def get_config(variant: str = ""):
     """Returns the recipe; `variant` is '', 'short' or 'demo'."""
     config = common.base()
     config.model = "convnextv2_small"
+    config.mixing.mixup_alpha = 0.8
     if variant == "":
         # ImageNet's .4 is for a hundred times the photos.
-        config.drop_path_rate = 0.2
+        config.model_options.drop_path_rate = 0.2
         config.stages = (
             _one_cycle(3e-4, epochs=50.0, batch_size=32),
             _cosine(),
@@ -44,9 +45,7 @@ def get_config(variant: str = ""):
 
 
 def _one_cycle(learning_rate: float, **fields):
-    return common.one_cycle(
-        learning_rate, weight_decay=0.05, mixup_alpha=0.8, **fields
-    )
+    return common.one_cycle(learning_rate, weight_decay=0.05, **fields)
 
 
 def _cosine():
@@ -55,5 +54,4 @@ def _cosine():
         batch_size=32,
         end_rate=1e-6,
         weight_decay=0.05,
-        mixup_alpha=0.8,
     )

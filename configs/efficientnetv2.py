@@ -24,7 +24,10 @@ def get_config(variant: str = ""):
     if variant == "":
         config.stages = (
             common.one_cycle(
-                3e-4, head_learning_rate=3e-3, epochs=50.0, batch_size=32
+                3e-4,
+                epochs=50.0,
+                batch_size=32,
+                param_groups=(common.group(common.HEAD, rate=10.0),),
             ),
             _cosine(alpha=0.75),
             _cosine(alpha=0.5),
@@ -49,6 +52,5 @@ def _cosine(alpha: float):
         epochs=75.0,
         batch_size=32,
         end_rate=1e-6,
-        mixup_alpha=alpha,
-        cutmix_alpha=alpha,
+        mixing={"mixup_alpha": alpha, "cutmix_alpha": alpha},
     )

@@ -6,6 +6,7 @@ For every command line of Sextet; imports nothing of it but `errors`.
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import importlib.util
 import re
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from core.errors import UserError
 
-_NO_RECIPES = ("common.py", "loading.py")
+_NO_RECIPES = ("common.py", "fields.py", "loading.py")
 
 
 class Parser(argparse.ArgumentParser):
@@ -94,7 +95,7 @@ def load(recipe: str) -> ConfigDict:
         spec.loader.exec_module(module)
     except (SyntaxError, ImportError) as error:
         raise UserError(
-            f"{path} cannot be imported ({error}); mend it or check --config"
+            f"{path} cannot be imported ({error}); fix it or check --config"
         ) from error
     if not hasattr(module, "get_config"):
         raise UserError(
@@ -115,8 +116,8 @@ def _apply_overrides(
     for flag in overrides:
         match = re.match(r"--(no)?config\.([^=]+)", flag)
         if match is not None:
-            _open_up(config, match[2])
-            if not _has_field(config, match[2]):
+            _open_up(config, flag[match.start(2) :])
+            if match[2] not in _all_names(config):
                 found.append(_unknown_field(config, match[2]))
                 continue
         elif flag.startswith("-"):
@@ -144,9 +145,19 @@ def _set(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
     return [f"did not expect {word!r}; see --help" for word in rest]
 
 
-def _open_up(config: ConfigDict, name: str) -> None:
-    """Gives a stage the field of config.augment or config.mixing that an
-    override names, so that it can be overridden there."""
+def _open_up(config: ConfigDict, override: str) -> None:
+    """Makes room for a field that an override may add.
+
+    These are options of the model, and what a stage changes in
+    config.augment or config.mixing.
+    """
+    name, _, value = override.partition("=")
+    option = re.fullmatch(r"model_options\.(\w+)", name)
+    if option is not None and option[1] not in config.model_options:
+        try:  # Its type is that of the first value.
+            config.model_options[option[1]] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            config.model_options[option[1]] = value
     match = re.fullmatch(r"stages\[(\d+)\]\.(augment|mixing)\.(\w+)", name)
     if match is None:
         return
@@ -167,27 +178,33 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _has_field(config: ConfigDict, name: str) -> bool:
-    generic = re.sub(r"\[\d+\]", "[]", name)
-    if generic not in {re.sub(r"\.\d+", "[]", k) for k in _all_keys(config)}:
-        return False
-    indices = [int(digits) for digits in re.findall(r"\[(\d+)\]", name)]
-    return all(index < len(config.stages) for index in indices)
+# Fields of earlier versions, and what does the same now.
+_RENAMED = {
+    "drop_path_rate": "model_options.drop_path_rate",
+    "head_learning_rate": "stages[…].param_groups[…].rate, a factor",
+    "frozen": "stages[…].param_groups[…].frozen",
+    "mixup_prob": "stages[…].mixing.mixup_prob",
+    "mixup_alpha": "stages[…].mixing.mixup_alpha",
+    "cutmix_alpha": "stages[…].mixing.cutmix_alpha",
+}
 
 
 def _unknown_field(config: ConfigDict, name: str) -> str:
-    keys = [re.sub(r"\.(\d+)", r"[\1]", key) for key in _all_keys(config)]
-    near = difflib.get_close_matches(name, keys, 1, cutoff=0.5)
+    keys = _all_names(config)
+    last = name.split(".")[-1]
+    near = [_RENAMED[last]] if last in _RENAMED else []
+    near = near or difflib.get_close_matches(name, keys, 1, cutoff=0.5)
     if not near:  # Perhaps the right field under the wrong parent.
-        last = name.split(".")[-1]
         near = [key for key in keys if key.split(".")[-1] == last][:1]
     hint = f"did you mean config.{near[0]}?" if near else "see configs/"
     return f"the config has no field {name!r} (--config.{name}); {hint}"
 
 
-def _all_keys(config: ConfigDict) -> list[str]:
-    """Names of all fields, `stages.0.epochs` style."""
-    return list(flatten(plain(config)))
+def _all_names(config: ConfigDict) -> list[str]:
+    """Names of all fields as on the command line: `stages[0].epochs`."""
+    return [
+        re.sub(r"\.(\d+)(?=\.)", r"[\1]", key) for key in flatten(plain(config))
+    ]
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

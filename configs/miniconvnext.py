@@ -36,26 +36,30 @@ def get_config(variant: str = ""):
                 schedule="one_cycle",
                 start_factor=1 / 25,
                 end_rate=3e-4 / 25 / 1e4,
-                mixup_prob=0.3,
+                mixing={"mixup_prob": 0.3},
             ),
             common.stage(epochs=75.0),
             common.stage(epochs=100.0, schedule="warm_restarts"),
             common.stage(epochs=50.0, batch_size=128, end_rate=1e-5),
             common.stage(
-                epochs=50.0, batch_size=256, end_rate=1e-6, mixup_prob=0.2
+                epochs=50.0,
+                batch_size=256,
+                end_rate=1e-6,
+                mixing={"mixup_prob": 0.2},
             ),
         )
     elif variant == "short":
         config = common.for_short(config)
-        config.stages = (common.one_cycle(1e-3, epochs=40.0, mixup_prob=0.3),)
+        config.stages = (
+            common.one_cycle(1e-3, epochs=40.0, mixing={"mixup_prob": 0.3}),
+        )
     elif variant == "demo":
         config = common.for_digits(config)
         config.model = "miniconvnext_demo"
+        config.mixing.mixup_prob = 0.8
         config.stages = (
-            common.one_cycle(4e-3, epochs=18.0, mixup_prob=0.8),
-            common.stage(
-                epochs=6.0, learning_rate=3e-4, end_rate=1e-6, mixup_prob=0.8
-            ),
+            common.one_cycle(4e-3, epochs=18.0),
+            common.stage(epochs=6.0, learning_rate=3e-4, end_rate=1e-6),
         )
     else:
         raise ValueError(f"variant {variant!r} is not one of short, demo")

@@ -46,6 +46,5 @@ def _cosine(epochs: float, end_rate: float, alpha: float):
     return common.stage(
         epochs=epochs,
         end_rate=end_rate,
-        mixup_alpha=alpha,
-        cutmix_alpha=alpha,
+        mixing={"mixup_alpha": alpha, "cutmix_alpha": alpha},
     )

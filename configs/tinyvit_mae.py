@@ -20,11 +20,11 @@ from configs import common
 
 def get_config(variant: str = ""):
     """Returns the recipe; `variant` is '', 'short' or 'demo'."""
-    config = common.base()
-    config.task = "mae"
+    config = common.base("mae", mae=common.mae())
     config.model = "tinyvit_11m"
-    config.checkpoint.metric = "val_loss"
-    config.drop_path_rate = 0.0  # Hiding is regularisation enough.
+    config.model_options.drop_path_rate = (
+        0.0  # Hiding is regularisation enough.
+    )
     # Painting needs the photo's own colours, and most of it.
     config.augment.update(
         crop_scale=(0.8, 1.0),

@@ -27,14 +27,17 @@ def get_config(variant: str = ""):
         config.stages = (
             _probe(epochs=10.0),
             common.one_cycle(
-                3e-4, head_learning_rate=3e-3, weight_decay=1e-3, epochs=50.0
+                3e-4,
+                weight_decay=1e-3,
+                epochs=50.0,
+                param_groups=(common.group(common.HEAD, rate=10.0),),
             ),
             _cosine(
                 100.0,
                 end_rate=1e-6,
                 alpha=0.75,
                 learning_rate=1e-4,
-                head_learning_rate=3e-4,
+                param_groups=(common.group(common.HEAD, rate=3.0),),
                 weight_decay=1e-3,
             ),
             _cosine(75.0, end_rate=1e-7, alpha=0.5),
@@ -47,7 +50,10 @@ def get_config(variant: str = ""):
         config.stages = (
             _probe(epochs=2.0, learning_rate=3e-3),
             common.one_cycle(
-                2e-3, head_learning_rate=4e-3, epochs=60.0, clip_norm=1.0
+                2e-3,
+                epochs=60.0,
+                clip_norm=1.0,
+                param_groups=(common.group(common.HEAD, rate=2.0),),
             ),
         )
     elif variant == "demo":
@@ -65,7 +71,7 @@ def get_config(variant: str = ""):
 def _probe(**fields):
     return common.stage(
         **{
-            "frozen": ("encoder",),
+            "param_groups": (common.group(common.ENCODER, frozen=True),),
             "learning_rate": 3e-4,
             "end_rate": 1e-6,
             "weight_decay": 1e-3,
@@ -78,7 +84,6 @@ def _cosine(epochs: float, end_rate: float, alpha: float, **fields):
     return common.stage(
         epochs=epochs,
         end_rate=end_rate,
-        mixup_alpha=alpha,
-        cutmix_alpha=alpha,
+        mixing={"mixup_alpha": alpha, "cutmix_alpha": alpha},
         **fields,
     )

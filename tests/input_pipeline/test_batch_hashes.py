@@ -28,7 +28,7 @@ GOLDENS = Path(__file__).parent / "goldens/batch_hashes.json"
 RECIPES = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")
-    if path.stem not in ("__init__", "common", "loading")
+    if path.stem not in ("__init__", "common", "fields", "loading")
 )
 SIZES = ((48, 64), (300, 200), (97, 511), (240, 240), (33, 31), (500, 700))
 

@@ -45,7 +45,7 @@ def accumulate_grads(loss_of: LossOf, count: int) -> Callable[[Any, Any], Any]:
     the undivided batch, and counts as much; the sums differ by rounding.
 
     Args:
-      loss_of: gives the mean over a batch, rows weighted by `batch["mask"]`.
+      loss_of: gives the mean over a batch, rows weighted by `batch["weight"]`.
         The model must not change by what it sees (no BatchNorm), since it
         sees the parts alone.
       count: of the parts; it divides the batch.
@@ -58,7 +58,7 @@ def accumulate_grads(loss_of: LossOf, count: int) -> Callable[[Any, Any], Any]:
         return whole
 
     def in_parts(params, batch):
-        total = jnp.maximum(batch["mask"].sum(), 1.0)
+        total = jnp.maximum(batch["weight"].sum(), 1.0)
 
         def add(sums, index):
             # Rows index, index + count, ...: a device's rows stay with it.
@@ -67,7 +67,7 @@ def accumulate_grads(loss_of: LossOf, count: int) -> Callable[[Any, Any], Any]:
             )
             with layers.part_of_batch(index, count):
                 (value, aux), grads = whole(params, part)
-            share = part["mask"].sum() / total
+            share = part["weight"].sum() / total
             sums = jax.tree.map(
                 lambda sum, new: sum + share * new, sums, (value, grads)
             )

@@ -1,15 +1,7 @@
-"""Learning-rate schedules and AdamW, for encoder, head and frozen parts.
-
-A schedule maps the step inside a stage, 0 to T - 1, to a rate. The first
-step uses schedule(0) and the last uses schedule(T - 1), so a stage ends
-exactly at its floor. Schedules are of NumPy: the compiled step reads tables,
-and every operation of JAX outside of it would be compiled on its own.
-"""
+"""AdamW over parameter groups."""
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import Any
 
 import jax
@@ -18,7 +10,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from training.loop import adamw, param_groups
+from training.loop import adamw, param_groups, schedules
+from training.loop.param_groups import ParamGroup
 
 # Rate tables have a multiple of this many entries.
 TABLE_UNIT = 4096
@@ -27,76 +20,14 @@ TABLE_UNIT = 4096
 EPSILON = 1e-8
 
 
-def make_schedule(
-    stage: ConfigDict, steps: int, steps_per_epoch: int, group: str = "encoder"
-) -> optax.Schedule:
-    """Returns the stage's learning rate as a function of its own step.
-
-    one_cycle: Smith & Topin 2018, with cosine annealing both ways as in
-    torch's OneCycleLR. cosine and warm_restarts: Loshchilov & Hutter 2017
-    (SGDR); a last cycle that the stage would cut is shortened to end at the
-    floor. warmup_cosine: a straight line up from peak / warm-up steps, then
-    cosine (Goyal et al. 2017). step: times `step_factor` every `step_epochs`.
-
-    Args:
-      stage: a `configs.common.stage`.
-      steps: length of the stage, T.
-      steps_per_epoch: converts `restart_epochs` and `step_epochs` to steps.
-      group: "encoder" or "head" (`training.loop.param_groups`).
-
-    Returns:
-      A function of a step, or of an array of steps, to rates.
-    """
-    peak, floor = stage.learning_rate, stage.end_rate
-    if group == "head" and stage.head_learning_rate:
-        if stage.schedule == "one_cycle":
-            floor *= stage.head_learning_rate / peak
-        peak = stage.head_learning_rate
-    if stage.schedule == "constant":
-        return lambda step: np.full(np.shape(step), peak)
-    if stage.schedule == "cosine":
-        return lambda step: _cosine(step, steps - 1, peak, floor)
-    if stage.schedule == "warmup_cosine":
-        return _warmup_cosine(steps, stage.warmup, peak, floor)
-    if stage.schedule == "one_cycle":
-        return _one_cycle(
-            steps, stage.warmup, peak * stage.start_factor, peak, floor
-        )
-    if stage.schedule == "step":
-        every = max(1, round(stage.step_epochs * steps_per_epoch))
-        return lambda step: peak * stage.step_factor ** (step // every)
-    if stage.schedule == "warm_restarts":
-        first = max(1, round(stage.restart_epochs * steps_per_epoch))
-        return _warm_restarts(steps, first, stage.restart_factor, peak, floor)
-    raise ValueError(f"no schedule is called {stage.schedule!r}")
-
-
-def logged_rates(
-    stage: ConfigDict, steps: int, steps_per_epoch: int
-) -> dict[str, optax.Schedule]:
-    """Returns the learning rates that are worth logging, by name.
-
-    `head_learning_rate` is there when the head has its own; where the
-    encoder is frozen, `learning_rate` is the head's.
-    """
-
-    def make(group: str) -> optax.Schedule:
-        return make_schedule(stage, steps, steps_per_epoch, group)
-
-    if param_groups.ENCODER in stage.frozen:
-        return {"learning_rate": make("head")}
-    if stage.head_learning_rate:
-        return {
-            "learning_rate": make("encoder"),
-            "head_learning_rate": make("head"),
-        }
-    return {"learning_rate": make("encoder")}
-
-
 def rate_tables(
-    stage: ConfigDict, steps: int, steps_per_epoch: int, factor: float = 1.0
-) -> dict[str, jax.Array]:
-    """Returns each group's rate at every step of the stage.
+    stage: ConfigDict,
+    groups: Any,
+    steps: int,
+    steps_per_epoch: int,
+    factor: float = 1.0,
+) -> jax.Array:
+    """Returns each rate at every step of the stage.
 
     A compiled step reads its rate from here rather than computing it, so
     stages and folds that differ in the schedule alone share one compilation.
@@ -104,174 +35,32 @@ def rate_tables(
 
     Args:
       stage: a `configs.common.stage`.
+      groups: of the parameters, from `param_groups.assign`.
       steps: length of the stage, T.
       steps_per_epoch: converts epochs to steps.
       factor: what all rates are multiplied by.
 
     Returns:
-      "encoder" and "head": float32 [T rounded up].
+      float32 [R, T rounded up], a row for each of `param_groups.rates`.
     """
     length = -(-steps // TABLE_UNIT) * TABLE_UNIT
     at = np.minimum(np.arange(length), steps - 1)
-    tables = {}
-    for group in ("encoder", "head"):
-        schedule = make_schedule(stage, steps, steps_per_epoch, group)
-        tables[group] = jnp.asarray(factor * schedule(at), jnp.float32)
-    return tables
+    tables = [
+        schedules.make_schedule(stage, steps, steps_per_epoch, rate)(at)
+        for rate in param_groups.rates(groups)
+    ]
+    return jnp.asarray(factor * np.stack(tables), jnp.float32)
 
 
-def _cosine(step, length: float, start: float, end: float) -> np.ndarray:
-    """Half a cosine from `start` at step 0 to `end` at step `length`."""
-    done = np.clip(step / max(length, 1), 0.0, 1.0)
-    return end + (start - end) * 0.5 * (1 + np.cos(math.pi * done))
-
-
-def _warmup_cosine(
-    steps: int, warmup: float, peak: float, end: float
-) -> optax.Schedule:
-    rising = round(warmup * steps)  # steps before the peak
-    rest = steps - 1 - rising
-
-    def schedule(step):
-        up = peak * (step + 1) / (rising + 1)
-        down = _cosine(step - rising, rest, peak, end)
-        return np.where(step < rising, up, down)
-
-    return schedule
-
-
-def _one_cycle(
-    steps: int, warmup: float, start: float, peak: float, end: float
-) -> optax.Schedule:
-    top = max(warmup * steps - 1, 1.0)  # step at which the peak is reached
-    rest = max(steps - 1 - top, 1.0)
-
-    def schedule(step):
-        up = _cosine(step, top, start, peak)
-        down = _cosine(step - top, rest, peak, end)
-        return np.where(step <= top, up, down)
-
-    return schedule
-
-
-def _warm_restarts(
-    steps: int, first: int, factor: float, peak: float, floor: float
-) -> optax.Schedule:
-    starts, lengths = [0], [first]
-    while starts[-1] + lengths[-1] < steps:
-        starts.append(starts[-1] + lengths[-1])
-        lengths.append(max(1, round(lengths[-1] * factor)))
-    lengths[-1] = steps - starts[-1]
-
-    def schedule(step):
-        cycle = np.searchsorted(starts, step, side="right") - 1
-        position = step - np.array(starts)[cycle]
-        length = np.maximum(np.array(lengths)[cycle] - 1, 1)
-        return _cosine(position / length, 1, peak, floor)
-
-    return schedule
-
-
-def decay_mask(params: Any) -> Any:
-    """Returns which parameters weight decay applies to: kernels alone.
-
-    Biases, norm scales, GRN's gamma and beta and attention-bias tables are
-    left out, as in the recipes of the papers (and unlike a bare AdamW).
+def init(params: Any, groups: Any, stage: ConfigDict) -> optax.ScaleByAdamState:
+    """Returns the state of AdamW: moments of what learns, and a count.
 
     Args:
-      params: nested dict of parameters.
-
-    Returns:
-      The same tree of bools.
-    """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: path[-1].key == "kernel" and leaf.ndim >= 2, params
-    )
-
-
-def make_optimizer(
-    stage: ConfigDict, tables: dict[str, jax.Array] | None = None
-) -> optax.GradientTransformation:
-    """Returns AdamW (Loshchilov & Hutter 2019) as the stage asks for it.
-
-    Gradients are clipped by global norm first when `clip_norm` is set; weight
-    decay is decoupled, scaled by the learning rate, and masked (`decay_mask`).
-    The head has rates of its own; frozen parameters have no moments and never
-    change by a bit.
-
-    Args:
+      params: nested dict.
+      groups: of the parameters, from `param_groups.assign`.
       stage: a `configs.common.stage`.
-      tables: from `rate_tables`, perhaps traced. None for an optimizer that
-        only makes its state.
     """
-
-    def adamw(group: str) -> optax.GradientTransformation:
-        def rate(count):
-            return tables[group][count]
-
-        # optax.adamw, but for how it is traced.
-        return optax.chain(
-            _leaf_by_leaf(
-                optax.scale_by_adam(
-                    *stage.betas,
-                    eps=EPSILON,
-                    # The second moment stays float32: at b2 = .999 a step
-                    # changes it by a thousandth, which bfloat16 would round
-                    # away.
-                    mu_dtype=stage.momentum_dtype,
-                )
-            ),
-            optax.add_decayed_weights(stage.weight_decay, decay_mask),
-            optax.scale_by_learning_rate(rate),
-        )
-
-    groups = {
-        "encoder": adamw("encoder"),
-        "head": adamw("head"),
-        "frozen": optax.set_to_zero(),
-    }
-    optimizer = optax.partition(
-        groups, functools.partial(param_groups.groups, frozen=stage.frozen)
-    )
-    if not stage.clip_norm:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(stage.clip_norm), optimizer)
-
-
-def _leaf_by_leaf(
-    adam: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-    """Returns `scale_by_adam` traced once for all parameters of a shape.
-
-    Otherwise it is traced operation by operation for every parameter, at
-    every start.
-    """
-    of_leaf = jax.jit(adam.update)
-
-    def update(grads, state, params=None):
-        leaves, structure = jax.tree.flatten(grads)
-        if not leaves:
-            return adam.update(grads, state, params)
-        done = [
-            of_leaf(leaf, state._replace(mu=mu, nu=nu))
-            for leaf, mu, nu in zip(
-                leaves,
-                jax.tree.leaves(state.mu),
-                jax.tree.leaves(state.nu),
-                strict=True,
-            )
-        ]
-        updates, states = zip(*done, strict=True)
-
-        def tree_of(leaves):
-            return jax.tree.unflatten(structure, leaves)
-
-        return tree_of(updates), states[0]._replace(
-            mu=tree_of([one.mu for one in states]),
-            nu=tree_of([one.nu for one in states]),
-        )
-
-    return optax.GradientTransformation(adam.init, update)
+    return _adam(stage).init(_learning(params, groups))
 
 
 def global_norm(grads: Any) -> jax.Array:
@@ -283,36 +72,58 @@ def global_norm(grads: Any) -> jax.Array:
 
 def advance(
     stage: ConfigDict,
-    tables: dict[str, jax.Array],
+    groups: Any,
+    tables: jax.Array,
     grads: Any,
     norm: jax.Array,
     params: Any,
-    opt_state: Any,
+    state: optax.ScaleByAdamState,
     finite: jax.Array,
-) -> tuple[Any, Any]:
-    """Makes one step of `make_optimizer`'s AdamW.
+) -> tuple[Any, optax.ScaleByAdamState]:
+    """Makes one step of AdamW (Loshchilov & Hutter 2019).
+
+    Gradients are clipped by global norm first where `clip_norm` is set; weight
+    decay is decoupled and scaled by the learning rate. Frozen parameters have
+    no moments and never change by a bit.
 
     Args:
       stage: a `configs.common.stage`.
+      groups: of the parameters, from `param_groups.assign`.
       tables: from `rate_tables`.
       grads: of the parameters, the same tree.
       norm: their `global_norm`.
       params: nested dict.
-      opt_state: of the optimizer.
+      state: from `init`.
       finite: bool []; where false, the optimizer counts the step, and changes
         nothing else.
 
     Returns:
       The parameters and the state after the step.
     """
-    if adamw.serves(params, grads, _moments_of(opt_state)):
-        return _advance_at_once(
-            stage, tables, grads, norm, params, opt_state, finite
+    rate_at = dict(
+        zip(param_groups.rates(groups), tables[:, state.count], strict=True)
+    )
+    scale = jnp.float32(1.0)
+    if stage.clip_norm:
+        scale = jnp.where(norm < stage.clip_norm, 1.0, stage.clip_norm / norm)
+    if adamw.serves(params, grads, (state.mu, state.nu)):
+        return _advance_natively(
+            stage, groups, rate_at, grads, scale, params, state, finite
         )
-    optimizer = make_optimizer(stage, tables)
-    updates, after = optimizer.update(grads, opt_state, params)
-    moved = optax.apply_updates(params, updates)
-    return keep_if(finite, (moved, after), (params, opt_state))
+    if stage.clip_norm:
+        grads = jax.tree.map(lambda grad: grad * scale, grads)
+    updates, after = _leaf_by_leaf(
+        _adam(stage), _learning(grads, groups), state
+    )
+
+    def move(group: ParamGroup, param: jax.Array, update: Any) -> jax.Array:
+        if group.frozen:
+            return param
+        rate = rate_at[group.rate]
+        return param - rate * (update + group.weight_decay * param)
+
+    moved = jax.tree.map(move, groups, params, updates)
+    return keep_if(finite, (moved, after), (params, state))
 
 
 def keep_if(finite: jax.Array, new: Any, old: Any) -> Any:
@@ -326,70 +137,89 @@ def keep_if(finite: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(choose, new, old)
 
 
-def _is_adam(state: Any) -> bool:
-    return isinstance(state, optax.ScaleByAdamState)
+def _adam(stage: ConfigDict) -> optax.GradientTransformation:
+    return optax.scale_by_adam(*stage.betas, eps=EPSILON)
 
 
-def _moments_of(opt_state: Any) -> list[Any]:
-    leaves = jax.tree.leaves(opt_state, is_leaf=_is_adam)
-    return [(one.mu, one.nu) for one in leaves if _is_adam(one)]
+def _learning(tree: Any, groups: Any) -> Any:
+    """The tree with optax's placeholder for what is frozen."""
+    return jax.tree.map(
+        lambda group, leaf: optax.MaskedNode() if group.frozen else leaf,
+        groups,
+        tree,
+    )
 
 
-def _advance_at_once(stage, tables, grads, norm, params, opt_state, finite):
-    """`advance` by one call, which knows the groups that learn."""
-    clipped = bool(stage.clip_norm)
-    partition = opt_state[1] if clipped else opt_state
-    scale = 1.0
-    if clipped:
-        scale = jnp.where(norm < stage.clip_norm, 1.0, stage.clip_norm / norm)
-    labels = jax.tree.leaves(param_groups.groups(params, stage.frozen))
-    decays = [
-        stage.weight_decay if decays else 0.0
-        for decays in jax.tree.leaves(decay_mask(params))
-    ]
-    leaves, structure = jax.tree.flatten(params)
-    grads_of = jax.tree.leaves(grads)
-    groups, taken, moments = ("encoder", "head"), [], []
-    for group in groups:
-        adam, _, schedule = partition.inner_states[group].inner_state
-        rows = [i for i, label in enumerate(labels) if label == group]
-        taken.append(rows)
-        moments.append(
-            adamw.Moments(
-                means=jax.tree.leaves(adam.mu),
-                squares=jax.tree.leaves(adam.nu),
-                rate=tables[group][schedule.count],
-                count=optax.safe_increment(adam.count),
-                decays=[decays[row] for row in rows],
-            )
+def _leaf_by_leaf(
+    adam: optax.GradientTransformation, grads: Any, state: Any
+) -> tuple[Any, Any]:
+    """`adam.update`, traced once for all parameters of a shape.
+
+    Otherwise it is traced operation by operation for every parameter, at
+    every start.
+    """
+    of_leaf = jax.jit(adam.update)
+    leaves, structure = jax.tree.flatten(grads)
+    done = [
+        of_leaf(leaf, state._replace(mu=mu, nu=nu))
+        for leaf, mu, nu in zip(
+            leaves,
+            jax.tree.leaves(state.mu),
+            jax.tree.leaves(state.nu),
+            strict=True,
         )
+    ]
+    updates, states = zip(*done, strict=True)
+
+    def tree_of(leaves):
+        return jax.tree.unflatten(structure, leaves)
+
+    return tree_of(updates), states[0]._replace(
+        mu=tree_of([one.mu for one in states]),
+        nu=tree_of([one.nu for one in states]),
+    )
+
+
+def _advance_natively(
+    stage, groups, rate_at, grads, scale, params, state, finite
+):
+    """`advance` by one call into C++, in place."""
+    leaves, structure = jax.tree.flatten(params)
+    group_of = jax.tree.leaves(groups)
+    learning = [i for i, group in enumerate(group_of) if not group.frozen]
+    mu, nu = jax.tree.leaves(state.mu), jax.tree.leaves(state.nu)
+    grads = jax.tree.leaves(grads)
+    count = optax.safe_increment(state.count)
+    rows = {
+        rate: [i for i in learning if group_of[i].rate == rate]
+        for rate in rate_at
+    }
+    place = {row: i for i, row in enumerate(learning)}
+    moments = [
+        adamw.Moments(
+            means=[mu[place[i]] for i in chosen],
+            squares=[nu[place[i]] for i in chosen],
+            rate=rate_at[rate],
+            count=count,
+            decays=[group_of[i].weight_decay for i in chosen],
+        )
+        for rate, chosen in rows.items()
+    ]
     done = adamw.update(
-        [[leaves[row] for row in rows] for rows in taken],
-        [[grads_of[row] for row in rows] for rows in taken],
+        [[leaves[i] for i in chosen] for chosen in rows.values()],
+        [[grads[i] for i in chosen] for chosen in rows.values()],
         moments,
         scale,
         finite,
         betas=stage.betas,
         epsilon=EPSILON,
     )
-    inner = dict(partition.inner_states)
-    for group, rows, found, before in zip(
-        groups, taken, done, moments, strict=True
-    ):
-        for row, moved in zip(rows, found[0], strict=True):
-            leaves[row] = moved
-        adam, decay, schedule = inner[group].inner_state
-        adam = optax.ScaleByAdamState(
-            before.count,
-            jax.tree.unflatten(jax.tree.structure(adam.mu), found[1]),
-            jax.tree.unflatten(jax.tree.structure(adam.nu), found[2]),
-        )
-        schedule = schedule._replace(count=optax.safe_increment(schedule.count))
-        inner[group] = inner[group]._replace(
-            inner_state=(adam, decay, schedule)
-        )
-    after = partition._replace(inner_states=inner)
-    return (
-        jax.tree.unflatten(structure, leaves),
-        (opt_state[0], after) if clipped else after,
+    for chosen, found in zip(rows.values(), done, strict=True):
+        for i, param, mean, square in zip(chosen, *found, strict=True):
+            leaves[i], mu[place[i]], nu[place[i]] = param, mean, square
+    like = jax.tree.structure(state.mu)
+    return jax.tree.unflatten(structure, leaves), state._replace(
+        count=count,
+        mu=jax.tree.unflatten(like, mu),
+        nu=jax.tree.unflatten(like, nu),
     )

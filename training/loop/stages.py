@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from training import config as config_lib
-from training.loop import optimizer
+from training.loop import schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,11 @@ class Stage:
             f"{c.schedule} lr {rates}",
             f"weight decay {c.weight_decay:g}",
         ]
-        if c.head_learning_rate:
-            words.append(f"head lr {c.head_learning_rate:.2g}")
-        if c.frozen:
-            words.append(f"{' and '.join(c.frozen)} frozen")
+        for row in c.param_groups:
+            kind = "frozen" if row.frozen else f"at {row.rate:g} times the rate"
+            words.append(f"{row.match} {kind}")
+        if c.layer_decay != 1:
+            words.append(f"layer decay {c.layer_decay:g}")
         if c.patience:
             words.append(f"patience {c.patience}")
         return ", ".join(words)
@@ -98,7 +99,7 @@ def rates_over(stages: Sequence[Stage], points: int = 400) -> list[dict]:
     every = max(1, stages[-1].end // points)
     found, epochs = [], 0.0
     for stage in stages:
-        schedules = optimizer.logged_rates(
+        rates = schedules.logged_rates(
             stage.config, stage.steps, stage.steps_per_epoch
         )
         for step in sorted({*range(0, stage.steps, every), stage.steps - 1}):
@@ -106,7 +107,7 @@ def rates_over(stages: Sequence[Stage], points: int = 400) -> list[dict]:
                 {
                     "epoch": epochs + step / stage.steps_per_epoch,
                     "stage": stage.index,
-                    **{name: float(at(step)) for name, at in schedules.items()},
+                    **{name: float(at(step)) for name, at in rates.items()},
                 }
             )
         epochs += stage.steps / stage.steps_per_epoch

@@ -1,4 +1,4 @@
-"""The state of a training run and the one jitted step that advances it."""
+"""The state of a training run, and the model without its numbers."""
 
 from __future__ import annotations
 
@@ -13,33 +13,8 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from training.loop import grad_accumulation, optimizer, param_groups
+from training.loop import optimizer, param_groups
 from training.multihost import sharding
-
-Batch = dict[str, jax.Array]
-
-
-def _as_it_is(batch: Batch, constants: Any, key: jax.Array) -> Batch:
-    return batch
-
-
-class Loss(NamedTuple):
-    """What a stage minimises.
-
-    Attributes:
-      function: (model, prepared batch, constants) -> mean loss over the
-        batch's rows, each counting as much as its `mask` says.
-      constants: a tree of arrays that the functions read, such as a teacher's
-        weights. Passed to the compiled step rather than built into it, so
-        runs that differ in them alone share the compilation.
-      prepare: (batch, constants, key) -> prepared batch, a dict of arrays
-        `[B, ...]`. All that is random about the batch happens here, to the
-        whole of it; what follows may see it part by part.
-    """
-
-    function: Callable[[nnx.Module, Batch, Any], jax.Array]
-    constants: Any
-    prepare: Callable[[Batch, Any, jax.Array], Batch] = _as_it_is
 
 
 @struct.dataclass
@@ -124,11 +99,11 @@ class AbstractModel(NamedTuple):
 
 
 def make_abstract_model(build: Callable[[], nnx.Module]) -> AbstractModel:
-    """Returns the abstract_model of `build()`, computing and storing no number."""
+    """Returns `build()` without its numbers, of which none is computed."""
     built = []
 
     def draw():
-        graphdef, *states = _split(build())
+        graphdef, *states = split(build())
         built.append((graphdef, *jax.tree.map(_shape, states)))
         params, batch_stats, _ = states
         return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
@@ -197,139 +172,6 @@ def abstract_weights(
     return placed["params"], placed["batch_stats"]
 
 
-class TrainStep(NamedTuple):
-    """A jitted step with what it reads besides state and batch."""
-
-    jitted: Any
-    constants: Any
-    tables: dict[str, jax.Array]
-
-    def __call__(
-        self, state: TrainState, batch: Batch
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Advances the state, which is donated, and measures the step."""
-        return self.jitted(state, batch, self.constants, self.tables)
-
-    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
-        """Returns the step ready to compile; shapes are enough."""
-        return self.jitted.lower(state, batch, self.constants, self.tables)
-
-
-def make_train_step(
-    abstract_model: AbstractModel,
-    loss: Loss,
-    stage: ConfigDict,
-    tables: dict[str, jax.Array],
-    mesh: Mesh,
-    *,
-    seed: int,
-    log_every_steps: int,
-) -> TrainStep:
-    """Returns the jitted step: (state, batch) -> (state, metrics).
-
-    The old state is donated: its buffers become the new one's. All randomness
-    comes from (seed, global step), whatever the layout of devices. A step
-    whose loss or gradient is not finite changes no weight and is counted.
-
-    `loss` and `grad_norm` are means over the finite steps since the last
-    logged one (a multiple of `log_every_steps`, at which the window closes),
-    NaN if there are none; `skipped` and `skipped_in_a_row` count the others.
-
-    Args:
-      abstract_model: of the model.
-      loss: what to minimise.
-      stage: a `configs.common.stage`: optimizer, frozen parts, EMA.
-      tables: its learning rates, from `optim.rate_tables`.
-      mesh: that the state and the batches lie on.
-      seed: of the run.
-      log_every_steps: of which steps the log tells.
-    """
-
-    frozen, ema_decay = stage.frozen, stage.ema_decay
-
-    def train_step(state: TrainState, batch: Batch, constants: Any, tables):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        model_key, loss_key = jax.random.split(key)
-
-        def loss_of(params, batch):
-            params = param_groups.stop_frozen_gradients(params, frozen)
-            model = abstract_model.merge(params, state.batch_stats, model_key)
-            param_groups.set_train_mode(model, frozen)
-            value = loss.function(model, batch, constants)
-            _, _, batch_stats, _ = _split(model)
-            return value, nnx.to_pure_dict(batch_stats)
-
-        batch = loss.prepare(batch, constants, loss_key)
-        grads_of = grad_accumulation.accumulate_grads(loss_of, stage.accumulate)
-        (value, batch_stats), grads = grads_of(
-            sharding.gather_params(state.params, mesh), batch
-        )
-        grads = sharding.scatter_grads(grads, mesh)
-        norm = optimizer.global_norm(grads)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        params, opt_state = optimizer.advance(
-            stage,
-            tables,
-            grads,
-            norm,
-            state.params,
-            state.opt_state,
-            finite,
-        )
-        batch_stats = optimizer.keep_if(finite, batch_stats, state.batch_stats)
-        ema = {}
-        if ema_decay:
-            # A short memory at first, or the average would be mostly the
-            # initialisation for thousands of steps.
-            steps = state.step.astype(jnp.float32)
-            memory = jnp.minimum(ema_decay, (1 + steps) / (10 + steps))
-            # In this form, what does not change keeps its very bits.
-            ema = jax.tree.map(
-                lambda old, new: old + (1 - memory) * (new - old),
-                state.ema,
-                {"params": params, "batch_stats": batch_stats},
-            )
-            ema = optimizer.keep_if(finite, ema, state.ema)
-        skipped = {
-            "in_a_row": jnp.where(finite, 0, state.skipped["in_a_row"] + 1),
-            "in_all": state.skipped["in_all"] + jnp.where(finite, 0, 1),
-        }
-        window = {
-            "loss": state.window["loss"] + jnp.where(finite, value, 0.0),
-            "grad_norm": state.window["grad_norm"]
-            + jnp.where(finite, norm, 0.0),
-            "steps": state.window["steps"] + jnp.where(finite, 1, 0),
-        }
-        metrics = {
-            name: window[name] / window["steps"]
-            for name in ("loss", "grad_norm")
-        }
-        metrics |= {
-            "skipped": skipped["in_all"],
-            "skipped_in_a_row": skipped["in_a_row"],
-        }
-        step = state.step + 1
-        closed = step % log_every_steps == 0
-        window = jax.tree.map(
-            lambda full, empty: jnp.where(closed, empty, full),
-            window,
-            _empty_window(),
-        )
-        after = TrainState(
-            step, params, batch_stats, opt_state, ema, window, skipped
-        )
-        return after, metrics
-
-    places = sharding.shardings_of(abstract_state(abstract_model, stage, mesh))
-    jitted = jax.jit(
-        train_step,
-        donate_argnums=0,
-        out_shardings=(places, sharding.replicated(mesh)),
-    )
-    constants, tables = sharding.put_constants((loss.constants, tables), mesh)
-    return TrainStep(jitted, constants, tables)
-
-
 def count(params: dict) -> int:
     """Returns the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -341,9 +183,11 @@ def _start(stage: ConfigDict, step, params, batch_stats) -> TrainState:
         step=step,
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.make_optimizer(stage).init(params),
+        opt_state=optimizer.init(
+            params, param_groups.assign(params, stage), stage
+        ),
         ema=jax.tree.map(jnp.copy, averaged) if stage.ema_decay else {},
-        window=_empty_window(),
+        window=empty_window(),
         skipped={"in_a_row": jnp.int32(0), "in_all": jnp.int32(0)},
     )
 
@@ -355,7 +199,8 @@ def _pure_shapes(abstract_model: AbstractModel) -> tuple[dict, dict]:
     )
 
 
-def _split(model: nnx.Module):
+def split(model: nnx.Module):
+    """Returns (graphdef, params, batch_stats, rng) of a model."""
     return nnx.split(model, nnx.Param, nnx.BatchStat, nnx.RngState)
 
 
@@ -373,7 +218,8 @@ def _like(state: nnx.State, pure: dict) -> nnx.State:
     return jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(pure))
 
 
-def _empty_window() -> dict[str, jax.Array]:
+def empty_window() -> dict[str, jax.Array]:
+    """Returns the sums of no steps at all; see `TrainState.window`."""
     return {
         "loss": jnp.zeros((), jnp.float32),
         "grad_norm": jnp.zeros((), jnp.float32),
