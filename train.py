@@ -46,6 +46,7 @@ def train(
         training diverged.
     """
     import reports
+    from configs import loading
     from core import signals
     from run_folder import layout
     from training import feed, memory_plan, runtime
@@ -86,7 +87,8 @@ def train(
 
     # ---- The run folder: new, half done, or finished ------------------------
     def claim() -> None:
-        lock = layout.claim(workdir, config, task.identity)
+        plain = loading.plain(config)
+        lock = layout.claim(workdir, plain, task.identity)
         resources.enter_context(lock)
 
     comm.run_on_primary(claim)

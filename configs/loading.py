@@ -1,6 +1,6 @@
 """From a recipe's name and `--config.a.b=` overrides to a config.
 
-For every command line of Sextet; imports nothing of it but `errors`.
+For every command line of Sextet; imports no JAX.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from core.errors import UserError
+from run_folder.identity import flatten
 
 _NO_RECIPES = ("common.py", "fields.py", "loading.py")
 
@@ -205,21 +206,3 @@ def _all_names(config: ConfigDict) -> list[str]:
     return [
         re.sub(r"\.(\d+)(?=\.)", r"[\1]", key) for key in flatten(plain(config))
     ]
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns a plain config as {dotted name: value}, e.g. `stages.0.epochs`.
-
-    Lists of dicts are opened up, other lists are values.
-    """
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        items = ((str(i), item) for i, item in enumerate(value))
-    else:
-        return {prefix: value}
-    flat = {}
-    for key, item in items:
-        name = f"{prefix}.{key}" if prefix else key
-        flat.update(flatten(item, name))
-    return flat

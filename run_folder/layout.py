@@ -1,4 +1,4 @@
-"""The run folder: whose it is, and that one process at a time writes it."""
+"""The run folder: its file names, whose it is, one writer at a time."""
 
 from __future__ import annotations
 
@@ -7,48 +7,83 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-from ml_collections import ConfigDict
-
-from configs import loading
 from core.atomic_files import write_text
 from core.errors import UserError
-from training import config as config_lib
+from run_folder import identity as identity_lib
+
+CONFIG = "config.json"
+DATA = "data.json"
+FOLDS = "folds.csv"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+INFERENCE = "inference.json"
+ARTIFACTS = "artifacts.json"
+REPORT = "report.html"
+PLAN = "plan.html"
+LOCK = ".lock"
+
+# Folders of predictions, which a run may have beside its checkpoints.
+PREDICTION_FOLDERS = ("logits", "embeddings", "masks", "samples")
 
 
 class InUse(UserError):
     """Another process has the folder."""
 
 
+def fold_folder(workdir: Path, fold: int) -> Path:
+    """Returns where a run over all folds keeps the run of one fold."""
+    return workdir / f"fold-{fold}"
+
+
+def fold_folders(workdir: Path) -> list[Path]:
+    """Returns the runs inside a run over all folds, in order; [] elsewhere."""
+    found = workdir.glob("fold-[0-9]*")
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def logits_path(workdir: Path, split: str) -> Path:
+    """Returns where a run keeps its logits for `split`."""
+    return Path(workdir) / "logits" / f"{split}.npz"
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has got as far as its first checkpoint there."""
     # A save that was killed leaves a name with more than the step's digits.
-    names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
+    names = (path.name for path in (workdir / CHECKPOINTS).glob("[0-9]*"))
     return any(name.isdigit() for name in names)
 
 
-def remembered(workdir: Path, name: str) -> Any:
-    """Returns what the run there keeps under `name` in `data.json`, if any.
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """Returns the config of the run there; None without a readable one."""
+    try:
+        config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def read_data(workdir: Path) -> dict[str, Any]:
+    """Returns what `claim` keeps in `data.json`; {} before a checkpoint.
 
     Raises:
       UserError: the file cannot be read.
     """
-    if not has_checkpoint(workdir):
-        return None
-    return _read(workdir / "data.json").get(name)
+    return _read(workdir / DATA) if has_checkpoint(workdir) else {}
 
 
-def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
-    """Makes `workdir` the folder of a run with `config`, or goes on with it.
+def claim(
+    workdir: Path, config: dict[str, Any], identity: dict[str, Any]
+) -> IO:
+    """Makes `workdir` the folder of a run with `config`, or resumes it.
 
-    Until the first checkpoint there is nothing to go on with, and the folder
+    Until the first checkpoint there is nothing to resume, and the folder
     takes the config of this command.
 
     Args:
       workdir: the run folder.
-      config: of this command, kept in `config.json`.
-      identity: what the run is about (classes, folds, rows), kept in
-        `data.json`: under other folds, an image that was trained on might
-        validate.
+      config: of this command, plain, kept in `config.json`.
+      identity: of the data (classes, folds, rows), kept in `data.json`:
+        under other folds, an image that was trained on might validate.
 
     Returns:
       The open lock file. Keep it: the lock ends when it is closed, or when
@@ -59,26 +94,25 @@ def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
         with another config or data (what differs is named), or it cannot be
         written.
     """
-    if any(workdir.glob("fold-[0-9]*")):
+    if fold_folders(workdir):
         raise UserError(
             f"{workdir} holds a run over all folds, whose logits this one's "
             "would replace; choose another --workdir"
         )
-    held = lock(workdir / ".lock", workdir)
-    kept = {"config.json": loading.plain(config), "data.json": identity}
+    held = lock(workdir / LOCK, workdir)
     if not has_checkpoint(workdir):
-        for name, content in kept.items():
+        for name, content in ((CONFIG, config), (DATA, identity)):
             text = json.dumps(content, indent=2) + "\n"
             write_text(workdir / name, text)
         return held
-    changed = config_lib.differences(config, _read(workdir / "config.json"))
+    changed = identity_lib.differences(config, _read(workdir / CONFIG))
     if changed:
         raise UserError(
             f"{workdir} holds a run with another config "
             f"({'; '.join(changed)}); give the same fields to continue it, "
             "choose another --workdir, or delete the folder to start over"
         )
-    earlier = _read(workdir / "data.json")
+    earlier = _read(workdir / DATA)
     changed = [name for name in identity if identity[name] != earlier.get(name)]
     if changed:
         raise UserError(
@@ -90,7 +124,7 @@ def claim(workdir: Path, config: ConfigDict, identity: dict[str, object]) -> IO:
 
 
 def lock(path: Path, workdir: Path) -> IO:
-    """Takes the lock file `path`, which stands for `workdir`.
+    """Takes the lock file `path`, which guards `workdir`.
 
     Returns:
       The open file, as `claim`.
@@ -117,7 +151,7 @@ def lock(path: Path, workdir: Path) -> IO:
     return held
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The logits file: all that stacking knows of a trained model.
+"""The logits file: all that stacking reads of a trained model.
 
 One `.npz` per run and split, `<run>/logits/<split>.npz`. Split `val` holds
 labelled rows, each predicted by a model that never saw it; `test` holds the
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,7 +168,7 @@ def _checked(path: str | os.PathLike, given: Logits) -> Logits:
     for name, values in (("id", ids), ("class", classes)):
         unique, count = np.unique(values, return_counts=True)
         if len(unique) < len(values):
-            raise wrong(f"{name} {str(unique[count > 1][0])!r} stands twice")
+            raise wrong(f"{name} {str(unique[count > 1][0])!r} occurs twice")
     outside = (labels < -1) | (labels >= columns)
     if outside.any():
         raise wrong(
@@ -190,8 +189,3 @@ def _checked(path: str | os.PathLike, given: Logits) -> Logits:
         fold=fold.astype(np.int32),
         metadata=metadata,
     )
-
-
-def logits_path(run: str | os.PathLike, split: str) -> Path:
-    """Where the run folder `run` keeps its logits for `split`."""
-    return Path(run) / "logits" / f"{split}.npz"

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import UserError
-from run_folder.predictions import Logits, logits_path, read_logits
+from run_folder.layout import logits_path
+from run_folder.predictions import Logits, read_logits
 from stacking.runs import SPLITS, Run
 
 # A run is refused if both hold: its excess over the other runs, in

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError
-from run_folder.predictions import Logits, logits_path
+from run_folder.layout import logits_path
+from run_folder.predictions import Logits
 from stacking.runs import Run, held_out_fold
 
 

@@ -6,8 +6,6 @@ A *family* is one model: its seeds and its folds are several runs.
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,21 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from run_folder.predictions import Logits, logits_path, read_logits
+from run_folder import identity, layout
+from run_folder.layout import logits_path
+from run_folder.predictions import Logits, read_logits
 
 SPLITS = ("val", "test")
-# Fields of config.json that tell the seeds and folds of one model apart, or
-# say where and how fast it ran.
-_PER_RUN = (
-    "seed",
-    "data.fold",
-    "data.folds_file",
-    "workdir",
-    "workers",
-    "cache_dir",
-    "log_every_steps",
-    "eval.batch_size",
-)
 
 
 @dataclass(frozen=True)
@@ -159,8 +147,8 @@ def group(runs: Sequence[Run]) -> tuple[Family, ...]:
     """Sorts runs into families.
 
     One family is: the same `family` in the metadata; or else a `config.json`
-    that differs in seed, fold and folder alone; or else, without that file,
-    the same `model` and `config_hash`.
+    that differs only in seed, fold and fields outside a run's identity; or
+    else, without that file, the same `model` and `config_hash`.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -197,15 +185,7 @@ def _family_key(run: Run) -> str:
     config = _config(run)
     if config is None:
         return f"{model} {run.metadata['config_hash']}"
-    for name in _PER_RUN:
-        *parents, last = name.split(".")
-        inside = config
-        for parent in parents:
-            inside = inside.get(parent)
-            inside = inside if isinstance(inside, dict) else {}
-        inside.pop(last, None)
-    text = json.dumps(config, sort_keys=True)
-    return f"{model} {hashlib.sha256(text.encode()).hexdigest()}"
+    return f"{model} {identity.family_hash(config)}"
 
 
 def seed_of(run: Run) -> str:
@@ -227,11 +207,6 @@ def _config(run: Run) -> dict[str, Any] | None:
     """Its `config.json`, or its first fold's; None without a readable one."""
     parts = run.metadata.get("fold_runs")
     first = parts[0] if isinstance(parts, list) and parts else ""
-    for folder in (run.path, run.path / str(first)):
-        try:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(config, dict):
-            return config
-    return None
+    return layout.read_config(run.path) or layout.read_config(
+        run.path / str(first)
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,25 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import fields, loading
+from run_folder import identity
 from training.tasks import registry
-
-# Fields that change how fast a run goes, or where it keeps things, but no
-# number in it: they may differ between a run and its continuation.
-# Where the data lie is free too: what they are is kept in data.json.
-# Nor is it part of a training on how many devices it runs and how it fits
-# there: sums are then taken in another order, to the same result within
-# rounding.
-FREE_FIELDS = frozenset(
-    {
-        "workers",
-        "cache_dir",
-        "data.root",
-        "data.folds_file",
-        "mesh.fsdp",
-        "remat",
-        "stages.*.accumulate",
-    }
-)
 
 
 def problems(config: ConfigDict) -> Iterator[str]:
@@ -37,7 +18,7 @@ def problems(config: ConfigDict) -> Iterator[str]:
 
     What only the chosen task can tell is checked by `registry.check`.
     """
-    found = list(fields.complaints(loading.flatten(loading.plain(config))))
+    found = list(fields.complaints(identity.flatten(loading.plain(config))))
     if found:
         yield from found
         return  # The rest compares the values.
@@ -98,33 +79,15 @@ def scaled_stages(config: ConfigDict) -> list[ConfigDict]:
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Returns 16 hex digits of SHA-256 over all fields that shape the run."""
-    fields = loading.flatten(loading.plain(config))
-    text = json.dumps(
-        {key: fields[key] for key in sorted(fields) if not _is_free(key)}
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _is_free(key: str) -> bool:
-    return re.sub(r"\.\d+\.", ".*.", key) in FREE_FIELDS
+    """Returns `run_folder.identity.config_hash` of a config."""
+    return identity.config_hash(loading.plain(config))
 
 
 def differences(config: ConfigDict, earlier: dict[str, Any]) -> list[str]:
-    """Returns 'field: earlier -> now' for each field that shapes the run.
+    """Returns `run_folder.identity.differences` of a config.
 
     Args:
       config: the config of this command.
       earlier: the plain config that `config.json` of the run folder holds.
     """
-    now, before = (
-        loading.flatten(loading.plain(config)),
-        loading.flatten(earlier),
-    )
-    missing = object()
-    return [
-        f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
-        for key in sorted(now.keys() | before.keys())
-        if not _is_free(key)
-        and now.get(key, missing) != before.get(key, missing)
-    ]
+    return identity.differences(loading.plain(config), earlier)

@@ -11,9 +11,9 @@ import numpy as np
 import reports
 from core.errors import UserError
 from metrics import classification
+from run_folder.layout import logits_path
 from run_folder.predictions import (
     Logits,
-    logits_path,
     read_logits,
     write_logits,
 )

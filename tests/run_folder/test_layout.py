@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from configs import common
 from core.errors import UserError
 from run_folder import layout
 
@@ -12,10 +11,7 @@ IDENTITY = {"classes": ["a", "b"], "folds_hash": "1", "rows_hash": "2"}
 
 
 def config(**fields):
-    made = common.base()
-    made.stages = (common.stage(),)
-    made.update(fields)
-    return made
+    return {"seed": 42, "workers": -1, "stages": [{"epochs": 1.0}], **fields}
 
 
 def begin(workdir):
@@ -24,10 +20,11 @@ def begin(workdir):
     (workdir / "checkpoints" / "7").mkdir(parents=True)
 
 
-def test_before_the_first_checkpoint_the_config_may_be_mended(tmp_path):
+def test_before_the_first_checkpoint_the_config_may_be_fixed(tmp_path):
     layout.claim(tmp_path, config(), IDENTITY).close()
     layout.claim(tmp_path, config(seed=7), IDENTITY).close()
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
+    assert layout.read_config(tmp_path)["seed"] == 7
 
 
 def test_a_begun_run_keeps_its_config(tmp_path):
@@ -44,6 +41,16 @@ def test_a_begun_run_keeps_its_data(tmp_path, name, value):
     begin(tmp_path)
     with pytest.raises(UserError, match=name):
         layout.claim(tmp_path, config(), {**IDENTITY, name: value})
+
+
+def test_data_is_read_once_there_is_a_checkpoint(tmp_path):
+    layout.claim(tmp_path, config(), IDENTITY).close()
+    assert layout.read_data(tmp_path) == {}
+    begin(tmp_path)
+    assert layout.read_data(tmp_path) == IDENTITY
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read .*data\.json"):
+        layout.read_data(tmp_path)
 
 
 def test_one_process_at_a_time(tmp_path):
@@ -69,7 +76,9 @@ def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
 
 
 def test_a_folder_of_all_folds_is_no_folder_of_one(tmp_path):
-    (tmp_path / "run/fold-0").mkdir(parents=True)
-    config = common.base()
+    for fold in (10, 9):
+        layout.fold_folder(tmp_path / "run", fold).mkdir(parents=True)
+    names = [path.name for path in layout.fold_folders(tmp_path / "run")]
+    assert names == ["fold-9", "fold-10"]
     with pytest.raises(UserError, match="a run over all folds"):
-        layout.claim(tmp_path / "run", config, {})
+        layout.claim(tmp_path / "run", config(), {})

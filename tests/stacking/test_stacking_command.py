@@ -303,7 +303,7 @@ def test_what_strangers_get_wrong(three_runs, tmp_path):
     arrays["logits"][3] = 0
     arrays["ids"][4] = arrays["ids"][5]
     np.savez(path, **arrays)
-    assert f"{path}: id 'val-00005' stands twice" in refused(
+    assert f"{path}: id 'val-00005' occurs twice" in refused(
         *quick(out, f"{three_runs}/*")
     )
     path.write_bytes(b"PK\x03\x04 and no more")

@@ -8,9 +8,9 @@ import pytest
 
 from configs import loading
 from core.errors import UserError
+from run_folder.layout import logits_path
 from run_folder.predictions import (
     Logits,
-    logits_path,
     read_logits,
     write_logits,
 )

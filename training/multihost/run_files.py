@@ -8,10 +8,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from run_folder import layout
+
 # The files of a run, over one fold or all: no lock, nothing half written,
 # nothing that was set aside, no other run in a folder inside.
 OURS = re.compile(
-    r"(fold-\d+/)?(checkpoints/\d+/.+|logits/[^./][^/]*|[^./][^/]*)"
+    r"(fold-\d+/)?(checkpoints/\d+/.+|"
+    rf"(({'|'.join(layout.PREDICTION_FOLDERS)})/)?[^./][^/]*)"
 )
 CHECKPOINT = re.compile(r"((?:fold-\d+/)?checkpoints)/(\d+)/")
 

@@ -133,7 +133,7 @@ class Classification:
         """
         # A teacher may have trained on since this run began.
         pins = comm.run_on_primary(
-            lambda: layout.remembered(workdir, "teachers") or {}
+            lambda: layout.read_data(workdir).get("teachers", {})
         )
         fold = self._config.data.fold
         for stage in self._config.stages:

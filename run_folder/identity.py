@@ -1,0 +1,93 @@
+"""When two configs are of the same run, and when of the same model.
+
+Works on plain configs, the content of `config.json`: dicts, lists, scalars.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+# Fields that are not part of a run's identity: they may differ between a run
+# and its continuation, because the same weights come out. `*` is a number.
+FREE_FIELDS = frozenset(
+    {
+        # Where data and caches are; what the data are is kept in data.json.
+        "cache_dir",
+        "data.root",
+        "data.folds_file",
+        # Speed and memory. Sums are then taken in another order, to the same
+        # result within rounding.
+        "workers",
+        "mesh.fsdp",
+        "remat",
+        "stages.*.accumulate",
+        "eval.batch_size",
+        # Telemetry, how many checkpoints are kept, test-time views.
+        "log_every_steps",
+        "checkpoint.keep_best",
+        "eval.tta",
+    }
+)
+
+# Fields of a run's identity in which the seeds and folds of one model differ.
+_FAMILY_FREE_FIELDS = FREE_FIELDS | {"seed", "data.fold"}
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns a plain config as {dotted name: value}, e.g. `stages.0.epochs`.
+
+    Lists of dicts are opened up, other lists are values.
+    """
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = ((str(i), item) for i, item in enumerate(value))
+    else:
+        return {prefix: value}
+    flat = {}
+    for key, item in items:
+        name = f"{prefix}.{key}" if prefix else key
+        flat.update(flatten(item, name))
+    return flat
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Returns 16 hex digits of SHA-256 over a run's identity."""
+    return _digest(config, FREE_FIELDS)
+
+
+def family_hash(config: dict[str, Any]) -> str:
+    """Returns the same digits for all seeds and folds of one model."""
+    return _digest(config, _FAMILY_FREE_FIELDS)
+
+
+def differences(config: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
+    """Returns 'field: earlier -> now' for each field of the identity.
+
+    Args:
+      config: of this command.
+      earlier: of the run folder.
+    """
+    now, before = flatten(config), flatten(earlier)
+    missing = object()
+    return [
+        f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        for key in sorted(now.keys() | before.keys())
+        if not _is_free(key, FREE_FIELDS)
+        and now.get(key, missing) != before.get(key, missing)
+    ]
+
+
+def _digest(config: dict[str, Any], free: frozenset[str]) -> str:
+    fields = flatten(config)
+    text = json.dumps(
+        {key: fields[key] for key in sorted(fields) if not _is_free(key, free)}
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_free(key: str, free: frozenset[str]) -> bool:
+    return re.sub(r"\.\d+\.", ".*.", key) in free

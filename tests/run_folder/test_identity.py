@@ -1,0 +1,75 @@
+"""Which fields tell one run from another, and one model from another."""
+
+import copy
+
+import pytest
+
+from configs import common, loading
+from run_folder import identity
+
+CONFIG = {
+    "seed": 42,
+    "workers": -1,
+    "data": {"root": "/photos", "fold": 0},
+    "eval": {"tta": ["center"], "every_epochs": 1.0},
+    "stages": [
+        {"epochs": 5.0, "accumulate": 1},
+        {"epochs": 2.0, "accumulate": 1},
+    ],
+}
+
+
+def changed(name, value):
+    config = copy.deepcopy(CONFIG)
+    *parents, last = name.split(".")
+    inside = config
+    for parent in parents:
+        inside = inside[int(parent) if parent.isdigit() else parent]
+    inside[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("workers", 3),
+        ("data.root", "/moved"),
+        ("eval.tta", ["center", "crop"]),
+        ("stages.1.accumulate", 4),
+    ],
+)
+def test_free_fields_leave_the_run_the_same(name, value):
+    other = changed(name, value)
+    assert identity.config_hash(other) == identity.config_hash(CONFIG)
+    assert identity.differences(other, CONFIG) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("eval.every_epochs", 2.0, "eval.every_epochs: 1.0 -> 2.0"),
+        ("stages.1.epochs", 3.0, "stages.1.epochs: 2.0 -> 3.0"),
+        ("data.balance", 0.5, "data.balance: absent -> 0.5"),
+    ],
+)
+def test_all_other_fields_make_another_run_and_model(name, value, told):
+    other = changed(name, value)
+    assert identity.config_hash(other) != identity.config_hash(CONFIG)
+    assert identity.family_hash(other) != identity.family_hash(CONFIG)
+    assert identity.differences(other, CONFIG) == [told]
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 7), ("data.fold", 3)])
+def test_seeds_and_folds_are_runs_of_one_model(name, value):
+    other = changed(name, value)
+    assert identity.config_hash(other) != identity.config_hash(CONFIG)
+    assert identity.family_hash(other) == identity.family_hash(CONFIG)
+
+
+def test_every_free_field_is_a_field():
+    """A renamed field would silently become part of the identity."""
+    config = common.base()
+    config.stages = (common.stage(),)
+    fields = identity.flatten(loading.plain(config))
+    known = {name.replace(".0.", ".*.") for name in fields}
+    assert known >= identity.FREE_FIELDS
