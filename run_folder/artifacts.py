@@ -1,0 +1,112 @@
+"""What a finished run exports, and the manifest that says it is complete.
+
+`artifacts.json` names the step of the weights, and each file with its size
+and SHA-256. It is written last: without it, or with a file of another size,
+the export is not complete and has to be made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from core.atomic_files import atomic_write, write_text
+from run_folder import layout
+from run_folder.predictions import Logits, write_logits
+
+
+class ArtifactWriter:
+    """Writes the files of one export, each atomically.
+
+    Names are paths inside the run folder, such as `embeddings/val.npz`: files
+    at its top, or in one of `layout.PREDICTION_FOLDERS`. From construction to
+    `finish` the folder counts as not exported, so a process killed in between
+    leaves nothing that passes for an export.
+
+    Args:
+      workdir: the run folder.
+      step: of the checkpoint whose weights predict.
+
+    Raises:
+      UserError: the folder cannot be written (by each method).
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._workdir, self._step = Path(workdir), step
+        self._files: dict[str, dict[str, Any]] = {}
+        (self._workdir / layout.ARTIFACTS).unlink(missing_ok=True)
+
+    def logits(self, split: str, logits: Logits) -> Path:
+        """Writes `logits/<split>.npz`; see `run_folder.predictions`."""
+        path = layout.logits_path(self._workdir, split)
+        write_logits(path, logits)
+        return self.add(path.relative_to(self._workdir).as_posix())
+
+    def array(self, name: str, **arrays: np.ndarray) -> Path:
+        """Writes arrays to an `.npz` file, by name."""
+        path = self._path(name, ".npz")
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+        return self.add(name)
+
+    def image(self, name: str, pixels: np.ndarray) -> Path:
+        """Writes uint8 [H, W], [H, W, 3] or [H, W, 4] to a `.png` file."""
+        from PIL import Image  # Needed by this method alone.
+
+        path = self._path(name, ".png")
+        with atomic_write(path) as temporary:
+            Image.fromarray(pixels).save(temporary, format="png")
+        return self.add(name)
+
+    def text(self, name: str, text: str) -> Path:
+        """Writes text as UTF-8."""
+        write_text(self._path(name), text)
+        return self.add(name)
+
+    def json(self, name: str, value: Any) -> Path:
+        """Writes JSON to a `.json` file."""
+        path = self._path(name, ".json")
+        write_text(path, json.dumps(value, indent=1) + "\n")
+        return self.add(name)
+
+    def add(self, name: str) -> Path:
+        """Takes a file that is there already into the manifest."""
+        path = self._path(name)
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+        self._files[name] = {"bytes": size, "sha256": digest}
+        return path
+
+    def finish(self) -> None:
+        """Writes the manifest: the export is complete."""
+        files = dict(sorted(self._files.items()))
+        text = json.dumps({"step": self._step, "files": files}, indent=1)
+        write_text(self._workdir / layout.ARTIFACTS, text + "\n")
+
+    def _path(self, name: str, suffix: str = "") -> Path:
+        folder = PurePosixPath(name).parent.as_posix()
+        known = folder in (".", *layout.PREDICTION_FOLDERS)
+        if not known or not name.endswith(suffix):
+            raise ValueError(f"no artifact may be called {name!r}")
+        return self._workdir / name
+
+
+def is_complete(workdir: Path, step: int) -> bool:
+    """Whether everything was exported with the weights of `step`."""
+    try:
+        manifest = json.loads((workdir / layout.ARTIFACTS).read_text("utf-8"))
+        sizes = {
+            workdir / name: file["bytes"]
+            for name, file in manifest["files"].items()
+        }
+        same = manifest["step"] == step
+        return same and all(
+            path.stat().st_size == size for path, size in sizes.items()
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
