@@ -16,12 +16,13 @@ if __name__ == "__main__":
     from core import hardware, signals
 
     hardware.keep_freed_memory()  # Before there is any other thread.
-    signals.watch()  # And before the imports below, which take seconds.
+    signals.install()  # And before the imports below, which take seconds.
 
 import contextlib
+import dataclasses
 import sys
 
-from core.errors import one_sentence
+from core.errors import exit_on_user_error
 from training import config as config_lib
 
 # The data loader's worker processes import this file anew. Everything heavy
@@ -97,7 +98,7 @@ def train(
         workdir / "checkpoints", metric, config.checkpoint.keep_best
     )
     resources.callback(saved.close)
-    here = resume.newest(saved, plan, task.abstract_model, mesh)
+    here = resume.restore_latest(saved, plan, task.abstract_model, mesh)
     print_plan(arguments, task, plan, here.step, mesh)
     exported = comm.run_on_primary(lambda: task.is_exported(workdir))
     exported = exported and here.step == plan[-1].end
@@ -116,7 +117,7 @@ def train(
         step, now = here.step, here.state
         if now is None:
             if stage.index:
-                _, *weights = resume.best_weights(
+                _, *weights = resume.restore_best_weights(
                     saved, plan, task.abstract_model, mesh
                 )
             else:
@@ -169,13 +170,15 @@ def train(
                 saved.wait()
                 print(f"stopped at step {step}; the same command continues")
                 return signals.exit_code(stopping)
-            here = resume.Point(step, {}, None)
+            here = resume.ResumePoint(step, {}, None)
         except recorder.Diverged as diverged:
-            here = resume.newest(saved, plan, task.abstract_model, mesh)
+            here = resume.restore_latest(saved, plan, task.abstract_model, mesh)
             recorder.roll_back(stage, here.step, here.history, diverged)
 
     # ---- The best checkpoint speaks -----------------------------------------
-    step, *weights = resume.best_weights(saved, plan, task.abstract_model, mesh)
+    step, *weights = resume.restore_best_weights(
+        saved, plan, task.abstract_model, mesh
+    )
     print(f"predicting with the best checkpoint, step {step}")
     print(task.export(workdir, *weights))
     report = comm.run_on_primary(lambda: str(reports.run_report(workdir)))
@@ -250,7 +253,7 @@ def keep_in_bucket(
     others = {config.init_from, *(s.distill_from for s in config.stages)}
     comm.run_on_primary(lambda: mirror.fetch_beside(*where, sorted(others)))
     if not arguments.plan:
-        kept = coordinated_shutdown.in_first(lambda: mirror.Mirror(*where))
+        kept = coordinated_shutdown.on_primary(lambda: mirror.Mirror(*where))
         resources.enter_context(kept)
 
 
@@ -297,7 +300,7 @@ def main(argv: list[str]) -> int:
     Raises:
       SystemExit: any other exit code.
     """
-    with one_sentence():
+    with exit_on_user_error():
         start(config_lib.parse(argv))
     return 0
 
@@ -315,13 +318,14 @@ def start(arguments: config_lib.Arguments) -> None:
     runtime.start(arguments.config.cache_dir)
     runtime.connect(arguments.peers)
     with (
-        coordinated_shutdown.ending_together(),
+        coordinated_shutdown.shutdown_together(),
         contextlib.ExitStack() as resources,
-        coordinated_shutdown.announcing(),
+        coordinated_shutdown.broadcasting_errors(),
     ):
         resources.enter_context(comm.silence_other_processes())
         runtime.begin_compiling()
-        arguments = comm.use_private_folder(arguments, resources)
+        workdir = comm.private_workdir(arguments.workdir, resources)
+        arguments = dataclasses.replace(arguments, workdir=workdir)
         if arguments.remote:
             keep_in_bucket(arguments, resources)
         action = train_all_folds if arguments.all_folds else train

@@ -28,7 +28,7 @@ import itertools
 
 from benchmarks import pairs
 from configs import loading
-from core.errors import UserError, one_sentence
+from core.errors import UserError, exit_on_user_error
 from training.loop import stages
 
 RECIPES = (
@@ -189,7 +189,7 @@ def main() -> None:
             help=f"{value:g} if nothing is known",
         )
     options = parser.parse_args()
-    with one_sentence():
+    with exit_on_user_error():
         try:
             found = json.loads(Path(options.measured).read_text())
         except OSError as error:

@@ -195,7 +195,7 @@ def full_models() -> None:
         split = sum(
             4 * leaf.size
             for leaf in parameters
-            if leaf.size >= sharding.SMALLEST_SPLIT
+            if leaf.size >= sharding.MIN_SHARDED_SIZE
         )
         # Gathered before the step; gradients summed and scattered after it.
         sharded = [

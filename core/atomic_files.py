@@ -1,6 +1,6 @@
-"""Files that are whole or absent: written to a temporary name, then renamed.
+"""Atomic file writes: to a temporary name, which is then renamed.
 
-Every package may import this module; of Sextet it imports only `errors`.
+Every package may import this module; of Sextet it imports only `core.errors`.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def temporary_folder(
     within: str | os.PathLike | None = None, prefix: str = "sextet-"
 ) -> Iterator[Path]:
-    """Yields a new folder that is removed at the end, however that comes.
+    """Yields a new folder that is removed on exit, also after an error.
 
     Args:
-      within: where to make it; None takes the system's place for such.
+      within: its parent; None takes the system's temporary folder.
       prefix: of its name.
 
     Raises:
@@ -81,7 +81,7 @@ def temporary_folder(
 
 @contextlib.contextmanager
 def temporary_path(path: Path) -> Iterator[Path]:
-    """Removes `path`, a file or a folder, at the end, however that comes."""
+    """Removes `path`, a file or a folder, on exit, also after an error."""
     _temporaries.add(path)
     try:
         yield path
@@ -92,10 +92,10 @@ def temporary_path(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries() -> None:
-    """Removes what is half written; for a process that is about to end.
+    """Removes all temporary files; for a process that is about to exit.
 
-    Nothing else is written or removed from then on: whoever is at it waits
-    for ever, rather than complain that its file is gone.
+    Keeps the lock: a thread that is still writing blocks for ever rather than
+    fail because its file is gone.
     """
     global _discarded
     if _discarded:  # By another thread, which has the lock.

@@ -1,4 +1,4 @@
-"""The one way a person's mistake is reported: a sentence and an exit code.
+"""Errors that a user can cause or fix: one sentence and an exit code.
 
 Every package may import this module; it imports nothing of Sextet.
 """
@@ -11,32 +11,32 @@ from collections.abc import Iterator
 
 USER_ERROR_EXIT_CODE = 2
 
-# As in sysexits.h: something is missing for now, try again.
-TRY_AGAIN_EXIT_CODE = 75
+# EX_TEMPFAIL of sysexits.h: a temporary failure, worth a retry.
+TRANSIENT_ERROR_EXIT_CODE = 75
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
     The message is one sentence that says what is wrong, where (file, column
     or flag), and what to do. Raise it at the edge where the mistake enters;
     a bug of ours must never become one.
 
     Attributes:
-      exit_code: of a command that ends by it.
+      exit_code: of the command that it ends.
     """
 
     exit_code = USER_ERROR_EXIT_CODE
 
 
-class TryAgain(UserError):
-    """What may be over by the next trial, such as a fault of the network."""
+class TransientError(UserError):
+    """A failure that may be over at the next try, such as of the network."""
 
-    exit_code = TRY_AGAIN_EXIT_CODE
+    exit_code = TRANSIENT_ERROR_EXIT_CODE
 
 
 @contextlib.contextmanager
-def one_sentence() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """Turns a `UserError` into `error: <sentence>` on stderr and its exit code.
 
     For the outermost frame of a command line. Ctrl-C exits with 130 and no

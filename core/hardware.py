@@ -1,4 +1,4 @@
-"""What this machine has. Every package may import this module."""
+"""CPU cores and the allocator. Every package may import this module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 # Options of glibc's mallopt(), from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 
-_kept = 0  # Bytes that are kept by now; -1: all.
+_kept = 0  # Bytes kept so far; -1: all.
 
 
 def usable_cores() -> int:
@@ -19,29 +19,29 @@ def usable_cores() -> int:
 
 
 def keep_freed_memory(limit: int | None = None) -> None:
-    """Keeps memory that is freed for what needs some next.
+    """Has malloc keep freed memory instead of returning it to the kernel.
 
-    glibc hands back at once what is large, and memory taken anew is cleared by
-    the kernel, page by page: what every photo is decoded into, and the
-    hundreds of megabytes that every training step works in. Elsewhere than in
-    the GNU C library nothing is changed.
+    glibc returns large blocks at once, and the kernel clears every page of a
+    new one: of the buffer that each photo is decoded into, and of the hundreds
+    of megabytes that each training step works in. Does nothing with another C
+    library.
 
     Args:
-      limit: bytes to keep at most; None keeps all, and is to be asked for
-        before threads are started. Asked twice, the larger one counts.
+      limit: bytes to keep at most; None keeps all, and must be called before
+        threads are started. Of several calls the largest limit counts.
     """
     global _kept
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or _kept == -1 or (limit is not None and limit <= _kept):
         return
     if limit is None:
-        # Only what all threads share grows as far as it must: XLA works in a
-        # thread of its own, and a thread's own memory ends at 64 MB.
+        # One arena for all threads: XLA allocates in a thread of its own, and
+        # a thread's own arena is limited to 64 MB.
         mallopt(_ARENA_MAX, 1)
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, -1)
     else:
-        # Up to half of what one thread's own memory may be.
+        # Up to half of a thread's arena.
         mallopt(_MMAP_THRESHOLD, min(limit >> 1, 1 << 25))
         mallopt(_TRIM_THRESHOLD, limit)
     _kept = -1 if limit is None else limit

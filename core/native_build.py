@@ -237,4 +237,4 @@ def _stop(begun: futures.Future | None = None) -> None:
         futures.wait([begun], timeout=5)
 
 
-signals.before_end(_stop)
+signals.register_cleanup(_stop)

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM (preemption), whatever the process is doing.
+"""SIGINT (Ctrl-C) and SIGTERM (preemption), whatever the process is doing.
 
-Every package may import this module; it imports nothing heavy, for a command
-calls `watch` before its own imports.
+Every package may import this module. It imports nothing heavy: a command calls
+`install` before its own imports.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from collections.abc import Callable
 
 from core import atomic_files
 
-# A training that was asked to stop finishes its step and saves; what takes
-# longer, as a compilation may, is given up. Schedulers kill after 30 seconds.
+# A training loop finishes its step and saves within this limit; what takes
+# longer, as a compilation may, is given up. Schedulers send SIGKILL after 30 s.
 SECONDS_TO_STOP = 25.0
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
-# Where the system writes the number of each signal; None before `watch`.
+# Wake-up pipe: the system writes each signal's number; None before `install`.
 _pipe: int | None = None
 _deferring: StopSignals | None = None
-_before_end: list[Callable[[], None]] = []
+_cleanups: list[Callable[[], None]] = []
 
 
-def watch() -> None:
-    """From now on, Ctrl-C and SIGTERM end this process at once.
+def install() -> None:
+    """Installs handlers with which SIGINT and SIGTERM end the process at once.
 
     With exit code 130 or 143 (as a shell reports those signals), one line and
-    no traceback. What is on disk is whole at any moment, so that does no
-    harm; half-written temporary files are removed. A thread does it, since
-    Python itself would not hear a signal before a long call into compiled
-    code (a compilation, a booster's fit) is over.
+    no traceback. File writes are atomic, so nothing on disk is half written;
+    temporary files are removed. A thread does it, because Python runs no
+    signal handler before a long call into compiled code (a compilation, a
+    booster's fit) has returned.
 
     To be called once, in the main thread.
     """
@@ -52,30 +52,29 @@ def watch() -> None:
     ).start()
 
 
-def before_end(function: Callable[[], None]) -> None:
-    """Has `function` called, by any thread, when this process ends at once."""
-    _before_end.append(function)
+def register_cleanup(function: Callable[[], None]) -> None:
+    """Has `function` called, in any thread, before an exit by `os._exit`."""
+    _cleanups.append(function)
 
 
-def tidy_up() -> None:
-    """Does what must be done before `os._exit`; tidies half-written files."""
-    for function in _before_end:
+def run_cleanups() -> None:
+    """Runs what was registered, and removes temporary files."""
+    for function in _cleanups:
         function()
     atomic_files.remove_temporaries()
 
 
 def exit_code(number: int) -> int:
-    """What the shell would report: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Returns what a shell reports: 130 for SIGINT, 143 for SIGTERM."""
     return 128 + number
 
 
 class StopSignals:
-    """Notes the first signal, so that a loop can save and stop in order.
+    """Defers the first signal, so that a loop can save and stop in order.
 
-    A context manager, to be entered as often as needed. The process ends all
-    the same at a second signal, at once, or when stopping takes longer than
-    `SECONDS_TO_STOP`. Without `watch`, signals do what they do in any Python
-    program, and nothing is noted.
+    A reusable context manager. A second signal ends the process at once, and
+    so does a stop that takes longer than `SECONDS_TO_STOP`. Without `install`,
+    signals keep Python's default behaviour and nothing is deferred.
 
     Attributes:
       received: number of the first signal; 0 until one comes.
@@ -95,7 +94,7 @@ class StopSignals:
 
 
 def _in_main_thread(number: int, frame) -> None:
-    """Hands on a signal that went to an event loop (uvloop) by mistake."""
+    """Forwards a signal that an event loop (uvloop) took from the pipe."""
     used = signal.set_wakeup_fd(_pipe, warn_on_full_buffer=False)
     if used != _pipe:
         signal.set_wakeup_fd(used, warn_on_full_buffer=False)
@@ -103,27 +102,29 @@ def _in_main_thread(number: int, frame) -> None:
 
 
 def _listen(pipe: int) -> None:
-    noted, seconds_left = 0, None
+    received, seconds_left = 0, None
     while True:
         ready, _, _ = select.select([pipe], [], [], seconds_left)
         if not ready:
-            _end(noted, f"; the step took longer than {SECONDS_TO_STOP:.0f} s")
+            _end(
+                received, f"; the step took longer than {SECONDS_TO_STOP:.0f} s"
+            )
         for number in os.read(pipe, 64):
             if number not in _NAMES:
                 continue
-            loop = _deferring  # It may leave at any time.
-            if noted or loop is None:
+            loop = _deferring  # Read once: the main thread may reset it.
+            if received or loop is None:
                 _end(number)
-            noted, seconds_left = number, SECONDS_TO_STOP
+            received, seconds_left = number, SECONDS_TO_STOP
             loop.received = number
 
 
 def _end(number: int, how: str = "") -> None:
-    tidy_up()
+    run_cleanups()
     text = f"stopped by {_NAMES[number]}{how}\n"
     if sys.stderr.isatty():
         text = "\x1b[?25h\n" + text  # A progress line hides the cursor.
-    with contextlib.suppress(OSError):  # Nobody may be listening any more.
-        # Not by print: the main thread may hold the stream.
+    with contextlib.suppress(OSError):  # stderr may be a closed pipe.
+        # Not by print: the main thread may hold the stream's lock.
         os.write(2, text.encode())
     os._exit(exit_code(number))

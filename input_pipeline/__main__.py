@@ -26,14 +26,14 @@ from __future__ import annotations
 if __name__ == "__main__":
     from core import signals
 
-    signals.watch()  # First of all: the imports below take seconds.
+    signals.install()  # First of all: the imports below take seconds.
 
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from configs import loading
-from core.errors import UserError, one_sentence
+from core.errors import UserError, exit_on_user_error
 from input_pipeline import audit
 from input_pipeline.contact_sheet import write_contact_sheet
 from input_pipeline.sources import registry
@@ -178,7 +178,7 @@ def convert(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_on_user_error():
         if sys.argv[1:2] == ["convert"]:
             convert(sys.argv[2:])
             sys.exit(0)

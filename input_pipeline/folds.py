@@ -106,7 +106,7 @@ def read_folds(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         that the hash in its comment no longer holds.
     """
     path = Path(path)
-    remedy = "mend it, or delete it to have it made again"
+    remedy = "fix it, or delete it to have it made again"
     try:
         text = path.read_text(encoding="utf-8-sig")
         # Not splitlines(), which also cuts at characters an id may hold.

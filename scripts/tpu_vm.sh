@@ -83,7 +83,7 @@ copy() {
 }
 
 # Starts the same command on all hosts until it has ended everywhere: 0 is
-# done, 2 a mistake that trying again does not mend (75 is a fault that it may).
+# done, 2 a mistake that trying again cannot fix (75: it may).
 train() {
   [ $# -ge 1 ] || usage
   local words code=0

@@ -9,7 +9,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from core import signals
 
-    signals.watch()  # First of all: the imports below take seconds.
+    signals.install()  # First of all: the imports below take seconds.
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.status import Status
 from threadpoolctl import threadpool_limits
 
-from core.errors import one_sentence
+from core.errors import exit_on_user_error
 from core.hardware import usable_cores
 from reports.ensemble import title
 from stacking import boosters, decision_rule, pipeline, submission
@@ -33,7 +33,7 @@ from stacking.table import score_table
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and does what it says."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    with one_sentence():
+    with exit_on_user_error():
         if arguments[:1] == ["predict"]:
             _predict(_predict_parser().parse_args(arguments[1:]))
         else:

@@ -112,7 +112,7 @@ def lower(
     step: TrainStep = make_train_step(
         abstract_model, loss, c, tables, mesh, seed=0, log_every_steps=20
     )
-    rows = NamedSharding(mesh, sharding.ROWS)
+    rows = NamedSharding(mesh, sharding.BATCH_SPEC)
     shapes = {
         name: jax.ShapeDtypeStruct(
             (c.batch_size, *values.shape[1:]), values.dtype, sharding=rows

@@ -135,7 +135,7 @@ def _erase_rectangles(
 
     Height and width are 0 where no rectangle fits.
     """
-    shapes = counter_rng.uniforms(
+    shapes = counter_rng.uniform_table(
         key, batch, 2 * _ERASE_ATTEMPTS, _Streams.SHAPES
     )
     area, ratio = jnp.split(shapes, 2, axis=1)
@@ -144,9 +144,11 @@ def _erase_rectangles(
     low, high = (math.log(ratio) for ratio in mixing.erase_ratio)
     ratio = low + (high - low) * ratio
     h, w = _erase_sizes(area, jnp.exp(ratio), height, width)
-    top, left, chosen = counter_rng.uniforms(key, batch, 3, _Streams.PLACES).T
-    top = counter_rng.whole_below(top, height - h + 1)
-    left = counter_rng.whole_below(left, width - w + 1)
+    top, left, chosen = counter_rng.uniform_table(
+        key, batch, 3, _Streams.PLACES
+    ).T
+    top = counter_rng.integers_below(top, height - h + 1)
+    left = counter_rng.integers_below(left, width - w + 1)
     return top, left, h, w, chosen < mixing.erase_prob
 
 
@@ -194,15 +196,15 @@ def mix(
         return images, targets
     batch, height, width, _ = images.shape
     draws = batch if mixing.per_element else 1
-    which, whether, mixup, cutmix, row, column = counter_rng.uniforms(
+    which, whether, mixup, cutmix, row, column = counter_rng.uniform_table(
         key, draws, 6, _Streams.MIXING
     ).T
     mixup_key, cutmix_key = jax.random.split(key)
     share = _lambda(mixup_key, mixup, mixing.mixup_alpha)
     box, box_share = _cutmix_box(
         _lambda(cutmix_key, cutmix, mixing.cutmix_alpha),
-        counter_rng.whole_below(row, height),
-        counter_rng.whole_below(column, width),
+        counter_rng.integers_below(row, height),
+        counter_rng.integers_below(column, width),
         height,
         width,
     )

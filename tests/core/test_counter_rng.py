@@ -12,7 +12,7 @@ KEY = jax.random.key(3)
 
 
 def test_they_are_uniform():
-    numbers = np.asarray(counter_rng.uniforms(KEY, 1000, 200)).ravel()
+    numbers = np.asarray(counter_rng.uniform_table(KEY, 1000, 200)).ravel()
     assert numbers.dtype == np.float32
     assert numbers.min() >= 0 and numbers.max() < 1
     assert stats.kstest(numbers, "uniform").pvalue > 1e-3
@@ -56,14 +56,15 @@ def test_a_changed_bit_changes_half_of_all(what):
 
 
 def test_rows_columns_streams_and_keys_are_independent():
-    table = np.asarray(counter_rng.uniforms(KEY, 300, 400)) - 0.5
+    table = np.asarray(counter_rng.uniform_table(KEY, 300, 400)) - 0.5
     others = [
         (table[1:], table[:-1]),
         (table[:, 1:], table[:, :-1]),
-        (table, np.asarray(counter_rng.uniforms(KEY, 300, 400, 1)) - 0.5),
+        (table, np.asarray(counter_rng.uniform_table(KEY, 300, 400, 1)) - 0.5),
         (
             table,
-            np.asarray(counter_rng.uniforms(jax.random.key(4), 300, 400)) - 0.5,
+            np.asarray(counter_rng.uniform_table(jax.random.key(4), 300, 400))
+            - 0.5,
         ),
     ]
     for left, right in others:
@@ -80,9 +81,9 @@ def test_a_number_depends_on_its_place_alone():
 @pytest.mark.parametrize("bound", [1, 3, 64, 1000, 2**20 + 1])
 def test_whole_numbers_are_equally_likely_and_below_the_bound(bound):
     largest = jnp.float32(1 - 2**-24)
-    assert counter_rng.whole_below(largest, bound) == bound - 1
-    numbers = counter_rng.uniforms(KEY, 1000, 64)
-    found = np.asarray(counter_rng.whole_below(numbers, bound))
+    assert counter_rng.integers_below(largest, bound) == bound - 1
+    numbers = counter_rng.uniform_table(KEY, 1000, 64)
+    found = np.asarray(counter_rng.integers_below(numbers, bound))
     assert found.min() >= 0 and found.max() < bound
     if bound <= 1000:
         counts = np.bincount(found.ravel(), minlength=bound)

@@ -113,7 +113,7 @@ wait
 WITH_A_COMPILER_BEHIND = """
 import pathlib, sys, time
 from core import native_build, signals
-signals.watch()
+signals.install()
 library = native_build.Library("number", [pathlib.Path(sys.argv[1])])
 library.begin()
 """

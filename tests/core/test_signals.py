@@ -9,7 +9,7 @@ import time
 import pytest
 
 SIGNALS = [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
-BEGIN = "import sys, time; from core import signals; signals.watch()\n"
+BEGIN = "import sys, time; from core import signals; signals.install()\n"
 READY = "print('ready', flush=True)\n"
 BUSY = "while True: pass\n"
 # A call into compiled code: Python handles no signal before it returns.

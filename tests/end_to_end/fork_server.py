@@ -71,7 +71,7 @@ def prepare():
     classify.make_loss = make_fragile
     recorder.RATE_AFTER_ROLLBACK = 1e-6  # So it does not go far again.
     mirror.SECONDS_BETWEEN_LOOKS = 0.02
-    lease.SECONDS_BETWEEN_SIGNS, lease.SECONDS_OF_SILENCE = 0.1, 0.5
+    lease.RENEWAL_SECONDS, lease.EXPIRY_SECONDS = 0.1, 0.5
     return train.main
 
 

@@ -125,7 +125,7 @@ def mutated(number: int) -> tuple[str, bytes]:
         way = WAYS[rng.integers(len(WAYS))]
         data = way(data, rng)
     if name.startswith("png") and rng.random() < 0.5:
-        data = mend_checksums(data)
+        data = fix_checksums(data)
     return name, bytes(data)
 
 
@@ -192,7 +192,7 @@ def enlarge(data: bytearray, rng: np.random.Generator) -> bytearray:
     return data
 
 
-def mend_checksums(data: bytearray) -> bytearray:
+def fix_checksums(data: bytearray) -> bytearray:
     """Gives every chunk of a PNG the checksum of what it holds now."""
     place = 8
     while place + 12 <= len(data):

@@ -9,13 +9,13 @@ from training.multihost import coordinated_shutdown, lease, mirror
 @pytest.fixture
 def impatient(monkeypatch):
     """Short times, and a process that is not ended by what a test does."""
-    monkeypatch.setattr(lease, "SECONDS_OF_SILENCE", 0.05)
-    monkeypatch.setattr(lease, "SECONDS_BETWEEN_SIGNS", 0.01)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "RENEWAL_SECONDS", 0.01)
     monkeypatch.setattr(mirror, "SECONDS_BETWEEN_TRIALS", 0.01)
     # Sending is asked for, unless a test wants it done in the background.
     monkeypatch.setattr(mirror, "SECONDS_BETWEEN_LOOKS", 1000.0)
     lost = []
-    monkeypatch.setattr(coordinated_shutdown, "leave", lost.append)
+    monkeypatch.setattr(coordinated_shutdown, "shutdown", lost.append)
     yield
     assert not lost
 

@@ -2,10 +2,10 @@
 
 import shutil
 
-from training.multihost.lease import OWNER
-from training.multihost.mirror import SENT, Mirror
+from training.multihost.lease import LEASE_FILE
+from training.multihost.mirror import MANIFEST, Mirror
 from training.multihost.object_store import Disk
-from training.multihost.run_files import files_of, progress
+from training.multihost.run_files import list_files, progress
 
 
 class Machine:
@@ -31,7 +31,7 @@ class Machine:
             log.write(f"{step}\n")
 
     def newest(self):
-        return progress(files_of(self.local))
+        return progress(list_files(self.local))
 
     def arrays(self):
         return (self.local / f"checkpoints/{self.newest()}/arrays").read_text()
@@ -39,7 +39,7 @@ class Machine:
 
 def content(folder):
     """{path: bytes} of the run's files in a folder."""
-    names = files_of(folder).keys() - {SENT, OWNER}
+    names = list_files(folder).keys() - {MANIFEST, LEASE_FILE}
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -50,8 +50,8 @@ def another(one):
 def silenced(kept):
     """What SIGKILL leaves of a run."""
     kept._over.set()
-    kept._owner._over.set()
-    kept._owner._thread.join()
+    kept._lease._released.set()
+    kept._lease._thread.join()
     kept._lock.close()
 
 

@@ -118,12 +118,12 @@ def test_two_processes_hear_of_each_other(pair):
 
 
 class Mesh:
-    shape = MappingProxyType({"data": 2, "fsdp": 4, "model": 1})
+    shape = MappingProxyType({"data": 2, "fsdp": 4})
 
 
 def test_the_largest_dimension_that_divides_is_split():
     def layout(*shape):
-        return sharding.split_largest(shape, Mesh)
+        return sharding.shard_largest(shape, Mesh)
 
     assert layout(512, 128) == PartitionSpec("fsdp")
     assert layout(3, 3, 64, 256) == PartitionSpec(None, None, None, "fsdp")
@@ -137,13 +137,15 @@ def test_biases_and_statistics_stay_whole_kernels_are_split():
     leaf = jax.ShapeDtypeStruct((2**20,), np.float32)
     rules = {
         path: next(
-            r for found, r in sharding.RULES if sharding.re.search(found, path)
+            r
+            for found, r in sharding.PARTITION_RULES
+            if sharding.re.search(found, path)
         )
         for path in ("/a/kernel", "/a/bias", "/ema/params/a/kernel", "/step")
     }
     assert rules["/a/kernel"] is rules["/ema/params/a/kernel"]
-    assert rules["/a/kernel"] is sharding.split_largest
-    assert rules["/a/bias"] is rules["/step"] is sharding.whole
+    assert rules["/a/kernel"] is sharding.shard_largest
+    assert rules["/a/bias"] is rules["/step"] is sharding.replicate
     placed = sharding.with_shardings({"a": {"bias": leaf}}, mesh)
     assert placed["a"]["bias"].sharding == sharding.replicated(mesh)
 

@@ -21,7 +21,7 @@ from training.multihost import sharding
 
 def moments(state, name):
     paths, _ = jax.tree_util.tree_flatten_with_path(state.opt_state)
-    return [x for path, x in paths if f"/{name}/" in sharding.path_of(path)]
+    return [x for path, x in paths if f"/{name}/" in sharding.path_name(path)]
 
 
 def test_bfloat16_halves_the_first_moment_and_only_that():

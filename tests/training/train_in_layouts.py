@@ -37,7 +37,7 @@ from training.loop import state as state_lib
 from training.multihost import comm, host_transfer, sharding
 
 STEPS = int(os.environ.get("STEPS", "4"))
-sharding.SMALLEST_SPLIT = 16  # Or nothing of models this small were split.
+sharding.MIN_SHARDED_SIZE = 16  # Or nothing of models this small were split.
 
 
 class Plain(nnx.Module):
@@ -102,7 +102,7 @@ def split(state):
     """Paths of arrays of which no device has the whole."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return [
-        sharding.path_of(path)
+        sharding.path_name(path)
         for path, leaf in leaves
         if leaf.sharding.shard_shape(leaf.shape) != leaf.shape
     ]

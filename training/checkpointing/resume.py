@@ -20,7 +20,7 @@ from training.loop.state import (
 )
 
 
-class Point(NamedTuple):
+class ResumePoint(NamedTuple):
     """A point of a run.
 
     Attributes:
@@ -35,12 +35,12 @@ class Point(NamedTuple):
     state: TrainState | None
 
 
-def newest(
+def restore_latest(
     saved: CheckpointManager,
     plan: Sequence[Stage],
     abstract_model: AbstractModel,
     mesh: Mesh,
-) -> Point:
+) -> ResumePoint:
     """Returns the newest point that is whole; damaged ones are set aside.
 
     Args:
@@ -58,15 +58,15 @@ def newest(
             go_on_from = history["go_on_from"]
             stage = stages.stage_after(plan, go_on_from)
             if stage is None or go_on_from == stage.start:
-                return Point(go_on_from, history, None)
+                return ResumePoint(go_on_from, history, None)
             like = abstract_state(abstract_model, stage.config, mesh)
-            return Point(go_on_from, history, saved.load(step, like))
+            return ResumePoint(go_on_from, history, saved.load(step, like))
         except CorruptCheckpointError as damaged:
             saved.quarantine(damaged)
-    return Point(0, {}, None)
+    return ResumePoint(0, {}, None)
 
 
-def best_weights(
+def restore_best_weights(
     saved: CheckpointManager,
     plan: Sequence[Stage],
     abstract_model: AbstractModel,

@@ -1,20 +1,20 @@
-"""Several processes as one program: who writes, and how they agree.
+"""Host-side collectives: broadcast, gather, barrier-free agreement on errors.
 
 Every process runs all of train.py on its own devices and its own rows. What
 exists once (the run folder with its checkpoints, log and logits, and the
-bucket that it is kept in) is process 0's alone: it reads and writes, and the
-others are told. Whatever can go wrong for one of them alone is told to all,
-so that none waits for ever. With one process all of this costs nothing.
+bucket that holds it) is read and written by the primary process alone, which
+broadcasts what it found. An error that only one process can meet is raised in
+all, so that none of them waits for ever. With one process all of this costs
+nothing.
 
-They talk where jax.distributed keeps what all processes can read, not by the
-devices: there one may wait for another as long as it takes, a bucket to be
-fetched, say.
+Messages travel through the key-value store of jax.distributed, not through
+devices: a collective on devices times out, and fetching a run from a bucket
+may take minutes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
@@ -30,94 +30,93 @@ from jax.sharding import Mesh
 
 from core import atomic_files
 from core.errors import UserError
-from training.config import Arguments
 from training.multihost import sharding
 
 T = TypeVar("T")
 
-# What they tell each other is numbered: all tell the same in the same order.
-_numbers = itertools.count()
+# Collectives are numbered: every process calls the same in the same order.
+_sequence = itertools.count()
 
-# One question after what another process tells; it is asked again.
-_SECONDS_TO_ASK = 20
+# Of one blocking read of the store; it is repeated until there is an answer.
+_POLL_SECONDS = 20
 
 
 def is_primary() -> bool:
-    """Whether this is process 0, which alone writes and speaks."""
+    """Whether this is process 0, which alone writes files and prints."""
     return jax.process_index() == 0
 
 
 def run_on_primary(action: Callable[[], Any]) -> Any:
-    """Runs `action` in process 0 and returns what it returned, in all.
+    """Runs `action` in the primary process and broadcasts its result.
 
     Args:
-      action: its answer must go through JSON. It must not make processes
-        talk.
+      action: its result must be JSON-serialisable. It must not call any
+        collective itself: the other processes would not.
 
     Raises:
-      UserError: process 0 raised it; of the same kind in all.
+      UserError: the primary raised it; the same class in every process.
     """
     if jax.process_count() == 1:
         return action()
-    number = next(_numbers)
+    number = next(_sequence)
     if not is_primary():
-        told = json.loads(_receive(number, 0))
-        if "error" in told:
-            raise decode_error(told["error"])
-        return told["answer"]
+        message = json.loads(_receive(number, 0))
+        if "error" in message:
+            raise decode_error(message["error"])
+        return message["result"]
     try:
-        answer = action()
+        result = action()
     except UserError as error:
         _publish(number, json.dumps({"error": encode_error(error)}))
         raise
-    _publish(number, json.dumps({"answer": answer}))
-    return answer
+    _publish(number, json.dumps({"result": result}))
+    return result
 
 
 def run_on_all(action: Callable[[], T]) -> T:
-    """Runs `action` in every process; if one of them fails, all do.
+    """Runs `action` in every process; if it fails in one, it fails in all.
 
     Args:
-      action: must not make processes talk.
+      action: must not call any collective itself.
 
     Raises:
-      UserError: of the first process that raised one.
+      UserError: of the lowest-numbered process that raised one.
     """
     if jax.process_count() == 1:
         return action()
-    problem, answer = "", None
+    error_text, result = "", None
     try:
-        answer = action()
+        result = action()
     except UserError as error:
-        problem = json.dumps(encode_error(error))
-    problems = all_gather_text(problem)
-    if any(problems):
-        raise decode_error(json.loads(next(filter(None, problems))))
-    return answer
+        error_text = json.dumps(encode_error(error))
+    errors = all_gather_text(error_text)
+    if any(errors):
+        raise decode_error(json.loads(next(filter(None, errors))))
+    return result
 
 
 def all_gather_text(text: str) -> list[str]:
     """Returns the text of every process, by process number."""
     if jax.process_count() == 1:
         return [text]
-    number = next(_numbers)
+    number = next(_sequence)
     _publish(number, text)
     return [_receive(number, process) for process in range(jax.process_count())]
 
 
 def check_all_equal(identity: dict[str, Any]) -> None:
-    """Refuses data that is not the same on all hosts.
+    """Checks that all hosts read the same data.
 
     Args:
-      identity: what is to be the same, as JSON.
+      identity: of this host's data (classes, fold and row hashes), as JSON.
 
     Raises:
       UserError: what differs, and where.
     """
     host = socket.gethostname()
-    told = map(json.loads, all_gather_text(json.dumps([host, identity])))
-    first_host, first = next(told)
-    for number, (host, other) in enumerate(told, 1):
+    gathered = map(json.loads, all_gather_text(json.dumps([host, identity])))
+    first_host, first = next(gathered)
+    for number, (host, other) in enumerate(gathered, 1):
         different = [name for name in first if first[name] != other.get(name)]
         if different:
             raise UserError(
@@ -128,18 +127,18 @@ def check_all_equal(identity: dict[str, Any]) -> None:
 
 
 def encode_error(error: UserError) -> list[Any]:
-    """Returns an error as JSON."""
+    """Returns an error as JSON-serialisable values."""
     return [type(error).__name__, str(error), vars(error)]
 
 
 def decode_error(description: list[Any]) -> UserError:
-    """Returns the error that was `encode_error`, of the same kind."""
+    """Inverse of `encode_error`: an error of the same class."""
     name, text, attributes = description
-    kinds = [UserError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    kind = next((k for k in kinds if k.__name__ == name), UserError)
-    error = kind.__new__(kind, text)
+    classes = [UserError]
+    for known in classes:  # Grows while it is walked: all subclasses.
+        classes += known.__subclasses__()
+    cls = next((c for c in classes if c.__name__ == name), UserError)
+    error = cls.__new__(cls, text)
     vars(error).update(attributes)
     return error
 
@@ -147,44 +146,41 @@ def decode_error(description: list[Any]) -> UserError:
 def _publish(number: int, text: str) -> None:
     own = jax.process_index()
     client = distributed.global_state.client
-    client.key_value_set(f"sextet/said/{number}/{own}", text)
+    client.key_value_set(f"sextet/message/{number}/{own}", text)
 
 
 def _receive(number: int, process: int) -> str:
-    """What `process` says, as soon as it does."""
-    client, key = distributed.global_state.client, f"sextet/said/{number}"
+    """Blocks until `process` has published its message."""
+    client, key = distributed.global_state.client, f"sextet/message/{number}"
     while True:
         try:
             return client.blocking_key_value_get(
-                f"{key}/{process}", 1000 * _SECONDS_TO_ASK
+                f"{key}/{process}", 1000 * _POLL_SECONDS
             )
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
 
 
-def use_private_folder(
-    arguments: Arguments, resources: contextlib.ExitStack
-) -> Arguments:
-    """Returns the command line, with an empty run folder but in process 0.
+def private_workdir(workdir: Path, resources: contextlib.ExitStack) -> Path:
+    """Returns the run folder in the primary, an empty folder elsewhere.
 
-    Whatever lies under the same name on another host does not count.
+    A folder of the same name on another host is never read or written.
 
     Args:
-      arguments: of the command line.
-      resources: whose end is the end of that folder.
+      workdir: of the command line.
+      resources: on whose exit the temporary folder is removed.
     """
     if is_primary():
-        return arguments
-    folder = resources.enter_context(atomic_files.temporary_folder())
-    return dataclasses.replace(arguments, workdir=folder / "run")
+        return workdir
+    return resources.enter_context(atomic_files.temporary_folder()) / "run"
 
 
 def broadcast_file(path: Path) -> None:
-    """Copies a text file of process 0 to the others.
+    """Copies a text file of the primary process to all others.
 
     Args:
-      path: of each process its own; may name no file in process 0.
+      path: local to each process; may be missing in the primary.
 
     Raises:
       UserError: it cannot be written.
@@ -193,7 +189,7 @@ def broadcast_file(path: Path) -> None:
     def read() -> str | None:
         try:
             return path.read_text(encoding="utf-8", errors="surrogateescape")
-        except OSError:  # Whoever needs it tells of it.
+        except OSError:  # Reported where the file is needed.
             return None
 
     if jax.process_count() == 1:
@@ -216,41 +212,42 @@ def broadcast_file(path: Path) -> None:
 
 
 class AgreedMax:
-    """The largest of a number that processes have, a step later.
+    """All-reduce (max) of a number over processes, delayed by one step.
 
     A tiny reduction is queued behind each training step and read once the
-    next one is queued, so no process waits for it, and all of them learn the
-    same at the same step. With one process it is the number itself, at once.
+    next one is queued, so the host never blocks on it and all processes see
+    the same value at the same step. With one process it is the number itself,
+    without delay.
 
     Args:
       mesh: from `sharding.make_mesh`.
     """
 
     def __init__(self, mesh: Mesh):
-        self._mesh, self._last = mesh, None
-        self._largest = jax.jit(
+        self._mesh, self._pending = mesh, None
+        self._reduce = jax.jit(
             lambda numbers: numbers.max(),
             out_shardings=sharding.replicated(mesh),
         )
 
     def __call__(self, number: int) -> int:
-        """Returns the largest `number` of all processes' last calls."""
+        """Returns the maximum over all processes of the previous call."""
         if jax.process_count() == 1:
             return number
         own = np.full(jax.local_device_count(), number, np.int32)
         queued = sharding.put_batch({"number": own}, self._mesh)["number"]
-        before, self._last = self._last, self._largest(queued)
-        return 0 if before is None else int(before)
+        done, self._pending = self._pending, self._reduce(queued)
+        return 0 if done is None else int(done)
 
 
 @contextlib.contextmanager
 def silence_other_processes() -> Iterator[None]:
-    """Silences stdout in all processes but process 0."""
+    """Discards stdout in every process but the primary."""
     if is_primary():
         yield
         return
     with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        contextlib.redirect_stdout(nowhere),
+        open(os.devnull, "w", encoding="utf-8") as devnull,
+        contextlib.redirect_stdout(devnull),
     ):
         yield

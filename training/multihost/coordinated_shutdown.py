@@ -1,10 +1,11 @@
-"""How several processes end: all of them, whatever ends one.
+"""Coordinated shutdown: whatever ends one process ends all of them.
 
-A process that another one waits for cannot just end: the other would wait for
-ever, or be aborted by JAX with a page of C++. So one that fails announces the
-sentence in which it does, and all end with that sentence and its exit code;
-one that falls silent is missed. Process 0 goes last: all of this goes through
-it. With one process nothing of this happens.
+A process that others wait for cannot simply exit: they would wait for ever,
+or JAX would abort them with a page of C++. So a process that fails broadcasts
+its error, and all exit with that sentence and exit code; one that stops
+sending heartbeats counts as lost. The primary exits last, because the
+key-value store that carries all of this lives in it. With one process nothing
+of this happens.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ import jax
 from jax._src import distributed
 
 from core import signals
-from core.errors import TryAgain, UserError
+from core.errors import TransientError, UserError
 from training.multihost import comm
 
-# A process that has not been heard of for so long has gone.
-SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE = 2.0, 30.0
+# A process without a heartbeat for so long is lost.
+HEARTBEAT_SECONDS, HEARTBEAT_TIMEOUT_SECONDS = 2.0, 30.0
 
-# What process 0 may take to bring to an end what it has under way, and then
-# to wait for the others.
-SECONDS_TO_CLOSE, SECONDS_TO_PART = 25.0, 10.0
+# What the primary may take to close its contexts (send to a bucket, say), and
+# then to wait until the others have disconnected.
+CLOSE_TIMEOUT_SECONDS, DISCONNECT_TIMEOUT_SECONDS = 25.0, 10.0
 
-# What JAX's runtimes say when a process at the other end has gone.
-_SIGNS_OF_LOSS = (
+# What JAX's runtimes report when the process at the other end is gone.
+_CONNECTION_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Connection refused",
@@ -49,179 +50,181 @@ _SIGNS_OF_LOSS = (
     "UNAVAILABLE",
 )
 
-_leaving = threading.Lock()  # Held by the thread that ends this process.
-_announced = threading.Event()  # This process has failed, and said so.
+_exiting = threading.Lock()  # Held by the thread that ends this process.
+_broadcast = threading.Event()  # This process has broadcast its error.
 _closers: list[Callable[[UserError], None]] = []
 
 
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """Keeps watch over the other processes, and ends as they do.
+def shutdown_together() -> Iterator[None]:
+    """Monitors the other processes, and exits when one of them fails.
 
-    The outermost context of a program of several processes: an error ends
-    this process here, once the others have heard of it.
+    The outermost context of a program of several processes. An error that
+    reaches it ends this process here, after it was broadcast.
     """
     if jax.process_count() == 1:
         yield
         return
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(over,), daemon=True)
-    thread.start()
+    stop = threading.Event()
+    monitor = threading.Thread(target=_monitor, args=(stop,), daemon=True)
+    monitor.start()
     try:
         yield
     except UserError as error:
-        announce(error)
-        with _leaving:
-            _leave(error)
+        broadcast_error(error)
+        with _exiting:
+            _exit_with(error)
     except Exception as error:
-        announce(_bug(error))
-        with _leaving:
+        broadcast_error(_describe_bug(error))
+        with _exiting:
             traceback.print_exc()
-            _end(1)
+            _exit(1)
     finally:
-        over.set()
-        thread.join()
+        stop.set()
+        monitor.join()
 
 
 @contextlib.contextmanager
-def announcing() -> Iterator[None]:
-    """Tells the others at once of an error that ends this process.
+def broadcasting_errors() -> Iterator[None]:
+    """Broadcasts an error at once, before the contexts around it close.
 
     The innermost context of such a program: what lies between it and
-    `ending_together` is closed after that. An error that says no more than
-    that another process has gone ends this one here.
+    `shutdown_together` closes after the broadcast. An error that only reports
+    the loss of another process ends this one here.
     """
     try:
         yield
     except UserError as error:
-        announce(error)
+        broadcast_error(error)
         raise
     except Exception as error:
         lost = isinstance(error, jax.errors.JaxRuntimeError) and any(
-            sign in str(error) for sign in _SIGNS_OF_LOSS
+            sign in str(error) for sign in _CONNECTION_LOST
         )
         if jax.process_count() > 1 and lost:
-            why = str(error).splitlines()[0]
-            _give_up(_what_others_announced() or _gone(why))
-        announce(_bug(error))
+            reason = str(error).splitlines()[0]
+            _abort(_peer_error() or _peer_lost(reason))
+        broadcast_error(_describe_bug(error))
         raise
 
 
-def _bug(error: Exception) -> UserError:
-    """What the others say of an error that is a bug in this process."""
+def broadcast_error(error: UserError) -> None:
+    """Publishes the error with which this process, and so all, exit."""
+    if jax.process_count() > 1:
+        _broadcast.set()
+        _publish("error", json.dumps(comm.encode_error(error)))
+
+
+@contextlib.contextmanager
+def on_primary(
+    make_context: Callable[[], contextlib.AbstractContextManager[Any]],
+) -> Iterator[None]:
+    """Enters and exits a context in the primary; the others wait for it.
+
+    When the primary cannot go on, another of its threads exits the context.
+
+    Args:
+      make_context: called in the primary alone.
+
+    Raises:
+      UserError: raised on entering or exiting; in all processes.
+    """
+
+    def enter() -> None:
+        stack.enter_context(make_context())
+
+    def close(error: BaseException | None) -> None:
+        stack.pop_all().__exit__(type(error) if error else None, error, None)
+
+    with contextlib.ExitStack() as stack:
+        comm.run_on_primary(enter)
+        _closers.append(close)
+        try:
+            yield
+        except SystemExit as exit_:  # All processes exit, in an orderly way.
+            code = exit_
+            comm.run_on_primary(lambda: close(code))
+            raise
+        else:
+            comm.run_on_primary(lambda: close(None))
+        finally:
+            _closers.remove(close)
+
+
+def shutdown(error: UserError) -> None:
+    """Ends this process, from any of its threads, and so all processes."""
+    with _exiting:
+        broadcast_error(error)
+        _exit_with(error)
+
+
+def _monitor(stop: threading.Event) -> None:
+    """Sends heartbeats, and watches heartbeats and errors of the others.
+
+    A collective on devices may block for ever on a process that is gone, and
+    raises no error that `broadcasting_errors` could catch. JAX's own heartbeat
+    would end this process as well, later and with a page of C++.
+    """
+    peers = [
+        process
+        for process in range(jax.process_count())
+        if process != jax.process_index()
+    ]
+    last_seen = dict.fromkeys(peers, ("", time.monotonic()))
+    peer_failed = False
+    for beat in itertools.count():
+        if stop.wait(HEARTBEAT_SECONDS):
+            return
+        _publish("heartbeat", str(beat))
+        if _broadcast.is_set():
+            continue  # The main thread is about to exit.
+        error = _peer_error()
+        # The main thread gets one heartbeat's time to fail by itself.
+        if error is not None and peer_failed:
+            _abort(error)
+        peer_failed = error is not None
+        for process, (previous, when) in last_seen.items():
+            latest = _read("heartbeat", process) or previous
+            now = time.monotonic()
+            if latest != previous:
+                last_seen[process] = latest, now
+            elif now - when > HEARTBEAT_TIMEOUT_SECONDS and not stop.is_set():
+                _abort(_peer_lost(f"process {process} fell silent"))
+
+
+def _peer_error() -> UserError | None:
+    """The error that another process has broadcast, if any."""
+    for process in range(jax.process_count()):
+        description = _read("error", process)
+        if process != jax.process_index() and description:
+            return comm.decode_error(json.loads(description))
+    return None
+
+
+def _peer_lost(reason: str) -> UserError:
+    return TransientError(
+        f"another of the {jax.process_count()} processes has gone "
+        f"({reason[:200]}); start the same command in all of them again, and "
+        "they go on from the last checkpoint"
+    )
+
+
+def _describe_bug(error: Exception) -> UserError:
+    """What the other processes report when this one has a bug."""
     return UserError(
         f"process {jax.process_index()} failed ({type(error).__name__}); what "
         "it wrote on its own host says more"
     )
 
 
-def announce(error: UserError) -> None:
-    """Tells the other processes in which sentence this one, and they, end."""
-    if jax.process_count() > 1:
-        _announced.set()
-        _put("end", json.dumps(comm.encode_error(error)))
-
-
-@contextlib.contextmanager
-def in_first(
-    make: Callable[[], contextlib.AbstractContextManager[Any]],
-) -> Iterator[None]:
-    """Enters and leaves a context in process 0, and all wait for it.
-
-    It is left also where process 0 cannot go on: by another thread then.
-
-    Args:
-      make: returns the context.
-
-    Raises:
-      UserError: in all processes, what entering or leaving raised.
-    """
-
-    def enter() -> None:
-        inside.enter_context(make())
-
-    def leave(error: BaseException | None) -> None:
-        kind, trace = type(error) if error else None, None
-        inside.pop_all().__exit__(kind, error, trace)
-
-    with contextlib.ExitStack() as inside:
-        comm.run_on_primary(enter)
-        _closers.append(leave)
-        try:
-            yield
-        except SystemExit as end:  # An orderly one, of all processes.
-            code = end
-            comm.run_on_primary(lambda: leave(code))
-            raise
-        else:
-            comm.run_on_primary(lambda: leave(None))
-        finally:
-            _closers.remove(leave)
-
-
-def leave(error: UserError) -> None:
-    """Ends this process from any of its threads, and so all of them."""
-    with _leaving:
-        announce(error)
-        _leave(error)
-
-
-def _watch(over: threading.Event) -> None:
-    """Tells the others that this process lives, and listens to them.
-
-    A device that waits for a process that is no more may wait for ever, with
-    no error for `announcing`. JAX's own watch would end this process as well,
-    later and with a page of C++.
-    """
-    others = [
-        process
-        for process in range(jax.process_count())
-        if process != jax.process_index()
-    ]
-    heard = dict.fromkeys(others, ("", time.monotonic()))
-    ending = False
-    for beat in itertools.count():
-        if over.wait(SECONDS_BETWEEN_BEATS):
-            return
-        _put("beat", str(beat))
-        if _announced.is_set():
-            continue  # The main thread is about to end.
-        error = _what_others_announced()
-        if error is not None and ending:  # It has not come to it by itself.
-            _give_up(error)
-        ending = error is not None
-        for process, (before, when) in heard.items():
-            last, now = _get("beat", process) or before, time.monotonic()
-            if last != before:
-                heard[process] = last, now
-            elif now - when > SECONDS_OF_SILENCE and not over.is_set():
-                _give_up(_gone(f"process {process} fell silent"))
-
-
-def _what_others_announced() -> UserError | None:
-    for process in range(jax.process_count()):
-        description = _get("end", process)
-        if process != jax.process_index() and description:
-            return comm.decode_error(json.loads(description))
-    return None
-
-
-def _gone(why: str) -> UserError:
-    return TryAgain(
-        f"another of the {jax.process_count()} processes has gone "
-        f"({why[:200]}); start the same command in all of them again, and they "
-        "go on from the last checkpoint"
-    )
-
-
-def _give_up(error: UserError) -> None:
-    """Ends this process because of another one, closing what it can."""
-    with _leaving:
-        announce(error)
-        thread = threading.Thread(target=_close, args=(error,), daemon=True)
-        thread.start()
-        thread.join(SECONDS_TO_CLOSE)
-        _leave(error)
+def _abort(error: UserError) -> None:
+    """Exits because of another process, closing contexts within a limit."""
+    with _exiting:
+        broadcast_error(error)
+        closing = threading.Thread(target=_close, args=(error,), daemon=True)
+        closing.start()
+        closing.join(CLOSE_TIMEOUT_SECONDS)
+        _exit_with(error)
 
 
 def _close(error: UserError) -> None:
@@ -229,48 +232,48 @@ def _close(error: UserError) -> None:
         closer(error)
 
 
-def _leave(error: UserError) -> None:
-    """Ends this process at once, as an orderly end would wait for all."""
-    with contextlib.suppress(OSError):  # Nobody may be reading any more.
+def _exit_with(error: UserError) -> None:
+    """Prints the error and exits; sys.exit would wait for other threads."""
+    with contextlib.suppress(OSError):  # stderr may be a closed pipe.
         print(f"error: {error}", file=sys.stderr, flush=True)
-    _end(error.exit_code)
+    _exit(error.exit_code)
 
 
-def _end(code: int) -> None:
+def _exit(code: int) -> None:
     try:
-        signals.tidy_up()
-        _part()
+        signals.run_cleanups()
+        _disconnect()
         sys.stdout.flush()
     finally:
         os._exit(code)
 
 
-def _part() -> None:
-    """Lets process 0 go last."""
+def _disconnect() -> None:
+    """Lets the primary, which serves the key-value store, exit last."""
     others = range(1, jax.process_count())
     if not others:
         return
     if comm.is_primary():
-        _put("closed", "yes")
-        until = time.monotonic() + SECONDS_TO_PART
-        while time.monotonic() < until:
-            if all(_get("gone", process) for process in others):
+        _publish("closed", "yes")
+        deadline = time.monotonic() + DISCONNECT_TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
+            if all(_read("disconnected", process) for process in others):
                 return
             time.sleep(0.1)
         return
     beat, since = "", time.monotonic()
-    while not _get("closed", 0):
-        last = _get("beat", 0)
-        if last != beat:
-            beat, since = last, time.monotonic()
-        if time.monotonic() - since > SECONDS_OF_SILENCE:
+    while not _read("closed", 0):
+        latest = _read("heartbeat", 0)
+        if latest != beat:
+            beat, since = latest, time.monotonic()
+        if time.monotonic() - since > HEARTBEAT_TIMEOUT_SECONDS:
             break
         time.sleep(0.1)
-    _put("gone", "yes")
+    _publish("disconnected", "yes")
 
 
-def _put(name: str, text: str) -> None:
-    """Writes what all processes can read, where jax.distributed keeps it."""
+def _publish(name: str, text: str) -> None:
+    """Writes to the key-value store of jax.distributed."""
     key = f"sextet/{name}/{jax.process_index()}"
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         distributed.global_state.client.key_value_set(
@@ -278,7 +281,7 @@ def _put(name: str, text: str) -> None:
         )
 
 
-def _get(name: str, process: int) -> str | None:
+def _read(name: str, process: int) -> str | None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         return distributed.global_state.client.key_value_try_get(
             f"sextet/{name}/{process}"

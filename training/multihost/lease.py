@@ -1,7 +1,8 @@
-"""Who sends to a bucket: there are no locks, so its owner gives signs of life.
+"""A lease on a folder in a bucket, which has no locks: renewed or expired.
 
-Two runs that take a folder over at the same moment both believe that it is
-theirs, until the next sign: the one that wrote last keeps it, the other stops.
+Two runs that acquire an expired lease at the same moment both believe that
+they hold it until the next renewal: the one that wrote last keeps it, the
+other stops.
 """
 
 from __future__ import annotations
@@ -18,108 +19,108 @@ from core.errors import UserError
 from training.multihost import coordinated_shutdown
 from training.multihost.object_store import Bucket
 
-OWNER = "owner.json"
+LEASE_FILE = "owner.json"
 
-# Who has given no sign for so long has gone.
-SECONDS_BETWEEN_SIGNS, SECONDS_OF_SILENCE = 15.0, 60.0
-
-
-class Lost(UserError):
-    """Another run has taken the folder over."""
+# A lease that was not renewed for so long has expired.
+RENEWAL_SECONDS, EXPIRY_SECONDS = 15.0, 60.0
 
 
-class Ownership:
-    """This run's claim on a folder in a bucket.
+class LeaseLostError(UserError):
+    """Another run has taken over the folder."""
+
+
+class Lease:
+    """This run's lease on a folder in a bucket.
 
     Args:
       bucket: the folder.
 
     Attributes:
-      id: of the owner that this is.
+      id: of this holder.
     """
 
     def __init__(self, bucket: Bucket):
         self._bucket, self.id = bucket, secrets.token_hex(8)
-        self._signs, self._signing = 0, threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep_signing, daemon=True)
+        self._renewals, self._renewing = 0, threading.Lock()
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._keep_renewing, daemon=True)
 
-    def take(self, ended: str) -> None:
-        """Becomes the owner, and says so from now on.
+    def acquire(self, ended: str) -> None:
+        """Acquires the lease, and renews it from now on.
 
         Args:
-          ended: an owner that is known to have ended, if it is still named.
+          ended: id of a holder that is known to have ended.
 
         Raises:
-          UserError: there is one that lives.
+          UserError: another run holds it.
         """
-        found = self._bucket.read(OWNER)
+        found = self._bucket.read(LEASE_FILE)
         if found is not None and found.get("id") != ended:
             print(
                 f"{self._bucket.url} was not left in order by {_who(found)}; "
-                f"watching for {SECONDS_OF_SILENCE:.0f} s whether that is over",
+                f"watching for {EXPIRY_SECONDS:.0f} s whether that is over",
                 flush=True,
             )
-            time.sleep(SECONDS_OF_SILENCE)
-            if self._bucket.read(OWNER) not in (None, found):
+            time.sleep(EXPIRY_SECONDS)
+            if self._bucket.read(LEASE_FILE) not in (None, found):
                 raise self._in_use(found)
         try:
-            self._bucket.write(OWNER, self._signature(), new=found is None)
+            self._bucket.write(LEASE_FILE, self._content(), new=found is None)
         except FileExistsError as error:
-            raise self._in_use(self._bucket.read(OWNER) or {}) from error
+            raise self._in_use(self._bucket.read(LEASE_FILE) or {}) from error
         self._thread.start()
 
-    def sign(self) -> None:
-        """Says that this run is alive.
+    def renew(self) -> None:
+        """Renews the lease.
 
         Raises:
-          Lost: it is the owner no more.
+          LeaseLostError: another run has acquired it.
         """
-        with self._signing:
-            found = self._bucket.read(OWNER)
-            # Who took it over and has finished leaves none.
+        with self._renewing:
+            found = self._bucket.read(LEASE_FILE)
+            # A run that took it over and has finished has deleted it.
             if found is None or found.get("id") != self.id:
                 raise self.lost(found)
-            self._bucket.write(OWNER, self._signature())
+            self._bucket.write(LEASE_FILE, self._content())
 
-    def lost(self, found: dict[str, Any] | None = None) -> Lost:
-        """Returns what to say when another run has written there.
+    def lost(self, found: dict[str, Any] | None = None) -> LeaseLostError:
+        """Returns the error for a folder that another run has written to.
 
         Args:
-          found: its claim; None if it has ended.
+          found: its lease; None if it has ended.
         """
         by = "another run, which has ended" if found is None else _who(found)
-        return Lost(
+        return LeaseLostError(
             f"{self._bucket.url} was taken over by {by}; let that run go on, "
             "or choose another --workdir"
         )
 
     def release(self) -> None:
-        """Leaves the folder to whoever comes next."""
-        self._over.set()
+        """Stops renewing the lease and deletes it."""
+        self._released.set()
         if self._thread.ident is None:
             return
         self._thread.join()
         with contextlib.suppress(UserError):
-            if (self._bucket.read(OWNER) or {}).get("id") == self.id:
-                self._bucket.delete([OWNER])
+            if (self._bucket.read(LEASE_FILE) or {}).get("id") == self.id:
+                self._bucket.delete([LEASE_FILE])
 
-    def _keep_signing(self) -> None:
-        while not self._over.wait(SECONDS_BETWEEN_SIGNS):
+    def _keep_renewing(self) -> None:
+        while not self._released.wait(RENEWAL_SECONDS):
             try:
-                self.sign()
-            except Lost as lost:
-                coordinated_shutdown.leave(lost)
+                self.renew()
+            except LeaseLostError as lost:
+                coordinated_shutdown.shutdown(lost)
             except UserError:
-                pass  # Sending tells of it.
+                pass  # The next upload reports it.
 
-    def _signature(self) -> dict[str, Any]:
-        self._signs += 1
+    def _content(self) -> dict[str, Any]:
+        self._renewals += 1
         now = datetime.datetime.now(datetime.UTC)
         return {
             "id": self.id,
             "host": socket.gethostname(),
-            "signs": self._signs,
+            "renewals": self._renewals,
             "time": now.isoformat(timespec="seconds"),
         }
 

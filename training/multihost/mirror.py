@@ -5,7 +5,7 @@ local folder, and what is new is sent after each checkpoint, in the background,
 and at the end. Beside the run's files, under their own names, there lie
 
     sent.json    which files are the run's; written when all of them are there
-    owner.json   who sends there; see `ownership`
+    owner.json   who sends there; see `lease`
 
 What `sent.json` does not list does not count, and what it listed is deleted
 only after the next one is written: a process that is killed while it sends
@@ -31,7 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from core import atomic_files
-from core.errors import TryAgain, UserError
+from core.errors import TransientError, UserError
 from run_folder import layout
 from training.multihost import coordinated_shutdown, lease
 from training.multihost.object_store import Bucket, writing
@@ -40,12 +40,12 @@ from training.multihost.run_files import (
     OURS,
     Files,
     checkpoints,
-    files_of,
     in_folders,
+    list_files,
     progress,
 )
 
-SENT = "sent.json"
+MANIFEST = "sent.json"
 
 SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_TRIALS = 1.0, 15.0
 
@@ -53,7 +53,7 @@ SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_TRIALS = 1.0, 15.0
 _RECORD = ".bucket.json"
 
 
-class Moving(TryAgain):
+class FolderChangedError(TransientError):
     """Checkpoints came or went while they were looked at."""
 
 
@@ -65,12 +65,12 @@ class Mirror:
 
     Args:
       url: of the folder in the bucket.
-      local: the run folder (`bucket.local_copy`).
+      local: the run folder (`object_store.local_copy`).
     """
 
     def __init__(self, url: str, local: Path):
         self._bucket, self._local = Bucket(url), local
-        self._owner = lease.Ownership(self._bucket)
+        self._lease = lease.Lease(self._bucket)
         self._run = ""  # Names the run on any machine.
         self._sent: Files = {}  # As they were when they were sent.
         self._there: set[str] = set()  # What may lie there, of any age.
@@ -119,16 +119,16 @@ class Mirror:
         """Sends what is new, then lists it there, then deletes what is gone.
 
         Raises:
-          Lost: the bucket's folder is another run's by now.
-          TryAgain: checkpoints came or went meanwhile (Moving), the bucket
-            does not answer, or it has a later checkpoint: those here were
-            damaged and are being trained again.
+          LeaseLostError: another run has taken over the bucket's folder.
+          TransientError: checkpoints came or went meanwhile
+            (FolderChangedError), the bucket does not answer, or it has a later
+            checkpoint: those here were corrupt and are being trained again.
           UserError: it cannot be sent.
         """
-        self._check_owner()
-        here = files_of(self._local)
+        self._check_lease()
+        here = list_files(self._local)
         if progress(here) < self._reached:
-            raise TryAgain(
+            raise TransientError(
                 f"{self._bucket.url} has a later checkpoint than {self._local};"
                 " run the same command again"
             )
@@ -141,29 +141,31 @@ class Mirror:
             atomic_files.temporary_folder(self._local, ".sending-") as staged,
         ):
             self._stage(new, staged)
-            if checkpoints(files_of(self._local)) != checkpoints(here):
-                raise Moving(f"{self._local} changes while it is sent")
+            if checkpoints(list_files(self._local)) != checkpoints(here):
+                raise FolderChangedError(
+                    f"{self._local} changes while it is sent"
+                )
             self._there.update(new)
             self._bucket.send(new, staged)
-        self._check_owner()
+        self._check_lease()
         sent = self._list(here)
         self._sent = here
         self._remember(sent)
         self._bucket.delete(in_folders(gone, here))
         self._there = set(here)
 
-    def _check_owner(self) -> None:
+    def _check_lease(self) -> None:
         """Refuses to write where another run has, even if it has ended."""
-        self._owner.sign()
-        listed = self._bucket.read(SENT) or {}
+        self._lease.renew()
+        listed = self._bucket.read(MANIFEST) or {}
         if listed.get("sent") not in self._lists:
-            raise self._owner.lost()
+            raise self._lease.lost()
 
     def _begin(self) -> None:
         for half in self._local.glob(".sending-*"):
             shutil.rmtree(half, ignore_errors=True)
-        if self._bucket.read(SENT) is None:
-            strange = self._bucket.top() - {lease.OWNER}
+        if self._bucket.read(MANIFEST) is None:
+            strange = self._bucket.top() - {lease.LEASE_FILE}
             # Hidden is what a disk keeps of a file that was being written.
             strange = {name for name in strange if name[0] != "."}
             if strange:
@@ -173,10 +175,10 @@ class Mirror:
                 )
         known = _remembered(self._local)
         # The last process here has ended: it would hold the lock.
-        self._owner.take(ended=known.get("owner", ""))
+        self._lease.acquire(ended=known.get("owner", ""))
         # Only now: others may have sent until a moment ago.
-        listed = self._bucket.read(SENT)
-        here = files_of(self._local)
+        listed = self._bucket.read(MANIFEST)
+        here = list_files(self._local)
         if listed is None:
             self._run = known.get("run") or secrets.token_hex(8)
             if progress(here):
@@ -198,7 +200,7 @@ class Mirror:
         self._remember(listed["sent"] if same else "")
 
     def _release(self) -> None:
-        self._owner.release()
+        self._lease.release()
         self._lock.close()
 
     def _keep_sending(self) -> None:
@@ -206,16 +208,16 @@ class Mirror:
         while not self._over.wait(wait):
             wait = SECONDS_BETWEEN_LOOKS
             # Twice the same: none is just being renamed or deleted.
-            now = checkpoints(files_of(self._local))
+            now = checkpoints(list_files(self._local))
             still, before = now == before, now
             if not still or now == checkpoints(self._sent):
                 continue
             try:
                 self.send()
                 told = False
-            except lease.Lost as lost:
-                coordinated_shutdown.leave(lost)
-            except Moving:
+            except lease.LeaseLostError as lost:
+                coordinated_shutdown.shutdown(lost)
+            except FolderChangedError:
                 before = None
             except UserError as error:
                 wait = SECONDS_BETWEEN_TRIALS
@@ -237,7 +239,9 @@ class Mirror:
                 if not (CHECKPOINT.match(name) and _linked(source, target)):
                     shutil.copyfile(source, target)
         except FileNotFoundError as error:
-            raise Moving(f"{self._local} changes while it is sent") from error
+            raise FolderChangedError(
+                f"{self._local} changes while it is sent"
+            ) from error
 
     def _list(self, names: Iterable[str]) -> str:
         """Writes which files are the run's; returns what names the list."""
@@ -246,13 +250,13 @@ class Mirror:
         # It may be there even if the answer is lost.
         self._lists.add(sent)
         self._reached = progress(content["files"])
-        self._bucket.write(SENT, content)
+        self._bucket.write(MANIFEST, content)
         self._lists = {sent}
         return sent
 
     def _remember(self, sent: str) -> None:
         record = {"run": self._run, "sent": sent, "files": self._sent}
-        _write_record(self._local, {**record, "owner": self._owner.id})
+        _write_record(self._local, {**record, "owner": self._lease.id})
 
 
 def fetch_beside(url: str, local: Path, names: Iterable[str]) -> None:
@@ -267,7 +271,7 @@ def fetch_beside(url: str, local: Path, names: Iterable[str]) -> None:
     Raises:
       UserError: the bucket does not answer, or holds another run.
     """
-    begun = progress(files_of(local))
+    begun = progress(list_files(local))
     for name in names:
         if name in ("", ".", "..") or "/" in name:
             continue
@@ -281,7 +285,7 @@ def _catch_up(bucket: Bucket, local: Path) -> None:
     """Fetches what is newer there; another process here may be doing so."""
     told = False
     while True:
-        listed = bucket.read(SENT)
+        listed = bucket.read(MANIFEST)
         if listed is None:
             return
         _check_list(bucket, listed)
@@ -304,7 +308,7 @@ def _is_behind(local: Path, listed: dict[str, Any], bucket: Bucket) -> bool:
     Raises:
       UserError: they are of different runs.
     """
-    known, here = _remembered(local), progress(files_of(local))
+    known, here = _remembered(local), progress(list_files(local))
     if here and known.get("run") != listed["run"]:
         raise UserError(
             f"{bucket.url} holds another run than {local}; move or delete one "
@@ -331,12 +335,12 @@ def _fetch(bucket: Bucket, listed: dict[str, Any], local: Path) -> None:
         for folder in (local, *local.glob("fold-[0-9]*")):
             if (folder / "checkpoints").exists():
                 shutil.rmtree(folder / "checkpoints")
-        for name in files_of(local):
+        for name in list_files(local):
             (local / name).unlink()
         for name in listed["files"]:
             (local / name).parent.mkdir(parents=True, exist_ok=True)
             (arriving / name).rename(local / name)
-        record |= {"sent": listed["sent"], "files": files_of(local)}
+        record |= {"sent": listed["sent"], "files": list_files(local)}
         _write_record(local, record)
     print(f"fetched {len(record['files'])} files from {bucket.url}", flush=True)
 
@@ -349,8 +353,8 @@ def _check_list(bucket: Bucket, listed: dict[str, Any]) -> None:
         whole &= inside and OURS.fullmatch(name) is not None
     if not whole:
         raise UserError(
-            f"{bucket.url}/{SENT} is not what was written there; restore it, "
-            "or choose another --workdir"
+            f"{bucket.url}/{MANIFEST} is not what was written there; restore "
+            "it, or choose another --workdir"
         )
 
 

@@ -15,7 +15,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from core import atomic_files
-from core.errors import TryAgain, UserError
+from core.errors import TransientError, UserError
 
 # Bugs, not faults of a bucket.
 _BUGS = (AssertionError, AttributeError, NameError, TypeError)
@@ -52,7 +52,7 @@ class Bucket:
 
     Raises:
       UserError: there is no driver for it. So does every method, if the
-        bucket refuses; and TryAgain, if it does not answer.
+        bucket refuses; and TransientError, if it does not answer.
     """
 
     def __init__(self, url: str):
@@ -144,7 +144,7 @@ class Bucket:
             raise
         except Exception as error:  # Each driver has types of its own.
             reason = (str(error).splitlines() or [""])[0][:200]
-            kind = UserError if _lasts(error) else TryAgain
+            kind = UserError if _lasts(error) else TransientError
             raise kind(
                 f"{self.url} cannot be read or written "
                 f"({type(error).__name__}: {reason}); see to its name, the "

@@ -22,7 +22,7 @@ CHECKPOINT = re.compile(r"((?:fold-\d+/)?checkpoints)/(\d+)/")
 Files = dict[str, list[int]]
 
 
-def files_of(folder: Path) -> Files:
+def list_files(folder: Path) -> Files:
     """Returns the files of the run in `folder`."""
     found = {}
     for place, _, names in os.walk(folder):

@@ -1,14 +1,12 @@
-"""Where arrays live: the mesh, and the rules that lay arrays out on it.
+"""Device meshes, partition rules and placement of arrays.
 
-The mesh has the axes `data`, `fsdp` and `model`. A batch is split by rows
-over the first two together, so every device trains on rows of its own.
-Parameters are whole on every device, or, with fsdp > 1, the large ones are
-split over the devices of an `fsdp` group (ZeRO, Rajbhandari et al. 2020): a
-device keeps its part of them, of their optimizer state and of their moving
-average, and they are put together for the time of a step. `model` is kept
-for splitting the computation itself, and has size 1.
+The mesh has the axes `data` and `fsdp`. A batch is split by rows over both, so
+every device trains on rows of its own. Parameters are replicated or, with
+fsdp > 1, the large ones are sharded over the devices of an `fsdp` group (ZeRO,
+Rajbhandari et al. 2020): a device keeps its shards of them, of their optimizer
+state and of their moving average, and a step gathers them for its duration.
 
-Models know nothing of this: an array's layout follows from its path.
+Models know nothing of this: an array's sharding follows from its path.
 """
 
 from __future__ import annotations
@@ -25,14 +23,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from core.errors import UserError
 
-AXES = ("data", "fsdp", "model")
+AXES = ("data", "fsdp")
 
-# What a batch is split over.
-ROWS = PartitionSpec(("data", "fsdp"))
+# Of every array of a batch: rows over all devices.
+BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 
-# Arrays of fewer numbers stay whole: sending their parts around would take
-# longer than keeping 64 KiB costs.
-SMALLEST_SPLIT = 2**14
+# Smaller arrays are replicated: gathering their shards at every step would take
+# longer than 64 KiB are worth.
+MIN_SHARDED_SIZE = 2**14
 
 
 def make_mesh(
@@ -59,7 +57,7 @@ def make_mesh(
         )
     # Explicit axes, the default of make_mesh, break grouped convolutions.
     return jax.make_mesh(
-        (count // fsdp, fsdp, 1),
+        (count // fsdp, fsdp),
         AXES,
         axis_types=(AxisType.Auto,) * len(AXES),
         devices=devices,
@@ -80,16 +78,16 @@ def describe_mesh(mesh: Mesh) -> str:
 # ---- Rules: from an array's path and shape to its layout --------------------
 
 
-def whole(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def replicate(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """A copy on every device."""
     return PartitionSpec()
 
 
-def split_largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Split over `fsdp` along the largest dimension that it divides."""
-    parts = mesh.shape["fsdp"]
-    dividing = [size for size in shape if size % parts == 0]
-    if parts == 1 or math.prod(shape) < SMALLEST_SPLIT or not dividing:
+def shard_largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Shards over `fsdp` along the largest dimension that it divides."""
+    shards = mesh.shape["fsdp"]
+    dividing = [size for size in shape if size % shards == 0]
+    if shards == 1 or math.prod(shape) < MIN_SHARDED_SIZE or not dividing:
         return PartitionSpec()
     axis = shape.index(max(dividing))
     return PartitionSpec(*[None] * axis, "fsdp")
@@ -97,34 +95,35 @@ def split_largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 Rule = Callable[[tuple[int, ...], Mesh], PartitionSpec]
 
-# The first pattern that is found in a path decides; what none is found in
-# stays whole. Optimizer state and moving averages of a parameter have paths
-# that end with the parameter's own, and so are laid out like it.
-RULES: tuple[tuple[str, Rule], ...] = (
-    (r"/kernel$", split_largest),
-    (r"", whole),
+# The first pattern found in a path decides. Optimizer state and moving averages
+# have paths that end with their parameter's own, and so are sharded like it.
+PARTITION_RULES: tuple[tuple[str, Rule], ...] = (
+    (r"/kernel$", shard_largest),
+    (r"", replicate),
 )
 
 
-def path_of(path: tuple) -> str:
-    """Returns a leaf's place in a tree of arrays as text, `stages/0/…`."""
+def path_name(path: tuple) -> str:
+    """Returns a tree path as text, `stages/0/…`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def with_shardings(shapes: Any, mesh: Mesh) -> Any:
-    """Returns the tree with the placement of every array.
+    """Returns the tree with the sharding of every array.
 
     Args:
       shapes: a tree of arrays or of `jax.ShapeDtypeStruct`s.
       mesh: from `make_mesh`.
 
     Returns:
-      The same tree of `jax.ShapeDtypeStruct`s, with shardings by `RULES`.
+      The same tree of `jax.ShapeDtypeStruct`s, sharded by `PARTITION_RULES`.
     """
 
     def place(path, leaf):
-        name = "/" + path_of(path)
-        rule = next(rule for found, rule in RULES if re.search(found, name))
+        name = "/" + path_name(path)
+        rule = next(
+            rule for found, rule in PARTITION_RULES if re.search(found, name)
+        )
         sharding = NamedSharding(mesh, rule(leaf.shape, mesh))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -137,10 +136,10 @@ def shardings_of(placed: Any) -> Any:
 
 
 def describe(params: Any, mesh: Mesh) -> list[str]:
-    """Returns lines that say how each large parameter is laid out.
+    """Returns a table of how each large parameter is sharded.
 
     Args:
-      params: a tree of arrays or shapes; blocks that are alike share a line.
+      params: a tree of arrays or shapes; equal blocks share a line.
       mesh: from `make_mesh`.
     """
     groups: dict[tuple, int] = {}
@@ -149,22 +148,22 @@ def describe(params: Any, mesh: Mesh) -> list[str]:
         with_shardings(params, mesh)
     )
     for path, leaf in leaves:
-        if math.prod(leaf.shape) < SMALLEST_SPLIT:
+        if math.prod(leaf.shape) < MIN_SHARDED_SIZE:
             small += 1
             continue
-        name = re.sub(r"/\d+(?=/)", "/*", path_of(path))
+        name = re.sub(r"/\d+(?=/)", "/*", path_name(path))
         key = (name, leaf.shape, leaf.sharding.shard_shape(leaf.shape))
         groups[key] = groups.get(key, 0) + 1
     lines = [
         f"{count:3} x {_size(shape):<18} "
-        + (f"{_size(part):<18} " if part != shape else f"{'whole':<18} ")
+        + (f"{_size(shard):<18} " if shard != shape else f"{'whole':<18} ")
         + name
-        for (name, shape, part), count in groups.items()
+        for (name, shape, shard), count in groups.items()
     ]
     return [
         f"{'':3}   {'shape':<18} {'on a device':<18} parameter",
         *lines,
-        f"{small:3} of fewer than {SMALLEST_SPLIT:,} numbers, whole",
+        f"{small:3} of fewer than {MIN_SHARDED_SIZE:,} numbers, whole",
     ]
 
 
@@ -176,15 +175,15 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the placement of a whole copy on every device."""
+    """Returns the sharding that puts a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def gather_params(params: Any, mesh: Mesh) -> Any:
-    """Returns `params` whole on every device, inside a jitted step.
+    """All-gathers sharded `params`, inside a jitted step.
 
-    Left to itself, XLA may send activations around rather than parameters,
-    which are smaller.
+    Left to itself, XLA may move activations between devices rather than
+    parameters, which are smaller.
     """
     if mesh.shape["fsdp"] == 1:
         return params
@@ -192,7 +191,7 @@ def gather_params(params: Any, mesh: Mesh) -> Any:
 
 
 def scatter_grads(grads: Any, mesh: Mesh) -> Any:
-    """Returns gradients laid out like their parameters, inside a step."""
+    """Reduce-scatters gradients to their parameters' shardings, in a step."""
     if mesh.shape["fsdp"] == 1:
         return grads
     return jax.lax.with_sharding_constraint(
@@ -201,19 +200,19 @@ def scatter_grads(grads: Any, mesh: Mesh) -> Any:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Returns which rows of a batch this process's devices hold.
+    """Returns which rows of the global batch this process's devices hold.
 
     Args:
       mesh: from `make_mesh`.
       batch_size: rows over all processes.
 
     Returns:
-      int [b], ascending: what `put_batch` takes from this process.
+      int [b], ascending: the rows that `put_batch` takes here.
     """
-    rows = NamedSharding(mesh, ROWS)
-    parts = rows.addressable_devices_indices_map((batch_size,)).values()
+    rows = NamedSharding(mesh, BATCH_SPEC)
+    slices = rows.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(
-        np.concatenate([np.arange(batch_size)[index] for index in parts])
+        np.concatenate([np.arange(batch_size)[index] for index in slices])
     )
 
 
@@ -229,7 +228,7 @@ def put_batch(
     Returns:
       Arrays `[B, ...]`, each device holding its own rows.
     """
-    rows = NamedSharding(mesh, ROWS)
+    rows = NamedSharding(mesh, BATCH_SPEC)
     return {
         name: jax.make_array_from_process_local_data(rows, array)
         for name, array in batch.items()
@@ -237,11 +236,11 @@ def put_batch(
 
 
 def put_constants(constants: Any, mesh: Mesh) -> Any:
-    """Moves what every step reads to the devices, once: a whole copy each.
+    """Replicates arrays that every step reads, once.
 
     Args:
-      constants: a tree of arrays; what lies on the mesh already, and what is
-        only a shape, is left as it is.
+      constants: a tree of arrays. Arrays on the mesh and abstract shapes are
+        returned unchanged.
       mesh: from `make_mesh`.
     """
 
@@ -256,7 +255,7 @@ def put_constants(constants: Any, mesh: Mesh) -> Any:
 
 
 def to_host(arrays: Any) -> Any:
-    """Returns a tree of global arrays as NumPy, whole in every process."""
+    """Returns a tree of global arrays as NumPy, gathered in every process."""
     if jax.process_count() == 1:
         return jax.device_get(arrays)
     return multihost_utils.process_allgather(arrays, tiled=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import TryAgain, UserError
+from core.errors import TransientError, UserError
 from training.checkpointing.reader import CorruptCheckpointError
 from training.multihost import comm
 
@@ -27,7 +27,7 @@ def ended():
             subprocess.Popen(
                 [
                     sys.executable,
-                    HERE / "part_as_two.py",
+                    HERE / "fail_as_two.py",
                     meeting,
                     own,
                     failing,
@@ -81,7 +81,7 @@ def test_an_error_is_of_the_same_kind_where_it_is_told():
     again = comm.decode_error(comm.encode_error(damaged))
     assert type(again) is CorruptCheckpointError and str(again) == str(damaged)
     assert (again.step, again.reason) == (3, "it is gone")
-    again = comm.decode_error(comm.encode_error(TryAgain("later")))
+    again = comm.decode_error(comm.encode_error(TransientError("later")))
     assert isinstance(again, UserError) and again.exit_code == 75
 
 

@@ -16,10 +16,10 @@ from machines import another, content, silenced
 from core.errors import UserError
 from run_folder import layout
 from training.multihost import lease, mirror
-from training.multihost.mirror import SENT, Mirror
+from training.multihost.mirror import MANIFEST, Mirror
 from training.multihost.object_store import Bucket, local_copy
 
-OWNER = lease.OWNER
+LEASE_FILE = lease.LEASE_FILE
 
 
 def test_all_of_a_run_is_there_at_the_end_and_nothing_else(one):
@@ -35,8 +35,14 @@ def test_all_of_a_run_is_there_at_the_end_and_nothing_else(one):
     assert content(one.bucket) == content(one.local)
     assert len(content(one.bucket)) == 4
     found = {path.name for path in one.bucket.rglob("*")}
-    assert {SENT, ".part"} < found
-    assert not found & {OWNER, ".lock", "3", "9-tmp", "checkpoints-damaged"}
+    assert {MANIFEST, ".part"} < found
+    assert not found & {
+        LEASE_FILE,
+        ".lock",
+        "3",
+        "9-tmp",
+        "checkpoints-damaged",
+    }
 
 
 def test_a_new_machine_goes_on_with_what_is_there(one):
@@ -126,7 +132,7 @@ def test_files_of_others_are_left_alone(one):
 
 def test_two_machines_do_not_train_in_one_bucket(one, monkeypatch):
     # Time enough for a sign, also where other tests are at work.
-    monkeypatch.setattr(lease, "SECONDS_OF_SILENCE", 2.0)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 2.0)
     other = another(one)
     with one.begins():
         one.train(3)
@@ -140,7 +146,7 @@ def test_two_machines_do_not_train_in_one_bucket(one, monkeypatch):
 
 def test_after_a_kill_the_same_machine_need_not_wait(one, monkeypatch):
     silenced(one.begins().__enter__())
-    monkeypatch.setattr(lease, "SECONDS_OF_SILENCE", 1000.0)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1000.0)
     with one.begins():
         pass
 
@@ -172,10 +178,10 @@ def test_who_begins_a_moment_later_is_refused(one, monkeypatch):
     read = Bucket.read
 
     def blind(bucket, name):
-        return None if name == OWNER else read(bucket, name)
+        return None if name == LEASE_FILE else read(bucket, name)
 
-    owner = lease.Ownership(Bucket(f"file://{one.bucket}"))
-    owner.take(ended="")
+    owner = lease.Lease(Bucket(f"file://{one.bucket}"))
+    owner.acquire(ended="")
     with monkeypatch.context() as patch:
         patch.setattr(Bucket, "read", blind)
         with pytest.raises(UserError, match="is training in"):
@@ -186,9 +192,9 @@ def test_who_begins_a_moment_later_is_refused(one, monkeypatch):
 def test_a_list_that_leads_out_of_the_folder_is_refused(one, tmp_path):
     with one.begins():
         one.train(3)
-    listed = json.loads((one.bucket / SENT).read_text())
+    listed = json.loads((one.bucket / MANIFEST).read_text())
     listed["files"].append("checkpoints/3/../../../../secret")
-    (one.bucket / SENT).write_text(json.dumps(listed))
+    (one.bucket / MANIFEST).write_text(json.dumps(listed))
     with pytest.raises(UserError, match="not what was written there"):
         another(one).begins().__enter__()
 
@@ -258,7 +264,7 @@ def test_any_file_system_of_fsspec_will_do(one, tmp_path):
         one.train(3)
         kept.send()
         one.train(7)
-    assert set(Bucket(url).names()) == content(one.local).keys() | {SENT}
+    assert set(Bucket(url).names()) == content(one.local).keys() | {MANIFEST}
     with Mirror(url, other.local):
         assert content(other.local) == content(one.local)
 

@@ -13,9 +13,9 @@ import pytest
 from machines import Died, Dying, another, content, silenced
 
 from core import atomic_files
-from core.errors import TryAgain, UserError
+from core.errors import TransientError, UserError
 from training.multihost import lease
-from training.multihost.mirror import SENT
+from training.multihost.mirror import MANIFEST
 from training.multihost.object_store import Bucket, Disk
 
 
@@ -104,7 +104,7 @@ def test_who_is_silent_is_replaced_and_notices(one, capsys):
     with other.begins():
         assert "was not left in order by a run on" in capsys.readouterr().out
         # It was not dead, only slow.
-        with pytest.raises(lease.Lost, match="was taken over by"):
+        with pytest.raises(lease.LeaseLostError, match="was taken over by"):
             kept.send()
         other.train(7)
     assert content(other.bucket) == content(other.local)
@@ -118,7 +118,9 @@ def test_who_was_cut_off_notices_that_another_has_finished(one, idle):
         if not idle:
             other.train(7)
     one.train(9)
-    with pytest.raises(lease.Lost, match="another run, which has ended"):
+    with pytest.raises(
+        lease.LeaseLostError, match="another run, which has ended"
+    ):
         kept.send()
     assert content(other.bucket) == content(other.local)
 
@@ -127,17 +129,17 @@ def test_who_was_cut_off_notices_that_another_has_finished(one, idle):
 def test_a_list_of_another_is_not_written_over(one, monkeypatch, late):
     """Two took the folder over at once, and the owner wrote its claim last."""
     others = {"run": "r", "sent": "by another", "files": []}
-    with pytest.raises(lease.Lost), one.begins():
+    with pytest.raises(lease.LeaseLostError), one.begins():
         one.train(3)
 
         def listed_meanwhile(*arguments):
-            (one.bucket / SENT).write_text(json.dumps(others))
+            (one.bucket / MANIFEST).write_text(json.dumps(others))
 
         if late:
             monkeypatch.setattr(Bucket, "send", listed_meanwhile)
         else:
             listed_meanwhile()
-    assert json.loads((one.bucket / SENT).read_text()) == others
+    assert json.loads((one.bucket / MANIFEST).read_text()) == others
 
 
 def test_a_list_whose_answer_was_lost_is_our_own(one, monkeypatch):
@@ -147,12 +149,12 @@ def test_a_list_whose_answer_was_lost_is_our_own(one, monkeypatch):
 
         def write_and_fail(bucket, name, *arguments, **named):
             write(bucket, name, *arguments, **named)
-            if name == SENT:
-                raise TryAgain("the line is down")
+            if name == MANIFEST:
+                raise TransientError("the line is down")
 
         with monkeypatch.context() as patch:
             patch.setattr(Bucket, "write", write_and_fail)
-            with pytest.raises(TryAgain):
+            with pytest.raises(TransientError):
                 kept.send()
         one.train(7)
     assert content(one.bucket) == content(one.local)
@@ -166,12 +168,15 @@ def test_a_damaged_disk_leaves_the_good_copy_there(one, damaged):
             one.local / "checkpoints/7", one.local / "checkpoints/3"
         )
     good = content(one.local)
-    with pytest.raises(TryAgain, match="later checkpoint"), one.begins() as at:
+    with (
+        pytest.raises(TransientError, match="later checkpoint"),
+        one.begins() as at,
+    ):
         for step in damaged:
             aside = one.local / f"checkpoints-damaged/{step}"
             aside.parent.mkdir(exist_ok=True)
             (one.local / f"checkpoints/{step}").rename(aside)
-        with pytest.raises(TryAgain, match="run the same command again"):
+        with pytest.raises(TransientError, match="run the same command again"):
             at.send()
         one.train(5)  # It catches up.
     assert content(one.bucket) == good
@@ -188,7 +193,7 @@ def test_a_damaged_disk_leaves_the_good_copy_there(one, damaged):
 def test_killed_at_any_moment_of_fetching_it_fetches_again(
     one, monkeypatch, here
 ):
-    monkeypatch.setattr(lease, "SECONDS_BETWEEN_SIGNS", 1000.0)
+    monkeypatch.setattr(lease, "RENEWAL_SECONDS", 1000.0)
     with one.begins():
         one.train(3)
     other = another(one)
