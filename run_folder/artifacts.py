@@ -31,20 +31,23 @@ class ArtifactWriter:
       workdir: the run folder.
       step: of the checkpoint whose weights predict.
 
+    Attributes:
+      workdir: the run folder.
+
     Raises:
       UserError: the folder cannot be written (by each method).
     """
 
     def __init__(self, workdir: Path, step: int):
-        self._workdir, self._step = Path(workdir), step
+        self.workdir, self._step = Path(workdir), step
         self._files: dict[str, dict[str, Any]] = {}
-        (self._workdir / layout.ARTIFACTS).unlink(missing_ok=True)
+        (self.workdir / layout.ARTIFACTS).unlink(missing_ok=True)
 
     def logits(self, split: str, logits: Logits) -> Path:
         """Writes `logits/<split>.npz`; see `run_folder.predictions`."""
-        path = layout.logits_path(self._workdir, split)
+        path = layout.logits_path(self.workdir, split)
         write_logits(path, logits)
-        return self.add(path.relative_to(self._workdir).as_posix())
+        return self.add(path.relative_to(self.workdir).as_posix())
 
     def array(self, name: str, **arrays: np.ndarray) -> Path:
         """Writes arrays to an `.npz` file, by name."""
@@ -86,14 +89,14 @@ class ArtifactWriter:
         """Writes the manifest: the export is complete."""
         files = dict(sorted(self._files.items()))
         text = json.dumps({"step": self._step, "files": files}, indent=1)
-        write_text(self._workdir / layout.ARTIFACTS, text + "\n")
+        write_text(self.workdir / layout.ARTIFACTS, text + "\n")
 
     def _path(self, name: str, suffix: str = "") -> Path:
         folder = PurePosixPath(name).parent.as_posix()
         known = folder in (".", *layout.PREDICTION_FOLDERS)
         if not known or not name.endswith(suffix):
             raise ValueError(f"no artifact may be called {name!r}")
-        return self._workdir / name
+        return self.workdir / name
 
 
 def is_complete(workdir: Path, step: int) -> bool:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core.atomic_files import atomic_write
 from core.errors import UserError
+from run_folder import layout
 
 ARRAYS = ("ids", "logits", "labels", "classes", "fold", "metadata")
 REQUIRED_METADATA = ("model", "config_hash", "folds_hash", "tta_views")
@@ -106,6 +109,61 @@ def read_logits(path: str | os.PathLike) -> Logits:
             "as a string"
         ) from error
     return _checked(path, Logits(metadata=metadata, **arrays))
+
+
+def join_folds(runs: Sequence[Path]) -> tuple[Logits, Logits | None]:
+    """Joins the logits of runs over the single folds of one division.
+
+    Args:
+      runs: a run folder per fold.
+
+    Returns:
+      Every labelled row once, predicted by the model that did not see it, and
+      the mean of the models over the test rows; None without any.
+
+    Raises:
+      UserError: the folds' files do not belong together; which.
+      RuntimeError: a row came twice; a bug, never a higher score.
+    """
+    parts = [read_logits(layout.logits_path(run, "val")) for run in runs]
+    _check_same_data(runs, parts)
+    ids = np.concatenate([part.ids for part in parts])
+    if len(np.unique(ids)) < len(ids):
+        raise RuntimeError("a row was held out by two folds")
+    metadata = {k: v for k, v in parts[0].metadata.items() if k != "val_fold"}
+    metadata["fold_runs"] = [run.name for run in runs]
+    whole = Logits(
+        ids=ids,
+        logits=np.concatenate([part.logits for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        classes=parts[0].classes,
+        fold=np.concatenate([part.fold for part in parts]),
+        metadata=metadata,
+    )
+    if not layout.logits_path(runs[0], "test").exists():
+        return whole, None
+    parts = [read_logits(layout.logits_path(run, "test")) for run in runs]
+    _check_same_data(runs, parts)
+    mean = np.mean([part.logits for part in parts], axis=0)
+    test_metadata = {**parts[0].metadata, "fold_runs": metadata["fold_runs"]}
+    test_metadata.pop("val_fold", None)
+    return whole, replace(parts[0], logits=mean, metadata=test_metadata)
+
+
+def _check_same_data(runs: Sequence[Path], parts: Sequence[Logits]) -> None:
+    first = parts[0]
+    for run, part in zip(runs, parts, strict=True):
+        same = np.array_equal(part.classes, first.classes)
+        for key in ("model", "folds_hash", "tta_views"):
+            same &= part.metadata[key] == first.metadata[key]
+        if part.fold.max() < 0:  # Test rows: the same ones in each.
+            same &= np.array_equal(part.ids, first.ids)
+        if not same:
+            raise UserError(
+                f"the logits in {run} and {runs[0]} are of different classes, "
+                "folds, models or rows; delete the one that is out of date "
+                "and run the same command again"
+            )
 
 
 def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:

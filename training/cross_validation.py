@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
-
-import numpy as np
 
 import reports
 from core.errors import UserError
-from metrics import classification
-from run_folder.layout import logits_path
-from run_folder.predictions import (
-    Logits,
-    read_logits,
-    write_logits,
-)
-from training.config import Arguments
+from run_folder import layout
+from run_folder.artifacts import ArtifactWriter
+from training.cli import Arguments
+from training.tasks import registry
 
 
 def check(arguments: Arguments) -> None:
@@ -26,7 +19,7 @@ def check(arguments: Arguments) -> None:
     Raises:
       UserError: which folder.
     """
-    if (arguments.workdir / "config.json").exists():
+    if (arguments.workdir / layout.CONFIG).exists():
         raise UserError(
             f"{arguments.workdir} holds a run over one fold, whose logits "
             "those of all folds would replace; choose another --workdir"
@@ -43,77 +36,25 @@ def arguments_of(arguments: Arguments) -> Iterator[Arguments]:
         config = arguments.config.copy_and_resolve_references()
         config.data.fold = fold
         if not config.data.folds_file:
-            config.data.folds_file = str(arguments.workdir / "folds.csv")
-        workdir = arguments.workdir / f"fold-{fold}"
+            config.data.folds_file = str(arguments.workdir / layout.FOLDS)
+        workdir = layout.fold_folder(arguments.workdir, fold)
         yield dataclasses.replace(arguments, config=config, workdir=workdir)
 
 
 def join(arguments: Arguments) -> str:
-    """Writes the logits of all folds together, and a report on them.
-
-    `<workdir>/logits/val.npz` has every labelled row once, predicted by the
-    model that did not see it; `test.npz` has the mean over the models.
-    Nothing is written for a task without logits.
+    """Joins what the folds have exported, as their task says, and reports.
 
     Returns:
       A sentence on the out-of-fold score.
 
     Raises:
       UserError: the folds' files do not belong together; which.
-      RuntimeError: a row came twice; a bug, never a higher score.
     """
     workdir = arguments.workdir
+    task = registry.get(arguments.config.task)
     runs = [fold.workdir for fold in arguments_of(arguments)]
-    if arguments.config.task == "mae":
-        return f"{len(runs)} encoders in {workdir}"
-    parts = [read_logits(logits_path(run, "val")) for run in runs]
-    _check_alike(runs, parts)
-    ids = np.concatenate([part.ids for part in parts])
-    if len(np.unique(ids)) < len(ids):
-        raise RuntimeError("a row was held out by two folds")
-    whole = Logits(
-        ids=ids,
-        logits=np.concatenate([part.logits for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        classes=parts[0].classes,
-        fold=np.concatenate([part.fold for part in parts]),
-        metadata=_metadata(parts[0], runs),
-    )
-    write_logits(logits_path(workdir, "val"), whole)
-    if logits_path(runs[0], "test").exists():
-        parts = [read_logits(logits_path(run, "test")) for run in runs]
-        _check_alike(runs, parts)
-        mean = np.mean([part.logits for part in parts], axis=0)
-        metadata = _metadata(parts[0], runs)
-        write_logits(
-            logits_path(workdir, "test"),
-            dataclasses.replace(parts[0], logits=mean, metadata=metadata),
-        )
-    score = classification.macro_f1(
-        whole.labels, whole.logits.argmax(1), len(whole.classes)
-    )
-    return (
-        f"out-of-fold macro-F1 {score:.4f} over {len(ids):,} rows; logits in "
-        f"{workdir / 'logits'}, report in {reports.run_report(workdir)}"
-    )
-
-
-def _metadata(part: Logits, runs: list[Path]) -> dict:
-    metadata = {k: v for k, v in part.metadata.items() if k != "val_fold"}
-    return {**metadata, "fold_runs": [run.name for run in runs]}
-
-
-def _check_alike(runs: list[Path], parts: list[Logits]) -> None:
-    first = parts[0]
-    for run, part in zip(runs, parts, strict=True):
-        same = np.array_equal(part.classes, first.classes)
-        for key in ("model", "folds_hash", "tta_views"):
-            same &= part.metadata[key] == first.metadata[key]
-        if part.fold.max() < 0:  # Test rows: the same ones in each.
-            same &= np.array_equal(part.ids, first.ids)
-        if not same:
-            raise UserError(
-                f"the logits in {run} and {runs[0]} are of different classes, "
-                "folds, models or rows; delete the one that is out of date "
-                "and run the same command again"
-            )
+    writer = ArtifactWriter(workdir, step=0)
+    message = task.join_folds(workdir, runs, writer)
+    writer.finish()
+    report = reports.run_report(workdir, task.report_sections(workdir))
+    return f"{message}, report in {report}"

@@ -16,36 +16,43 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from jax_models.cpu_kernels import dispatch
-from training.loop import optimizer
+from training.data import Data
+from training.loop import optimizer, param_groups
 from training.loop.stages import Stage
-from training.loop.state import AbstractModel, Loss, TrainStep, make_train_step
-from training.loop.state import abstract_state as state_like
+from training.loop.state import AbstractModel, abstract_state
+from training.loop.step import Loss, TrainStep, make_train_step
 from training.multihost import sharding
+from training.tasks.base import Task
 
 
-def report(task: Any, plan: Sequence[Stage], mesh: Mesh) -> Iterator[str]:
+def report(
+    task: Task, data: Data, stages: Sequence[Stage], mesh: Mesh
+) -> Iterator[str]:
     """Yields lines: the layout of large parameters, then memory and work.
 
     The second half takes the compilation of a step, which a line announces.
 
     Args:
-      task: its `abstract_model`, and its `loss` from shapes alone.
-      plan: its stages, of which the heaviest is looked at.
+      task: whose step it is; its loss from shapes alone.
+      data: of the run, for a batch's shapes.
+      stages: of which the heaviest is looked at.
       mesh: that it would run on.
     """
-    stage = heaviest(plan)
+    stage = heaviest(stages)
     yield "layout of the parameters on the devices:"
     for line in sharding.describe(
         nnx.to_pure_dict(task.abstract_model.params), mesh
     ):
         yield f"{'':>12}{line}"
-    yield f"{'state':>10}  {state_sizes(task.abstract_model, stage.config, mesh)}"
+    sizes = state_sizes(task.abstract_model, stage.config, mesh)
+    yield f"{'state':>10}  {sizes}"
     yield (
         f"compiling the step of stage {stage.index + 1} to see what it needs; "
         "on a CPU this takes minutes for a large model"
     )
-    loss = task.loss(stage, shapes_only=True)
-    with task.batches(stage, stage.start) as batches:
+    loss = task.loss(stage, mesh, shapes_only=True)
+    sampler = task.sampler(data, data.stage_seed(stage))
+    with data.train(stage, stage.start, sampler) as batches:
         batch = next(batches)
     lowered = lower(task.abstract_model, loss, stage, mesh, batch)
     compiled = lowered.compile(_quickly(mesh))
@@ -84,7 +91,8 @@ def heaviest(plan: Sequence[Stage]) -> Stage:
 
     def rows(stage: Stage) -> tuple[float, int]:
         c = stage.config
-        return c.batch_size / c.accumulate, -len(c.frozen)
+        frozen = sum(row.frozen for row in c.param_groups)
+        return c.batch_size / c.accumulate, -frozen
 
     return max(plan, key=rows)
 
@@ -106,8 +114,12 @@ def lower(
       batch: this process's part of one, for its shapes.
     """
     c = stage.config
+    params = nnx.to_pure_dict(abstract_model.params)
+    groups = param_groups.assign(params, c)
     tables = jax.eval_shape(
-        lambda: optimizer.rate_tables(c, stage.steps, stage.steps_per_epoch)
+        lambda: optimizer.rate_tables(
+            c, groups, stage.steps, stage.steps_per_epoch
+        )
     )
     step: TrainStep = make_train_step(
         abstract_model, loss, c, tables, mesh, seed=0, log_every_steps=20
@@ -119,7 +131,7 @@ def lower(
         )
         for name, values in batch.items()
     }
-    return step.lower(state_like(abstract_model, c, mesh), shapes)
+    return step.lower(abstract_state(abstract_model, c, mesh), shapes)
 
 
 def state_sizes(
@@ -132,7 +144,7 @@ def state_sizes(
       stage: a `configs.common.stage`.
       mesh: that it would run on.
     """
-    state = state_like(abstract_model, stage, mesh)
+    state = abstract_state(abstract_model, stage, mesh)
     parts = {
         "parameters": (state.params, state.batch_stats),
         "optimizer": state.opt_state,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from jax_models.model import HEAD
+from run_folder import layout
 from training.checkpointing.reader import CheckpointReader
 from training.loop.state import AbstractModel, abstract_weights
 from training.multihost import comm
+from training.tasks import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +144,17 @@ class Run:
         contents = self._checkpoints.contents(self.step)
         return any(path.startswith("ema/") for path in contents)
 
+    @functools.cached_property
+    def _has_encoder(self) -> bool:
+        """Whether it trained a model around its encoder, as MAE does."""
+        contents = self._checkpoints.contents(self.step)
+        return any("params/encoder/" in path for path in contents)
+
     def _path(self, kind: str, names: Sequence[str]) -> str:
         """Where an array of a classifier lies in this run's checkpoint."""
         parts = ["ema"] if self._averaged else []
         parts += [kind]
-        parts += ["encoder"] if self.config.task == "mae" else []
+        parts += ["encoder"] if self._has_encoder else []
         return "/".join([*parts, *names])
 
 
@@ -177,7 +185,7 @@ def open_run(
         lambda: _read(_find(name, workdir, fold), field)
     )
     run, config = Path(where), ConfigDict(plain)
-    saved = CheckpointReader(run / "checkpoints", config.checkpoint.metric)
+    saved = CheckpointReader(run / layout.CHECKPOINTS)
     step = saved.best() if pin is None else pin["step"]
     if step is None:
         raise UserError(
@@ -210,7 +218,7 @@ def _read(run: Path, field: str) -> tuple[str, dict, dict]:
         config = json.loads((run / "config.json").read_text())
         identity = json.loads((run / "data.json").read_text())
         # All that is asked of a run later must be there.
-        _ = config["checkpoint"]["metric"], config["task"]
+        _ = config["task"], config["model"]
         _ = identity["classes"], identity["folds_hash"], identity["rows_hash"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
@@ -244,36 +252,25 @@ def open_encoder(
         nnx.to_pure_dict(abstract_model.batch_stats),
     )
     same_rows = run.identity["rows_hash"] == identity["rows_hash"]
-    if run.config.task == "classify" and same_rows:
-        _refuse_leak(run, identity, config.data.fold, "init_from")
+    if registry.get(run.config.task).learns_labels and same_rows:
+        refuse_leak(run, identity, config.data.fold, "init_from")
     return run
 
 
-def check_teacher(teacher: Run, identity: dict, fold: int) -> None:
-    """Refuses a teacher of other classes, or that saw validation rows.
+def refuse_leak(
+    run: Run, identity: Mapping[str, Any], fold: int, field: str
+) -> None:
+    """Refuses a run that has learned the labels of rows that validate here.
 
     Args:
-      teacher: the opened run.
+      run: the opened run.
       identity: of this run's data.
       fold: this run's.
+      field: of the config that names the run.
 
     Raises:
-      UserError: what differs.
+      UserError: its folds are others.
     """
-    if teacher.config.task != "classify":
-        raise UserError(
-            f"distill_from names {teacher.folder}, a run without a "
-            "classifier; name one that classifies"
-        )
-    if teacher.identity["classes"] != identity["classes"]:
-        raise UserError(
-            f"the teacher in {teacher.folder} knows other classes; distill "
-            "from a run over the same data"
-        )
-    _refuse_leak(teacher, identity, fold, "distill_from")
-
-
-def _refuse_leak(run: Run, identity: dict, fold: int, field: str) -> None:
     same_folds = run.identity["folds_hash"] == identity["folds_hash"]
     if not same_folds or run.config.data.fold != fold:
         raise UserError(

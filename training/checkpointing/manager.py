@@ -49,12 +49,11 @@ class CheckpointManager(CheckpointReader):
 
     Args:
       directory: `<run>/checkpoints`.
-      metric: name of the metric that ranks checkpoints (`metrics.merit`).
       keep_best: how many of the best to keep besides the latest one.
     """
 
-    def __init__(self, directory: Path, metric: str, keep_best: int = 1):
-        super().__init__(directory, metric)
+    def __init__(self, directory: Path, keep_best: int = 1):
+        super().__init__(directory)
         self._keep_best = keep_best
         self._saving: Any = None  # Orbax's answer to the last save.
         self._quarantined: list[int] = []  # In process 0, as all of this.
@@ -113,7 +112,8 @@ class CheckpointManager(CheckpointReader):
           step: global step; the name of the checkpoint.
           state: a pytree of arrays.
           history: what else a continued run must know, as JSON.
-          metrics: of the evaluation at this step; None if there was none.
+          metrics: of the evaluation at this step, with the `merit` by which
+            the best is kept; None if there was none.
 
         Raises:
           UserError: the state holds a number that is not finite, or the disk

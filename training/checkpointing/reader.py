@@ -22,7 +22,6 @@ from orbax.checkpoint.experimental.v1._src.synchronization import (
 
 from core.errors import UserError
 from training.checkpointing import checksums
-from training.loop.recorder import merit
 from training.multihost import comm, host_transfer
 
 # Where Orbax keeps the arrays, and what it is told beside them.
@@ -53,11 +52,10 @@ class CheckpointReader:
 
     Args:
       directory: `<run>/checkpoints`.
-      metric: name of the metric that ranks checkpoints (`metrics.merit`).
     """
 
-    def __init__(self, directory: Path, metric: str):
-        self._directory, self._metric = directory, metric
+    def __init__(self, directory: Path):
+        self._directory = directory
         if jax.process_count() > 1:
             _leave_orbax_alone()
 
@@ -234,7 +232,7 @@ class CheckpointReader:
             ) from error
 
     def _rank(self, metrics: dict[str, float]) -> tuple[float, int]:
-        value = merit(self._metric, metrics[self._metric])
+        value = metrics["merit"]
         return value if math.isfinite(value) else -math.inf, -metrics["step"]
 
 

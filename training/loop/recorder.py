@@ -32,11 +32,6 @@ class Diverged(UserError):
     """The loss or the gradients are not finite any more."""
 
 
-def merit(metric: str, value: float) -> float:
-    """Returns `value` such that more is better: a loss changes its sign."""
-    return -value if metric.endswith("loss") else value
-
-
 class Recorder:
     """Logs steps and evaluations, keeps the best score, estimates the time.
 
@@ -50,7 +45,6 @@ class Recorder:
       history: of the checkpoint from which the run goes on, `{}` for a new
         run. What was logged after it will be logged again, so it is cut off.
       plan: all stages.
-      metric: what ranks evaluations (`merit`).
       every_steps: of which steps metrics.jsonl tells.
       remedy: what to change when the device waits for images.
 
@@ -63,12 +57,11 @@ class Recorder:
         path: Path,
         history: dict[str, Any],
         plan: Sequence[Stage],
-        metric: str,
         every_steps: int,
         remedy: str = "",
     ):
         self._input_stall = InputStallMonitor(remedy)
-        self._path, self._metric, self._every = path, metric, every_steps
+        self._path, self._every = path, every_steps
         # Index of the stage that goes on at a lower rate; once in a run.
         self._rolled_back = history.get("rolled_back")
         self._plan = plan
@@ -166,33 +159,35 @@ class Recorder:
         self._input_stall.pause()
         return finite
 
-    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+    def evaluation(
+        self, step: int, scores: dict[str, float], merit: float
+    ) -> None:
         """Logs an evaluation and says whether it is the best so far.
+
+        Args:
+          step: after which it was made.
+          scores: by name.
+          merit: the one that ranks checkpoints; more is better.
 
         Raises:
           Diverged: a score is not finite.
         """
         if not all(math.isfinite(value) for value in scores.values()):
             raise self._diverged(step, f"the evaluation gave {scores}")
-        value = scores[self._metric]
-        best = self._best is None or (
-            merit(self._metric, value)
-            > merit(self._metric, self._best["value"])
-        )
+        best = self._best is None or merit > self._best["merit"]
         self._stale["evaluations"] += 1
         if best:
-            self._best = {"step": step, "value": value}
+            self._best = {"step": step, "merit": merit}
             self._stale["evaluations"] = 0
         self._write("eval", step, {**scores, "best": best})
-        told = "  ".join(
-            f"{name} {value:.4f}" for name, value in scores.items()
-        )
+        listed = "  ".join(f"{name} {v:.4f}" for name, v in scores.items())
         remark = (
             "best so far"
             if best
-            else f"best {self._best['value']:.4f} at step {self._best['step']}"
+            else f"best {abs(self._best['merit']):.4f} at step "
+            f"{self._best['step']}"
         )
-        print(f"{self._where(step)}  {told}  ({remark})", flush=True)
+        print(f"{self._where(step)}  {listed}  ({remark})", flush=True)
 
     def roll_back(
         self, stage: Stage, step: int, history: dict[str, Any], why: Diverged

@@ -157,7 +157,7 @@ def abstract_state(
     """Returns the shapes and placements of a stage's state, to restore into."""
     start = functools.partial(_start, stage)
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = jax.eval_shape(start, step, *_pure_shapes(abstract_model))
+    shapes = jax.eval_shape(start, step, *pure_shapes(abstract_model))
     return sharding.with_shardings(shapes, mesh)
 
 
@@ -165,7 +165,7 @@ def abstract_weights(
     abstract_model: AbstractModel, mesh: Mesh
 ) -> tuple[dict, dict]:
     """Returns (params, batch_stats) as shapes and placements."""
-    shapes = _pure_shapes(abstract_model)
+    shapes = pure_shapes(abstract_model)
     # By the names that they have in a state, which the rules may ask for.
     named = dict(zip(("params", "batch_stats"), shapes, strict=True))
     placed = sharding.with_shardings(named, mesh)
@@ -192,7 +192,8 @@ def _start(stage: ConfigDict, step, params, batch_stats) -> TrainState:
     )
 
 
-def _pure_shapes(abstract_model: AbstractModel) -> tuple[dict, dict]:
+def pure_shapes(abstract_model: AbstractModel) -> tuple[dict, dict]:
+    """Returns the shapes of (params, batch_stats) as nested dicts."""
     return (
         nnx.to_pure_dict(abstract_model.params),
         nnx.to_pure_dict(abstract_model.batch_stats),

@@ -1,13 +1,10 @@
-"""The classification task: what it learns from, its loss, its logits files.
-
-A task is what train.py asks for everything that is not the same for all
-tasks. Constructing it checks everything and writes nothing.
-"""
+"""The classification task: one class per image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,102 +14,108 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import jax_models
-from configs import loading
+from configs import common, loading
 from core.errors import UserError
-from input_pipeline import loader
+from input_pipeline.sources.base import Examples, Kind
 from input_pipeline.transforms import mixing
 from metrics import classification
+from run_folder import identity as identity_lib
 from run_folder import layout
-from run_folder import predictions as logits_lib
-from training import config as config_lib
-from training import runtime
+from run_folder.predictions import Logits, join_folds
 from training.checkpointing import init_from
-from training.feed import Feed
-from training.loop import grad_accumulation, param_groups
 from training.loop.predict import Prediction, make_predict_step, predict
 from training.loop.stages import Stage
 from training.loop.state import (
     AbstractModel,
-    Loss,
     abstract_weights,
     make_abstract_model,
 )
+from training.loop.step import Loss
 from training.multihost import comm
 from training.tasks import losses
+from training.tasks.base import Direction, Task, build_encoder
+
+if TYPE_CHECKING:
+    from reports.page import Section
+    from run_folder.artifacts import ArtifactWriter
+    from training.data import Data
 
 # What stacking asks for at least (MIN_ROWS in stacking/pipeline.py).
 FEWEST_ROWS_TO_STACK = 10
 
-METRICS = ("val_loss", "val_macro_f1", "val_accuracy")
+LOSSES = ("cross_entropy", "focal")
 
 
-class Classification:
-    """Images to classes, validated on one fold.
+class Classification(Task):
+    """Images to classes, validated on one fold; see `Task`."""
 
-    Args:
-      config: of the run.
-      workdir: the run folder.
-      mesh: devices to lay batches out on.
-      workers: loader processes; 0 loads in this process.
+    name: ClassVar[str] = "classify"
+    features: ClassVar[Mapping[str, Kind]] = {
+        "image": Kind.IMAGE,
+        "label": Kind.LABEL,
+    }
+    metrics: ClassVar[Mapping[str, Direction]] = {
+        "val_macro_f1": "max",
+        "val_accuracy": "max",
+        "val_loss": "min",
+    }
+    loss_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "loss",
+            "label_smoothing",
+            "focal_gamma",
+            "class_weight",
+            "logit_adjustment",
+            "distill_from",
+            "distill_temperature",
+            "distill_alpha",
+            "mixing",
+        }
+    )
+    learns_labels: ClassVar[bool] = True
 
-    Attributes:
-      data: the source with its folds.
-      abstract_model: the model without its numbers.
-
-    Raises:
-      UserError: the data, or a field that names a model, a view, a metric or
-        a module is wrong.
-    """
-
-    def __init__(
-        self, config: ConfigDict, workdir: Path, mesh: Mesh, workers: int
-    ):
-        self._config, self._mesh = config, mesh
-        loader.check_views(config.eval.tta)
-        _check_metric(config.checkpoint.metric)
-        self._feed = Feed(config, workdir, mesh, workers)
-        self.data = self._feed.data
-        self.identity = self._feed.identity()
-        self.abstract_model = make_abstract_model(self.build)
-        shapes = nnx.to_pure_dict(self.abstract_model.params)
+    def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
+        super().__init__(config, classes)
         self._teachers: dict[str, tuple[init_from.Run, AbstractModel]] = {}
-        grad_accumulation.check(config, self.abstract_model.batch_stats)
-        for stage in config.stages:
-            param_groups.check(shapes, stage.frozen)
+        self._predict_step = None
 
-    @property
-    def num_train(self) -> int:
-        """Images in one epoch."""
-        return len(self.data.train_rows)
+    @classmethod
+    def problems(cls, config: ConfigDict) -> Iterator[str]:
+        """See `Task.problems`."""
+        yield from super().problems(config)
+        for index, stage in enumerate(config.stages):
+            if stage.loss and stage.loss not in LOSSES:
+                yield (
+                    f"stages[{index}].loss is {stage.loss!r}: choose one of "
+                    f"{', '.join(LOSSES)}"
+                )
 
     def build(self) -> nnx.Module:
         """Returns the freshly initialised model."""
-        return build_classifier(self._config, self.data.num_classes)
+        return build_encoder(self.config, len(self.classes))
 
-    def describe(self) -> dict[str, str]:
-        """Returns what the plan says of the data, as {heading: text}."""
-        lines = self._feed.describe()
-        if len(self.data.val_rows) < FEWEST_ROWS_TO_STACK:
-            lines["note"] = (
-                "too few validation images to stack this run later; lower "
-                "data.folds"
-            )
-        return lines
+    def describe_data(self, data: Data) -> dict[str, str]:
+        """Returns what the plan says of the rows, as {heading: text}."""
+        if len(data.val_rows) >= FEWEST_ROWS_TO_STACK:
+            return {}
+        return {
+            "note": "too few validation images to stack this run later; lower "
+            "data.folds"
+        }
 
     def describe_stage(self, stage: Stage) -> str:
         """Returns what the plan says of mixing and loss."""
         c = stage.config
-        share = {**self._config.mixing, **c.mixing}["prob"]
+        mix = mixing.Mixing(**common.merged(self.config, c, "mixing"))
         words = [
-            f"{share:.0%} of the batches mixed: MixUp {c.mixup_prob:.0%}",
-            f"CutMix {1 - c.mixup_prob:.0%}",
+            f"{mix.prob:.0%} of the batches mixed: MixUp {mix.mixup_prob:.0%}",
+            f"CutMix {1 - mix.mixup_prob:.0%}",
         ]
-        if c.mixup_alpha == c.cutmix_alpha:
-            words.append(f"alpha {c.mixup_alpha:g}")
+        if mix.mixup_alpha == mix.cutmix_alpha:
+            words.append(f"alpha {mix.mixup_alpha:g}")
         else:
-            words.append(f"alpha {c.mixup_alpha:g} and {c.cutmix_alpha:g}")
-        if c.loss != "cross_entropy":
+            words.append(f"alpha {mix.mixup_alpha:g} and {mix.cutmix_alpha:g}")
+        if c.loss not in ("", "cross_entropy"):
             words.append(f"{c.loss} loss")
         if c.class_weight:
             words.append(f"class weights to the power {c.class_weight:g}")
@@ -122,152 +125,180 @@ class Classification:
             words.append(f"distilled from {c.distill_from}")
         return ", ".join(words)
 
-    def open_teachers(self, workdir: Path) -> None:
-        """Opens the runs that stages learn from; they become part of identity.
-
-        Args:
-          workdir: this run's folder, which knows them if it has begun.
-
-        Raises:
-          UserError: one cannot teach this run.
-        """
+    def open_teachers(
+        self, workdir: Path, identity: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Opens the runs that stages are distilled from; see `Task`."""
         # A teacher may have trained on since this run began.
         pins = comm.run_on_primary(
-            lambda: layout.read_data(workdir).get("teachers", {})
+            lambda: layout.read_data(workdir).get("teachers") or {}
         )
-        fold = self._config.data.fold
-        for stage in self._config.stages:
+        fold = self.config.data.fold
+        for stage in self.config.stages:
             if name := stage.distill_from:
                 run = init_from.open_run(
                     name, workdir, fold, "distill_from", pins.get(name)
                 )
-                init_from.check_teacher(run, self.identity, fold)
+                _check_teacher(run, identity, fold)
                 self._teachers[name] = run, self._abstract_model_of(run)
-        if self._teachers:
-            self.identity["teachers"] = {
-                name: run.pin for name, (run, _) in self._teachers.items()
-            }
+        if not self._teachers:
+            return {}
+        pins = {name: run.pin for name, (run, _) in self._teachers.items()}
+        return {"teachers": pins}
 
-    def prepare(self, cache: Path) -> None:
-        """Does what must be done once the run folder is ours.
-
-        Args:
-          cache: folder that keeps channel means over runs.
-        """
-        self._feed.prepare(cache)
-        self._predict_step = make_predict_step(
-            self.abstract_model, self._feed.mean, self._feed.std
-        )
-
-    def batches(self, stage: Stage, step: int) -> Iterator[dict]:
-        """Returns the training batches of `stage`; see `Feed.train`."""
-        return self._feed.train(stage, step)
-
-    def loss(self, stage: Stage, *, shapes_only: bool = False) -> Loss:
-        """Returns the loss of `stage`: see `make_loss`.
-
-        Args:
-          stage: of this run.
-          shapes_only: whether to leave a teacher's weights on disk.
-        """
+    def loss(
+        self, stage: Stage, mesh: Mesh, *, shapes_only: bool = False
+    ) -> Loss:
+        """Returns the loss of `stage`: see `make_loss`."""
         c = stage.config
         constants = loss_constants(
-            c, self._feed.mean, self._feed.std, self.data.class_prior
+            c,
+            self.statistics.mean,
+            self.statistics.std,
+            self.statistics.class_prior,
         )
         teacher = None
         if c.distill_from:
             run, teacher = self._teachers[c.distill_from]
             weights = abstract_weights if shapes_only else run.weights
-            constants["teacher"] = weights(teacher, self._mesh)
-        mix = mixing.Mixing(
-            mixup_prob=c.mixup_prob,
-            mixup_alpha=c.mixup_alpha,
-            cutmix_alpha=c.cutmix_alpha,
-            **{**self._config.mixing, **c.mixing},
-        )
+            constants["teacher"] = weights(teacher, mesh)
+        mix = mixing.Mixing(**common.merged(self.config, c, "mixing"))
         return Loss(make_loss(c, teacher), constants, make_prepare(mix))
 
-    def evaluate(self, params: dict, batch_stats: dict) -> dict[str, float]:
-        """Returns validation loss, macro-F1 and accuracy, on centre crops."""
-        labelled, rows = self.data.source.labelled, self.data.val_rows
-        prediction = predict(
-            self._predict_step,
-            params,
-            batch_stats,
-            self._feed.validation(),
-            rows,
-            self._mesh,
-        )
-        # Once, so that all processes go by the very same scores.
-        return comm.run_on_primary(
-            lambda: classification_metrics(
-                labelled.labels[rows], prediction.mean(self.data.class_prior)
-            )
-        )
+    def evaluator(self) -> ClassificationEvaluator:
+        """Returns what counts the confusion matrix."""
+        return ClassificationEvaluator(len(self.classes))
 
-    def export(self, workdir: Path, params: dict, batch_stats: dict) -> str:
+    def export(
+        self,
+        data: Data,
+        writer: ArtifactWriter,
+        params: dict,
+        batch_stats: dict,
+    ) -> str:
         """Writes `logits/val.npz` and, if there are test rows, `test.npz`.
 
         Returns:
           A sentence on the validation score, without and with TTA.
         """
-        source, views = self.data.source, tuple(self._config.eval.tta)
-        prior = self.data.class_prior
-        splits = [("val", source.labelled, self.data.val_rows)]
+        source, views = data.source, tuple(self.config.eval.tta)
+        prior = self.statistics.class_prior
+        splits = [("val", source.labelled, data.val_rows)]
         if source.test is not None:
             splits.append(("test", source.test, np.arange(len(source.test))))
-        for split, images, rows in splits:
-            prediction = self._predict(images, rows, views, params, batch_stats)
+        for split, examples, rows in splits:
+            prediction = self._predict(
+                data.rows(examples, rows, views),
+                rows,
+                params,
+                batch_stats,
+                data.mesh,
+            )
             logits = prediction.mean(prior)
             fold = np.full(len(rows), -1, np.int32)
             if split == "val":
-                fold = self.data.folds[rows]
-            self._write_logits(
-                workdir / "logits" / f"{split}.npz", images, rows, logits, fold
+                fold = data.folds[rows]
+                labels = examples.labels[rows]
+                one_view = _macro_f1(labels, prediction.first(prior))
+                all_views = _macro_f1(labels, logits)
+            found = self._logits(data, examples, rows, logits, fold)
+            comm.run_on_primary(
+                lambda split=split, found=found: str(
+                    writer.logits(split, found)
+                )
             )
-            if split == "val":
-                labels = images.labels[rows]
-                one = classification_metrics(labels, prediction.first(prior))
-                all_views = classification_metrics(labels, logits)
         return (
-            f"validation macro-F1 {one['val_macro_f1']:.4f} with one view, "
-            f"{all_views['val_macro_f1']:.4f} with TTA ({', '.join(views)})"
+            f"validation macro-F1 {one_view:.4f} with one view, "
+            f"{all_views:.4f} with TTA ({', '.join(views)})"
         )
 
-    def is_exported(self, workdir: Path) -> bool:
-        """Whether `export` and the report have written all their files."""
-        names = ["logits/val.npz", "report.html"]
-        if self.data.source.test is not None:
-            names.append("logits/test.npz")
-        return all((workdir / name).exists() for name in names)
+    def predict(
+        self,
+        batches: Iterable[dict[str, np.ndarray]],
+        rows: np.ndarray,
+        params: dict,
+        batch_stats: dict,
+        mesh: Mesh,
+    ) -> list[dict[str, Any]]:
+        """Returns class and probabilities of each row; see `Task`."""
+        found = self._predict(batches, rows, params, batch_stats, mesh)
+        prior = self.statistics.class_prior
+        probabilities = np.exp(classification.log_softmax(found.mean(prior)))
+        return [
+            {
+                "class": self.classes[row.argmax()],
+                "probability": float(row.max()),
+                "probabilities": dict(
+                    zip(self.classes, row.tolist(), strict=True)
+                ),
+                "bad": bool(bad),
+            }
+            for row, bad in zip(probabilities, found.bad, strict=True)
+        ]
+
+    @classmethod
+    def report_sections(cls, workdir: Path) -> Sequence[Section]:
+        """Returns scores, confusion matrix and the worst mistakes."""
+        from reports import classification as report
+
+        return report.classification_sections(workdir)
+
+    @classmethod
+    def join_folds(
+        cls, workdir: Path, runs: Sequence[Path], writer: ArtifactWriter
+    ) -> str:
+        """Joins the logits of all folds.
+
+        `logits/val.npz` gets every labelled row once, predicted by the model
+        that did not see it; `test.npz` the mean over the models.
+
+        Returns:
+          A sentence on the out-of-fold score.
+
+        Raises:
+          UserError: the folds' files do not belong together; which.
+          RuntimeError: a row came twice; a bug, never a higher score.
+        """
+        whole, test = join_folds(runs)
+        writer.logits("val", whole)
+        if test is not None:
+            writer.logits("test", test)
+        score = _macro_f1(whole.labels, whole.logits)
+        return (
+            f"out-of-fold macro-F1 {score:.4f} over {len(whole):,} rows; logits "
+            f"in {workdir / 'logits'}"
+        )
 
     def _predict(
-        self, images, rows, views, params: dict, batch_stats: dict
+        self, batches, rows, params: dict, batch_stats: dict, mesh: Mesh
     ) -> Prediction:
-        batches = self._feed.rows(images, rows, views)
+        if self._predict_step is None:
+            self._predict_step = make_predict_step(
+                self.abstract_model, self.statistics.mean, self.statistics.std
+            )
         return predict(
-            self._predict_step, params, batch_stats, batches, rows, self._mesh
+            self._predict_step, params, batch_stats, batches, rows, mesh
         )
 
     def _abstract_model_of(self, run: init_from.Run) -> AbstractModel:
-        classes = self.data.num_classes
-        return make_abstract_model(
-            lambda: build_classifier(run.config, classes)
-        )
+        classes = len(self.classes)
+        return make_abstract_model(lambda: build_encoder(run.config, classes))
 
-    def _write_logits(self, path, images, rows, logits, fold) -> None:
-        config, source = self._config, self.data.source
-        found = logits_lib.Logits(
-            ids=images.ids[rows],
+    def _logits(
+        self, data: Data, examples: Examples, rows, logits, fold
+    ) -> Logits:
+        config, source = self.config, data.source
+        return Logits(
+            ids=examples.ids[rows],
             logits=logits.astype(np.float32),
-            labels=images.labels[rows],
+            labels=examples.labels[rows],
             classes=np.array(source.classes),
             fold=fold,
             metadata={
                 "model": config.model,
                 "seed": config.seed,
-                "config_hash": config_lib.config_hash(config),
-                "folds_hash": self.data.folds_hash,
+                "config_hash": identity_lib.config_hash(loading.plain(config)),
+                "folds_hash": data.folds_hash,
                 "val_fold": config.data.fold,
                 "tta_views": list(config.eval.tta),
                 "source": source.name,
@@ -277,21 +308,61 @@ class Classification:
                 "data": loading.plain(config.data),
             },
         )
-        comm.run_on_primary(lambda: logits_lib.write_logits(path, found))
 
 
-def build_classifier(config: ConfigDict, num_classes: int) -> nnx.Module:
-    """Returns the freshly initialised model that `config` asks for."""
-    options = {"remat": config.remat}
-    if config.drop_path_rate is not None:
-        options["drop_path_rate"] = config.drop_path_rate
-    return jax_models.create_model(
-        config.model,
-        num_classes=num_classes,
-        rngs=nnx.Rngs(config.seed),
-        dtype=runtime.compute_dtype(config.dtype),
-        **options,
-    )
+class ClassificationEvaluator:
+    """Counts the confusion matrix, and sums the log-loss.
+
+    Args:
+      num_classes: C.
+    """
+
+    def __init__(self, num_classes: int):
+        self._num_classes = num_classes
+
+    def init(self) -> dict[str, np.ndarray]:
+        """Returns int32 [C, C] of zeros, and the loss and count of no rows."""
+        classes = self._num_classes
+        return {
+            "confusion": np.zeros((classes, classes), np.int32),
+            "loss": np.zeros((), np.float32),
+            "rows": np.zeros((), np.float32),
+        }
+
+    def update(
+        self,
+        totals: dict[str, jax.Array],
+        model: nnx.Module,
+        batch: Mapping[str, jax.Array],
+        constants: dict[str, jax.Array],
+    ) -> dict[str, jax.Array]:
+        """Adds the first views of a batch; see `Evaluator`."""
+        images = mixing.normalize(
+            batch["image"][:, 0], constants["mean"], constants["std"]
+        )
+        logits = model(images)  # [B, C]
+        # An unreadable image is answered with the class prior, as in export.
+        prior = jnp.log(jnp.maximum(constants["class_prior"], 1e-6))
+        logits = jnp.where(batch["bad"][:, None], prior, logits)
+        weight = batch["weight"]
+        # Filling has label -1 and weight 0.
+        label = jnp.maximum(batch["label"], 0)
+        rows = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        confusion = totals["confusion"].at[label, logits.argmax(-1)]
+        return {
+            "confusion": confusion.add(weight.astype(jnp.int32)),
+            "loss": totals["loss"] + (rows * weight).sum(),
+            "rows": totals["rows"] + weight.sum(),
+        }
+
+    def compute(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        """Returns macro-F1, accuracy and mean log-loss."""
+        confusion = totals["confusion"]
+        return {
+            "val_macro_f1": float(classification.mean_f1(confusion)),
+            "val_accuracy": float(classification.mean_accuracy(confusion)),
+            "val_loss": float(totals["loss"] / max(totals["rows"], 1.0)),
+        }
 
 
 def loss_constants(
@@ -326,7 +397,7 @@ def make_prepare(mix: mixing.Mixing):
             batch, mix, constants["mean"], constants["std"], classes, key
         )
         images = jax.lax.optimization_barrier(images)
-        return {"image": images, "target": targets, "mask": counts}
+        return {"image": images, "target": targets, "weight": counts}
 
     return prepare
 
@@ -335,7 +406,7 @@ def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
     """Returns the function of a `Loss`: a stage's loss on mixed images.
 
     Label smoothing (Szegedy et al. 2016) is applied here and nowhere else.
-    Rows with mask 0 count for nothing; the mean is over the others.
+    Rows with weight 0 count for nothing; the mean is over the others.
 
     Args:
       stage: a `configs.common.stage`.
@@ -344,7 +415,7 @@ def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
 
     def loss(model, batch, constants) -> jax.Array:
         weights = constants["class_weights"]
-        images, counts = batch["image"], batch["mask"]
+        images, counts = batch["image"], batch["weight"]
         targets = optax.smooth_labels(batch["target"], stage.label_smoothing)
         logits = answers = model(images)
         if stage.logit_adjustment:
@@ -369,30 +440,26 @@ def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
     return loss
 
 
-def classification_metrics(
-    labels: np.ndarray, logits: np.ndarray
-) -> dict[str, float]:
-    """Returns `val_loss`, `val_macro_f1` and `val_accuracy`.
+def _macro_f1(labels: np.ndarray, logits: np.ndarray) -> float:
+    return classification.macro_f1(labels, logits.argmax(1), logits.shape[1])
 
-    Args:
-      labels: int [N].
-      logits: float [N, C].
+
+def _check_teacher(
+    teacher: init_from.Run, identity: Mapping[str, Any], fold: int
+) -> None:
+    """Refuses a teacher of other classes, or that saw validation rows.
+
+    Raises:
+      UserError: what differs.
     """
-    predictions = logits.argmax(axis=1)
-    log_p = classification.log_softmax(logits)
-    losses = -np.take_along_axis(log_p, labels[:, None], axis=1)
-    return {
-        "val_loss": float(losses.mean()),
-        "val_macro_f1": float(
-            classification.macro_f1(labels, predictions, logits.shape[1])
-        ),
-        "val_accuracy": float(classification.accuracy(labels, predictions)),
-    }
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in METRICS:
+    if teacher.config.task != Classification.name:
         raise UserError(
-            f"checkpoint.metric is {metric!r}; a classifier's evaluation "
-            f"gives {', '.join(METRICS)}"
+            f"distill_from names {teacher.folder}, a run without a "
+            "classifier; name one that classifies"
         )
+    if teacher.identity["classes"] != identity["classes"]:
+        raise UserError(
+            f"the teacher in {teacher.folder} knows other classes; distill "
+            "from a run over the same data"
+        )
+    init_from.refuse_leak(teacher, identity, fold, "distill_from")

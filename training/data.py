@@ -1,0 +1,286 @@
+"""The examples of one run: its source, its folds, its batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from input_pipeline.transforms.views import EvalTransform
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from configs import common
+from core.errors import UserError
+from input_pipeline import folds as folds_lib
+from input_pipeline import loader, statistics
+from input_pipeline.samplers import Sampler
+from input_pipeline.sources import open_source
+from input_pipeline.sources.base import Examples, Kind
+from input_pipeline.transforms.policy import Augment, TrainTransform
+from run_folder import layout
+from training.loop.stages import Stage
+from training.multihost import comm, sharding
+
+# Validation images up to this size are decoded once and kept.
+VALIDATION_BYTES_IN_MEMORY = 2**30
+
+
+class Data:
+    """What every task learns from; constructing it writes nothing.
+
+    Args:
+      config: of the run.
+      workdir: the run folder; `folds.csv` is kept there unless
+        `data.folds_file` says otherwise. Where it exists, it decides; else
+        the folds follow from ids, labels, `data.folds` and `data.folds_seed`.
+      mesh: devices that share the batches.
+      workers: loader processes; 0 loads in this process.
+      features: that every example must have, with their kinds.
+
+    Attributes:
+      source: labelled examples, those to predict, and classes.
+      folds: int32 [N], the fold of each labelled row.
+      fold: the one that validates; the others train.
+      mesh: devices that share the batches.
+
+    Raises:
+      UserError: the data, the folds or a batch size is wrong.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        mesh: Mesh,
+        workers: int,
+        features: Mapping[str, Kind],
+    ):
+        self._config, self.mesh, self._workers = config, mesh, workers
+        self._folds_path = _folds_path(config, workdir)
+        EvalTransform(config.eval.tta, config.image_size)  # Refuses a view.
+        data = config.data
+        self.source = open_source(data)
+        _check_features(self.source.labelled, self.source.name, features)
+        self.folds = folds_lib.folds_for(
+            self.source, data.folds, data.folds_seed, self._folds_path
+        )
+        self.fold = data.fold
+        if not len(self.val_rows) or not len(self.train_rows):
+            raise UserError(
+                f"fold {data.fold} of {data.folds} leaves "
+                f"{len(self.train_rows)} images to train and "
+                f"{len(self.val_rows)} to validate; set --config.data.folds "
+                "lower or --config.data.fold to another one"
+            )
+        _check_batches(config, mesh)
+        self._validation: list[dict] | None = None
+
+    @property
+    def train_rows(self) -> np.ndarray:
+        """int [n], rows of `source.labelled` outside the fold."""
+        return np.flatnonzero(self.folds != self.fold)
+
+    @property
+    def val_rows(self) -> np.ndarray:
+        """int [m], rows of `source.labelled` in the fold."""
+        return np.flatnonzero(self.folds == self.fold)
+
+    @property
+    def class_prior(self) -> np.ndarray:
+        """float [C], the share of each class among the training rows."""
+        if not self.source.classes:
+            return np.zeros(0)
+        labels = self.source.labelled.labels[self.train_rows]
+        counts = np.bincount(labels, minlength=len(self.source.classes))
+        return counts / counts.sum()
+
+    @property
+    def folds_hash(self) -> str:
+        """Names the division; equal in every run that may be stacked."""
+        return folds_lib.folds_hash(self.source.labelled.ids, self.folds)
+
+    def identity(self) -> dict[str, object]:
+        """Returns what must not change while the run lives, as JSON.
+
+        `rows_hash` names ids and labels in their order, which training
+        depends on.
+        """
+        labelled = self.source.labelled
+        digest = hashlib.sha256("\n".join(labelled.ids.tolist()).encode())
+        digest.update(np.asarray(labelled.labels, np.int32).tobytes())
+        return {
+            "classes": list(self.source.classes),
+            "folds_hash": self.folds_hash,
+            "rows_hash": digest.hexdigest()[:16],
+        }
+
+    def describe(self) -> dict[str, str]:
+        """Returns what the plan says of the data, as {heading: text}."""
+        source, config = self.source, self._config.data
+        test = f"{len(source.test):,} to predict" if source.test else "no test"
+        where = config.root or "inside scikit-learn"
+        if source.name.startswith("tfds:"):
+            where = config.root or "in tfds' own folder"
+        return {
+            "data": f"{source.name}, {where}",
+            "classes": f"{len(source.classes)}",
+            "images": f"{len(self.train_rows):,} to train, "
+            f"{len(self.val_rows):,} to validate (fold {config.fold} of "
+            f"{config.folds}), {test}",
+        }
+
+    def prepare(self, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Writes the folds file and measures the channels, once.
+
+        To be called once the run folder is ours, in all processes.
+
+        Args:
+          cache: folder that keeps channel statistics over runs.
+
+        Returns:
+          Mean and standard deviation, float32 [3], of the training rows over
+          0..1.
+        """
+
+        def prepare() -> list[list[float]]:
+            labelled = self.source.labelled
+            if not self._folds_path.exists():
+                folds_lib.write_folds(
+                    self._folds_path,
+                    labelled.ids,
+                    self.folds,
+                    self._config.data.folds_seed,
+                )
+            measured = statistics.channel_stats(
+                labelled,
+                self.train_rows,
+                cache,
+                f"{self.source.fingerprint}-{self.folds_hash}-{self.fold}",
+            )
+            return [part.tolist() for part in measured]
+
+        mean, std = comm.run_on_primary(prepare)
+        return np.array(mean, np.float32), np.array(std, np.float32)
+
+    def stage_seed(self, stage: Stage) -> int:
+        """Returns the seed of a stage's order and augmentation."""
+        # Stages shuffle differently; prime, so that seeds do not meet.
+        return self._config.seed + 7919 * stage.index
+
+    def train(self, stage: Stage, step: int, sampler: Sampler) -> Iterator:
+        """Returns the endless training batches of `stage`.
+
+        Args:
+          stage: of this run.
+          step: global step of the first batch wanted.
+          sampler: of the task, with `stage_seed`.
+        """
+        batch_size = stage.config.batch_size
+        augment = common.merged(self._config, stage.config, "augment")
+        return loader.train_batches(
+            self.source.labelled,
+            TrainTransform(Augment(**augment), self._config.image_size),
+            sampler,
+            batch_size=batch_size,
+            local_rows=sharding.local_rows(self.mesh, batch_size),
+            seed=self.stage_seed(stage),
+            start_step=step - stage.start,
+            workers=self._workers,
+        )
+
+    def validation(self) -> Iterable[dict]:
+        """Returns batches of the validation rows, centre crops, in order.
+
+        The views are the same every time: decoded once, they spare every
+        evaluation the start of its own loader processes.
+        """
+        if self._validation is not None:
+            return self._validation
+        rows = self.val_rows
+        batches = self.rows(self.source.labelled, rows, ("center",))
+        pixels = 3 * self._config.image_size**2 * len(rows)
+        if pixels > VALIDATION_BYTES_IN_MEMORY:
+            return batches
+        self._validation = list(batches)
+        return self._validation
+
+    def rows(
+        self, examples: Examples, rows: np.ndarray, views: Sequence[str]
+    ) -> Iterator[dict]:
+        """Returns batches of test-time views; see `loader.eval_batches`.
+
+        Args:
+          examples: of the source.
+          rows: int [N], which of them.
+          views: names out of `transforms.views.VIEWS`.
+        """
+        batch_size = self._config.eval.batch_size
+        return loader.eval_batches(
+            examples,
+            rows,
+            EvalTransform(views, self._config.image_size),
+            batch_size=batch_size,
+            local_rows=sharding.local_rows(self.mesh, batch_size),
+            workers=self._workers,
+        )
+
+
+def share_folds(config: ConfigDict, workdir: Path) -> None:
+    """Gives all processes the folds file of the primary, if there is one.
+
+    Args:
+      config: of the run.
+      workdir: the run folder.
+    """
+    comm.broadcast_file(_folds_path(config, workdir))
+
+
+def _folds_path(config: ConfigDict, workdir: Path) -> Path:
+    own = workdir / layout.FOLDS
+    if not comm.is_primary():  # A copy of the primary's, for this run alone.
+        return own
+    return Path(config.data.folds_file or own)
+
+
+def _check_features(
+    examples: Examples, source: str, features: Mapping[str, Kind]
+) -> None:
+    lacking = [
+        name
+        for name, kind in features.items()
+        if examples.kinds.get(name) is not kind
+    ]
+    if lacking:
+        raise UserError(
+            f"the task learns from {', '.join(features)}, and data.source "
+            f"'{source}' has no {' and no '.join(lacking)}; set "
+            "--config.data.source to one that has"
+        )
+
+
+def _check_batches(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses batches that the devices cannot share evenly, all at once."""
+    devices = mesh.size
+    sizes = {
+        f"eval.batch_size is {config.eval.batch_size}": (
+            config.eval.batch_size,
+            1,
+        )
+    }
+    for i, stage in enumerate(config.stages):
+        name = f"stages[{i}].batch_size is {stage.batch_size}"
+        if stage.accumulate > 1:
+            name += f" in {stage.accumulate} parts"
+        sizes[name] = stage.batch_size, stage.accumulate
+    wrong = [
+        f"{name} (take a multiple of {parts * devices})"
+        for name, (size, parts) in sizes.items()
+        if size % (parts * devices)
+    ]
+    if wrong:
+        raise UserError(
+            f"{devices} devices cannot share these batches evenly: "
+            + ", ".join(wrong)
+        )

@@ -1,0 +1,78 @@
+"""The end of a run: the best checkpoint predicts, and a report is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import reports
+from input_pipeline.sources.base import Source
+from run_folder import artifacts, inference, layout
+from training import runtime
+from training.checkpointing import resume
+from training.multihost import comm
+from training.tasks.base import Task
+from training.train_loop import Run
+
+
+def save_inference_spec(task: Task, source: Source, workdir: Path) -> None:
+    """Saves what a checkpoint needs to be used without the training data.
+
+    Args:
+      task: of the run; its statistics are known.
+      source: of the data.
+      workdir: the run folder.
+    """
+    config, statistics = task.config, task.statistics
+    spec = inference.InferenceSpec(
+        task=task.name,
+        model=config.model,
+        model_options=config.model_options.to_dict(),
+        num_outputs=max(len(task.classes), 1),
+        classes=task.classes,
+        mean=tuple(statistics.mean.tolist()),
+        std=tuple(statistics.std.tolist()),
+        image_size=config.image_size,
+        resize="center_crop",
+        views=tuple(config.eval.tta),
+        dtype=str(runtime.compute_dtype(config.dtype)),
+        id_column=source.id_column,
+        target_column=source.target_column,
+        sample_submission=source.sample_submission,
+    )
+    comm.run_on_primary(lambda: inference.write(workdir, spec))
+
+
+def is_exported(workdir: Path) -> bool:
+    """Whether `finish` has come to its end in this folder before."""
+    return comm.run_on_primary(
+        lambda: (
+            artifacts.is_complete(workdir)
+            and (workdir / layout.REPORT).exists()
+        )
+    )
+
+
+def finish(run: Run, workdir: Path) -> None:
+    """Predicts with the best checkpoint, and reports on the run.
+
+    Args:
+      run: whose stages are done.
+      workdir: the run folder.
+
+    Raises:
+      UserError: no good checkpoint is left, or the disk is full.
+    """
+    step, *weights = resume.best_weights(
+        run.checkpoints, run.stages, run.task.abstract_model, run.mesh
+    )
+    print(f"predicting with the best checkpoint, step {step}")
+    writer = artifacts.ArtifactWriter(workdir, step)
+    print(run.task.export(run.data, writer, *weights))
+
+    def report() -> str:
+        sections = run.task.report_sections(workdir)
+        path = str(reports.run_report(workdir, sections))
+        writer.finish()
+        return path
+
+    print(f"report in {comm.run_on_primary(report)}")

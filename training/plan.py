@@ -1,0 +1,78 @@
+"""What a run is going to do, told before it does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+import reports
+from jax_models.cpu_kernels import dispatch
+from run_folder import layout
+from training import runtime
+from training.cli import Arguments
+from training.data import Data
+from training.loop import stages as stages_lib
+from training.loop import state
+from training.loop.stages import Stage
+from training.multihost import comm, sharding
+from training.tasks.base import Task
+
+
+def show(
+    arguments: Arguments,
+    task: Task,
+    data: Data,
+    stages: Sequence[Stage],
+    step: int,
+    mesh: Mesh,
+) -> None:
+    """Prints the plan; with `--plan`, draws its learning rates as well.
+
+    Args:
+      arguments: of the command line.
+      task: of the run.
+      data: of the run.
+      stages: of the run.
+      step: global steps done so far.
+      mesh: of devices.
+    """
+    config = arguments.config
+    dtype = runtime.compute_dtype(config.dtype)
+    lines = {
+        "recipe": f"{arguments.recipe} -> {arguments.workdir}",
+        "model": f"{config.model}, "
+        f"{state.count(task.abstract_model.params):,} parameters, {dtype}, "
+        f"{config.image_size} px",
+        "devices": sharding.describe_mesh(mesh),
+        **data.describe(),
+        **task.describe(),
+        **task.describe_data(data),
+        "steps": f"{stages[-1].end:,} in {len(stages)} stage(s)",
+    }
+    for stage in stages:
+        lines[f"stage {stage.index + 1}"] = (
+            f"{stage.describe()}; {task.describe_stage(stage)}"
+        )
+    if 0 < step < stages[-1].end:
+        lines["continues"] = f"at step {step:,}"
+    for heading, text in lines.items():
+        print(f"{heading:>10}  {text}")
+    if data.source.name == "digits" and step < stages[-1].end:
+        print(
+            "No data.root was given, so this trains on 1,797 small digits; "
+            "give yours with --config.data.root=FOLDER. The estimated time "
+            "follows after the first steps."
+        )
+    if dispatch.lacks_compiler():
+        print(
+            "There is no C++ compiler (c++, or what CXX names), so training "
+            "on this CPU is slower than it could be."
+        )
+    if arguments.plan and comm.is_primary():
+        path = arguments.workdir / layout.PLAN
+        rates = stages_lib.rates_over(stages)
+        reports.plan_report(path, config.model, lines, rates)
+        print(f"the plan with its learning rates is in {path}")
+    sys.stdout.flush()

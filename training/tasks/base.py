@@ -1,0 +1,294 @@
+"""What a task is: everything that differs between learning problems.
+
+A task is one file beside this one. train.py, the config's checks, transfer,
+cross-validation, checkpoints and reports ask for what is declared here, and
+name no task. `registry` knows the tasks by name.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import jax_models
+from configs import common
+from core.errors import UserError
+from input_pipeline.samplers import BalancedSampler, Sampler, ShuffledSampler
+from input_pipeline.sources.base import Kind
+from training import runtime
+from training.loop import grad_accumulation, param_groups
+from training.loop.evaluate import Evaluator
+from training.loop.stages import Stage
+from training.loop.state import AbstractModel, make_abstract_model
+from training.loop.step import Loss
+
+if TYPE_CHECKING:
+    from reports.page import Section
+    from run_folder.artifacts import ArtifactWriter
+    from training.data import Data
+
+Direction = Literal["max", "min"]
+
+# Fields of a stage about the loss. A task lists those that it reads.
+LOSS_FIELDS = (
+    "loss",
+    "label_smoothing",
+    "focal_gamma",
+    "class_weight",
+    "logit_adjustment",
+    "distill_from",
+    "distill_temperature",
+    "distill_alpha",
+    "mixing",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What a model must know of the training rows; saved with the run.
+
+    Attributes:
+      mean: float32 [3], channel means over 0..1 values.
+      std: float32 [3], channel standard deviations.
+      class_prior: float [C], the share of each class; empty without classes.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    class_prior: np.ndarray
+
+    @property
+    def channels(self) -> dict[str, np.ndarray]:
+        """`mean` and `std` by name, as constants of a jitted step."""
+        return {"mean": self.mean, "std": self.std}
+
+
+class Task(abc.ABC):
+    """One learning problem over one config. Constructing it writes nothing.
+
+    Args:
+      config: of the run; `problems` has found none in it.
+      classes: names of the classes, in the order of the model's outputs;
+        empty where the source has none.
+
+    Attributes:
+      name: of the task in `config.task`.
+      features: of the examples that it learns from, with their kinds.
+      metrics: what an evaluation gives, with the direction of better; the
+        first ranks checkpoints unless `checkpoint.metric` names another.
+      loss_fields: those of `LOSS_FIELDS` that its loss reads.
+      learns_labels: whether it learns what the labels say, so that a model
+        of it must not be shown rows that validate elsewhere.
+      abstract_model: the model without its numbers.
+      statistics: of the training rows; set by `train.py` once they are known,
+        before anything is computed.
+
+    Raises:
+      UserError: the model, an option of it or a parameter group is wrong.
+    """
+
+    name: ClassVar[str]
+    features: ClassVar[Mapping[str, Kind]] = {"image": Kind.IMAGE}
+    metrics: ClassVar[Mapping[str, Direction]]
+    loss_fields: ClassVar[frozenset[str]] = frozenset()
+    learns_labels: ClassVar[bool] = False
+
+    statistics: Statistics
+
+    def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
+        self.config, self.classes = config, tuple(classes)
+        self.abstract_model: AbstractModel = make_abstract_model(self.build)
+        grad_accumulation.check(config, self.abstract_model.batch_stats)
+        param_groups.check(
+            nnx.to_pure_dict(self.abstract_model.params), config.stages
+        )
+
+    # ---- What every task must say -------------------------------------------
+
+    @abc.abstractmethod
+    def build(self) -> nnx.Module:
+        """Returns the freshly initialised model."""
+
+    @abc.abstractmethod
+    def loss(
+        self, stage: Stage, mesh: Mesh, *, shapes_only: bool = False
+    ) -> Loss:
+        """Returns what a stage minimises: pure, its constants passed in.
+
+        Args:
+          stage: of the run.
+          mesh: to place large constants on, such as a teacher's weights.
+          shapes_only: whether shapes do for those, as in a plan.
+        """
+
+    @abc.abstractmethod
+    def evaluator(self) -> Evaluator:
+        """Returns what scores the validation rows."""
+
+    @abc.abstractmethod
+    def export(
+        self,
+        data: Data,
+        writer: ArtifactWriter,
+        params: dict,
+        batch_stats: dict,
+    ) -> str:
+        """Writes what the run leaves besides its checkpoints.
+
+        To be called in all processes; the writer writes in the primary alone.
+
+        Args:
+          data: of the run.
+          writer: keeps the manifest of what is written.
+          params: of the best model.
+          batch_stats: of the same.
+
+        Returns:
+          A sentence for people: a score, or how to go on.
+        """
+
+    # ---- What most tasks leave as it is -------------------------------------
+
+    @classmethod
+    def problems(cls, config: ConfigDict) -> Iterator[str]:
+        """Yields a sentence for each field that cannot work with this task."""
+        metric = config.checkpoint.metric
+        if metric and metric not in cls.metrics:
+            yield (
+                f"checkpoint.metric is {metric!r}: the {cls.name} task has "
+                f"{', '.join(cls.metrics)}"
+            )
+        default = common.stage()
+        for index, stage in enumerate(config.stages):
+            for field in LOSS_FIELDS:
+                if field in cls.loss_fields or stage[field] == default[field]:
+                    continue
+                yield (
+                    f"stages[{index}].{field} has no effect on the "
+                    f"{cls.name} task: leave it out"
+                )
+
+    @property
+    def metric(self) -> str:
+        """The metric that ranks checkpoints."""
+        return self.config.checkpoint.metric or next(iter(self.metrics))
+
+    def merit(self, scores: Mapping[str, float]) -> float:
+        """Returns the score that ranks checkpoints; more is better."""
+        value = scores[self.metric]
+        return value if self.metrics[self.metric] == "max" else -value
+
+    def sampler(self, data: Data, seed: int) -> Sampler:
+        """Returns which row stands where in the endless training stream.
+
+        Args:
+          data: of the run.
+          seed: of the stage.
+        """
+        rows, balance = data.train_rows, self.config.data.balance
+        if balance == 0:
+            return ShuffledSampler(rows, seed)
+        labels = data.source.labelled.labels[rows]
+        return BalancedSampler(rows, labels, seed, balance)
+
+    @property
+    def eval_constants(self) -> Any:
+        """What `Evaluator.update` is given: a tree of arrays."""
+        return {
+            **self.statistics.channels,
+            "class_prior": np.asarray(self.statistics.class_prior, np.float32),
+        }
+
+    def describe(self) -> dict[str, str]:
+        """Returns what the plan says of the task, as {heading: text}."""
+        return {}
+
+    def describe_data(self, data: Data) -> dict[str, str]:
+        """Returns what the plan says of the rows, as {heading: text}."""
+        return {}
+
+    def describe_stage(self, stage: Stage) -> str:
+        """Returns what the plan says of a stage's loss."""
+        return f"{self.name} loss"
+
+    def open_teachers(
+        self, workdir: Path, identity: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Opens the runs that this one learns from.
+
+        Args:
+          workdir: this run's folder, which knows them if it has begun.
+          identity: of this run's data.
+
+        Returns:
+          What names their weights, as JSON: a part of the run's identity.
+
+        Raises:
+          UserError: one cannot teach this run.
+        """
+        return {}
+
+    def predict(
+        self,
+        batches: Iterable[dict[str, np.ndarray]],
+        rows: np.ndarray,
+        params: dict,
+        batch_stats: dict,
+        mesh: Mesh,
+    ) -> list[dict[str, Any]]:
+        """Returns one JSON-able record per row, for predict.py.
+
+        Raises:
+          UserError: the task has nothing to say of single photos.
+        """
+        raise UserError(
+            f"the {self.name} task gives no predictions for photos; name a "
+            "run of another task"
+        )
+
+    @classmethod
+    def report_sections(cls, workdir: Path) -> Sequence[Section]:
+        """Returns the task's part of the report on a run folder."""
+        return ()
+
+    @classmethod
+    def join_folds(
+        cls, workdir: Path, runs: Sequence[Path], writer: ArtifactWriter
+    ) -> str:
+        """Joins what the runs over the single folds have exported.
+
+        Args:
+          workdir: folder of the run over all folds.
+          runs: a run folder per fold.
+          writer: of `workdir`.
+
+        Returns:
+          A sentence for people, such as the out-of-fold score.
+        """
+        return f"{len(runs)} models in {workdir}"
+
+
+def build_encoder(
+    config: ConfigDict, num_classes: int
+) -> jax_models.ImageModel:
+    """Returns the freshly initialised network that `config` asks for.
+
+    Args:
+      config: `model`, `model_options`, `seed`, `dtype`, `remat`.
+      num_classes: width of its head.
+    """
+    return jax_models.create_model(
+        config.model,
+        num_classes=num_classes,
+        rngs=nnx.Rngs(config.seed),
+        dtype=runtime.compute_dtype(config.dtype),
+        **{"remat": config.remat, **config.model_options},
+    )
