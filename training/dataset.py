@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from core.errors import UserError
 from input_pipeline import folds as folds_lib
-from input_pipeline import loader
-from input_pipeline.sources import registry
+from input_pipeline import statistics
+from input_pipeline.sources import open_source
+from input_pipeline.sources.base import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Dataset:
       fold: the one that validates; the others train.
     """
 
-    source: registry.Source
+    source: Source
     folds: np.ndarray
     fold: int
 
@@ -66,7 +67,7 @@ class Dataset:
 
     def channel_stats(self, cache: Path) -> tuple[np.ndarray, np.ndarray]:
         """Returns (mean, std), float [3], of the training rows, over 0..1."""
-        return loader.channel_stats(
+        return statistics.channel_stats(
             self.source.labelled,
             self.train_rows,
             cache,
@@ -85,7 +86,7 @@ def load(data: ConfigDict, path: Path) -> Dataset:
     Raises:
       UserError: whatever is wrong with the folder, the csv or the folds.
     """
-    source = registry.open_source(data)
+    source = open_source(data)
     folds = folds_lib.folds_for(source, data.folds, data.folds_seed, path)
     dataset = Dataset(source, folds, data.fold)
     if not len(dataset.val_rows) or not len(dataset.train_rows):

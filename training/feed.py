@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 from input_pipeline import folds as folds_lib
 from input_pipeline import loader
-from input_pipeline.sources.base import Images
-from input_pipeline.transforms.policy import Augment
+from input_pipeline.samplers import BalancedSampler
+from input_pipeline.sources.base import Examples
+from input_pipeline.transforms.policy import Augment, TrainTransform
+from input_pipeline.transforms.views import EvalTransform
 from training import dataset
 from training.loop.stages import Stage
 from training.multihost import comm, sharding
@@ -102,18 +104,24 @@ class Feed:
           stage: of this run.
           step: global step of the first batch wanted.
         """
+        config, rows = self._config, self.data.train_rows
+        labelled = self.data.source.labelled
+        policy = Augment(**{**config.augment, **stage.config.augment})
+        # Stages shuffle differently; prime, so that seeds do not meet.
+        seed = config.seed + 7919 * stage.index
         return loader.train_batches(
-            self.data.source.labelled,
-            self.data.train_rows,
-            Augment(**{**self._config.augment, **stage.config.augment}),
-            size=self._config.image_size,
+            labelled,
+            TrainTransform(policy, config.image_size),
+            BalancedSampler(
+                rows, labelled.labels[rows], seed, config.data.balance
+            ),
             batch_size=stage.config.batch_size,
-            places=sharding.local_rows(self._mesh, stage.config.batch_size),
-            # Stages shuffle differently; prime, so that seeds do not meet.
-            seed=self._config.seed + 7919 * stage.index,
+            local_rows=sharding.local_rows(
+                self._mesh, stage.config.batch_size
+            ),
+            seed=seed,
             start_step=step - stage.start,
             workers=self._workers,
-            balance=self._config.data.balance,
         )
 
     def validation(self) -> Iterable[dict]:
@@ -132,23 +140,22 @@ class Feed:
         self._validation = list(batches)
         return self._validation
 
-    def rows(self, images: Images, rows, views) -> Iterator[dict]:
-        """Returns batches of test-time views; see `pipeline.eval_batches`.
+    def rows(self, examples: Examples, rows, views) -> Iterator[dict]:
+        """Returns batches of test-time views; see `loader.eval_batches`.
 
         Args:
-          images: of the source.
+          examples: of the source.
           rows: int [N], which of them.
-          views: names out of `augment.VIEWS`.
+          views: names out of `views.VIEWS`.
         """
         return loader.eval_batches(
-            images,
+            examples,
             rows,
-            size=self._config.image_size,
+            EvalTransform(views, self._config.image_size),
             batch_size=self._config.eval.batch_size,
-            places=sharding.local_rows(
+            local_rows=sharding.local_rows(
                 self._mesh, self._config.eval.batch_size
             ),
-            views=views,
             workers=self._workers,
         )
 

@@ -48,7 +48,8 @@ LOSS = state_lib.Loss(loss_fn, {"noise": np.float32(0.01)}, prepare)
 def masked_loss_fn(model, batch, constants):
     targets = jax.nn.one_hot(batch["label"], 4)
     rows = -(targets * jax.nn.log_softmax(model(batch["image"]))).sum(-1)
-    return (rows * batch["mask"]).sum() / jnp.maximum(batch["mask"].sum(), 1.0)
+    weight = batch["weight"]
+    return (rows * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
 MASKED_LOSS = state_lib.Loss(masked_loss_fn, LOSS.constants, prepare)

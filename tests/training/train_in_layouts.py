@@ -75,7 +75,7 @@ def batch_on(run, step):
     batch = {
         "image": rng.normal(size=(16, 8, 8, 3)).astype(np.float32),
         "label": rng.integers(0, 4, 16).astype(np.int32),
-        "mask": (np.arange(16) % 7 != step).astype(np.float32),
+        "weight": (np.arange(16) % 7 != step).astype(np.float32),
     }
     own = sharding.local_rows(run.mesh, 16)
     own = {name: values[own] for name, values in batch.items()}

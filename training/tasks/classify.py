@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 import jax_models
 from configs import loading
 from core.errors import UserError
-from input_pipeline import loader
 from input_pipeline.transforms import mixing
+from input_pipeline.transforms.views import EvalTransform
 from metrics import classification
 from run_folder import layout
 from run_folder import predictions as logits_lib
@@ -69,7 +69,7 @@ class Classification:
         self, config: ConfigDict, workdir: Path, mesh: Mesh, workers: int
     ):
         self._config, self._mesh = config, mesh
-        loader.check_views(config.eval.tta)
+        EvalTransform(config.eval.tta, config.image_size)  # Checks the views.
         _check_metric(config.checkpoint.metric)
         self._feed = Feed(config, workdir, mesh, workers)
         self.data = self._feed.data
@@ -326,7 +326,7 @@ def make_prepare(mix: mixing.Mixing):
             batch, mix, constants["mean"], constants["std"], classes, key
         )
         images = jax.lax.optimization_barrier(images)
-        return {"image": images, "target": targets, "mask": counts}
+        return {"image": images, "target": targets, "weight": counts}
 
     return prepare
 
@@ -335,7 +335,7 @@ def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
     """Returns the function of a `Loss`: a stage's loss on mixed images.
 
     Label smoothing (Szegedy et al. 2016) is applied here and nowhere else.
-    Rows with mask 0 count for nothing; the mean is over the others.
+    Rows with weight 0 count for nothing; the mean is over the others.
 
     Args:
       stage: a `configs.common.stage`.
@@ -344,7 +344,7 @@ def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
 
     def loss(model, batch, constants) -> jax.Array:
         weights = constants["class_weights"]
-        images, counts = batch["image"], batch["mask"]
+        images, counts = batch["image"], batch["weight"]
         targets = optax.smooth_labels(batch["target"], stage.label_smoothing)
         logits = answers = model(images)
         if stage.logit_adjustment:

@@ -160,7 +160,8 @@ class MaskedAutoencoding:
         def prepare(batch, constants, key: jax.Array) -> dict[str, jax.Array]:
             images = mixing.images_of(batch, **constants)
             hidden = mae.random_mask(key, len(images), units, config.mask_ratio)
-            return {"image": images, "hidden": hidden, "mask": batch["mask"]}
+            weight = batch["weight"]
+            return {"image": images, "hidden": hidden, "weight": weight}
 
         def loss(model, batch, constants) -> jax.Array:
             images, hidden = batch["image"], batch["hidden"]
@@ -169,7 +170,7 @@ class MaskedAutoencoding:
                 images,
                 hidden,
                 normalize_targets=config.normalize_targets,
-                weights=batch["mask"],
+                weights=batch["weight"],
             )
 
         return Loss(loss, self._channels, prepare)
@@ -178,7 +179,7 @@ class MaskedAutoencoding:
         """Returns `val_loss`, over the validation rows that can be read."""
         total, count = 0.0, 0.0
         for number, batch in enumerate(self._feed.validation()):
-            weights = batch["mask"] * ~batch["bad"]
+            weights = batch["weight"] * ~batch["bad"]
             found = self._look(params, batch_stats, batch, number)
             put = sharding.put_batch({"weights": weights}, self._mesh)
             sums = jax.device_get(self._errors(*found, put["weights"]))
