@@ -16,12 +16,13 @@ if __name__ == "__main__":
     from core import hardware, signals
 
     hardware.keep_freed_memory()  # Before there is any other thread.
-    signals.watch()  # And before the imports below, which take seconds.
+    signals.install()  # And before the imports below, which take seconds.
 
 import contextlib
+import dataclasses
 import sys
 
-from core.errors import one_sentence
+from core.errors import exit_on_user_error
 from training import cli
 
 # The data loader's worker processes import this file anew. Everything heavy
@@ -99,7 +100,9 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
         workdir / layout.CHECKPOINTS, config.checkpoint.keep_best
     )
     resources.callback(checkpoints.close)
-    here = resume.newest(checkpoints, schedule, task.abstract_model, mesh)
+    here = resume.restore_latest(
+        checkpoints, schedule, task.abstract_model, mesh
+    )
     plan.show(arguments, task, data, schedule, here.step, mesh)
     finished = here.step == schedule[-1].end
     if finished and finish.is_exported(workdir) and not arguments.export:
@@ -140,7 +143,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
                 run, stage, here.step, state, eval_step
             )
         except recorder.Diverged as diverged:
-            here = resume.newest(
+            here = resume.restore_latest(
                 checkpoints, schedule, task.abstract_model, mesh
             )
             log.roll_back(stage, here.step, here.history, diverged)
@@ -148,7 +151,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
         if ended.signal:
             print(f"stopped at step {ended.step}; the same command continues")
             return signals.exit_code(ended.signal)
-        here = resume.Point(ended.step, {}, None)
+        here = resume.ResumePoint(ended.step, {}, None)
 
     # ---- Predictions of the best checkpoint, and the report -----------------
     finish.finish(run, workdir)
@@ -176,7 +179,7 @@ def keep_in_bucket(
     others = {config.init_from, *(s.distill_from for s in config.stages)}
     comm.run_on_primary(lambda: mirror.fetch_beside(*where, sorted(others)))
     if not arguments.plan:
-        kept = coordinated_shutdown.in_first(lambda: mirror.Mirror(*where))
+        kept = coordinated_shutdown.on_primary(lambda: mirror.Mirror(*where))
         resources.enter_context(kept)
 
 
@@ -225,13 +228,14 @@ def start(arguments: cli.Arguments) -> None:
     runtime.start(arguments.config.cache_dir)
     runtime.connect(arguments.peers)
     with (
-        coordinated_shutdown.ending_together(),
+        coordinated_shutdown.shutdown_together(),
         contextlib.ExitStack() as resources,
-        coordinated_shutdown.announcing(),
+        coordinated_shutdown.broadcasting_errors(),
     ):
         resources.enter_context(comm.silence_other_processes())
         runtime.begin_compiling()
-        arguments = comm.use_private_folder(arguments, resources)
+        workdir = comm.private_workdir(arguments.workdir, resources)
+        arguments = dataclasses.replace(arguments, workdir=workdir)
         if arguments.remote:
             keep_in_bucket(arguments, resources)
         action = train_all_folds if arguments.all_folds else train
@@ -249,7 +253,7 @@ def main(argv: list[str]) -> int:
     Raises:
       SystemExit: any other exit code.
     """
-    with one_sentence():
+    with exit_on_user_error():
         start(cli.parse(argv))
     return 0
 

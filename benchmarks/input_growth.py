@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import pairs
 from benchmarks.input_pipeline import BATCH, PHOTOS, READY_MADE, SIZE
 from input_pipeline import loader
-from input_pipeline.sources.base import FileImages
-from input_pipeline.transforms.policy import Augment
+from input_pipeline.samplers import ShuffledSampler
+from input_pipeline.sources.base import FileExamples
+from input_pipeline.transforms.policy import Augment, TrainTransform
 
 COUNTS = (1_000, 10_000, 100_000)
 FILES = 64
@@ -36,12 +37,11 @@ class Stream:
         start = time.process_time()
         rows = np.arange(count)
         names = [f"{row % FILES}.jpg" for row in rows]
-        images = FileImages(rows.astype(str), rows % 16, str(folder), names)
+        images = FileExamples(rows.astype(str), rows % 16, str(folder), names)
         self.batches = loader.train_batches(
             images,
-            rows,
-            Augment(),
-            size=SIZE,
+            TrainTransform(Augment(), SIZE),
+            ShuffledSampler(rows, 0),
             batch_size=BATCH,
             seed=0,
             # An epoch's edge lies within what is measured, with its new order.

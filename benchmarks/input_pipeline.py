@@ -87,14 +87,14 @@ PHOTOS = (
 def our_images(photos: Photos, folder: Path):
     """Returns the photos as our pipeline reads them."""
     from input_pipeline.sources import records
-    from input_pipeline.sources.base import ArrayImages, FileImages, Source
+    from input_pipeline.sources.base import ArrayExamples, FileExamples, Source
 
     labels = np.zeros(photos.count, np.int32)
     ids = np.array([f"{number}.jpg" for number in range(photos.count)])
     if photos.kept == MEMORY:
         pixels = [np.array(Image.open(folder / name)) for name in ids]
-        return ArrayImages(ids, labels, np.stack(pixels))
-    images = FileImages(ids, labels, str(folder), ids.tolist())
+        return ArrayExamples(ids, labels, np.stack(pixels))
+    images = FileExamples(ids, labels, str(folder), ids.tolist())
     if photos.kept == FILES:
         return images
     source = Source("folders", images, None, ("0",), None, "id", "label", "")
@@ -108,15 +108,13 @@ def our_batches(
 ) -> Iterator:
     """Ours: bytes, to be normalised and erased on the device."""
     from input_pipeline import loader
-    from input_pipeline.transforms.policy import Augment
+    from input_pipeline.samplers import ShuffledSampler
+    from input_pipeline.transforms.policy import Augment, TrainTransform
 
-    images = our_images(photos, folder)
-    rows = np.arange(photos.count)
     return loader.train_batches(
-        images,
-        rows,
-        Augment(device=device),
-        size=SIZE,
+        our_images(photos, folder),
+        TrainTransform(Augment(device=device), SIZE),
+        ShuffledSampler(np.arange(photos.count), 0),
         batch_size=BATCH,
         seed=0,
         workers=workers,

@@ -118,7 +118,7 @@ def compiled_step(recipe: str, data: int, fsdp: int):
     batch = {
         "image": np.zeros((1, side, side, 3), np.uint8),
         "label": np.zeros(1, np.int32),
-        "mask": np.zeros(1, np.float32),
+        "weight": np.zeros(1, np.float32),
     }
     with dispatch.portable_forms():  # What accelerators compute.
         lowered = memory_plan.lower(abstract_model, loss, stage, mesh, batch)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import pairs
 from benchmarks.input_pipeline import BATCH, PHOTOS, SIZE, our_batches
-from input_pipeline.transforms import policy
+from input_pipeline.transforms.policy import Augment, TrainTransform
 from training.loop.input_stall import InputStallMonitor
 from training.multihost import sharding
 
@@ -68,13 +68,12 @@ def share_of_waiting(batches, step, steps: int, ahead: bool) -> float:
 def batches_on_demand(folder: Path, count: int) -> Iterator[dict]:
     """Yields such batches as the loader makes, each when it is asked for."""
     names = [folder / f"{number}.jpg" for number in range(count)]
+    transform = TrainTransform(Augment(), SIZE)
     rng = np.random.default_rng(0)
     while True:
         rows = rng.choice(count, BATCH)
         images = [
-            policy.train_image(
-                names[row].read_bytes(), policy.Augment(), SIZE, rng
-            )
+            transform({"image": names[row].read_bytes()}, rng)["image"]
             for row in rows
         ]
         yield {"image": np.stack(images), "row": rows}

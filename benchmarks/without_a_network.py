@@ -82,7 +82,9 @@ def main(root: str) -> None:
     config.root = root
     rows = dataset.load(config, Path("no folds file"))
     images = rows.source.labelled
-    described = np.stack([features(images.read(i)) for i in range(len(images))])
+    described = np.stack(
+        [features(images.read(i)["image"]) for i in range(len(images))]
+    )
     train, val = rows.train_rows, rows.val_rows
     search = model_selection.GridSearchCV(
         pipeline.make_pipeline(

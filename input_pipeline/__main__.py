@@ -36,7 +36,7 @@ from configs import loading
 from core.errors import UserError, exit_on_user_error
 from input_pipeline import audit
 from input_pipeline.contact_sheet import write_contact_sheet
-from input_pipeline.sources import registry
+from input_pipeline.sources import open_source
 from input_pipeline.transforms.policy import Augment
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def draw(argv: list[str]) -> None:
     # Masked pretraining has no labels to mix.
     if known.batches and stage is not None and config.task != "mae":
         mixing = _mixing(config, stage)
-    source = registry.open_source(config.data)
+    source = open_source(config.data)
     chosen = write_contact_sheet(
         known.out,
         source,
@@ -139,7 +139,7 @@ def check(argv: list[str]) -> int:
     )
     parser.add_argument("--out", default="audit.csv", metavar="CSV")
     known, config = loading.parse(parser, argv)
-    source = registry.open_source(config.data)
+    source = open_source(config.data)
     findings = audit.audit(source, config.data.folds)
     audit.write_findings(known.out, findings)
     print("\n".join(audit.summary(source, findings)))
@@ -173,7 +173,7 @@ def convert(argv: list[str]) -> None:
     known, config = loading.parse(parser, argv)
     if known.rows_per_shard < 1:
         raise UserError("--rows-per-shard must be at least 1")
-    source = registry.open_source(config.data)
+    source = open_source(config.data)
     print(records.convert(source, known.out, known.rows_per_shard))
 
 

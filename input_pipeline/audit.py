@@ -21,7 +21,7 @@ from core import atomic_files
 from input_pipeline import parallel_scan
 from input_pipeline.decoding import BadImage, decode
 from input_pipeline.folds import MIN_PER_CLASS
-from input_pipeline.sources.base import Images, Source
+from input_pipeline.sources.base import Examples, Source
 
 # A side so many times longer or shorter than the split's median is unusual.
 SIZE_FACTOR = 4.0
@@ -112,9 +112,9 @@ def audit(source: Source, folds: int) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.problem not in LOSSES)
 
 
-def _look(images: Images, row: int) -> _Look:
+def _look(images: Examples, row: int) -> _Look:
     try:
-        pixels = decode(images.read(row))
+        pixels = decode(images.read(row)["image"])
     except BadImage as error:
         return _Look(reason=str(error))
     height, width, _ = pixels.shape
@@ -124,7 +124,7 @@ def _look(images: Images, row: int) -> _Look:
 
 
 def _finding(
-    splits: dict[str, Images], split: str, row: int, problem: str, detail: str
+    splits: dict[str, Examples], split: str, row: int, problem: str, detail: str
 ) -> Finding:
     images = splits[split]
     return Finding(
@@ -133,7 +133,7 @@ def _finding(
 
 
 def _bad(
-    splits: dict[str, Images], looks: dict[str, list[_Look]]
+    splits: dict[str, Examples], looks: dict[str, list[_Look]]
 ) -> Iterator[Finding]:
     problems = {"train": "bad training image", "test": "bad test image"}
     for split, found in looks.items():
@@ -164,9 +164,9 @@ def _small_classes(
 
 
 def _copies(
-    splits: dict[str, Images], looks: dict[str, list[_Look]]
+    splits: dict[str, Examples], looks: dict[str, list[_Look]]
 ) -> Iterator[Finding]:
-    """Images of the same pixels, whatever their files look like."""
+    """Examples of the same pixels, whatever their files look like."""
     places = defaultdict(list)
     for split, found in looks.items():
         for row, look in enumerate(found):
@@ -188,7 +188,7 @@ def _copies(
 
 
 def _sizes(
-    splits: dict[str, Images], looks: dict[str, list[_Look]]
+    splits: dict[str, Examples], looks: dict[str, list[_Look]]
 ) -> Iterator[Finding]:
     medians = {}
     for split, found in looks.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from core import atomic_files
-from input_pipeline.sources.base import Images, Source
-from input_pipeline.transforms.policy import (
-    Augment,
-    BadImage,
-    eval_image,
-    train_image,
-)
+from input_pipeline.decoding import BadImage
+from input_pipeline.sources.base import Examples, Source
+from input_pipeline.transforms.policy import Augment, TrainTransform
+from input_pipeline.transforms.views import EvalTransform
 
 if TYPE_CHECKING:  # JAX comes with it, and a sheet may do without.
     from input_pipeline.transforms.mixing import Mixing
@@ -154,7 +152,7 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _one_of_each_class(
-    images: Images, count: int, rng: np.random.Generator
+    images: Examples, count: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Rows of `count` images, of as many classes as there are."""
     order = rng.permutation(len(images))
@@ -169,23 +167,22 @@ def _one_of_each_class(
 
 
 def _looks(
-    images: Images,
+    images: Examples,
     row: int,
     augment: Augment,
     size: int,
     columns: int,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    data = images.read(row)
-    center = eval_image(data, ("center",), size, str(images.ids[row]))[0]
-    return [
-        center,
-        *(train_image(data, augment, size, rng) for _ in range(columns - 1)),
-    ]
+    example = images.read(row)
+    center = EvalTransform(("center",), size)(example)["image"][0]
+    transform = TrainTransform(dataclasses.replace(augment, device=False), size)
+    others = (transform(example, rng)["image"] for _ in range(columns - 1))
+    return [center, *others]
 
 
 def _batch(
-    images: Images,
+    images: Examples,
     augment: Augment,
     size: int,
     count: int,
@@ -194,14 +191,15 @@ def _batch(
     """A batch of random images as the pipeline makes it."""
     rows = rng.choice(len(images), count, replace=count > len(images))
     pixels = np.zeros((count, size, size, 3), np.uint8)
-    mask = np.zeros(count, np.float32)
+    weight = np.zeros(count, np.float32)
+    transform = TrainTransform(dataclasses.replace(augment, device=False), size)
     for slot, row in enumerate(rows):
         try:
-            pixels[slot] = train_image(images.read(row), augment, size, rng)
-            mask[slot] = 1
+            pixels[slot] = transform(images.read(row), rng)["image"]
+            weight[slot] = 1
         except BadImage:
             continue
-    return {"image": pixels, "label": images.labels[rows], "mask": mask}
+    return {"image": pixels, "label": images.labels[rows], "weight": weight}
 
 
 def _mixed(
@@ -213,7 +211,7 @@ def _mixed(
     """The batch after erasing and mixing.
 
     Returns:
-      Images uint8 `[size, size, 3]` and soft labels float `[count, C]`.
+      Examples uint8 `[size, size, 3]` and soft labels float `[count, C]`.
     """
     import jax
 

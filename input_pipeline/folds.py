@@ -1,4 +1,4 @@
-"""Who trains and who validates: stratified folds in one readable file."""
+"""Stratified folds for training and validation, in one readable file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from core import atomic_files
 from core.errors import UserError
+from input_pipeline import stratified_split
 from input_pipeline.sources.base import Source
 
 # Below this, some fold would train without ever seeing the class.
@@ -27,10 +28,7 @@ def make_folds(
 ) -> np.ndarray:
     """Divides the images of each class evenly over `k` folds.
 
-    Within a class the images are put in the order of a keyed hash of their
-    ids and dealt out in turn, so the answer depends on the set of (id, label)
-    pairs and never on the order of the rows. The deal goes on from class to
-    class, so that fold sizes differ by one at most.
+    See `stratified_split.split`.
 
     Args:
       ids: str `[N]`, unique.
@@ -61,15 +59,7 @@ def make_folds(
                 f"needs at least {MIN_PER_CLASS}; add images of this class or "
                 "leave it out"
             )
-    keys = [_hash_order(seed, image_id) for image_id in ids]
-    order = sorted(range(len(ids)), key=lambda row: (labels[row], keys[row]))
-    folds = np.empty(len(ids), np.int32)
-    folds[order] = np.arange(len(ids)) % k
-    return folds
-
-
-def _hash_order(seed: int, image_id: str) -> bytes:
-    return hashlib.sha256(f"{seed}\n{image_id}".encode()).digest()
+    return stratified_split.split(ids, labels, k, seed)
 
 
 def folds_hash(ids: np.ndarray, folds: np.ndarray) -> str:

@@ -1,51 +1,32 @@
 """The grain chain: from row numbers to batches of NumPy arrays.
 
 The element of the chain is a whole batch, and batch `k` is a pure function of
-(seed, k): which rows it holds follows from the order of its epoch, and
-every image has a random generator of its own, keyed by the image's position
-in the endless stream. So a run that is rebuilt at any step goes on exactly,
-with any number of workers, and the places of a batch that several hosts load
-are, put together, the batch of one host. Batches go over the edge of an
-epoch, and nothing is dropped.
+(seed, k): the sampler says which rows it holds, and every example has a random
+generator of its own, keyed by its position in the endless stream. So a run
+resumes bit-exactly from any step, with any number of workers, and the rows of
+a batch that several hosts load are, put together, the batch of one host.
+Batches go over the edge of an epoch, and nothing is dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import multiprocessing
-import os
-import pickle
-import signal
 import sys
-import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from multiprocessing import resource_tracker
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import grain.python as grain
 import numpy as np
 from absl import flags
 
-from core import atomic_files
 from core.errors import UserError
+from input_pipeline import worker_pool
 from input_pipeline.backends import image_backend
+from input_pipeline.decoding import BadImage
 from input_pipeline.samplers import AUGMENT, Sampler, generator
-from input_pipeline.sources.base import Images
-from input_pipeline.statistics import channel_stats
-from input_pipeline.transforms.operations import Operation, encode
-from input_pipeline.transforms.policy import (
-    VIEWS,
-    Augment,
-    BadImage,
-    eval_image,
-    prepared_train_image,
-)
-
-__all__ = ["Batches", "channel_stats", "eval_batches", "train_batches"]
+from input_pipeline.sources.base import Examples, Kind
 
 # Enough steps for any training; a grain range needs an end.
 _ENDLESS = 1 << 48
@@ -53,112 +34,104 @@ _ENDLESS = 1 << 48
 # Batches that wait ready-made, per worker.
 _BUFFERED_BATCHES = 2
 
-# Where the reasons for bad images travel inside a batch.
+# Key of the reasons for bad images inside a batch.
 _REASONS = "reasons"
+
+Spec = dict[str, tuple[tuple[int, ...], type]]
+
+
+class Transform(Protocol):
+    """Makes an example's pixels what the model is given; picklable."""
+
+    def spec(self, kinds: Mapping[str, Kind]) -> Spec:
+        """Returns (shape, dtype) of every feature that a call returns.
+
+        Args:
+          kinds: of the examples' features.
+        """
+
+    def __call__(
+        self, example: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> dict[str, np.ndarray]:
+        """Returns the features of `spec`.
+
+        Args:
+          example: what `Examples.read` returns, and `id`.
+          rng: the only source of randomness; None in evaluation.
+
+        Raises:
+          BadImage: the example cannot be read.
+        """
 
 
 def train_batches(
-    images: Images,
-    rows: np.ndarray,
-    augment: Augment,
+    examples: Examples,
+    transform: Transform,
+    sampler: Sampler,
     *,
-    size: int,
     batch_size: int,
     seed: int,
     start_step: int = 0,
     workers: int = 0,
-    places: Sequence[int] | None = None,
-    balance: float = 0.0,
+    local_rows: Sequence[int] | None = None,
 ) -> Batches:
-    """Endless augmented batches in a new order every epoch.
+    """Endless augmented batches, in the sampler's order.
 
     Args:
-      images: the images.
-      rows: int `[N]`, the rows of `images` to train on.
-      augment: see `train_image`.
-      size: side of the images in pixels.
-      batch_size: images per step over all hosts.
-      seed: of order and augmentation.
+      examples: that `sampler` takes rows of.
+      transform: such as `policy.TrainTransform`.
+      sampler: which row is at which position of the stream.
+      batch_size: examples per step over all hosts.
+      seed: of augmentation.
       start_step: number of the first batch; a stream that starts at k is the
         stream that starts at 0 without its first k batches.
       workers: processes that prepare batches; 0 prepares them in a thread.
-      places: which of 0 to batch_size - 1 this host loads, ascending; all
+      local_rows: which of 0 to batch_size - 1 this host loads, ascending; all
         when left out.
-      balance: how far rare classes come more often than they are, 0 (each
-        image once an epoch) to 1 (all classes alike); see `Sampler`.
 
     Returns:
-      Iterator of dicts with `image` uint8 `[b, size, size, 3]`, `label` int32
-      `[b]`, `mask` float32 `[b]` (0: the image could not be read, its pixels
-      are 0), `row` int32 `[b]`, where b = len(places). With `augment.device`
-      also what `device_ops.apply` is to do with the images:
-      `operation` uint8 `[b, S]` and `strength` float32 `[b, S]`.
-
-    Raises:
-      UserError: no rows, or a balance that is none.
+      Iterator of dicts with the features of `transform.spec`, those of
+      `examples.row_features` (`label` int32 `[b]` and the columns), `weight`
+      float32 `[b]` (0: the example could not be read, its pixels are 0) and
+      `row` int32 `[b]`, where b = len(local_rows).
     """
-    rows = np.asarray(rows, np.int32)
-    if len(rows) == 0:
-        raise UserError(
-            "there is no image to train on; check --config.data.fold and "
-            "--config.data.folds"
-        )
-    if not 0 <= balance <= 1:
-        raise UserError(
-            f"data.balance is {balance}; set --config.data.balance between 0 "
-            "(classes as often as they are) and 1 (all equally often)"
-        )
-    sampler = Sampler(rows, images.labels[rows], seed, balance)
-    places = _checked(places, batch_size)
-    maker = _TrainBatch(images, sampler, augment, size, batch_size, places)
+    local_rows = _checked(local_rows, batch_size)
+    maker = _TrainBatch(
+        examples, transform, batch_size, local_rows, sampler, seed
+    )
     steps = grain.MapDataset.range(start_step, _ENDLESS)
     return Batches(steps, maker, workers)
 
 
-def check_views(views: Sequence[str]) -> None:
-    """Raises a UserError unless every view is one of `augment.VIEWS`."""
-    unknown = [view for view in views if view not in VIEWS]
-    if unknown or not views:
-        raise UserError(
-            f"there is no evaluation view '{', '.join(unknown)}'; choose from "
-            f"{', '.join(VIEWS)}"
-        )
-
-
 def eval_batches(
-    images: Images,
+    examples: Examples,
     rows: np.ndarray,
+    transform: Transform,
     *,
-    size: int,
     batch_size: int,
-    views: Sequence[str] = ("center",),
     workers: int = 0,
-    places: Sequence[int] | None = None,
+    local_rows: Sequence[int] | None = None,
 ) -> Batches:
     """Every row exactly once, in order; the last batch is filled up.
 
     Args:
-      images: the images.
-      rows: int `[N]`, the rows of `images` to evaluate.
-      size: side of a view in pixels.
-      batch_size: images per step over all hosts.
-      views: names out of `augment.VIEWS`.
+      examples: that `rows` are of.
+      rows: int `[N]`, the rows to evaluate.
+      transform: such as `views.EvalTransform`.
+      batch_size: examples per step over all hosts.
       workers: processes that prepare batches; 0 prepares them in a thread.
-      places: which of 0 to batch_size - 1 this host loads, ascending; all
+      local_rows: which of 0 to batch_size - 1 this host loads, ascending; all
         when left out.
 
     Returns:
-      Iterator of dicts with `image` uint8 `[b, V, size, size, 3]`, `label`
-      int32 `[b]`, `mask` float32 `[b]` (0: filling, with row -1), `row` int32
-      `[b]`, `bad` bool `[b]` (the image could not be read, its pixels are 0).
-
-    Raises:
-      UserError: an unknown view.
+      Iterator of dicts with the features of `transform.spec` and of
+      `examples.row_features`, `weight` float32 `[b]` (0: filling, with row -1
+      and label -1), `row` int32 `[b]` and `bad` bool `[b]` (the example could
+      not be read, its pixels are 0), where b = len(local_rows).
     """
-    check_views(views)
     rows = np.asarray(rows, np.int32)
-    places = _checked(places, batch_size)
-    maker = _EvalBatch(images, rows, size, batch_size, tuple(views), places)
+    local_rows = _checked(local_rows, batch_size)
+    maker = _EvalBatch(examples, transform, batch_size, local_rows, rows)
     steps = grain.MapDataset.range(0, -(-len(rows) // batch_size))
     return Batches(steps, maker, workers)
 
@@ -176,24 +149,25 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """
 
     def __init__(
-        self,
-        steps: grain.MapDataset,
-        maker: _TrainBatch | _EvalBatch,
-        workers: int,
+        self, steps: grain.MapDataset, maker: _MakeBatch, workers: int
     ):
-        self._images, self._workers = maker.images, workers
+        self._examples, self._workers = maker.examples, workers
         self._consequence = maker.consequence
         kept = contextlib.ExitStack()
         if workers:
             image_backend.prepare()
-            maker = kept.enter_context(_parcel(maker))
+            maker = kept.enter_context(worker_pool.spooled(maker))
         # In a list, to be emptied when it is closed.
         self._chain = [iter(_chain(steps.map(maker), workers))]
         self._reported: set[int] = set()
         # Also when this is dropped, or when the program ends: worker processes
         # must be gone before the modules that end them are taken apart.
         self.close = weakref.finalize(self, _close, self._chain, kept)
-        self._starting = _deaf_children if workers else contextlib.nullcontext
+        self._starting = (
+            worker_pool.stop_signals_blocked
+            if workers
+            else contextlib.nullcontext
+        )
 
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._chain:
@@ -217,12 +191,12 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         for row, reason in batch.pop(_REASONS):
             if row not in self._reported:
                 self._reported.add(row)
-                name = self._images.path(row) or self._images.ids[row]
+                name = self._examples.path(row) or self._examples.ids[row]
                 print(
                     f"bad image '{name}': {reason}; {self._consequence}",
                     file=sys.stderr,
                 )
-        # Images from workers lie in shared memory, which would fill up, or
+        # Arrays from workers are in shared memory, which would fill up, or
         # outlive the process, if a caller kept them.
         return {name: _owned(values) for name, values in batch.items()}
 
@@ -241,57 +215,19 @@ def _close(
     kept.close()
 
 
-@contextlib.contextmanager
-def _parcel(maker: _TrainBatch | _EvalBatch) -> Iterator[_Parcel]:
-    """Yields what makes the same batches, in a file as long as it lasts.
-
-    Raises:
-      UserError: there is no room for the file.
-    """
-    with atomic_files.temporary_folder(prefix="sextet-loader-") as folder:
-        path = folder / "maker"
-        try:
-            path.write_bytes(pickle.dumps(maker))
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; free some space "
-                "there, or set TMPDIR to another folder"
-            ) from error
-        yield _Parcel(path)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parcel:
-    """A batch maker that travels to worker processes in a file.
-
-    What a spawned process is given goes through a pipe, and if it dies before
-    it has read more than the pipe holds, its parent waits for ever (CPython's
-    Popen keeps the reading end open). A file's name always fits, and is
-    pickled once for all workers.
-    """
-
-    path: Path
-
-    def __call__(self, step: int) -> dict[str, Any]:
-        return _unpack(self.path)(step)
-
-
-@functools.lru_cache(maxsize=1)
-def _unpack(path: Path) -> _TrainBatch | _EvalBatch:
-    return pickle.loads(path.read_bytes())
-
-
 def _owned(values: np.ndarray) -> np.ndarray:
     return values if type(values) is np.ndarray else np.array(values)
 
 
-def _checked(places: Sequence[int] | None, batch_size: int) -> tuple[int, ...]:
-    if places is None:
+def _checked(
+    local_rows: Sequence[int] | None, batch_size: int
+) -> tuple[int, ...]:
+    if local_rows is None:
         return tuple(range(batch_size))
-    places = tuple(int(place) for place in places)
-    if not places or min(places) < 0 or max(places) >= batch_size:
-        raise ValueError(f"places {places} of a batch of {batch_size}")
-    return places
+    local_rows = tuple(int(row) for row in local_rows)
+    if not local_rows or min(local_rows) < 0 or max(local_rows) >= batch_size:
+        raise ValueError(f"local rows {local_rows} of a batch of {batch_size}")
+    return local_rows
 
 
 def _chain(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
@@ -306,131 +242,93 @@ def _chain(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=_BUFFERED_BATCHES
             ),
-            worker_init_fn=_start_worker,
+            worker_init_fn=worker_pool.exit_with_parent,
         )
     return chain
 
 
-@contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes that start inside leave Ctrl-C and SIGTERM to this one.
-
-    In a terminal, or from a scheduler, these reach every process of a job;
-    the one that trains then finishes its step, for which it needs its
-    loaders. A signal that is blocked here stays blocked in a child from its
-    first moment on; other threads of this process hear it meanwhile.
-    """
-    # Starting the tracker, which a worker's start may do, would unblock them.
-    resource_tracker.ensure_running()
-    stops = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Leaves with the parent.
-
-    grain ends its workers in good order; after a SIGKILL nobody does, and
-    they would wait for ever on a queue that no one reads.
-    """
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 @dataclasses.dataclass(frozen=True)
-class _TrainBatch:
+class _MakeBatch:
     """Step number -> batch. Picklable, as worker processes are spawned."""
 
-    consequence: ClassVar = "left out of training"
-    images: Images
-    sampler: Sampler
-    augment: Augment
-    size: int
+    consequence: ClassVar[str]
+    examples: Examples
+    transform: Transform
     batch_size: int
-    places: tuple[int, ...]
+    local_rows: tuple[int, ...]
 
-    def __call__(self, step: int) -> dict[str, Any]:
-        first = step * self.batch_size
-        positions = [first + place for place in self.places]
-        side = self.size
-        pixels = np.zeros((len(positions), side, side, 3), np.uint8)
-        mask = np.ones(len(positions), np.float32)
-        rows = np.empty(len(positions), np.int32)
-        left: list[list[Operation]] = [[] for _ in positions]
-        reasons = []
-        for slot, position in enumerate(positions):
-            row = self.sampler.row(position)
-            rows[slot] = row
-            rng = generator(self.sampler.seed, AUGMENT, position)
-            try:
-                data = self.images.read(row)
-                pixels[slot], left[slot] = prepared_train_image(
-                    data, self.augment, side, rng
-                )
-            except BadImage as error:
-                mask[slot] = 0
-                reasons.append((int(row), str(error)))
-        device = self.augment.device
-        return {
-            "image": pixels,
-            "label": self.images.labels[rows],
-            "mask": mask,
-            "row": rows,
-            **(encode(left, self.augment.device_slots) if device else {}),
-            _REASONS: reasons,
+    def positions(self, step: int) -> list[int]:
+        """Positions in the stream of the rows that this host loads."""
+        return [step * self.batch_size + row for row in self.local_rows]
+
+    def load(
+        self,
+        rows: np.ndarray,
+        rngs: Sequence[np.random.Generator | None],
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Reads and transforms rows.
+
+        Args:
+          rows: int32 `[b]`; -1 leaves the features empty.
+          rngs: one for each row.
+
+        Returns:
+          The features, and which rows could not be read: bool `[b]`.
+        """
+        kinds, count = self.examples.kinds, len(rows)
+        pixels = {
+            name: np.zeros((count, *shape), dtype)
+            for name, (shape, dtype) in self.transform.spec(kinds).items()
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalBatch:
-    """Batch number -> batch."""
-
-    consequence: ClassVar = "keeps its row with the class prior"
-    images: Images
-    rows: np.ndarray
-    size: int
-    batch_size: int
-    views: tuple[str, ...]
-    places: tuple[int, ...]
-
-    def __call__(self, step: int) -> dict[str, Any]:
-        first = step * self.batch_size
-        positions = [first + place for place in self.places]
-        shape = (len(positions), len(self.views), self.size, self.size, 3)
-        pixels = np.zeros(shape, np.uint8)
-        rows = np.full(len(positions), -1, np.int32)
-        labels = np.full(len(positions), -1, np.int32)
-        bad = np.zeros(len(positions), bool)
-        reasons = []
-        for slot, position in enumerate(positions):
-            if position >= len(self.rows):
-                break
-            row = self.rows[position]
-            rows[slot] = row
-            labels[slot] = self.images.labels[row]
+        bad, reasons = np.zeros(count, bool), []
+        for slot, (row, rng) in enumerate(zip(rows, rngs, strict=True)):
+            if row < 0:
+                continue
             try:
-                pixels[slot] = eval_image(
-                    self.images.read(row),
-                    self.views,
-                    self.size,
-                    str(self.images.ids[row]),
-                )
+                example = self.examples.read(row)
+                example["id"] = str(self.examples.ids[row])
+                done = self.transform(example, rng)
             except BadImage as error:
                 bad[slot] = True
                 reasons.append((int(row), str(error)))
-        return {
-            "image": pixels,
-            "label": labels,
-            "mask": (rows >= 0).astype(np.float32),
-            "row": rows,
-            "bad": bad,
-            _REASONS: reasons,
-        }
+                continue
+            for name, values in pixels.items():
+                values[slot] = done[name]
+        batch = {**pixels, "row": rows, _REASONS: reasons}
+        for name, values in self.examples.row_features.items():
+            batch[name] = values[rows]
+            batch[name][rows < 0] = -1 if kinds[name] is Kind.LABEL else 0
+        return batch, bad
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainBatch(_MakeBatch):
+    consequence: ClassVar = "left out of training"
+    sampler: Sampler
+    seed: int
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        positions = self.positions(step)
+        rows = [self.sampler.row(position) for position in positions]
+        rngs = [generator(self.seed, AUGMENT, place) for place in positions]
+        batch, bad = self.load(np.array(rows, np.int32), rngs)
+        return {**batch, "weight": (~bad).astype(np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalBatch(_MakeBatch):
+    consequence: ClassVar = "keeps its row with the class prior"
+    rows: np.ndarray
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        positions = self.positions(step)
+        rows = np.array(
+            [
+                self.rows[position] if position < len(self.rows) else -1
+                for position in positions
+            ],
+            np.int32,
+        )
+        batch, bad = self.load(rows, [None] * len(rows))
+        weight = (rows >= 0).astype(np.float32)
+        return {**batch, "weight": weight, "bad": bad}

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from core.hardware import usable_cores
-from input_pipeline.sources.base import Images
+from input_pipeline.sources.base import Examples
 
 T = TypeVar("T")
 
@@ -21,8 +21,8 @@ _SILENCE_SECONDS = 5.0
 
 
 def every_image(
-    what: Callable[[Images, int], T],
-    images: Images,
+    what: Callable[[Examples, int], T],
+    images: Examples,
     rows: np.ndarray,
     title: str,
 ) -> Iterator[T]:

@@ -1,15 +1,19 @@
-"""Which image stands at which place of the endless training stream.
+"""The order of training examples: position in an endless stream -> row.
 
-Every answer is a pure function of (seed, place), so that a run can be rebuilt
-at any step.
+Every answer is a pure function of (seed, position), so that a run can be
+rebuilt at any step.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
+from typing import Protocol
 
 import numpy as np
+
+from core.errors import UserError
 
 # Independent random streams of one seed.
 SHUFFLE, AUGMENT = 0, 1
@@ -26,58 +30,117 @@ def generator(seed: int, stream: int, position: int) -> np.random.Generator:
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sampler:
-    """The order of training images, epoch after epoch.
+class Sampler(Protocol):
+    """Any picklable object that says which row each position is."""
 
-    An epoch is as many places as there are images, always. With `balance` 0
-    it is a permutation: every image once. Otherwise class c, of n_c images,
-    gets a share of the places proportional to n_c^(1 - balance): 1 gives all
+    def row(self, position: int) -> int:
+        """Returns the row at a position of the stream, 0 and on."""
+
+
+class _EpochSampler(abc.ABC):
+    """Epoch after epoch, each of as many positions as there are rows."""
+
+    rows: np.ndarray
+    seed: int
+
+    def __post_init__(self):
+        if len(self.rows) == 0:
+            raise UserError(
+                "there is no image to train on; check --config.data.fold and "
+                "--config.data.folds"
+            )
+
+    def row(self, position: int) -> int:
+        """Returns the row at a position of the stream, 0 and on."""
+        epoch, index = divmod(position, len(self.rows))
+        return int(self.rows[_order(self, epoch)[index]])
+
+    @abc.abstractmethod
+    def draw_epoch(self, rng: np.random.Generator) -> np.ndarray:
+        """Draws the order of an epoch, indices of `rows`: int `[N]`."""
+
+
+# A batch goes over two epochs at the most; the rest is for several samplers.
+@functools.lru_cache(maxsize=4)
+def _order(sampler: _EpochSampler, epoch: int) -> np.ndarray:
+    return sampler.draw_epoch(generator(sampler.seed, SHUFFLE, epoch))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ShuffledSampler(_EpochSampler):
+    """Every row once an epoch, in a new order each epoch.
+
+    Attributes:
+      rows: int `[N]`, the rows to train on.
+      seed: of the order.
+
+    Raises:
+      UserError: there are no rows.
+    """
+
+    rows: np.ndarray
+    seed: int
+
+    def draw_epoch(self, rng: np.random.Generator) -> np.ndarray:
+        """Draws a permutation, int `[N]`."""
+        return rng.permutation(len(self.rows))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BalancedSampler(_EpochSampler):
+    """Rare classes more often than they are, epoch after epoch.
+
+    An epoch has as many positions as there are rows, always. With `balance` 0
+    it is that of a `ShuffledSampler`. Otherwise class c, of n_c rows, gets a
+    share of the positions proportional to n_c^(1 - balance): 1 gives all
     classes the same, 0.5 the square root of what they have (the samplings
     that Kang et al. 2020 compare for long-tailed data). Within a class every
-    image comes equally often, one time more or less: a rare class is gone
+    row comes equally often, one time more or less: a rare class is gone
     through several times an epoch, of a frequent one another part is taken
-    each epoch. Shares that are no whole number of places are rounded up in
+    each epoch. Shares that are no whole number of positions are rounded up in
     some epochs and down in others.
 
     Attributes:
-      rows: int32 `[N]`, the images.
+      rows: int `[N]`, the rows to train on.
       labels: int `[N]`, their classes.
       seed: of the order.
       balance: 0 to 1.
+
+    Raises:
+      UserError: there are no rows, or the balance is not from 0 to 1.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     seed: int
-    balance: float = 0.0
+    balance: float
 
-    def row(self, position: int) -> int:
-        """The image at a place of the stream, 0 and on."""
-        epoch, place = divmod(position, len(self.rows))
-        return self.rows[_order(self, epoch)[place]]
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.balance <= 1:
+            raise UserError(
+                f"data.balance is {self.balance}; set --config.data.balance "
+                "between 0 (classes as often as they are) and 1 (all equally "
+                "often)"
+            )
 
-
-# A batch goes over two epochs at the most; the rest is for several samplers.
-@functools.lru_cache(maxsize=4)
-def _order(sampler: Sampler, epoch: int) -> np.ndarray:
-    """An epoch's places in `sampler.rows`: int `[N]`."""
-    rng = generator(sampler.seed, SHUFFLE, epoch)
-    if sampler.balance == 0:
-        return rng.permutation(len(sampler.rows))
-    classes, counts = np.unique(sampler.labels, return_counts=True)
-    shares = _shares(counts, sampler.balance, rng)
-    places = [
-        _draw(np.flatnonzero(sampler.labels == label), share, rng)
-        for label, share in zip(classes, shares.tolist(), strict=True)
-    ]
-    return rng.permutation(np.concatenate(places))
+    def draw_epoch(self, rng: np.random.Generator) -> np.ndarray:
+        """Draws the order of an epoch, int `[N]`."""
+        if self.balance == 0:
+            return rng.permutation(len(self.rows))
+        classes, counts = np.unique(self.labels, return_counts=True)
+        shares = _shares(counts, self.balance, rng)
+        drawn = [
+            _draw(np.flatnonzero(self.labels == label), share, rng)
+            for label, share in zip(classes, shares.tolist(), strict=True)
+        ]
+        return rng.permutation(np.concatenate(drawn))
 
 
 def _shares(
     counts: np.ndarray, balance: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Places per class in one epoch, int `[C]`, which add up to the images.
+    """Positions per class in one epoch, int `[C]`, in sum one for each row.
 
     Systematic sampling: each is the whole number below or above what is due,
     and on average over epochs just that.
@@ -90,10 +153,10 @@ def _shares(
 
 
 def _draw(
-    places: np.ndarray, count: int, rng: np.random.Generator
+    indices: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`count` of the places, all equally often, one time more or less."""
-    rounds, rest = divmod(count, len(places))
+    """`count` of the indices, all equally often, one time more or less."""
+    rounds, rest = divmod(count, len(indices))
     return np.concatenate(
-        [np.tile(places, rounds), rng.permutation(places)[:rest]]
+        [np.tile(indices, rounds), rng.permutation(indices)[:rest]]
     )

@@ -11,14 +11,14 @@ import numpy as np
 from core import atomic_files
 from core.errors import UserError
 from input_pipeline import parallel_scan
-from input_pipeline.sources.base import Images
-from input_pipeline.transforms.policy import BadImage, decode
+from input_pipeline.decoding import BadImage, decode
+from input_pipeline.sources.base import Examples
 
 _VALUES = np.arange(256) / 255.0
 
 
 def channel_stats(
-    images: Images,
+    images: Examples,
     rows: np.ndarray,
     cache_dir: str | Path,
     fingerprint: str,
@@ -26,7 +26,7 @@ def channel_stats(
     """Mean and standard deviation of every pixel of the training part.
 
     Global, not averaged per image: a large image counts for more than a small
-    one, and the deviation includes the differences between images. Images
+    one, and the deviation includes the differences between images. Examples
     that cannot be read are left out.
 
     Args:
@@ -72,7 +72,9 @@ def _read_cache(path: Path) -> dict[str, dict[str, list[float]]]:
         return {}
 
 
-def _measure(images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _measure(
+    images: Examples, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     # Counts of the 256 values per channel: exact, and in any order the same.
     total = np.zeros((3, 256), np.int64)
     for count in parallel_scan.every_image(
@@ -87,14 +89,14 @@ def _measure(images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         )
     mean = total @ _VALUES / pixels
     variance = total @ _VALUES**2 / pixels - mean**2
-    # Images of one colour would divide by zero.
+    # Examples of one colour would divide by zero.
     return mean, np.sqrt(np.maximum(variance, 1e-6))
 
 
-def _histogram(images: Images, row: int) -> np.ndarray:
+def _histogram(images: Examples, row: int) -> np.ndarray:
     """Counts per channel and value, int64 `[3, 256]`."""
     try:
-        pixels = decode(images.read(row))
+        pixels = decode(images.read(row)["image"])
     except BadImage:
         return np.zeros((3, 256), np.int64)
     return np.stack(

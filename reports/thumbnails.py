@@ -38,7 +38,7 @@ def thumbnails(
     if data is None:
         return {}, "The runs do not say where their images are."
     try:
-        sources = importlib.import_module("input_pipeline.sources.registry")
+        sources = importlib.import_module("input_pipeline.sources")
         source = sources.open_source(_namespace(data))
     except Exception as error:
         return {}, f"The images could not be opened: {error}"
@@ -51,7 +51,7 @@ def thumbnails(
         for name in ids:
             if name in place and name not in found:
                 try:
-                    found[name] = _tag(images.read(place[name]))
+                    found[name] = _tag(images.read(place[name])["image"])
                 except Exception as error:
                     problem = f"Some images could not be read: {error}"
     if len(found) < len(ids) and not problem:

@@ -62,7 +62,7 @@ def finish(run: Run, workdir: Path) -> None:
     Raises:
       UserError: no good checkpoint is left, or the disk is full.
     """
-    step, *weights = resume.best_weights(
+    step, *weights = resume.restore_best_weights(
         run.checkpoints, run.stages, run.task.abstract_model, run.mesh
     )
     print(f"predicting with the best checkpoint, step {step}")
@@ -70,8 +70,7 @@ def finish(run: Run, workdir: Path) -> None:
     print(run.task.export(run.data, writer, *weights))
 
     def report() -> str:
-        sections = run.task.report_sections(workdir)
-        path = str(reports.run_report(workdir, sections))
+        path = str(reports.run_report(workdir))
         writer.finish()
         return path
 

@@ -13,7 +13,7 @@ from absl import flags, logging
 
 from core.errors import UserError
 from core.hardware import keep_freed_memory, usable_cores
-from training.config import Peers
+from training.cli import Peers
 
 # Compiled steps of many recipes fit; the least recently used go first.
 COMPILATION_CACHE_BYTES = 4 * 2**30

@@ -73,7 +73,7 @@ def initial_state(run: Run, stage: Stage) -> TrainState:
     """
     model = run.task.abstract_model
     if stage.index > 0:
-        _, *weights = resume.best_weights(
+        _, *weights = resume.restore_best_weights(
             run.checkpoints, run.stages, model, run.mesh
         )
     else:

@@ -1,17 +1,19 @@
-"""Images by row number: lists of ids with random access to encoded files.
+"""Examples by row number, and all that is known of a data folder.
 
-They hold names, no pixels (the digits aside), so that a worker process can be
-handed one cheaply.
+Examples hold ids, labels and file names, no pixels (the digits aside), so that
+they are cheap to send to a worker process.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
+import enum
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -21,28 +23,59 @@ from input_pipeline.decoding import BadImage
 MAX_FILE_BYTES = 1 << 28
 
 
+class Kind(enum.Enum):
+    """What a feature is, which decides what transforms and mixing do to it."""
+
+    # Pixels uint8 [H, W, 3]: resized bilinearly, changed in colour.
+    IMAGE = "image"
+    # A class per pixel, uint8 [H, W]: moves with the image, by nearest
+    # neighbour; pixels from outside get the ignore index.
+    MASK = "mask"
+    # A class per example, int32; -1 unknown.
+    LABEL = "label"
+    # Any other value per example, such as an identity: travels unchanged.
+    ID = "id"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Images(abc.ABC):
-    """Images by row number.
+class Examples(abc.ABC):
+    """Examples by row number.
 
     Attributes:
       ids: str `[N]`, unique.
       labels: int32 `[N]`, index into the source's classes; -1 unknown.
+      columns: further features, `[N, …]` each; batches hold them unchanged.
     """
 
     ids: np.ndarray
     labels: np.ndarray
+    columns: Mapping[str, np.ndarray] = dataclasses.field(
+        default_factory=dict, kw_only=True
+    )
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of every feature, those of `read` and of `row_features`."""
+        columns = dict.fromkeys(self.columns, Kind.ID)
+        return {"image": Kind.IMAGE, "label": Kind.LABEL, **columns}
+
+    @property
+    def row_features(self) -> dict[str, np.ndarray]:
+        """The features that are at hand without reading: `[N, …]` each."""
+        return {"label": self.labels, **self.columns}
 
     def path(self, row: int) -> str:
         """The absolute path of a row's file; empty where it has none."""
         return ""
 
     @abc.abstractmethod
-    def read(self, row: int) -> bytes | np.ndarray:
-        """Returns the encoded file, or pixels uint8 `[H, W, 3]`.
+    def read(self, row: int) -> dict[str, bytes | np.ndarray]:
+        """Returns the features that are made of pixels, by name.
+
+        An encoded file each, or uint8 `[H, W, 3]` (IMAGE), `[H, W]` (MASK).
 
         Raises:
           BadImage: there is nothing to read (a folder, a lost file).
@@ -50,7 +83,7 @@ class Images(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ArrayImages(Images):
+class ArrayExamples(Examples):
     """Images that are in memory already.
 
     Attributes:
@@ -59,17 +92,17 @@ class ArrayImages(Images):
 
     pixels: np.ndarray
 
-    def read(self, row: int) -> np.ndarray:
-        """Returns uint8 `[H, W, 3]`."""
-        return self.pixels[row]
+    def read(self, row: int) -> dict[str, np.ndarray]:
+        """Returns `image`, uint8 `[H, W, 3]`."""
+        return {"image": self.pixels[row]}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FileImages(Images):
+class FileExamples(Examples):
     """Image files in one folder.
 
-    No name leads out of the folder (`tables.Table.check_ids`). Symbolic links
-    inside it are followed, wherever they lead, as a folder of links is a
+    No name leads out of the folder (`csv_table.Table.check_ids`). Symbolic
+    links inside it are followed, wherever they lead, as a folder of links is a
     common way to choose among photos: whoever can put a link there can put a
     copy there. Only regular files are read, so a link to a device or a pipe
     is a bad image.
@@ -86,25 +119,34 @@ class FileImages(Images):
         """The absolute path of a row's file."""
         return os.path.join(self.folder, self.names[row])
 
-    def read(self, row: int) -> bytes:
-        """Returns the file's bytes."""
+    def read(self, row: int) -> dict[str, bytes]:
+        """Returns `image`, the file's bytes."""
+        return {"image": read_file(self.path(row))}
+
+
+def read_file(path: str) -> bytes:
+    """Returns the bytes of a regular file.
+
+    Raises:
+      BadImage: it is none, cannot be read, or has over `MAX_FILE_BYTES`.
+    """
+    try:
+        # Without O_NONBLOCK, opening a named pipe would wait for ever.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            # Without O_NONBLOCK, opening a named pipe would wait for ever.
-            file = os.open(self.path(row), os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                about = os.fstat(file)
-                if stat.S_ISDIR(about.st_mode):
-                    raise BadImage("a folder, not a file")
-                if not stat.S_ISREG(about.st_mode):
-                    raise BadImage("not a regular file")
-                if about.st_size > MAX_FILE_BYTES:
-                    raise BadImage(f"larger than {MAX_FILE_BYTES >> 20} MB")
-                with os.fdopen(os.dup(file), "rb") as stream:
-                    return stream.read()
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise BadImage(error.strerror or str(error)) from error
+            about = os.fstat(file)
+            if stat.S_ISDIR(about.st_mode):
+                raise BadImage("a folder, not a file")
+            if not stat.S_ISREG(about.st_mode):
+                raise BadImage("not a regular file")
+            if about.st_size > MAX_FILE_BYTES:
+                raise BadImage(f"larger than {MAX_FILE_BYTES >> 20} MB")
+            with os.fdopen(os.dup(file), "rb") as stream:
+                return stream.read()
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,25 +155,45 @@ class Source:
 
     Attributes:
       name: `digits`, `csv`, `folders`, `records` or `tfds:<name>`.
-      labelled: what the folds divide.
-      test: the rows to predict, or None; labels only where the source knows
-        them (digits), for scoring and nothing else.
+      labelled: the examples that the folds divide.
+      test: the examples to predict, or None; labels only where the source
+        knows them (digits), for scoring and nothing else.
       classes: the original label values as text; in numeric order when all
         are integers.
       sample_submission: absolute path of the sample, or None.
       id_column: of a submission written without a sample.
       target_column: the same.
       fingerprint: hash of ids, labels and file sizes; keys the caches.
+      groups: str `[N]` of the labelled rows, such as a person's name, of
+        which none may be in two folds; None where rows are independent.
     """
 
     name: str
-    labelled: Images
-    test: Images | None
+    labelled: Examples
+    test: Examples | None
     classes: tuple[str, ...]
     sample_submission: str | None
     id_column: str
     target_column: str
     fingerprint: str
+    groups: np.ndarray | None = None
+
+
+def encode_labels(
+    targets: Sequence[str],
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Numbers the classes of labels that are text.
+
+    Returns:
+      The classes, in numeric order when all are integers, and the index of
+      each label among them, int32 `[N]`.
+    """
+    classes = sorted(set(targets))
+    with contextlib.suppress(ValueError):
+        classes = sorted(classes, key=int)
+    index = {name: number for number, name in enumerate(classes)}
+    labels = np.array([index[target] for target in targets], np.int32)
+    return tuple(classes), labels
 
 
 def fingerprint(

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import folds
-from input_pipeline.sources.base import ArrayImages, Source, fingerprint
+from input_pipeline import stratified_split
+from input_pipeline.sources.base import ArrayExamples, Source, fingerprint
 
 TEST_SEED = 42
 
@@ -26,12 +26,12 @@ def open_digits(data: Any) -> Source:
     grey = np.round(pixels * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)  # [N, 8, 8, 3]
     ids = np.array([f"digit-{row:04d}" for row in range(len(grey))])
-    held_out = folds.make_folds(ids, labels, 5, TEST_SEED) == 0
+    held_out = stratified_split.split(ids, labels, 5, TEST_SEED) == 0
     train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     return Source(
         name="digits",
-        labelled=ArrayImages(ids[train], labels[train], images[train]),
-        test=ArrayImages(ids[test], labels[test], images[test]),
+        labelled=ArrayExamples(ids[train], labels[train], images[train]),
+        test=ArrayExamples(ids[test], labels[test], images[test]),
         classes=tuple(str(digit) for digit in range(10)),
         sample_submission=None,
         id_column=data.submission_id_column,

@@ -1,4 +1,4 @@
-"""What lies in a folder of images, and which file belongs to an id."""
+"""The images in a folder, and which file belongs to an id."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from core.errors import UserError
 from input_pipeline.decoding import EXTENSIONS
+from input_pipeline.sources.base import FileExamples
 
 
 class Folder:
@@ -80,7 +83,7 @@ class Folder:
 
 
 def entries(folder: Path) -> dict[str, os.DirEntry]:
-    """What lies in a folder, by name."""
+    """The entries of a folder, by name."""
     try:
         with os.scandir(folder) as found:
             return {entry.name: entry for entry in found}
@@ -89,6 +92,35 @@ def entries(folder: Path) -> dict[str, os.DirEntry]:
             f"cannot list folder {folder}: {error.strerror}; check its "
             "permissions"
         ) from error
+
+
+def every_image(folder: Folder) -> FileExamples:
+    """Returns all images of a test folder, without labels."""
+    names = folder.image_names()
+    if not names:
+        raise UserError(
+            f"test folder {folder.path} holds no image "
+            f"({', '.join(EXTENSIONS)}); put the images there or remove it"
+        )
+    check_readable_names(folder.path, names)
+    ids = [stem(name) for name in names]
+    if len(set(ids)) < len(ids):
+        ids = names  # 1.jpg beside 1.png: only full names tell them apart.
+    return unlabelled(ids, folder, names)
+
+
+def unlabelled(
+    ids: Sequence[str], folder: Folder, names: Sequence[str]
+) -> FileExamples:
+    """Returns images of a folder without labels.
+
+    Args:
+      ids: one for each.
+      folder: that holds them.
+      names: one for each, inside the folder.
+    """
+    unknown = np.full(len(ids), -1, np.int32)
+    return FileExamples(np.array(ids), unknown, str(folder.path), names)
 
 
 def check_readable_names(folder: Path, names: Iterable[str]) -> None:

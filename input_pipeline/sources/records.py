@@ -40,7 +40,7 @@ from PIL import Image
 from core import atomic_files
 from core.errors import UserError
 from input_pipeline.decoding import BadImage
-from input_pipeline.sources.base import Images, Source
+from input_pipeline.sources.base import Examples, Source
 
 INDEX = "records.json"
 VERSION = 1
@@ -52,7 +52,7 @@ _SAMPLE = "sample_submission.csv"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RecordImages(Images):
+class RecordExamples(Examples):
     """Photos in the shards of one split.
 
     Attributes:
@@ -61,12 +61,12 @@ class RecordImages(Images):
 
     shards: tuple[str, ...]
 
-    def read(self, row: int) -> bytes:
-        """Returns the photo's file."""
+    def read(self, row: int) -> dict[str, bytes]:
+        """Returns `image`, the photo's file."""
         photo = _records(self.shards)[int(row)]
         if not photo:
             raise BadImage("it could not be read when it was converted")
-        return photo
+        return {"image": photo}
 
 
 @functools.lru_cache(maxsize=8)
@@ -96,7 +96,7 @@ def open_records(data: Any) -> Source:
         with (root / f"{split}.npz").open("rb") as file:
             index = np.load(io.BytesIO(file.read()), allow_pickle=False)
         shards = tuple(str(root / name) for name in names)
-        splits[split] = RecordImages(index["ids"], index["labels"], shards)
+        splits[split] = RecordExamples(index["ids"], index["labels"], shards)
         found = len(_records(shards))
         if not found == len(splits[split]) == count:
             raise UserError(
@@ -165,9 +165,9 @@ def convert(source: Source, out: str, rows_per_shard: int) -> str:
     if source.test is not None:
         splits["test"] = source.test
     shards, size = {}, 0
-    for split, images in splits.items():
-        shards[split] = -(-len(images) // rows_per_shard)
-        size += _write_split(folder, split, images, shards[split])
+    for split, examples in splits.items():
+        shards[split] = -(-len(examples) // rows_per_shard)
+        size += _write_split(folder, split, examples, shards[split])
     if source.sample_submission:
         text = Path(source.sample_submission).read_bytes()
         with _arriving(folder / _SAMPLE) as path:
@@ -175,7 +175,7 @@ def convert(source: Source, out: str, rows_per_shard: int) -> str:
     about = {
         "version": VERSION,
         "classes": list(source.classes),
-        "splits": {split: len(images) for split, images in splits.items()},
+        "splits": {name: len(examples) for name, examples in splits.items()},
         "shards": shards,
         "sample_submission": bool(source.sample_submission),
         "id_column": source.id_column,
@@ -194,12 +194,12 @@ def convert(source: Source, out: str, rows_per_shard: int) -> str:
 
 
 def _write_split(
-    folder: epath.Path, split: str, images: Images, shards: int
+    folder: epath.Path, split: str, examples: Examples, shards: int
 ) -> int:
     """Writes the shards and the index of a split; returns bytes of photos."""
     size = 0
     # Sizes differ by one at the most.
-    parts = np.array_split(np.arange(len(images)), shards)
+    parts = np.array_split(np.arange(len(examples)), shards)
     for name, rows in zip(_shard_names(split, shards), parts, strict=True):
         with _arriving(folder / name) as path:
             # A group of one: a photo is read without its neighbours.
@@ -207,22 +207,22 @@ def _write_split(
                 str(path), "group_size:1"
             )
             for row in rows.tolist():
-                photo = _encoded(images, row)
+                photo = _encoded(examples, row)
                 size += len(photo)
                 writer.write(photo)
             writer.close()
         print(f"{name}: {len(rows):,} photos", file=sys.stderr, flush=True)
     with _arriving(folder / f"{split}.npz") as path, open(path, "wb") as file:
         np.savez_compressed(
-            file, ids=np.asarray(images.ids, np.str_), labels=images.labels
+            file, ids=np.asarray(examples.ids, np.str_), labels=examples.labels
         )
     return size
 
 
-def _encoded(images: Images, row: int) -> bytes:
+def _encoded(examples: Examples, row: int) -> bytes:
     """The photo's file; empty where it cannot be read, to keep its row."""
     try:
-        photo = images.read(row)
+        photo = examples.read(row)["image"]
     except BadImage:
         return b""
     if isinstance(photo, bytes):

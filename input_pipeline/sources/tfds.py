@@ -14,12 +14,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from core.errors import UserError
-from input_pipeline.sources import tables
-from input_pipeline.sources.base import Images, Source, fingerprint
+from input_pipeline.sources import csv_table
+from input_pipeline.sources.base import Examples, Source, fingerprint
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TfdsImages(Images):
+class TfdsExamples(Examples):
     """One split of a prepared dataset.
 
     Attributes:
@@ -35,10 +35,10 @@ class TfdsImages(Images):
     data_dir: str
     image_key: str
 
-    def read(self, row: int) -> bytes:
-        """Returns the encoded image as it is stored."""
+    def read(self, row: int) -> dict[str, bytes]:
+        """Returns `image`, encoded as it is stored."""
         records = _records(self.dataset, self.split, self.data_dir)
-        return records[int(row)][self.image_key]
+        return {"image": records[int(row)][self.image_key]}
 
 
 def open_tfds(data: Any) -> Source:
@@ -54,10 +54,10 @@ def open_tfds(data: Any) -> Source:
     builder = _builder(name, data.root)
     _feature(builder, data.tfds_image, tfds.features.Image)
     label = _feature(builder, data.tfds_label, tfds.features.ClassLabel)
-    labelled = _images(data, builder, data.tfds_split_train)
+    labelled = _examples(data, builder, data.tfds_split_train)
     test = None
     if data.tfds_split_test:
-        test = _images(data, builder, data.tfds_split_test)
+        test = _examples(data, builder, data.tfds_split_test)
         # A test split's labels are for nobody to see before the end.
         test = dataclasses.replace(test, labels=np.full_like(test.labels, -1))
     return Source(
@@ -76,10 +76,10 @@ def open_tfds(data: Any) -> Source:
     )
 
 
-def _images(data: Any, builder: Any, split: str) -> TfdsImages:
+def _examples(data: Any, builder: Any, split: str) -> TfdsExamples:
     splits = builder.info.splits
     if split.partition("[")[0] not in splits:
-        guess = tables.did_you_mean(split, splits)
+        guess = csv_table.did_you_mean(split, splits)
         raise UserError(
             f"{data.source} has no split '{split}', only "
             f"{', '.join(map(repr, splits))}; set --config.data."
@@ -96,7 +96,7 @@ def _images(data: Any, builder: Any, split: str) -> TfdsImages:
             f"{name} --file_format=array_record'"
         ) from error
     ids = [f"{split}-{row:06d}" for row in range(len(labels))]
-    return TfdsImages(
+    return TfdsExamples(
         ids=np.array(ids),
         labels=np.array(labels, np.int32),
         dataset=name,
@@ -115,7 +115,7 @@ def _feature(builder: Any, key: str, kind: type) -> Any:
     raise UserError(
         f"tfds:{builder.info.name} has no {kind.__name__} feature '{key}', "
         f"only {', '.join(map(repr, fitting)) or 'others'}; set "
-        f"--config.data.{flag}{tables.did_you_mean(key, fitting)}"
+        f"--config.data.{flag}{csv_table.did_you_mean(key, fitting)}"
     )
 
 

@@ -79,7 +79,7 @@ def images_of(
     """A training batch's images, augmented to the end and normalised.
 
     Args:
-      batch: of `pipeline.train_batches`.
+      batch: of `loader.train_batches`.
       mean: `[3]`, of values in 0 to 1.
       std: `[3]`, the same.
 
@@ -292,8 +292,8 @@ def prepare_train(
     Label smoothing is not applied here; the loss does it, once.
 
     Args:
-      batch: of `pipeline.train_batches`: `image` uint8 `[B, H, W, 3]`, `label`
-        int32 `[B]`, `mask` `[B]`; perhaps `operation` and `strength`.
+      batch: of `loader.train_batches`: `image` uint8 `[B, H, W, 3]`, `label`
+        int32 `[B]`, `weight` `[B]`; perhaps `operation` and `strength`.
       mixing: erasing and mixing.
       mean: `[3]`, of values in 0 to 1.
       std: `[3]`, the same.
@@ -307,6 +307,6 @@ def prepare_train(
     images = images_of(batch, mean, std)
     images = random_erasing(images, mixing, key)
     targets = jax.nn.one_hot(batch["label"], num_classes)
-    weights = batch["mask"].astype(jnp.float32)
+    weights = batch["weight"].astype(jnp.float32)
     images, targets = mix(images, targets, mixing, key, weights)
     return images, targets, weights

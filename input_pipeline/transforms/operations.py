@@ -182,21 +182,20 @@ def split(
 
 
 def encode(
-    operations: Sequence[Sequence[Operation]], slots: int
+    operations: Sequence[Operation], slots: int
 ) -> dict[str, np.ndarray]:
-    """What is left for the device, as arrays for `device_ops.apply`.
+    """What is left for the device, as arrays for `on_device.apply`.
 
     Args:
-      operations: of each image, out of `ON_DEVICE`, at most `slots`.
-      slots: S; what an image does not need does nothing.
+      operations: of one image, out of `ON_DEVICE`, at most `slots`.
+      slots: S; those beyond the operations do nothing.
 
     Returns:
-      `operation` uint8 `[b, S]` and `strength` float32 `[b, S]`.
+      `operation` uint8 `[S]` and `strength` float32 `[S]`.
     """
-    codes = np.zeros((len(operations), slots), np.uint8)
-    values = np.zeros((len(operations), slots), np.float32)
-    for row, of_image in enumerate(operations):
-        for slot, (name, value) in enumerate(of_image):
-            codes[row, slot] = ON_DEVICE.index(name) + 1
-            values[row, slot] = value
+    codes = np.zeros(slots, np.uint8)
+    values = np.zeros(slots, np.float32)
+    for slot, (name, value) in enumerate(operations):
+        codes[slot] = ON_DEVICE.index(name) + 1
+        values[slot] = value
     return {"operation": codes, "strength": values}

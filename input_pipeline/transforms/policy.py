@@ -12,40 +12,27 @@ RandomErasing and everything between images follow there, in mixing.py.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from input_pipeline.backends import image_backend, pixel_math
-from input_pipeline.backends.image_backend import AnyImage
 from input_pipeline.decoding import (
-    BadImage,
     check_pixels,
-    decode,
     open_image,
     reduce_jpeg,
     upright_rgb,
     upright_size,
 )
+from input_pipeline.sources.base import Kind
 from input_pipeline.transforms import degradations, operations
 from input_pipeline.transforms.operations import Operation
 
-__all__ = ["VIEWS", "Augment", "BadImage", "decode", "eval_image"]
-__all__ += ["prepared_train_image", "random_crop_box", "train_image"]
-
-VIEWS = ("center", "center_flip", "crop", "crop_flip")
-
-# The share of the resized short side that the centre crop keeps.
-CENTER_CROP = 224 / 256
-
 # ColorJitter's steps, in the order of `Augment.jitter`.
 JITTER = ("brightness", "contrast", "saturation", "hue")
-
-# The scale of the random crop among the evaluation views.
-VIEW_CROP_SCALE = (0.9, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,60 +81,58 @@ class Augment:
         return self.randaugment_ops + len(JITTER) + 1
 
 
-def train_image(
-    data: bytes | np.ndarray,
-    augment: Augment,
-    size: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Decodes and augments one image.
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """An example to what training sees of it.
 
-    Args:
-      data: an encoded file, or pixels uint8 `[H, W, 3]`.
-      augment: what to do and how strongly.
+    Attributes:
+      policy: what to do and how strongly.
       size: side of the result in pixels.
-      rng: the only source of randomness.
-
-    Returns:
-      uint8 `[size, size, 3]`.
-
-    Raises:
-      BadImage: the data cannot be read.
     """
-    image, drawn = _cropped(data, augment, size, rng)
-    return image_backend.pixels(operations.apply(image, drawn))
 
+    policy: Augment
+    size: int
 
-def prepared_train_image(
-    data: bytes | np.ndarray,
-    augment: Augment,
-    size: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, list[Operation]]:
-    """As `train_image`, as far as the host must go.
+    def spec(
+        self, kinds: Mapping[str, Kind]
+    ) -> dict[str, tuple[tuple[int, ...], type]]:
+        """`image` uint8 `[size, size, 3]`.
 
-    Returns:
-      uint8 `[size, size, 3]`, and what is left for the device: nothing,
-      unless `augment.device`.
-    """
-    image, drawn = _cropped(data, augment, size, rng)
-    left: list[Operation] = []
-    if augment.device:
-        drawn, left = operations.split(drawn)
-    return image_backend.pixels(operations.apply(image, drawn)), left
+        With `policy.device` also what `on_device.apply` is to do with it:
+        `operation` uint8 `[S]` and `strength` float32 `[S]`.
+        """
+        found = {"image": ((self.size, self.size, 3), np.uint8)}
+        if self.policy.device:
+            slots = (self.policy.device_slots,)
+            found |= {
+                "operation": (slots, np.uint8),
+                "strength": (slots, np.float32),
+            }
+        return found
 
+    def __call__(
+        self, example: Mapping[str, Any], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Decodes and augments an example.
 
-def _cropped(
-    data: bytes | np.ndarray,
-    augment: Augment,
-    size: int,
-    rng: np.random.Generator,
-) -> tuple[AnyImage, list[Operation]]:
-    """The crop, mirrored or not, and what is to happen to it."""
-    image, crop, box = _random_crop(data, augment, size, rng)
-    mirrored = bool(rng.random() < augment.flip)
-    cropped = image_backend.resized(image, size, crop, box, mirrored)
-    return cropped, draw_operations(augment, size, rng)
+        Args:
+          example: `image`, an encoded file or uint8 `[H, W, 3]`.
+          rng: the only source of randomness.
+
+        Raises:
+          BadImage: the image cannot be read.
+        """
+        policy, size = self.policy, self.size
+        image, crop, box = _random_crop(example["image"], policy, size, rng)
+        mirrored = bool(rng.random() < policy.flip)
+        cropped = image_backend.resized(image, size, crop, box, mirrored)
+        drawn = draw_operations(policy, size, rng)
+        found = {}
+        if policy.device:
+            drawn, left = operations.split(drawn)
+            found = operations.encode(left, policy.device_slots)
+        done = operations.apply(cropped, drawn)
+        return {"image": image_backend.pixels(done), **found}
 
 
 def _random_crop(
@@ -304,75 +289,3 @@ def _draw_degradations(
     if rng.random() < augment.coarse_dropout:
         add("coarse_dropout", degradations.sample_holes(size, size, rng))
     return drawn
-
-
-def eval_image(
-    data: bytes | np.ndarray,
-    views: Sequence[str],
-    size: int,
-    image_id: str,
-) -> np.ndarray:
-    """Decodes one image and cuts its evaluation views.
-
-    `center`: the short side resized to `round(size * 256 / 224)`, the middle
-    cut out. `crop`: a RandomResizedCrop of at least 90 % of the area, drawn
-    from the image's id alone. With `_flip`: the same, mirrored.
-
-    Args:
-      data: an encoded file, or pixels uint8 `[H, W, 3]`.
-      views: names out of `VIEWS`.
-      size: side of a view in pixels.
-      image_id: what `crop` is drawn from.
-
-    Returns:
-      uint8 `[len(views), size, size, 3]`.
-
-    Raises:
-      BadImage: the data cannot be read.
-    """
-    image = upright_rgb(open_image(data))
-    cuts: dict[str, np.ndarray] = {}
-    result = np.empty((len(views), size, size, 3), np.uint8)
-    for position, view in enumerate(views):
-        base = view.removesuffix("_flip")
-        if base not in cuts:
-            if base == "center":
-                cut = _center_view(image, size)
-            else:
-                cut = _crop_view(image, size, image_id)
-            cuts[base] = image_backend.pixels(cut)
-        pixels = cuts[base]
-        result[position] = pixels[:, ::-1] if view != base else pixels
-    return result
-
-
-def _center_view(image: Image.Image, size: int) -> AnyImage:
-    """torchvision's Resize and CenterCrop in one call.
-
-    Resizing only what the crop keeps also bounds the memory: the whole of a
-    2000x3 image at this height would be 170,000 pixels wide.
-    """
-    width, height = image.size
-    short = round(size / CENTER_CROP)
-    if width <= height:
-        new_width, new_height = short, int(short * height / width)
-    else:
-        new_width, new_height = int(short * width / height), short
-    left = round((new_width - size) / 2.0)
-    top = round((new_height - size) / 2.0)
-    box = (
-        left * width / new_width,
-        top * height / new_height,
-        (left + size) * width / new_width,
-        (top + size) * height / new_height,
-    )
-    return image_backend.resized(image, size, box=box)
-
-
-def _crop_view(image: Image.Image, size: int, image_id: str) -> AnyImage:
-    seed = hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()
-    rng = np.random.Generator(
-        np.random.Philox(key=int.from_bytes(seed[:16], "little"))
-    )
-    box = random_crop_box(*image.size, VIEW_CROP_SCALE, (3 / 4, 4 / 3), rng)
-    return image_backend.resized(image, size, crop=box)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from input_pipeline.decoding import BadImage, decode
-from input_pipeline.transforms.policy import Augment, train_image
+from input_pipeline.transforms.policy import Augment, TrainTransform
 
 # An image of the most pixels that are allowed needs about a gigabyte.
 ADDRESS_SPACE = 4 << 30
@@ -220,6 +220,7 @@ def most_kilobytes() -> int:
 def child(first: int, count: int) -> None:
     """Decodes files and prints what came of them as one line of JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    transform = TrainTransform(Augment(), SIZE)
     outcomes = collections.Counter()
     slowest = (0.0, -1)
     for number in range(first, first + count):
@@ -231,7 +232,7 @@ def child(first: int, count: int) -> None:
             if image.dtype != np.uint8 or image.ndim != 3:
                 raise AssertionError(f"{image.dtype} {image.shape}")
             # Training decodes large JPEGs at a part of their size.
-            train_image(data, Augment(), SIZE, np.random.default_rng(number))
+            transform({"image": data}, np.random.default_rng(number))
             outcome = "read"
         except BadImage:
             outcome = "refused"

@@ -12,7 +12,7 @@ from sample_images import encoded, photo
 
 from core.errors import UserError
 from input_pipeline import audit
-from input_pipeline.sources import registry
+from input_pipeline.sources import open_source
 
 
 def run(root, out, *more, config="configs/miniconvnext.py"):
@@ -35,7 +35,7 @@ def findings(competition, data_config):
 
     def find(folds=3, **changes):
         data = data_config(root=str(competition), **changes)
-        found = audit.audit(registry.open_source(data), folds)
+        found = audit.audit(open_source(data), folds)
         details = {(one.problem, one.id): one.detail for one in found}
         assert len(details) == len(found)
         return details
@@ -207,9 +207,7 @@ def test_a_terminal_sees_a_bar(competition, tmp_path):
 
 def test_photos_with_an_image_of_two_labels_are_found(shared_data, data_config):
     """The sample photos have three such pairs."""
-    source = registry.open_source(
-        data_config(root=str(shared_data / "photos16"))
-    )
+    source = open_source(data_config(root=str(shared_data / "photos16")))
     rows = np.isin(source.labelled.ids, ["448", "4442", "589", "4682"])
     looks = [audit._look(source.labelled, row) for row in np.flatnonzero(rows)]
     labels = source.labelled.labels[rows]
@@ -218,7 +216,7 @@ def test_photos_with_an_image_of_two_labels_are_found(shared_data, data_config):
 
 
 def test_digits_need_no_file(data_config, tmp_path):
-    source = registry.open_source(data_config())
+    source = open_source(data_config())
     assert audit.audit(source, 5) == []
     assert source.labelled.path(0) == ""
 

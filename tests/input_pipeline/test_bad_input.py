@@ -15,12 +15,12 @@ from sample_images import encoded, photo
 
 from core.errors import UserError
 from input_pipeline.decoding import BadImage
-from input_pipeline.sources import listing, registry
+from input_pipeline.sources import listing, open_source
 
 
 def sentence_for(data):
     with pytest.raises(UserError) as error:
-        registry.open_source(data)
+        open_source(data)
     message = str(error.value)
     assert "\n" not in message and ";" in message  # What is wrong; what to do.
     assert not message.endswith(".")
@@ -131,7 +131,7 @@ def test_label_in_one_file_only(competition, data_config):
     assert "label '12' is in" in message
 
     path.write_text("target_feature,name\n0,cat\n3,dog\n11,cow\n")
-    assert registry.open_source(data_config(root=str(competition)))
+    assert open_source(data_config(root=str(competition)))
 
 
 @pytest.mark.parametrize("folder", ["img_train", "img_test"])
@@ -184,8 +184,8 @@ def test_links_are_followed_but_only_to_regular_files(
     for row, target in enumerate([*targets, "4.jpg"]):
         (folder / f"{row}.jpg").unlink()
         (folder / f"{row}.jpg").symlink_to(target)
-    images = registry.open_source(data_config(root=str(competition))).labelled
-    assert images.read(0) == encoded(photo(seed=77))
+    images = open_source(data_config(root=str(competition))).labelled
+    assert images.read(0)["image"] == encoded(photo(seed=77))
     reasons = ["not a regular file", "a folder", "No such file", "links"]
     for row, reason in enumerate(reasons, 1):
         with pytest.raises(BadImage, match=reason):
@@ -197,22 +197,22 @@ def test_ids_may_lie_in_folders_below(competition, data_config):
     below.mkdir(parents=True)
     (below / "c.PNG").write_bytes(encoded(photo(), "PNG"))
     edit_answers(competition, lambda text: text + "a/b/c,3\n")
-    images = registry.open_source(data_config(root=str(competition))).labelled
+    images = open_source(data_config(root=str(competition))).labelled
     assert images.ids[-1] == "a/b/c"
-    assert images.read(12) == (below / "c.PNG").read_bytes()
+    assert images.read(12)["image"] == (below / "c.PNG").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["4.png", "4.JPG", "4.JPEG", "4.webp"])
 def test_other_extensions_are_found(competition, data_config, name):
     folder = competition / "img_train"
     (folder / "4.jpg").rename(folder / name)
-    images = registry.open_source(data_config(root=str(competition))).labelled
+    images = open_source(data_config(root=str(competition))).labelled
     assert images.path(4) == str(folder / name)
 
 
 def test_ids_may_carry_their_extension(competition, data_config):
     edit_answers(competition, lambda text: text.replace("\n4,", "\n4.jpg,"))
-    images = registry.open_source(data_config(root=str(competition))).labelled
+    images = open_source(data_config(root=str(competition))).labelled
     assert images.ids[4] == "4.jpg"
     assert images.path(4).endswith("/4.jpg")
 
@@ -254,12 +254,12 @@ def test_csv_that_is_not_text(competition, data_config):
 
 
 def test_what_spreadsheets_do_to_a_csv_is_harmless(competition, data_config):
-    plain = registry.open_source(data_config(root=str(competition)))
+    plain = open_source(data_config(root=str(competition)))
     edit_answers(
         competition,
         lambda text: "\ufeff" + text.replace(",", " , ").replace("\n", "\r\n"),
     )
-    again = registry.open_source(data_config(root=str(competition)))
+    again = open_source(data_config(root=str(competition)))
     assert again.labelled.ids.tolist() == plain.labelled.ids.tolist()
     assert again.classes == plain.classes
     assert again.fingerprint == plain.fingerprint
@@ -267,17 +267,17 @@ def test_what_spreadsheets_do_to_a_csv_is_harmless(competition, data_config):
 
 def test_text_labels_are_sorted_as_text(competition, data_config):
     edit_answers(competition, lambda text: text.replace(",11", ",b c"))
-    source = registry.open_source(data_config(root=str(competition)))
+    source = open_source(data_config(root=str(competition)))
     assert source.classes == ("0", "3", "b c")
 
 
 def test_fingerprint_follows_labels_and_files(competition, data_config):
     data = data_config(root=str(competition))
-    first = registry.open_source(data).fingerprint
+    first = open_source(data).fingerprint
     (competition / "img_train" / "3.jpg").write_bytes(encoded(photo(99, 99)))
-    second = registry.open_source(data).fingerprint
+    second = open_source(data).fingerprint
     edit_answers(competition, lambda text: text.replace("1,3\n", "1,0\n"))
-    third = registry.open_source(data).fingerprint
+    third = open_source(data).fingerprint
     assert len({first, second, third}) == 3
 
 
@@ -330,16 +330,14 @@ def class_folders(tmp_path):
 
 
 def test_folders_source(class_folders, data_config):
-    source = registry.open_source(data_config(root=str(class_folders)))
+    source = open_source(data_config(root=str(class_folders)))
     assert source.name == "folders"
     assert source.classes == ("cat", "dog")
     assert source.labelled.ids[3] == "dog/0.jpg"
     assert source.labelled.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert source.test.ids.tolist() == ["7"]
     # The same without train/ and test/.
-    source = registry.open_source(
-        data_config(root=str(class_folders / "train"))
-    )
+    source = open_source(data_config(root=str(class_folders / "train")))
     assert source.labelled.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert source.test is None
 
@@ -350,7 +348,7 @@ def test_folders_source_with_a_test_folder_of_its_own(
     (class_folders / "train" / "unknown").mkdir()
     path = class_folders / "train" / "unknown" / "1.jpg"
     path.write_bytes(encoded(photo()))
-    source = registry.open_source(
+    source = open_source(
         data_config(root=str(class_folders / "train"), test_folder="unknown")
     )
     assert source.classes == ("cat", "dog")
@@ -399,7 +397,7 @@ def test_one_class_in_a_csv(competition, data_config):
 def test_images_survive_the_way_to_a_worker(competition, data_config):
     import pickle
 
-    images = registry.open_source(data_config(root=str(competition))).labelled
+    images = open_source(data_config(root=str(competition))).labelled
     copy = pickle.loads(pickle.dumps(images))
     np.testing.assert_array_equal(copy.ids, images.ids)
     assert copy.read(3) == images.read(3)
@@ -408,7 +406,7 @@ def test_images_survive_the_way_to_a_worker(competition, data_config):
 def test_a_link_to_nowhere_in_a_class_folder(class_folders, data_config):
     path = class_folders / "train" / "cat" / "9.jpg"
     path.symlink_to("nowhere")
-    images = registry.open_source(data_config(root=str(class_folders))).labelled
+    images = open_source(data_config(root=str(class_folders))).labelled
     row = images.ids.tolist().index("cat/9.jpg")
     with pytest.raises(BadImage, match="No such file"):
         images.read(row)
@@ -441,7 +439,7 @@ def test_names_that_no_row_means_may_be_anything(competition, data_config):
     (competition / "img_train" / "4.jpg").rename(
         competition / "img_train" / "4.png"
     )
-    images = registry.open_source(data_config(root=str(competition))).labelled
+    images = open_source(data_config(root=str(competition))).labelled
     assert images.path(4).endswith("/4.png")
 
 
@@ -460,7 +458,7 @@ def test_accents_may_be_written_in_two_ways(competition, data_config, form):
                 for number, line in enumerate(text.splitlines())
             ),
         )
-        source = registry.open_source(data_config(root=str(competition)))
+        source = open_source(data_config(root=str(competition)))
         assert source.labelled.ids[4] == image_id
         assert source.labelled.path(4) == str(competition / "img_train" / name)
 

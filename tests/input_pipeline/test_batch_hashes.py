@@ -21,8 +21,10 @@ if __name__ == "__main__":
 
 from configs import loading
 from input_pipeline import loader
-from input_pipeline.sources.base import ArrayImages
-from input_pipeline.transforms.policy import Augment
+from input_pipeline.samplers import BalancedSampler
+from input_pipeline.sources.base import ArrayExamples
+from input_pipeline.transforms.policy import Augment, TrainTransform
+from input_pipeline.transforms.views import EvalTransform
 
 GOLDENS = Path(__file__).parent / "goldens/batch_hashes.json"
 RECIPES = sorted(
@@ -33,7 +35,7 @@ RECIPES = sorted(
 SIZES = ((48, 64), (300, 200), (97, 511), (240, 240), (33, 31), (500, 700))
 
 
-def photos() -> ArrayImages:
+def photos() -> ArrayExamples:
     """Smooth colours with edges and noise, in sizes of all proportions."""
     rng = np.random.Generator(np.random.Philox(key=7))
     images = []
@@ -51,7 +53,7 @@ def photos() -> ArrayImages:
     held = np.empty(len(images), object)
     held[:] = images
     ids = np.array([f"photo-{index}" for index in range(len(images))])
-    return ArrayImages(ids, np.arange(len(images), dtype=np.int32) % 4, held)
+    return ArrayExamples(ids, np.arange(len(images), dtype=np.int32) % 4, held)
 
 
 def digest(batch: dict[str, np.ndarray]) -> str:
@@ -72,38 +74,36 @@ def hashes(recipe: str) -> dict[str, list[str]]:
         name = f"configs/{recipe}.py" + (f":{variant}" if variant else "")
         config = loading.load(str(ROOT / name))
         for index, stage in enumerate(config.stages):
+            seed = config.seed + 7919 * index
             for device in (False, True):
                 augment = {**config.augment, **stage.augment, "device": device}
                 batches = []
                 for step in (0, 1, 1000):
                     with loader.train_batches(
                         images,
-                        np.arange(len(images)),
-                        Augment(**augment),
-                        size=config.image_size,
+                        TrainTransform(Augment(**augment), config.image_size),
+                        BalancedSampler(
+                            np.arange(len(images)),
+                            images.labels,
+                            seed,
+                            0.5 if device else config.data.balance,
+                        ),
                         batch_size=stage.batch_size,
-                        places=range(3),
-                        seed=config.seed + 7919 * index,
+                        local_rows=range(3),
+                        seed=seed,
                         start_step=step,
-                        balance=0.5 if device else config.data.balance,
                     ) as stream:
-                        batch = next(stream)
-                    batch["weight"] = batch.pop("mask")
-                    batches.append(digest(batch))
+                        batches.append(digest(next(stream)))
                 kind = "device" if device else "host"
                 found[f"{variant or 'full'} stage {index} {kind}"] = batches
         if variant != "short":
             with loader.eval_batches(
                 images,
                 np.arange(9),
-                size=config.image_size,
+                EvalTransform(config.eval.tta, config.image_size),
                 batch_size=8,
-                views=config.eval.tta,
             ) as stream:
-                views = []
-                for batch in stream:
-                    batch["weight"] = batch.pop("mask")
-                    views.append(digest(batch))
+                views = [digest(batch) for batch in stream]
             found[f"{variant or 'full'} views"] = views
     return found
 

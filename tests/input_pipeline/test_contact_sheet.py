@@ -6,12 +6,13 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from sample_images import eval_image
 
 from core.errors import UserError
 from input_pipeline import contact_sheet
-from input_pipeline.sources import registry
+from input_pipeline.sources import open_source
 from input_pipeline.transforms.mixing import Mixing
-from input_pipeline.transforms.policy import Augment, eval_image
+from input_pipeline.transforms.policy import Augment
 
 
 def run(*arguments):
@@ -69,7 +70,7 @@ def test_bad_command_lines_are_one_sentence(arguments, words, tmp_path):
 def test_sheet_shows_each_class_and_the_plain_image_first(
     competition, data_config, tmp_path
 ):
-    source = registry.open_source(data_config(root=str(competition)))
+    source = open_source(data_config(root=str(competition)))
     path = tmp_path / "sheet.png"
     settings = {"size": 100, "rows": 6, "columns": 3}
     chosen = contact_sheet.write_contact_sheet(
@@ -79,7 +80,9 @@ def test_sheet_shows_each_class_and_the_plain_image_first(
     assert sorted(labels[:3]) == sorted(labels[3:]) == [0, 1, 2]
     assert len(set(chosen.tolist())) == 6
     sheet = np.asarray(Image.open(path))
-    plain = eval_image(source.labelled.read(chosen[0]), ("center",), 100, "")
+    plain = eval_image(
+        source.labelled.read(chosen[0])["image"], ("center",), 100, ""
+    )
     margin = contact_sheet._MARGIN
     top = margin + contact_sheet._TEXT
     cell = sheet[top : top + 100, margin : margin + 100]
@@ -92,7 +95,7 @@ def test_sheet_shows_each_class_and_the_plain_image_first(
 def test_a_bad_image_is_named_on_the_sheet(competition, data_config, tmp_path):
     for path in (competition / "img_train").iterdir():
         path.write_bytes(b"")
-    source = registry.open_source(data_config(root=str(competition)))
+    source = open_source(data_config(root=str(competition)))
     path = tmp_path / "sheet.png"
     contact_sheet.write_contact_sheet(path, source, Augment(), size=50)
     red = np.array([0xB0, 0, 0x20])
@@ -102,7 +105,7 @@ def test_a_bad_image_is_named_on_the_sheet(competition, data_config, tmp_path):
 
 
 def test_a_sheet_that_cannot_be_written(competition, data_config, tmp_path):
-    source = registry.open_source(data_config(root=str(competition)))
+    source = open_source(data_config(root=str(competition)))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         contact_sheet.write_contact_sheet(
@@ -121,7 +124,7 @@ def flat_classes(tmp_path, data_config):
             flat = np.tile(np.array(color, np.uint8), (48, 48, 1))
             path = tmp_path / name / f"{row}.png"
             path.write_bytes(encoded(flat, "PNG"))
-    return registry.open_source(data_config(root=str(tmp_path)))
+    return open_source(data_config(root=str(tmp_path)))
 
 
 NOTHING = Augment(flip=0.0, randaugment_ops=0, jitter=(0.0, 0.0, 0.0, 0.0))

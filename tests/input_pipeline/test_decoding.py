@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from sample_images import encoded, photo
+from sample_images import encoded, eval_image, photo, train_image
 
 from input_pipeline import decoding
 from input_pipeline.decoding import BadImage, decode
-from input_pipeline.sources.base import FileImages
-from input_pipeline.transforms.policy import Augment, eval_image, train_image
+from input_pipeline.sources.base import FileExamples
+from input_pipeline.transforms.policy import Augment
 
 
 def saved(image, kind, **options):
@@ -27,17 +27,17 @@ def test_every_odd_image_behaves_as_its_manifest_says(shared_data):
         manifest = list(csv.DictReader(file))
     names = [row["file"] for row in manifest]
     assert len(names) >= 17
-    images = FileImages(
+    images = FileExamples(
         np.array(names), np.zeros(len(names), np.int32), str(folder), names
     )
     rng = np.random.default_rng(0)
     for number, row in enumerate(manifest):
         if row["expected"] == "bad":
             with pytest.raises(BadImage) as error:
-                decode(images.read(number))
+                decode(images.read(number)["image"])
             assert re.search(REASONS[row["file"]], str(error.value))
             continue
-        data = images.read(number)
+        data = images.read(number)["image"]
         pixels = decode(data)
         assert pixels.dtype == np.uint8 and pixels.shape[2] == 3, row
         assert train_image(data, Augment(), 32, rng).shape == (32, 32, 3)
@@ -185,7 +185,7 @@ def test_unreadable_files_are_bad_images_not_errors(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
     names = ["folder.jpg", "pipe.jpg", "gone.jpg"]
-    images = FileImages(
+    images = FileExamples(
         np.array(names), np.zeros(3, np.int32), str(tmp_path), names
     )
     for row, reason in enumerate(["folder", "regular", "No such file"]):

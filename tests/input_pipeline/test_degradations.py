@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sample_images import photo
+from sample_images import photo, train_image
 
 from configs import common
 from input_pipeline.transforms import degradations, operations
 from input_pipeline.transforms.operations import Operation
-from input_pipeline.transforms.policy import Augment, train_image
+from input_pipeline.transforms.policy import Augment
 
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "degradations.npz")
 

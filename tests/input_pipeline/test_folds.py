@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from input_pipeline import folds
-from input_pipeline.sources import registry
+from input_pipeline.sources import open_source
 
 
 @given(
@@ -38,7 +38,7 @@ def test_folds_are_stratified_and_blind_to_row_order(counts, k, seed, order):
 
 
 def test_fold_zero_of_five_is_the_fifth_that_validates(data_config):
-    source = registry.open_source(data_config())
+    source = open_source(data_config())
     result = folds.make_folds(
         source.labelled.ids, source.labelled.labels, 5, 42
     )
@@ -88,7 +88,7 @@ def test_file_round_trip_with_awkward_ids(tmp_path):
 
 @pytest.fixture
 def source(competition, data_config):
-    return registry.open_source(data_config(root=str(competition)))
+    return open_source(data_config(root=str(competition)))
 
 
 def make_file(source, path):

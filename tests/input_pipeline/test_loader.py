@@ -15,9 +15,11 @@ from sample_images import encoded, photo
 
 from core.errors import UserError
 from input_pipeline import loader
-from input_pipeline.sources import registry
-from input_pipeline.sources.base import ArrayImages, FileImages
-from input_pipeline.transforms.policy import Augment
+from input_pipeline.samplers import ShuffledSampler
+from input_pipeline.sources import open_source
+from input_pipeline.sources.base import ArrayExamples, FileExamples
+from input_pipeline.transforms.policy import Augment, TrainTransform
+from input_pipeline.transforms.views import EvalTransform
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +30,20 @@ def digits():
         submission_id_column="id",
         target_column="target_feature",
     )
-    return registry.open_source(data).labelled
+    return open_source(data).labelled
 
 
 def first_batches(images, count, **options):
-    settings = {"size": 8, "batch_size": 6, "seed": 3} | options
-    rows = settings.pop("rows", np.arange(20))
-    augment = settings.pop("augment", Augment())
-    with loader.train_batches(images, rows, augment, **settings) as batches:
+    with train_stream(images, **options) as batches:
         return list(itertools.islice(batches, count))
+
+
+def train_stream(images, **options):
+    settings = {"batch_size": 6, "seed": 3} | options
+    rows = settings.pop("rows", np.arange(20))
+    sampler = ShuffledSampler(rows, settings["seed"])
+    transform = TrainTransform(Augment(), 8)
+    return loader.train_batches(images, transform, sampler, **settings)
 
 
 def assert_same(left, right):
@@ -50,10 +57,10 @@ def assert_same(left, right):
 
 def test_batches_are_what_the_model_takes(digits):
     batch = first_batches(digits, 1)[0]
-    assert set(batch) == {"image", "label", "mask", "row"}
+    assert set(batch) == {"image", "label", "weight", "row"}
     assert batch["image"].shape == (6, 8, 8, 3)
     assert [
-        batch[name].dtype for name in ("image", "label", "mask", "row")
+        batch[name].dtype for name in ("image", "label", "weight", "row")
     ] == [
         np.uint8,
         np.int32,
@@ -61,7 +68,7 @@ def test_batches_are_what_the_model_takes(digits):
         np.int32,
     ]
     np.testing.assert_array_equal(batch["label"], digits.labels[batch["row"]])
-    assert batch["mask"].all()
+    assert batch["weight"].all()
 
 
 @pytest.mark.parametrize(
@@ -96,21 +103,22 @@ def test_the_same_image_is_augmented_differently_each_time(digits):
 
 
 @pytest.mark.parametrize("rows", [32, 37])
-def test_places_put_together_are_the_batch_of_one_host(digits, rows):
+def test_rows_of_all_hosts_put_together_are_the_batch_of_one_host(digits, rows):
     """Also over the edge of an epoch that hosts do not divide."""
     rows = np.arange(rows)
     whole = first_batches(digits, 3, rows=rows)
     size = len(whole[0]["row"])
-    for places in (np.arange(0, size, 2), np.arange(size // 2, size)):
-        part = first_batches(digits, 3, rows=rows, places=places)
+    for local in (np.arange(0, size, 2), np.arange(size // 2, size)):
+        part = first_batches(digits, 3, rows=rows, local_rows=local)
         for own, batch in zip(part, whole, strict=True):
             for name, values in batch.items():
-                np.testing.assert_array_equal(own[name], values[places])
+                np.testing.assert_array_equal(own[name], values[local])
 
 
 def evaluate(images, rows, **options):
-    settings = {"size": 8, "batch_size": 6} | options
-    with loader.eval_batches(images, rows, **settings) as batches:
+    settings = {"batch_size": 6} | options
+    transform = EvalTransform(settings.pop("views", ("center",)), 8)
+    with loader.eval_batches(images, rows, transform, **settings) as batches:
         return list(batches)
 
 
@@ -123,19 +131,19 @@ def test_evaluation_covers_every_row_exactly_once(digits, count, workers):
     batches = evaluate(digits, rows, workers=workers, views=views)
     assert all(b["image"].shape == (6, 3, 8, 8, 3) for b in batches)
     seen = np.concatenate([batch["row"] for batch in batches])
-    mask = np.concatenate([batch["mask"] for batch in batches])
+    weight = np.concatenate([batch["weight"] for batch in batches])
     assert len(seen) == -(-count // 6) * 6
-    np.testing.assert_array_equal(seen[mask == 1], rows)
-    assert (seen[mask == 0] == -1).all()
+    np.testing.assert_array_equal(seen[weight == 1], rows)
+    assert (seen[weight == 0] == -1).all()
     labels = np.concatenate([batch["label"] for batch in batches])
-    np.testing.assert_array_equal(labels[mask == 1], digits.labels[rows])
+    np.testing.assert_array_equal(labels[weight == 1], digits.labels[rows])
 
 
-def test_evaluation_places_cover_every_row_exactly_once(digits):
+def test_evaluation_on_several_hosts_covers_every_row_exactly_once(digits):
     seen = []
     for host in (0, 1, 2):
-        places = (2 * host, 2 * host + 1)
-        batches = evaluate(digits, np.arange(13), places=places)
+        local = (2 * host, 2 * host + 1)
+        batches = evaluate(digits, np.arange(13), local_rows=local)
         assert len(batches) == 3  # The same number on every host.
         seen += [batch["row"] for batch in batches]
     seen = np.concatenate(seen)
@@ -162,7 +170,7 @@ def some_bad(tmp_path):
     (tmp_path / "5.jpg").unlink()
     ids = np.array([name[:-4] for name in names])
     labels = np.arange(8, dtype=np.int32) % 3
-    return FileImages(ids, labels, str(tmp_path), names)
+    return FileExamples(ids, labels, str(tmp_path), names)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -172,7 +180,7 @@ def test_bad_training_images_are_masked_and_told_once(some_bad, capfd, workers):
     )
     for batch in batches:
         bad = np.isin(batch["row"], [2, 5])
-        np.testing.assert_array_equal(batch["mask"], ~bad)
+        np.testing.assert_array_equal(batch["weight"], ~bad)
         assert not batch["image"][bad].any()
         assert batch["image"][~bad].any(axis=(1, 2, 3)).all()
     lines = [
@@ -192,10 +200,10 @@ def test_bad_evaluation_images_keep_their_row(some_bad, capsys):
     batches = evaluate(some_bad, np.arange(8), batch_size=5)
     rows = np.concatenate([batch["row"] for batch in batches])[:8]
     bad = np.concatenate([batch["bad"] for batch in batches])
-    mask = np.concatenate([batch["mask"] for batch in batches])
+    weight = np.concatenate([batch["weight"] for batch in batches])
     np.testing.assert_array_equal(rows, np.arange(8))
     np.testing.assert_array_equal(np.flatnonzero(bad), [2, 5])
-    np.testing.assert_array_equal(mask, [1] * 8 + [0] * 2)
+    np.testing.assert_array_equal(weight, [1] * 8 + [0] * 2)
     assert (
         f"bad image '{some_bad.path(2)}': the file is empty; keeps its row "
         "with the class prior\n"
@@ -205,8 +213,8 @@ def test_bad_evaluation_images_keep_their_row(some_bad, capsys):
 def test_settings_that_cannot_be(digits):
     with pytest.raises(UserError, match="no image to train on"):
         first_batches(digits, 1, rows=np.array([], int))
-    with pytest.raises(ValueError, match="places"):
-        first_batches(digits, 1, places=(0, 1000))
+    with pytest.raises(ValueError, match="local rows"):
+        first_batches(digits, 1, local_rows=(0, 1000))
     with pytest.raises(UserError, match="no evaluation view 'middle'"):
         evaluate(digits, np.arange(3), views=("center", "middle"))
 
@@ -240,15 +248,7 @@ def wait_for(condition, seconds=10):
 @pytest.mark.parametrize("how", ["close", "drop"])
 def test_closing_leaves_no_process_and_no_thread(digits, workers, read, how):
     before, threads = children(), threading.active_count()
-    stream = loader.train_batches(
-        digits,
-        np.arange(50),
-        Augment(),
-        size=8,
-        batch_size=4,
-        seed=0,
-        workers=workers,
-    )
+    stream = train_stream(digits, workers=workers)
     for _ in range(read):
         next(stream)
     assert len(children() - before) == (workers if read else 0)
@@ -267,10 +267,7 @@ def test_closing_leaves_no_process_and_no_thread(digits, workers, read, how):
 def test_workers_hear_neither_ctrl_c_nor_sigterm(digits):
     """A signal to the whole group must not take the loaders away."""
     own, before = signal.pthread_sigmask(signal.SIG_BLOCK, ()), children()
-    settings = {"size": 8, "batch_size": 4, "seed": 0, "workers": 2}
-    with loader.train_batches(
-        digits, np.arange(50), Augment(), **settings
-    ) as batches:
+    with train_stream(digits, workers=2) as batches:
         next(batches)
         workers = children() - before
         assert len(workers) == 2
@@ -286,7 +283,9 @@ def test_workers_hear_neither_ctrl_c_nor_sigterm(digits):
 def test_an_evaluation_read_to_its_end_is_closed(digits):
     threads = threading.active_count()
     streams = [
-        loader.eval_batches(digits, np.arange(9), size=8, batch_size=4)
+        loader.eval_batches(
+            digits, np.arange(9), EvalTransform(("center",), 8), batch_size=4
+        )
         for _ in range(5)
     ]
     for stream in streams:
@@ -296,15 +295,7 @@ def test_an_evaluation_read_to_its_end_is_closed(digits):
 
 def test_a_killed_worker_is_an_error_not_a_hang(digits):
     before = children()
-    stream = loader.train_batches(
-        digits,
-        np.arange(50),
-        Augment(),
-        size=8,
-        batch_size=4,
-        seed=0,
-        workers=2,
-    )
+    stream = train_stream(digits, workers=2)
     next(stream)
     victim = min(children() - before)
     os.kill(victim, signal.SIGKILL)
@@ -317,7 +308,7 @@ def test_a_killed_worker_is_an_error_not_a_hang(digits):
     assert not children() - before
 
 
-class Explosive(ArrayImages):
+class Explosive(ArrayExamples):
     """Stands for a bug of ours inside a worker."""
 
     def read(self, row):
@@ -338,15 +329,16 @@ import itertools
 import numpy as np
 from types import SimpleNamespace
 from input_pipeline import loader, sources
-from input_pipeline.transforms.policy import Augment
+from input_pipeline.samplers import ShuffledSampler
+from input_pipeline.transforms.policy import Augment, TrainTransform
 
 if __name__ == "__main__":
     images = sources.open_source(SimpleNamespace(
         root="", source="", submission_id_column="id", target_column="t",
     )).labelled
     stream = loader.train_batches(
-        images, np.arange(99), Augment(), size=32, batch_size=32, seed=0,
-        workers=2)
+        images, TrainTransform(Augment(), 32),
+        ShuffledSampler(np.arange(99), 0), batch_size=32, seed=0, workers=2)
     batches = list(itertools.islice(stream, 4))
     print(len(batches), flush=True)
     {end}
@@ -373,10 +365,10 @@ def test_a_script_that_ends_without_closing_leaves_nothing(tmp_path, end):
 
 
 def test_modules_that_workers_need_import_no_jax():
-    """grain itself imports JAX, so the modules beside pipeline.py count."""
+    """grain itself imports JAX, so the modules beside loader.py count."""
     modules = "decoding, folds, sources, statistics"
     script = f"import sys; from input_pipeline import {modules}; "
-    script += "from input_pipeline.transforms import policy; " + (
+    script += "from input_pipeline.transforms import policy, views; " + (
         "sys.exit('jax' in sys.modules or 'grain' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

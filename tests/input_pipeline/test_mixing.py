@@ -183,7 +183,7 @@ def test_prepare_train_puts_it_together():
     batch = {
         "image": rng.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8),
         "label": np.array([0, 2, 1, 2], np.int32),
-        "mask": np.array([1, 1, 0, 1], np.float32),
+        "weight": np.array([1, 1, 0, 1], np.float32),
     }
     plain = Mixing(prob=0.0, erase_prob=0.0)
     mean, std = np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)

@@ -9,10 +9,11 @@ from PIL import Image
 from sample_images import encoded, photo
 
 from input_pipeline import loader
-from input_pipeline.sources.base import ArrayImages
+from input_pipeline.samplers import ShuffledSampler
+from input_pipeline.sources.base import ArrayExamples
 from input_pipeline.transforms import mixing, on_device, operations, policy
 from input_pipeline.transforms.operations import Operation
-from input_pipeline.transforms.policy import Augment
+from input_pipeline.transforms.policy import Augment, TrainTransform
 
 STRONG = Augment(
     randaugment_ops=3,
@@ -105,8 +106,10 @@ def test_what_the_device_cannot_do_comes_before_the_rest():
 def test_the_device_does_the_same(name, values, allowed):
     images = np.stack([picture(seed) for seed in range(len(values))])
     drawn = [[Operation(name, value)] for value in values]
-    left = operations.encode(drawn, 2)
-    done = apply_on_device(images, left["operation"], left["strength"])
+    left = [operations.encode(own, 2) for own in drawn]
+    codes = np.stack([own["operation"] for own in left])
+    strengths = np.stack([own["strength"] for own in left])
+    done = apply_on_device(images, codes, strengths)
     for before, after, own in zip(images, np.asarray(done), drawn, strict=True):
         expected = one_by_one(Image.fromarray(before), own)
         difference = np.abs(after.astype(int) - expected)
@@ -122,8 +125,9 @@ def test_every_hue_of_every_colour_is_the_host_s():
     colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1)
     images = colours.reshape(1, 18 * 18, 18, 3)
     for shift in (-0.1, 0.02, 0.35):
-        left = operations.encode([[Operation("hue", shift)]], 1)
-        done = apply_on_device(images, left["operation"], left["strength"])
+        left = operations.encode([Operation("hue", shift)], 1)
+        code, strength = left["operation"][None], left["strength"][None]
+        done = apply_on_device(images, code, strength)
         image = Image.fromarray(images[0])
         expected = np.asarray(
             operations.apply(image, [Operation("hue", shift)])
@@ -135,16 +139,14 @@ def test_every_hue_of_every_colour_is_the_host_s():
 def images():
     pixels = np.stack([picture(seed, 32) for seed in range(12)])
     ids = np.array([f"photo-{row}" for row in range(12)])
-    return ArrayImages(ids, np.zeros(12, np.int32), pixels)
+    return ArrayExamples(ids, np.zeros(12, np.int32), pixels)
 
 
 def batch_of(images, workers=0, **settings):
-    rows = np.arange(len(images))
     with loader.train_batches(
         images,
-        rows,
-        Augment(grayscale=0.2, **settings),
-        size=24,
+        TrainTransform(Augment(grayscale=0.2, **settings), 24),
+        ShuffledSampler(np.arange(len(images)), 5),
         batch_size=8,
         seed=5,
         start_step=3,
@@ -173,13 +175,13 @@ def test_half_done_batches_are_the_same_out_of_a_worker(images):
 
 
 def test_an_unreadable_image_leaves_nothing_for_the_device(images):
-    class Broken(ArrayImages):
+    class Broken(ArrayExamples):
         def read(self, row):
-            return b"" if row == 0 else encoded(self.pixels[row])
+            return {"image": b"" if row == 0 else encoded(self.pixels[row])}
 
     broken = Broken(images.ids, images.labels, images.pixels)
     batch = batch_of(broken, device=True)
-    bad = batch["mask"] == 0
+    bad = batch["weight"] == 0
     assert bad.any() and not bad.all()
     assert not batch["operation"][bad].any()
     assert batch["operation"][~bad].any(axis=1).all()

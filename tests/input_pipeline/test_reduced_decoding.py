@@ -7,11 +7,11 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from sample_images import encoded, photo
+from sample_images import encoded, photo, train_image
 
 from input_pipeline.decoding import BadImage, decode
 from input_pipeline.transforms import policy
-from input_pipeline.transforms.policy import Augment, train_image
+from input_pipeline.transforms.policy import Augment
 
 CROP_ALONE = Augment(flip=0.0, randaugment_ops=0, jitter=(0.0, 0.0, 0.0, 0.0))
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from configs import common
 from core.errors import UserError
 from input_pipeline import loader
-from input_pipeline.samplers import Sampler
-from input_pipeline.sources.base import ArrayImages
-from input_pipeline.transforms.policy import Augment
+from input_pipeline.samplers import BalancedSampler, ShuffledSampler
+from input_pipeline.sources.base import ArrayExamples
+from input_pipeline.transforms.policy import Augment, TrainTransform
 
 balances = st.sampled_from([0.25, 0.5, 0.9, 1.0])
 class_sizes = st.lists(st.integers(1, 40), min_size=1, max_size=8)
@@ -26,13 +26,13 @@ def sampler_of(sizes, balance, seed=0):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     labels = np.random.default_rng(len(labels)).permutation(labels)
     rows = 1000 + np.arange(len(labels), dtype=np.int32)
-    return Sampler(rows, labels, seed, balance)
+    return BalancedSampler(rows, labels, seed, balance)
 
 
 def epochs_of(sampler, count):
     """Rows of whole epochs, int [count, N]."""
     length = len(sampler.rows)
-    stream = [sampler.row(place) for place in range(count * length)]
+    stream = [sampler.row(index) for index in range(count * length)]
     return np.reshape(stream, (count, length))
 
 
@@ -42,7 +42,7 @@ def test_unbalanced_every_image_comes_once_an_epoch(sizes, seed, epoch):
     sampler = sampler_of(sizes, 0.0, seed)
     length = len(sampler.rows)
     first = epoch * length
-    rows = [sampler.row(place) for place in range(first, first + length)]
+    rows = [sampler.row(index) for index in range(first, first + length)]
     assert sorted(rows) == sampler.rows.tolist()
 
 
@@ -103,11 +103,12 @@ def stream(count, **options):
         0, 256, (count_images, 8, 8, 3), np.uint8
     )
     ids = np.array([str(row) for row in range(count_images)])
-    arguments = {"size": 8, "batch_size": 7, "seed": 3, "balance": 1.0}
+    rows, balance = np.arange(2, 30), options.pop("balance", 1.0)
+    arguments = {"batch_size": 7, "seed": 3}
     with loader.train_batches(
-        ArrayImages(ids, labels, pixels),
-        np.arange(2, 30),
-        Augment(),
+        ArrayExamples(ids, labels, pixels),
+        TrainTransform(Augment(), 8),
+        BalancedSampler(rows, labels[rows], 3, balance),
         **(arguments | options),
     ) as batches:
         return list(itertools.islice(batches, count))
@@ -116,7 +117,7 @@ def stream(count, **options):
 def digest(batches):
     found = hashlib.sha256()
     for batch in batches:
-        for name in sorted(batch):
+        for name in ("image", "label", "weight", "row"):
             found.update(batch[name].tobytes())
     return found.hexdigest()
 
@@ -131,17 +132,23 @@ def test_a_balanced_stream_goes_on_exactly(start):
 
 def test_rare_classes_come_as_often_as_the_others():
     labels = np.concatenate([batch["label"] for batch in stream(40)])
-    assert labels.mean() == 0.5  # 10 epochs of 28 places, 2 images of 1.
+    assert labels.mean() == 0.5  # 10 epochs of 28 positions, 2 images of 1.
     plain = np.concatenate([b["label"] for b in stream(40, balance=0.0)])
     assert plain.mean() == 2 / 28
 
 
-def test_places_of_a_balanced_stream_are_the_batch_of_one_host():
+def test_without_balance_it_is_a_shuffled_sampler():
+    one = sampler_of((3, 20), 0.0, seed=5)
+    other = ShuffledSampler(one.rows, 5)
+    np.testing.assert_array_equal(epochs_of(one, 3), epochs_of(other, 3))
+
+
+def test_rows_of_hosts_of_a_balanced_stream_are_the_batch_of_one_host():
     whole = stream(4, batch_size=6)
-    for places in ([0, 1, 2], [3, 4, 5]):
-        part = stream(4, batch_size=6, places=places)
+    for local in ([0, 1, 2], [3, 4, 5]):
+        part = stream(4, batch_size=6, local_rows=local)
         for batch, own in zip(whole, part, strict=True):
-            np.testing.assert_array_equal(own["row"], batch["row"][places])
+            np.testing.assert_array_equal(own["row"], batch["row"][local])
 
 
 @pytest.mark.parametrize("balance", [-0.1, 1.5, float("nan")])

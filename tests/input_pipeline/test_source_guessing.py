@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import UserError
-from input_pipeline.sources import registry
+from input_pipeline.sources import open_source
 
 
 def test_a_csv_with_another_name_is_not_taken_for_class_folders(
@@ -11,7 +11,7 @@ def test_a_csv_with_another_name_is_not_taken_for_class_folders(
 ):
     (competition / "train_answers.csv").rename(competition / "labels.csv")
     with pytest.raises(UserError, match=r"train_answers\.csv"):
-        registry.open_source(data_config(root=str(competition), source=""))
+        open_source(data_config(root=str(competition), source=""))
 
 
 @pytest.mark.parametrize("name", ["test", "val", "validation"])
@@ -25,9 +25,9 @@ def test_a_split_among_class_folders_is_not_a_class(
         for i in range(3):
             (root / folder / f"{folder}{i}.jpg").write_bytes(photo)
     with pytest.raises(UserError, match=f"test_folder={name}"):
-        registry.open_source(data_config(root=str(root), source=""))
+        open_source(data_config(root=str(root), source=""))
     told = data_config(root=str(root), source="", test_folder=name)
-    source = registry.open_source(told)
+    source = open_source(told)
     assert source.classes == ("cat", "dog")
     assert len(source.test) == 3
 
@@ -37,7 +37,7 @@ def test_a_sample_submission_that_was_named_must_exist(
 ):
     named = data_config(root=str(competition), sample_submission="sampel.csv")
     with pytest.raises(UserError, match=r"sampel\.csv does not exist"):
-        registry.open_source(named)
+        open_source(named)
     (competition / "sample_submission.csv").unlink(missing_ok=True)
-    source = registry.open_source(data_config(root=str(competition)))
+    source = open_source(data_config(root=str(competition)))
     assert source.sample_submission is None

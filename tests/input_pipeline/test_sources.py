@@ -3,15 +3,15 @@ from __future__ import annotations
 import numpy as np
 from sklearn import datasets
 
-from input_pipeline.sources import digits, registry
+from input_pipeline.sources import digits, open_source
 
 
 def test_digits_need_no_folder(data_config):
-    source = registry.open_source(data_config())
+    source = open_source(data_config())
     assert source.name == "digits"
     assert source.classes == tuple("0123456789")
     assert (len(source.labelled), len(source.test)) == (1437, 360)
-    pixels = source.labelled.read(0)
+    pixels = source.labelled.read(0)["image"]
     assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8
     assert not set(source.labelled.ids) & set(source.test.ids)
     # Stratified: every digit is about a tenth of the held-out rows.
@@ -26,14 +26,14 @@ def test_digits_are_those_that_scikit_learn_loads():
 
 
 def test_csv_source_reads_the_competition_layout(competition, data_config):
-    source = registry.open_source(data_config(root=str(competition)))
+    source = open_source(data_config(root=str(competition)))
     assert source.name == "csv"
     assert source.classes == ("0", "3", "11")  # numeric, not text order
     assert source.labelled.ids.tolist() == [str(row) for row in range(12)]
     assert source.labelled.labels.tolist() == [1] * 4 + [2] * 4 + [0] * 4
     assert source.test.ids.tolist() == ["10", "1", "2", "3"]  # the sample's
     assert source.test.labels.tolist() == [-1] * 4
-    data = source.test.read(0)
+    data = source.test.read(0)["image"]
     assert data == (competition / "img_test" / "10.jpg").read_bytes()
 
 
@@ -41,6 +41,6 @@ def test_without_a_sample_every_test_image_is_predicted(
     competition, data_config
 ):
     (competition / "sample_submission.csv").unlink()
-    source = registry.open_source(data_config(root=str(competition)))
+    source = open_source(data_config(root=str(competition)))
     assert source.sample_submission is None
     assert source.test.ids.tolist() == ["1", "2", "3", "10"]

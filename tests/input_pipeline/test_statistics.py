@@ -9,7 +9,7 @@ from sample_images import encoded, photo
 
 from core.errors import UserError
 from input_pipeline import loader, parallel_scan, statistics
-from input_pipeline.sources.base import ArrayImages, FileImages
+from input_pipeline.sources.base import ArrayExamples, FileExamples
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def images(tmp_path):
     for row, name in enumerate(names):
         data = encoded(photo(10 + 7 * row, 20, seed=row), "PNG")
         (tmp_path / name).write_bytes(b"" if row == 3 else data)
-    return FileImages(
+    return FileExamples(
         np.array(names), np.zeros(5, np.int32), str(tmp_path), names
     )
 
@@ -68,7 +68,7 @@ def test_a_damaged_cache_is_made_again(images, tmp_path, text):
 
 def test_images_of_one_colour_do_not_divide_by_zero(tmp_path):
     pixels = np.full((2, 4, 4, 3), 77, np.uint8)
-    images = ArrayImages(np.array(["a", "b"]), np.zeros(2, np.int32), pixels)
+    images = ArrayExamples(np.array(["a", "b"]), np.zeros(2, np.int32), pixels)
     _, std = loader.channel_stats(images, np.arange(2), tmp_path, "f")
     assert (std > 0).all()
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from sample_images import eval_image
 
 from input_pipeline.backends import cpp, image_backend, pillow, pixel_math
 from input_pipeline.transforms import mixing, operations, policy
@@ -228,7 +229,7 @@ def test_random_erasing_sizes():
 def test_center_view(number, size):
     image = GOLDENS[("small", "wide")[number]]
     golden = GOLDENS[f"evaluation/center/{number}/{size}"]
-    views = policy.eval_image(image, ("center", "center_flip"), size, "id")
+    views = eval_image(image, ("center", "center_flip"), size, "id")
     assert largest_difference(views[0], golden) <= 1
     np.testing.assert_array_equal(views[1], views[0][:, ::-1])
 

@@ -262,10 +262,10 @@ def test_ensemble_report_without_history_or_mistakes(tmp_path):
 
 def test_mistakes_show_the_digits_themselves(tmp_path):
     from configs.common import data
-    from input_pipeline.sources import registry
+    from input_pipeline.sources import open_source
 
     config = data()
-    ids = [str(name) for name in registry.open_source(config).labelled.ids[:30]]
+    ids = [str(name) for name in open_source(config).labelled.ids[:30]]
     path = ensemble_report(
         tmp_path / "report.html",
         results(tmp_path),

@@ -6,8 +6,9 @@ import numpy as np
 from flax import nnx
 
 from configs import common
-from training.loop import optimizer
+from training.loop import optimizer, param_groups
 from training.loop import state as state_lib
+from training.loop import step as step_lib
 from training.multihost import sharding
 
 
@@ -42,16 +43,17 @@ def loss_fn(model, batch, constants):
     return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
 
-LOSS = state_lib.Loss(loss_fn, {"noise": np.float32(0.01)}, prepare)
+LOSS = step_lib.Loss(loss_fn, {"noise": np.float32(0.01)}, prepare)
 
 
-def masked_loss_fn(model, batch, constants):
+def weighted_loss_fn(model, batch, constants):
     targets = jax.nn.one_hot(batch["label"], 4)
     rows = -(targets * jax.nn.log_softmax(model(batch["image"]))).sum(-1)
-    return (rows * batch["mask"]).sum() / jnp.maximum(batch["mask"].sum(), 1.0)
+    weight = batch["weight"]
+    return (rows * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
-MASKED_LOSS = state_lib.Loss(masked_loss_fn, LOSS.constants, prepare)
+WEIGHTED_LOSS = step_lib.Loss(weighted_loss_fn, LOSS.constants, prepare)
 
 
 class Run:
@@ -74,8 +76,10 @@ class Run:
         self.stage = common.stage(
             weight_decay=0.1, ema_decay=ema_decay, **options
         )
-        self.tables = optimizer.rate_tables(self.stage, 100, 10)
-        self.train_step = state_lib.make_train_step(
+        params = state_lib.pure_shapes(self.abstract_model)[0]
+        self.groups = param_groups.assign(params, self.stage)
+        self.tables = optimizer.rate_tables(self.stage, self.groups, 100, 10)
+        self.train_step = step_lib.make_train_step(
             self.abstract_model,
             loss,
             self.stage,

@@ -75,7 +75,7 @@ def batch_on(run, step):
     batch = {
         "image": rng.normal(size=(16, 8, 8, 3)).astype(np.float32),
         "label": rng.integers(0, 4, 16).astype(np.int32),
-        "mask": (np.arange(16) % 7 != step).astype(np.float32),
+        "weight": (np.arange(16) % 7 != step).astype(np.float32),
     }
     own = sharding.local_rows(run.mesh, 16)
     own = {name: values[own] for name, values in batch.items()}
@@ -239,7 +239,7 @@ def main():
         found = as_one_of_two(folder, sys.argv[2], int(sys.argv[3]))
         print(json.dumps(found), flush=True)
         return
-    plain = {"build": build_plain, "loss": tiny.MASKED_LOSS}
+    plain = {"build": build_plain, "loss": tiny.WEIGHTED_LOSS}
     whole = run_on(1, 1)
     _, straight = advance(whole, whole.start(), 8)
     print(

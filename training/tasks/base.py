@@ -65,6 +65,11 @@ class Statistics:
     std: np.ndarray
     class_prior: np.ndarray
 
+    @classmethod
+    def unknown(cls, class_prior: np.ndarray) -> Statistics:
+        """Returns statistics for a plan, which reads no image."""
+        return cls(np.zeros(3, np.float32), np.ones(3, np.float32), class_prior)
+
     @property
     def channels(self) -> dict[str, np.ndarray]:
         """`mean` and `std` by name, as constants of a jitted step."""

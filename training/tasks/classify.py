@@ -265,8 +265,8 @@ class Classification(Task):
             writer.logits("test", test)
         score = _macro_f1(whole.labels, whole.logits)
         return (
-            f"out-of-fold macro-F1 {score:.4f} over {len(whole):,} rows; logits "
-            f"in {workdir / 'logits'}"
+            f"out-of-fold macro-F1 {score:.4f} over {len(whole):,} rows; "
+            f"logits in {workdir / 'logits'}"
         )
 
     def _predict(

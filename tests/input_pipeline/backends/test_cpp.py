@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sample_images import encoded, photo
+from sample_images import encoded, eval_image, photo, train_image
 
 from input_pipeline import decoding
 from input_pipeline.backends import cpp, image_backend, pillow, pixel_math
-from input_pipeline.transforms import operations, policy
+from input_pipeline.transforms import operations, policy, views
 from input_pipeline.transforms.operations import Operation
 from input_pipeline.transforms.policy import Augment
 
@@ -227,8 +227,8 @@ def test_whether_there_is_a_compiler_shows_in_no_bit(kind, monkeypatch):
     def done():
         for seed, size in enumerate([16, 40, 61] * 4):
             rng = np.random.default_rng(seed)
-            yield policy.train_image(data, STRONG, size, rng)
-            yield policy.eval_image(data, policy.VIEWS, size, str(seed))
+            yield train_image(data, STRONG, size, rng)
+            yield eval_image(data, views.VIEWS, size, str(seed))
 
     native = list(done())
     monkeypatch.setattr(cpp, "available", lambda: False)

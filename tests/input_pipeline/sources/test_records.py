@@ -10,8 +10,8 @@ import pytest
 from configs import common
 from core.errors import UserError
 from input_pipeline.decoding import BadImage, decode
-from input_pipeline.sources import records, registry
-from input_pipeline.sources.base import ArrayImages, Source
+from input_pipeline.sources import open_source, records
+from input_pipeline.sources.base import ArrayExamples, Source
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,7 +24,7 @@ def data_at(root):
 
 @pytest.fixture(scope="module")
 def digits():
-    return registry.open_source(common.data())
+    return open_source(common.data())
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def converted(digits, tmp_path_factory):
 
 
 def test_everything_comes_back(digits, converted):
-    found = registry.open_source(data_at(converted))
+    found = open_source(data_at(converted))
     assert found.classes == digits.classes
     assert found.fingerprint == digits.fingerprint
     for one, two in (
@@ -47,7 +47,7 @@ def test_everything_comes_back(digits, converted):
         assert one.labels.dtype == np.int32
         for row in (0, 7, len(one) // 2, len(one) - 1):
             np.testing.assert_array_equal(
-                decode(one.read(row)), two.pixels[row]
+                decode(one.read(row)["image"]), two.pixels[row]
             )
     shards = sorted(path.name for path in converted.glob("labelled-*"))
     assert shards[0] == "labelled-00000-of-00004.array_record"
@@ -55,21 +55,21 @@ def test_everything_comes_back(digits, converted):
 
 
 def test_a_file_is_kept_byte_for_byte_and_a_bad_one_keeps_its_row(tmp_path):
-    class Files(ArrayImages):
+    class Files(ArrayExamples):
         def read(self, row):
             if row == 1:
                 raise BadImage("lost")
-            return b"photo %d" % row
+            return {"image": b"photo %d" % row}
 
     images = Files(
         np.array(["a", "b", "ä,\n"]), np.array([0, 1, 0], np.int32), None
     )
     source = Source("csv", images, None, ("x", "y"), None, "i", "t", "f")
     records.convert(source, str(tmp_path / "out"), 2)
-    found = registry.open_source(data_at(tmp_path / "out"))
+    found = open_source(data_at(tmp_path / "out"))
     assert found.test is None
     assert list(found.labelled.ids) == ["a", "b", "ä,\n"]
-    assert found.labelled.read(2) == b"photo 2"
+    assert found.labelled.read(2) == {"image": b"photo 2"}
     with pytest.raises(BadImage, match="could not be read"):
         found.labelled.read(1)
 
@@ -78,12 +78,12 @@ def test_what_is_wrong_is_said_in_one_sentence(digits, converted, tmp_path):
     with pytest.raises(UserError, match="holds records already"):
         records.convert(digits, str(converted), 400)
     with pytest.raises(UserError, match=r"records\.json cannot be read"):
-        registry.open_source(data_at(tmp_path))
+        open_source(data_at(tmp_path))
     copy = tmp_path / "copy"
     records.convert(digits, str(copy), 1000)
     (copy / "labelled-00001-of-00002.array_record").unlink()
     with pytest.raises(UserError, match="lacks labelled-00001-of-00002"):
-        registry.open_source(data_at(copy))
+        open_source(data_at(copy))
 
 
 READ = """
@@ -106,9 +106,9 @@ print(len(images), early, peak())
 
 @pytest.mark.slow
 def test_reading_100_000_photos_takes_constant_memory(tmp_path):
-    class Made(ArrayImages):
+    class Made(ArrayExamples):
         def read(self, row):
-            return np.random.default_rng(row).bytes(4096)
+            return {"image": np.random.default_rng(row).bytes(4096)}
 
     count = 100_000
     ids = np.char.add("photo-", np.arange(count).astype(str))

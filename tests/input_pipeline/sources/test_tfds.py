@@ -10,8 +10,9 @@ from sample_images import encoded, photo
 
 from core.errors import UserError
 from input_pipeline import loader
-from input_pipeline.sources import registry
-from input_pipeline.transforms.policy import Augment
+from input_pipeline.samplers import ShuffledSampler
+from input_pipeline.sources import open_source
+from input_pipeline.transforms.policy import Augment, TrainTransform
 
 NAMES = ["cat", "dog", "elk"]
 
@@ -60,9 +61,7 @@ def prepared(tmp_path_factory):
 
 
 def test_rows_and_labels_belong_together(prepared, data_config):
-    source = registry.open_source(
-        data_config(root=prepared, source="tfds:tiny_animals")
-    )
+    source = open_source(data_config(root=prepared, source="tfds:tiny_animals"))
     assert source.name == "tfds:tiny_animals"
     assert source.classes == tuple(NAMES)
     assert (len(source.labelled), len(source.test)) == (12, 4)
@@ -70,20 +69,19 @@ def test_rows_and_labels_belong_together(prepared, data_config):
     assert source.test.labels.tolist() == [-1] * 4
     label_of = {picture(row): row % 3 for row in range(12)}
     for row, label in enumerate(source.labelled.labels):
-        assert label_of[source.labelled.read(row)] == label
+        assert label_of[source.labelled.read(row)["image"]] == label
 
 
 def test_workers_read_it_too(prepared, data_config):
-    images = registry.open_source(
+    images = open_source(
         data_config(root=prepared, source="tfds:tiny_animals")
     ).labelled
 
     def batches(workers):
         with loader.train_batches(
             images,
-            np.arange(12),
-            Augment(),
-            size=8,
+            TrainTransform(Augment(), 8),
+            ShuffledSampler(np.arange(12), 0),
             batch_size=4,
             seed=0,
             workers=workers,
@@ -104,7 +102,7 @@ source = sources.open_source(SimpleNamespace(
     tfds_split_test="", tfds_image="image", tfds_label="label",
     submission_id_column="id", target_column="label"))
 assert source.test is None
-print(len(source.labelled.read(0)) > 0, "tensorflow" in sys.modules)
+print(len(source.labelled.read(0)["image"]) > 0, "tensorflow" in sys.modules)
 """
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True
@@ -125,5 +123,5 @@ print(len(source.labelled.read(0)) > 0, "tensorflow" in sys.modules)
 def test_bad_names(prepared, data_config, change, words):
     fields = {"root": prepared, "source": "tfds:tiny_animals"} | change
     with pytest.raises(UserError, match=words) as error:
-        registry.open_source(data_config(**fields))
+        open_source(data_config(**fields))
     assert "\n" not in str(error.value)

@@ -35,7 +35,7 @@ def batch_of(labels, mask):
     return {
         "image": jnp.zeros((len(labels), 8, 8, 3), jnp.uint8),
         "label": jnp.array(labels, jnp.int32),
-        "mask": jnp.array(mask, jnp.float32),
+        "weight": jnp.array(mask, jnp.float32),
     }
 
 

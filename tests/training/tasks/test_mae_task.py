@@ -69,7 +69,7 @@ def loss_of(task, weights):
 def test_rows_that_could_not_be_read_count_for_nothing(task, loss_of):
     _, batch = first_batch(task)
     batch = {name: values[:8] for name, values in batch.items()}
-    batch["mask"] = np.float32([1, 1, 1, 0, 1, 1, 0, 1])
+    batch["weight"] = np.float32([1, 1, 1, 0, 1, 1, 0, 1])
     expected = loss_of(batch)
     other = {**batch, "image": batch["image"].copy()}
     other["image"][[3, 6]] = 255
