@@ -102,6 +102,8 @@ lint: $(READY)
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --check --quiet . || \
 	  { echo 'error: run make format' >&2; exit 1; }
+	@imports=$$($(VENV)/bin/lint-imports --no-cache --no-logo) || \
+	  { echo "$$imports" >&2; exit 1; }
 
 format: $(READY)
 	@$(PY) -m ruff check --fix .
