@@ -51,7 +51,9 @@ def test_imports_keep_the_contracts(monkeypatch, capsys):
 
 
 def test_no_files_import_each_other_in_a_circle():
-    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    graph = grimp.build_graph(
+        *PACKAGES, exclude_type_checking_imports=True, cache_dir=None
+    )
     imports = {
         module: graph.find_modules_directly_imported_by(module)
         for module in graph.modules
@@ -92,7 +94,7 @@ def test_docs_name_every_room_and_only_paths_that_exist():
         for name in re.findall(
             rf"(?<![\w./-])((?:{roots})/[\w./-]*[\w])", path.read_text("utf-8")
         )
-        if not (ROOT / name).exists()
+        if not (ROOT / name).exists() and "NAME" not in name
     }
     assert not missing
     architecture = (ROOT / "docs/architecture.md").read_text("utf-8")

@@ -124,7 +124,7 @@ def restored(folder):
             state = saved.load(step, like)
         state, new = advance(run, state, 2)
         losses += new
-        saved.save(int(state.step), state, {"go_on_from": int(state.step)})
+        saved.save(int(state.step), state, {"resume_step": int(state.step)})
         saved.close()
     return losses
 
@@ -212,7 +212,7 @@ def as_one_of_two(folder, coordinator, index):
     run = tiny.Run(mesh=sharding.make_mesh(4), log_every_steps=1, ema_decay=0.9)
     saved = CheckpointManager(folder, "val_loss")
     state, losses = advance(run, run.start(), 2)
-    saved.save(2, state, {"go_on_from": 2}, {"val_loss": 1.0})
+    saved.save(2, state, {"resume_step": 2}, {"val_loss": 1.0})
     saved.close()
     saved = CheckpointManager(folder, "val_loss")
     like = state_lib.abstract_state(run.abstract_model, run.stage, run.mesh)
@@ -224,7 +224,7 @@ def as_one_of_two(folder, coordinator, index):
     found |= {"signal": signal, "refusals": refusals()}
     found["answer"] = comm.run_on_primary(lambda: {"process": index})
     found["texts"] = comm.all_gather_text("x" * index)
-    saved.save(4, state, {"go_on_from": 4})
+    saved.save(4, state, {"resume_step": 4})
     found["damage"] = damage_told(saved, folder, like)
     saved.close()
     found["parts"], found["whole"] = moved()

@@ -55,12 +55,12 @@ def restore_latest(
     while (step := saved.latest()) is not None:
         try:
             history = saved.history(step)
-            go_on_from = history["go_on_from"]
-            stage = stages.stage_after(plan, go_on_from)
-            if stage is None or go_on_from == stage.start:
-                return ResumePoint(go_on_from, history, None)
+            resume_step = history["resume_step"]
+            stage = stages.stage_after(plan, resume_step)
+            if stage is None or resume_step == stage.start:
+                return ResumePoint(resume_step, history, None)
             like = abstract_state(abstract_model, stage.config, mesh)
-            return ResumePoint(go_on_from, history, saved.load(step, like))
+            return ResumePoint(resume_step, history, saved.load(step, like))
         except CorruptCheckpointError as damaged:
             saved.quarantine(damaged)
     return ResumePoint(0, {}, None)

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl for programs, lines for people."""
+"""The log of a run: metrics.jsonl for programs, progress lines for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from core.errors import UserError
 from training.loop import stages
 from training.loop.input_stall import InputStallMonitor
 from training.loop.stages import Stage
+from training.loop.throughput import Throughput, duration
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -80,7 +80,7 @@ class Recorder:
         self._stale = history.get("stale", {"stage": -1, "evaluations": 0})
         self._last: tuple[int, dict[str, jax.Array]] | None = None
         self._pending = False  # whether the last step is still to be logged
-        self._clock = _Clock()
+        self._clock = Throughput()
         try:
             self._file.truncate(min(history.get("log_bytes", 0), self.size()))
             self._file.seek(0, os.SEEK_END)
@@ -105,7 +105,7 @@ class Recorder:
             the stage; people are told the first.
         """
         self._stage, self._rates = stage, rates
-        self._clock = _Clock()  # Compilation is not what the steps take.
+        self._clock = Throughput()  # Compilation is not what the steps take.
         self._input_stall.pause()
         if self._stale["stage"] != stage.index:
             self._stale = {"stage": stage.index, "evaluations": 0}
@@ -244,7 +244,7 @@ class Recorder:
             "stale": dict(self._stale),
             "rolled_back": self._rolled_back,
             # Early stopping leaves the rest of a stage out.
-            "go_on_from": self._stage.end if self.out_of_patience else step,
+            "resume_step": self._stage.end if self.out_of_patience else step,
         }
 
     def size(self) -> int:
@@ -351,53 +351,3 @@ class Recorder:
             with contextlib.suppress(OSError):
                 self._file.truncate(whole)  # Lines are whole or absent.
             raise self._cannot_write(error) from error
-
-
-class _Clock:
-    """Images per second, smoothed; what lies between stop and start is out."""
-
-    def __init__(self):
-        self.now = time.perf_counter()
-        self._active = 0.0  # seconds that the clock has run
-        self._since: float | None = None
-        self._mark: tuple[float, int] | None = None
-        self._speed: float | None = None
-
-    def start(self) -> None:
-        """Runs the clock, if it does not run already."""
-        if self._since is None:
-            self._since = time.perf_counter()
-
-    def stop(self) -> None:
-        """Halts the clock until `start`."""
-        if self._since is not None:
-            self._active += time.perf_counter() - self._since
-            self._since = None
-
-    def advance(self, images: int) -> float | None:
-        """Returns the speed; None at the first call, which saw compilation."""
-        self.now = time.perf_counter()
-        active = self._active
-        if self._since is not None:
-            active += self.now - self._since
-        if self._mark is not None:
-            speed = (images - self._mark[1]) / max(active - self._mark[0], 1e-9)
-            old = speed if self._speed is None else self._speed
-            self._speed = 0.7 * old + 0.3 * speed
-        self._mark = (active, images)
-        return self._speed
-
-
-def duration(seconds: float) -> str:
-    """Returns `seconds` as a person says it: '48 s', '3 min 20 s'."""
-    seconds = max(0, round(seconds))
-    parts = (
-        (seconds // 86400, "d"),
-        (seconds // 3600 % 24, "h"),
-        (seconds // 60 % 60, "min"),
-        (seconds % 60, "s"),
-    )
-    first = next((i for i, (value, _) in enumerate(parts) if value), 3)
-    return " ".join(
-        f"{value} {unit}" for value, unit in parts[first : first + 2]
-    )

@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from core.errors import UserError
-from training.loop import recorder, stages
+from training.loop import recorder, stages, throughput
 
 
 def plan(patience=0):
@@ -79,7 +79,7 @@ def test_of_a_loss_the_lowest_is_best(tmp_path):
 def test_patience_ends_a_stage_also_when_it_was_continued(tmp_path):
     log = make_recorder(tmp_path / "m.jsonl", {}, patience=2)
     log.evaluation(5, {"f1": 0.5})
-    assert log.history(5)["go_on_from"] == 5
+    assert log.history(5)["resume_step"] == 5
     log.evaluation(6, {"f1": 0.4})
     assert not log.out_of_patience
     history = json.loads(json.dumps(log.history(6)))
@@ -87,7 +87,7 @@ def test_patience_ends_a_stage_also_when_it_was_continued(tmp_path):
     log = make_recorder(tmp_path / "m.jsonl", history, patience=2)
     log.evaluation(7, {"f1": 0.5})
     assert log.out_of_patience
-    assert log.history(7)["go_on_from"] == plan()[0].end
+    assert log.history(7)["resume_step"] == plan()[0].end
     log.close()
     endless = make_recorder(tmp_path / "n.jsonl", {})
     for step in range(1, 9):
@@ -199,7 +199,7 @@ def test_speed_is_told_although_every_epoch_is_evaluated(
     tmp_path, capsys, monkeypatch
 ):
     now = [0.0]
-    monkeypatch.setattr(recorder.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
     log = make_recorder(tmp_path / "m.jsonl", {}, every=4)
     for step in range(1, 21):
         now[0] += 1.0
@@ -223,4 +223,4 @@ def test_speed_is_told_although_every_epoch_is_evaluated(
     [(0, "0 s"), (59.6, "1 min 0 s"), (7265, "2 h 1 min"), (90061, "1 d 1 h")],
 )
 def test_durations_read_as_people_say_them(seconds, words):
-    assert recorder.duration(seconds) == words
+    assert throughput.duration(seconds) == words
