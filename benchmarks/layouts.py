@@ -116,7 +116,7 @@ def losses(recipe: str, layout: Layout, steps: int, float64: bool) -> list:
 def work(options: argparse.Namespace) -> None:
     """Is one of several processes: prints the losses as JSON."""
     from training import runtime
-    from training.config import Peers
+    from training.cli import Peers
 
     runtime.connect(Peers(options.coordinator, 2, options.process))
     layout = Layout("", data=8)

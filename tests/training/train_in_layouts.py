@@ -32,7 +32,7 @@ from jax_models import layers
 from training import runtime
 from training.checkpointing.manager import CheckpointManager
 from training.checkpointing.reader import CorruptCheckpointError
-from training.config import Peers
+from training.cli import Peers
 from training.loop import state as state_lib
 from training.multihost import comm, host_transfer, sharding
 

@@ -16,7 +16,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from core.errors import TransientError, exit_on_user_error
 from training import runtime
-from training.config import Peers
+from training.cli import Peers
 from training.multihost import comm, coordinated_shutdown
 
 
