@@ -253,9 +253,7 @@ def assert_same(one, other):
     for name in folders:
         log = name.parent / "metrics.jsonl"
         assert (one / log).read_bytes() == (other / log).read_bytes()
-        first, second = (
-            CheckpointReader(run / name, "val_macro_f1") for run in (one, other)
-        )
+        first, second = (CheckpointReader(run / name) for run in (one, other))
         assert first.steps() == second.steps()
         assert first.best() == second.best()
         for step in first.steps():

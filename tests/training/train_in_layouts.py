@@ -113,7 +113,7 @@ def restored(folder):
     losses = []
     for data, fsdp in ((1, 1), (8, 1), (2, 4), (1, 1)):
         run = run_on(data, fsdp)
-        saved = CheckpointManager(folder, "val_loss")
+        saved = CheckpointManager(folder)
         step = saved.latest()
         if step is None:
             state = run.start()
@@ -210,11 +210,11 @@ def as_one_of_two(folder, coordinator, index):
     """Trains 2 x 4, saves, restores, trains on; stops by a signal to one."""
     runtime.connect(Peers(coordinator, 2, index))
     run = tiny.Run(mesh=sharding.make_mesh(4), log_every_steps=1, ema_decay=0.9)
-    saved = CheckpointManager(folder, "val_loss")
+    saved = CheckpointManager(folder)
     state, losses = advance(run, run.start(), 2)
-    saved.save(2, state, {"resume_step": 2}, {"val_loss": 1.0})
+    saved.save(2, state, {"resume_step": 2}, {"merit": -1.0})
     saved.close()
-    saved = CheckpointManager(folder, "val_loss")
+    saved = CheckpointManager(folder)
     like = state_lib.abstract_state(run.abstract_model, run.stage, run.mesh)
     state, more = advance(run, saved.load(saved.best(), like), 2)
     agreed = comm.AgreedMax(run.mesh)

@@ -1,6 +1,6 @@
-"""Checkpoints on disk: the latest, and the best by an evaluation's metric.
+"""Writes checkpoints: the latest, and the best by an evaluation's metric.
 
-With `stored`, which reads them, the only file that knows Orbax (its v1 API).
+This and `reader` are the only files that use Orbax (its v1 API).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.multihost import comm, host_transfer
 
 _policies = ocp.training.preservation_policies
 
-# How Orbax names what is not finished.
+# In the name of a checkpoint that Orbax has not committed.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
@@ -38,14 +38,14 @@ class CheckpointManager(CheckpointReader):
     """The checkpoints of one run, newest and best kept, the rest deleted.
 
     A checkpoint holds a `TrainState` as a flat mapping of path to array, so
-    it restores on any layout of devices, and a small `history` (JSON), both
-    with checksums. Saving returns as soon as the arrays are copied and summed
-    up; disk is written meanwhile, to a temporary name, renamed when whole.
-    Process 0 alone writes, with several from copies in its own memory.
+    it restores onto any mesh, and a small `history` (JSON), both with
+    checksums. `save` returns as soon as the arrays are copied and their
+    checksums computed; files are written in the background, to a temporary
+    name that is renamed when complete. The primary process alone writes; with
+    several processes, from copies in its own memory.
 
-    So the disk holds 1 + `keep_best` checkpoints, and one more while it is
-    being written: each about three times the parameters (four or five with
-    EMA), in float32.
+    The disk holds 1 + `keep_best` checkpoints, and one more during a save:
+    each about three times the parameters (four or five with EMA), in float32.
 
     Args:
       directory: `<run>/checkpoints`.
@@ -55,12 +55,12 @@ class CheckpointManager(CheckpointReader):
     def __init__(self, directory: Path, keep_best: int = 1):
         super().__init__(directory)
         self._keep_best = keep_best
-        self._saving: Any = None  # Orbax's answer to the last save.
-        self._quarantined: list[int] = []  # In process 0, as all of this.
+        self._saving: Any = None  # Orbax's future of the last save.
+        self._quarantined: list[int] = []  # Steps; in the primary alone.
         self._checkpointer: Any = None
 
         def begin() -> None:
-            self._quarantined += self._check_descriptions()
+            self._quarantined += self._quarantine_corrupt_metadata()
             self._open()
 
         comm.run_on_primary(begin)
@@ -78,10 +78,10 @@ class CheckpointManager(CheckpointReader):
         )
         with self._writing():
             context = ocp.Context()
-            # What is copied into this memory is Orbax's already.
+            # `save` hands over copies: Orbax need not copy them again.
             context.memory_options.deepcopy_host_arrays = False
-            # Else every copy of an array gives a part, cut out by a program
-            # of its own: hundreds to compile, for eight devices.
+            # Else each replica writes a slice, cut by a program of its own:
+            # hundreds to compile on eight devices.
             context.array_options.saving.use_replica_parallel = False
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory.absolute(),
@@ -95,7 +95,7 @@ class CheckpointManager(CheckpointReader):
         """Returns the step of the newest checkpoint, None if there is none.
 
         Raises:
-          UserError: there were some, but every one is damaged.
+          UserError: there were some, but all of them are corrupt.
         """
         return comm.run_on_primary(self._latest)
 
@@ -106,27 +106,27 @@ class CheckpointManager(CheckpointReader):
         history: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Saves `state` under `step`; a step that is there already is kept.
+        """Saves `state` under `step`, unless that step was saved before.
 
         Args:
           step: global step; the name of the checkpoint.
           state: a pytree of arrays.
-          history: what else a continued run must know, as JSON.
+          history: what else a resumed run must know, as JSON.
           metrics: of the evaluation at this step, with the `merit` by which
             the best is kept; None if there was none.
 
         Raises:
           UserError: the state holds a number that is not finite, or the disk
-            cannot be written; what was there before is intact.
+            cannot be written; earlier checkpoints are intact.
         """
-        if comm.run_on_primary(lambda: self._is_there(step)):
+        if comm.run_on_primary(lambda: self._is_saved(step)):
             return
         if metrics is not None:
             metrics = {**metrics, "step": step}
-        alone = jax.process_count() == 1
+        one_process = jax.process_count() == 1
         # The next step overwrites the state's buffers (donation) while Orbax
-        # may still be reading them, so it gets buffers of its own.
-        state = flatten(_copy(state) if alone else state)
+        # may still be reading them, so Orbax gets a copy.
+        state = flatten(_copy(state) if one_process else state)
         sums, infinite = checksums.checksum_arrays(state)
         if infinite:
             raise UserError(
@@ -139,31 +139,31 @@ class CheckpointManager(CheckpointReader):
             "metrics": metrics,
             "checksums": sums,
         }
-        if not alone:
+        if not one_process:
             state = host_transfer.gather_to_primary(state)
         comm.run_on_primary(lambda: self._write(step, state, content))
 
-    def quarantine(self, damaged: CorruptCheckpointError) -> None:
-        """Moves a damaged checkpoint out of the way, and says so."""
+    def quarantine(self, corrupt: CorruptCheckpointError) -> None:
+        """Moves a corrupt checkpoint to `checkpoints-damaged/`."""
 
-        def replace() -> None:
+        def move() -> None:
             self.close()
-            self._move(damaged.step, damaged.reason)
-            self._quarantined.append(damaged.step)
+            self._move(corrupt.step, corrupt.reason)
+            self._quarantined.append(corrupt.step)
             self._open()
 
-        comm.run_on_primary(replace)
+        comm.run_on_primary(move)
 
     def wait(self) -> None:
-        """Blocks until everything handed to `save` is on disk.
+        """Blocks until all that `save` was given is on disk.
 
         Raises:
-          UserError: it could not be written; what was there before is intact.
+          UserError: it could not be written; earlier checkpoints are intact.
         """
         comm.run_on_primary(self._settle)
 
     def close(self) -> None:
-        """Waits for the disk and gives up the folder; asks no other process.
+        """Waits for the disk and closes Orbax; calls no collective.
 
         Raises:
           UserError: as `wait`.
@@ -175,7 +175,7 @@ class CheckpointManager(CheckpointReader):
         finally:
             self._close()
 
-    # ---- In process 0 -------------------------------------------------------
+    # ---- In the primary -----------------------------------------------------
 
     def _latest(self) -> int | None:
         self._settle()
@@ -183,32 +183,32 @@ class CheckpointManager(CheckpointReader):
         if newest is None and self._quarantined:
             raise UserError(
                 f"every checkpoint in {self._directory} was damaged and is now "
-                f"in {self._aside}; restore one from a copy, or delete the run "
-                "folder to start over"
+                f"in {self._quarantine_folder}; restore one from a copy, or "
+                "delete the run folder to start over"
             )
         return None if newest is None else newest.step
 
-    def _is_there(self, step: int) -> bool:
+    def _is_saved(self, step: int) -> bool:
         self._settle()
         return any(c.step == step for c in self._checkpointer.checkpoints)
 
     def _write(self, step: int, state: dict, content: dict[str, Any]) -> None:
-        # Orbax writes it last: nobody may change it until then.
-        sealed = copy.deepcopy(checksums.add_hash(content))
+        # Orbax writes the metadata last: it must not change until then.
+        metadata = copy.deepcopy(checksums.add_hash(content))
         with self._writing():
             self._saving = self._checkpointer.save_async(
                 step,
                 state,
                 checkpointable_name=ARRAYS,
                 metrics=content["metrics"],
-                custom_metadata=sealed,
+                custom_metadata=metadata,
             )
 
     def _settle(self) -> None:
         with self._writing():
             saving, self._saving = self._saving, None
             if saving is not None:
-                # Unless it is asked, a thread and three open files stay.
+                # Without this call a thread and three open files leak.
                 saving.result()
             self._checkpointer.wait()
 
@@ -217,17 +217,17 @@ class CheckpointManager(CheckpointReader):
             with self._writing():
                 self._checkpointer.close()
         finally:
-            # What could not be finished never counts, but fills the disk.
+            # An unfinished checkpoint is never read, but takes space.
             for half in self._directory.glob(f"*{_UNFINISHED}"):
                 shutil.rmtree(half, ignore_errors=True)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Tells of a disk that cannot be written in one sentence."""
+        """Turns an error of the disk into one sentence."""
         try:
             yield
         except Exception as error:
-            reason = _fault_of_disk(error)
+            reason = _disk_error(error)
             if reason is None:
                 raise
             raise UserError(
@@ -237,16 +237,16 @@ class CheckpointManager(CheckpointReader):
             ) from error
 
     @property
-    def _aside(self) -> Path:
+    def _quarantine_folder(self) -> Path:
         return self._directory.parent / "checkpoints-damaged"
 
     def _move(self, step: int, reason: str) -> None:
-        target, copies = self._aside / str(step), 1
+        target, copies = self._quarantine_folder / str(step), 1
         while target.exists():
-            target = self._aside / f"{step}-{copies}"
+            target = self._quarantine_folder / f"{step}-{copies}"
             copies += 1
         with self._writing():
-            self._aside.mkdir(exist_ok=True)
+            self._quarantine_folder.mkdir(exist_ok=True)
             (self._directory / str(step)).rename(target)
         print(
             f"the checkpoint of step {step} is damaged ({reason}); it is now "
@@ -254,34 +254,34 @@ class CheckpointManager(CheckpointReader):
             flush=True,
         )
 
-    def _check_descriptions(self) -> list[int]:
-        """Sets aside what Orbax would stumble over, or read wrongly.
+    def _quarantine_corrupt_metadata(self) -> list[int]:
+        """Quarantines checkpoints that Orbax would fail on, or misread.
 
         Returns:
-          The steps of what is no longer there.
+          Their steps.
         """
         moved = []
         for step in self._steps():
             try:
                 self._content(step)
-            except CorruptCheckpointError as damaged:
-                self._move(damaged.step, damaged.reason)
-                moved.append(damaged.step)
+            except CorruptCheckpointError as corrupt:
+                self._move(corrupt.step, corrupt.reason)
+                moved.append(corrupt.step)
         return moved
 
 
 class _EveryCall:
-    """Saves whenever asked: the loop decides, not Orbax."""
+    """Saves at every call: the training loop decides, not Orbax."""
 
     def should_save(self, step, previous_steps, *, context) -> bool:
         return True
 
 
-def _fault_of_disk(error: BaseException | None) -> str | None:
-    """What the system says of the disk; None if `error` is about another thing.
+def _disk_error(error: BaseException | None) -> str | None:
+    """The system's message about the disk; None for any other error.
 
-    tensorstore, which writes the arrays, raises ValueErrors, with the
-    system's number in their text.
+    TensorStore, which writes the arrays, raises ValueErrors with the errno in
+    their text.
     """
     if error is None:
         return None
@@ -290,7 +290,7 @@ def _fault_of_disk(error: BaseException | None) -> str | None:
     number = re.search(r"os_error_code='(\d+)'", str(error))
     if number is not None:
         return os.strerror(int(number[1]))
-    return _fault_of_disk(error.__cause__)
+    return _disk_error(error.__cause__)
 
 
 @jax.jit

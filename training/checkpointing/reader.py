@@ -1,7 +1,6 @@
-"""Checkpoints as they lie on disk, for whoever reads them.
+"""Reads checkpoints, of this run or of another, and verifies checksums.
 
-With `checkpoints`, which writes them, the only file that knows Orbax (its v1
-API).
+This and `manager` are the only files that use Orbax (its v1 API).
 """
 
 from __future__ import annotations
@@ -24,16 +23,17 @@ from core.errors import UserError
 from training.checkpointing import checksums
 from training.multihost import comm, host_transfer
 
-# Where Orbax keeps the arrays, and what it is told beside them.
+# Names in Orbax's layout: of the arrays, of our metadata, of the metrics.
 ARRAYS = "state"
-_DESCRIPTION, _METRICS = "_CHECKPOINT_METADATA", "metrics/metrics"
+_METADATA, _METRICS = "_CHECKPOINT_METADATA", "metrics/metrics"
 
 
 class CorruptCheckpointError(UserError):
-    """A checkpoint that is not what was saved.
+    """The files of a checkpoint are not what was saved.
 
     Attributes:
-      step: which one.
+      step: of the checkpoint.
+      reason: what is wrong with it.
     """
 
     def __init__(self, folder: Path, step: int, reason: str):
@@ -45,10 +45,10 @@ class CorruptCheckpointError(UserError):
 
 
 class CheckpointReader:
-    """The checkpoints in a folder; reading them changes nothing there.
+    """The checkpoints in a folder, read-only.
 
-    Process 0 alone sees the folder. To be called in all processes, which are
-    told what it finds.
+    The primary process alone accesses the folder and broadcasts what it finds:
+    every method is a collective, to be called in all processes.
 
     Args:
       directory: `<run>/checkpoints`.
@@ -57,16 +57,16 @@ class CheckpointReader:
     def __init__(self, directory: Path):
         self._directory = directory
         if jax.process_count() > 1:
-            _leave_orbax_alone()
+            _run_orbax_in_one_process()
 
     def steps(self) -> list[int]:
-        """Returns the steps of all that are finished, also damaged ones."""
+        """Returns the steps of all complete checkpoints, also corrupt ones."""
         return comm.run_on_primary(self._steps)
 
     def best(self) -> int | None:
         """Returns the step of the best checkpoint; the earliest of equals.
 
-        One whose description is damaged is passed over.
+        Checkpoints with corrupt metadata are skipped.
         """
         return comm.run_on_primary(self._best)
 
@@ -76,18 +76,18 @@ class CheckpointReader:
         Args:
           step: one of those that `latest` and `best` return.
           like: a pytree of arrays or `jax.ShapeDtypeStruct`s with shardings:
-            the structure to fill and the placement to restore onto. A part of
-            what was saved is enough.
+            the structure to fill and the shardings to restore onto. It may
+            be a subset of what was saved.
 
         Raises:
-          Damaged: what is on disk is not what was saved.
+          CorruptCheckpointError: a checksum differs, or a file is missing.
         """
         abstract = {
             key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for key, x in flatten(like).items()
         }
         expected = comm.run_on_primary(lambda: self._checksums(step))
-        flat = self._placed(step, abstract)
+        flat = self._restore(step, abstract)
         found, _ = checksums.checksum_arrays(flat)
         wrong = [key for key in found if found[key] != expected.get(key)]
         if wrong:
@@ -103,7 +103,7 @@ class CheckpointReader:
         """Returns {path: shape} of the arrays saved under `step`.
 
         Raises:
-          Damaged: what is on disk does not tell.
+          CorruptCheckpointError: the metadata is corrupt.
         """
         found = comm.run_on_primary(lambda: self._contents(step))
         return {path: tuple(shape) for path, shape in found.items()}
@@ -112,26 +112,26 @@ class CheckpointReader:
         """Returns the `history` saved under `step`.
 
         Raises:
-          Damaged: it is not what was saved.
+          CorruptCheckpointError: the metadata is corrupt.
         """
         return comm.run_on_primary(lambda: self._history(step))
 
     def fingerprint(self, step: int) -> str:
-        """Returns 16 hex digits that name the arrays saved under `step`.
+        """Returns a hash of the arrays saved under `step`, 16 hex digits.
 
         Raises:
-          Damaged: what is on disk does not tell.
+          CorruptCheckpointError: the metadata is corrupt.
         """
         return comm.run_on_primary(lambda: self._fingerprint(step))
 
-    # ---- In process 0 -------------------------------------------------------
+    # ---- In the primary -----------------------------------------------------
 
     def _settle(self) -> None:
-        """Blocks while this process writes there: never."""
+        """Waits for this process's own writes; a reader has none."""
 
     def _steps(self) -> list[int]:
         names = [path.name for path in self._directory.glob("[0-9]*")]
-        # One that is being written has more than digits to its name.
+        # A checkpoint that is being written has a longer name.
         return sorted(int(name) for name in names if name.isdigit())
 
     def _best(self) -> int | None:
@@ -151,7 +151,7 @@ class CheckpointReader:
         return self._content(step)["history"]
 
     def _checksums(self, step: int) -> dict[str, int]:
-        self._settle()  # A checkpoint still being written has no files yet.
+        self._settle()  # Before the commit there are no files to read.
         return self._content(step)["checksums"]
 
     def _fingerprint(self, step: int) -> str:
@@ -165,23 +165,23 @@ class CheckpointReader:
                 self._folder(step), checkpointable_name=ARRAYS
             ).metadata
             return {path: tuple(x.shape) for path, x in arrays.items()}
-        except Exception as error:  # As in `_whole`.
+        except Exception as error:  # As in `_read_all`.
             reason = f"its arrays are not listed ({type(error).__name__})"
             raise CorruptCheckpointError(
                 self._directory, step, reason
             ) from error
 
-    def _placed(
+    def _restore(
         self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]
     ) -> dict[str, jax.Array]:
-        """Arrays from the disk, where they are to lie; in all processes."""
+        """Reads arrays onto their shardings; in all processes."""
         if jax.process_count() == 1:
-            return self._whole(step, abstract, jax.Array)
+            return self._read_all(step, abstract, jax.Array)
         found: dict[str, np.ndarray] = {}
 
         def read() -> None:
             types = dict.fromkeys(abstract, np.ndarray)
-            found.update(self._whole(step, types, np.ndarray))
+            found.update(self._read_all(step, types, np.ndarray))
             for key, leaf in abstract.items():
                 if (found[key].shape, found[key].dtype) != (
                     leaf.shape,
@@ -193,18 +193,18 @@ class CheckpointReader:
         comm.run_on_primary(read)
         return host_transfer.broadcast_from_primary(found, abstract)
 
-    def _whole(
+    def _read_all(
         self, step: int, abstract: dict[str, Any], kind: type
     ) -> dict[str, Any]:
-        """All of what is asked for, or an error."""
+        """Reads all of `abstract`, or raises CorruptCheckpointError."""
         try:
             flat = self._read(step, abstract)
-        except Exception as error:  # Orbax has no one type for what is broken.
+        except Exception as error:  # Orbax has no common base class.
             reason = f"its arrays cannot be read ({type(error).__name__})"
             raise CorruptCheckpointError(
                 self._directory, step, reason
             ) from error
-        # Orbax hands the shape back where it finds no array of that name.
+        # For a missing array Orbax returns the abstract one that it was given.
         absent = [k for k in abstract if not isinstance(flat[k], kind)]
         if absent:
             reason = f"{absent[0]} is missing"
@@ -224,7 +224,7 @@ class CheckpointReader:
 
     def _content(self, step: int) -> dict[str, Any]:
         try:
-            return _described(self._directory / str(step))
+            return _read_metadata(self._directory / str(step))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CorruptCheckpointError(
@@ -236,20 +236,20 @@ class CheckpointReader:
         return value if math.isfinite(value) else -math.inf, -metrics["step"]
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    """What was sealed into a checkpoint, its metrics being those on disk."""
-    text = (folder / _DESCRIPTION).read_text(encoding="utf-8")
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    """Returns a checkpoint's metadata, verified; its metrics, too."""
+    text = (folder / _METADATA).read_text(encoding="utf-8")
     content = checksums.verify_hash(json.loads(text).get("custom_metadata"))
     if content["metrics"] is not None:
         text = (folder / _METRICS).read_text(encoding="utf-8")
-        # As text, for a metric that is not a number does not equal itself.
+        # As text, because NaN does not equal itself.
         if json.dumps(json.loads(text)) != json.dumps(content["metrics"]):
             raise ValueError("its metrics have changed")
     return content
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Returns {path: leaf}; paths are unique and stable over restarts."""
+    """Returns {path: leaf}; paths are unique and the same in every run."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -257,11 +257,11 @@ def flatten(tree: Any) -> dict[str, Any]:
     }
 
 
-def _leave_orbax_alone() -> None:
-    """Lets Orbax work in process 0 as if there were no others.
+def _run_orbax_in_one_process() -> None:
+    """Makes Orbax work in the primary as if there were no other processes.
 
     It would wait for them to call it, too. Its own option for that,
-    `active_processes`, is refused by its Checkpointer (0.12.8), and saving
+    `active_processes`, is rejected by its Checkpointer (0.12.8), and saving
     compares the folder's name over all processes in spite of it.
     """
     for module in (orbax_processes, orbax_v0_processes):
@@ -269,5 +269,5 @@ def _leave_orbax_alone() -> None:
             ("process_count", lambda: 1),
             ("should_skip_process_sync", lambda processes=None: True),
         ):
-            getattr(module, name)  # Or another Orbax needs another way.
+            getattr(module, name)  # Fails if another version has renamed it.
             setattr(module, name, alone)

@@ -1,4 +1,4 @@
-"""Where a run goes on from: the newest good checkpoint, the best weights."""
+"""Resuming: the newest intact checkpoint, and the best weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from training.loop.state import (
 
 
 class ResumePoint(NamedTuple):
-    """A point of a run.
+    """Where a run resumes.
 
     Attributes:
-      step: global steps that need not be trained any more.
-      history: what the checkpoint remembers (`Recorder.history`); empty at
-        the start.
-      state: of the stage that is under way; None where one begins.
+      step: global steps that are done.
+      history: of the checkpoint (`Recorder.history`); empty at the start.
+      state: of a stage that is not finished; None at the start of a stage.
     """
 
     step: int
@@ -41,16 +40,16 @@ def restore_latest(
     abstract_model: AbstractModel,
     mesh: Mesh,
 ) -> ResumePoint:
-    """Returns the newest point that is whole; damaged ones are set aside.
+    """Restores the newest intact checkpoint; corrupt ones are quarantined.
 
     Args:
       saved: the run's checkpoints.
       plan: its stages.
       abstract_model: of its model.
-      mesh: to place the state on.
+      mesh: to restore the state onto.
 
     Raises:
-      UserError: there are checkpoints, but no good one.
+      UserError: all checkpoints are corrupt.
     """
     while (step := saved.latest()) is not None:
         try:
@@ -61,8 +60,8 @@ def restore_latest(
                 return ResumePoint(resume_step, history, None)
             like = abstract_state(abstract_model, stage.config, mesh)
             return ResumePoint(resume_step, history, saved.load(step, like))
-        except CorruptCheckpointError as damaged:
-            saved.quarantine(damaged)
+        except CorruptCheckpointError as corrupt:
+            saved.quarantine(corrupt)
     return ResumePoint(0, {}, None)
 
 
@@ -78,10 +77,10 @@ def restore_best_weights(
       saved: the run's checkpoints.
       plan: its stages.
       abstract_model: of its model.
-      mesh: to place the weights on.
+      mesh: to restore the weights onto.
 
     Raises:
-      UserError: no evaluated checkpoint is good.
+      UserError: no intact checkpoint has an evaluation.
     """
     params, batch_stats = abstract_weights(abstract_model, mesh)
     like = {"params": params, "batch_stats": batch_stats}
@@ -91,8 +90,8 @@ def restore_best_weights(
                 weights = saved.load(step, {"ema": like})["ema"]
             else:
                 weights = saved.load(step, like)
-        except CorruptCheckpointError as damaged:
-            saved.quarantine(damaged)
+        except CorruptCheckpointError as corrupt:
+            saved.quarantine(corrupt)
         else:
             return step, weights["params"], weights["batch_stats"]
     raise UserError(

@@ -22,13 +22,13 @@ def teacher(tmp_path):
     identity = {"classes": [], "folds_hash": "", "rows_hash": ""}
     (folder / "config.json").write_text(json.dumps(loading.plain(config)))
     (folder / "data.json").write_text(json.dumps(identity))
-    saved = CheckpointManager(folder / "checkpoints", "val_macro_f1")
+    saved = CheckpointManager(folder / "checkpoints")
     run = Run()
 
     def save(step, score):
         state = run.start()
         state.params["head"]["bias"] += score
-        saved.save(step, state, {}, {"val_macro_f1": score})
+        saved.save(step, state, {}, {"merit": score})
         saved.wait()
 
     yield folder, save, run

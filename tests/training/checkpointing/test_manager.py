@@ -15,12 +15,12 @@ from training.checkpointing import checksums, manager, reader
 
 
 def open_in(folder, keep_best=1):
-    return manager.CheckpointManager(folder / "checkpoints", "f1", keep_best)
+    return manager.CheckpointManager(folder / "checkpoints", keep_best)
 
 
 def save_all(saved, state, scores):
     for step, score in scores.items():
-        metrics = None if score is None else {"f1": score, "loss": 0.0}
+        metrics = None if score is None else {"f1": score, "merit": score}
         saved.save(step, state, {"log_bytes": 10 * step}, metrics)
     saved.wait()
 
@@ -112,7 +112,7 @@ def two_good(tmp_path_factory):
     return folder, state
 
 
-def damage(path, how):
+def corrupt_file(path, how):
     content = path.read_bytes()
     middle = len(content) // 2
     if how == "delete":
@@ -139,7 +139,7 @@ def test_whatever_happens_to_a_file_the_state_is_right_or_refused(
     for number, name in enumerate(files):
         folder = tmp_path / str(number)
         shutil.copytree(whole, folder)
-        damage(folder / name, how)
+        corrupt_file(folder / name, how)
         saved = open_in(folder)
         try:
             step = saved.latest()
@@ -148,9 +148,9 @@ def test_whatever_happens_to_a_file_the_state_is_right_or_refused(
                 found = saved.load(2, state)
                 for x, y in zip(jax.tree.leaves(found), expected, strict=True):
                     np.testing.assert_array_equal(np.asarray(x), y)
-        except reader.CorruptCheckpointError as damaged:
-            assert "checkpoints/2" in str(damaged)
-            saved.quarantine(damaged)
+        except reader.CorruptCheckpointError as corrupt:
+            assert "checkpoints/2" in str(corrupt)
+            saved.quarantine(corrupt)
             refused.add(name)
         else:
             if step == 1:
@@ -190,7 +190,7 @@ def test_no_good_checkpoint_is_one_sentence_and_no_fresh_start(
 ):
     shutil.copytree(two_good[0] / "checkpoints", tmp_path / "checkpoints")
     for step in ("1", "2"):
-        damage(
+        corrupt_file(
             tmp_path / f"checkpoints/{step}/_CHECKPOINT_METADATA", "truncate"
         )
     saved = open_in(tmp_path)
@@ -205,12 +205,12 @@ def test_another_runs_damaged_checkpoint_is_passed_over_and_not_moved(
 ):
     whole, state = two_good
     shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
-    other = reader.CheckpointReader(tmp_path / "checkpoints", "f1")
+    other = reader.CheckpointReader(tmp_path / "checkpoints")
     pinned = other.fingerprint(1)
-    damage(tmp_path / f"checkpoints/2/{name}", how)
+    corrupt_file(tmp_path / f"checkpoints/2/{name}", how)
     assert other.best() == 1 and other.fingerprint(1) == pinned
     other.load(1, state)
-    damage(tmp_path / f"checkpoints/1/{name}", how)
+    corrupt_file(tmp_path / f"checkpoints/1/{name}", how)
     assert other.best() is None
     with pytest.raises(
         reader.CorruptCheckpointError, match="checkpoints/1 is damaged"
@@ -244,7 +244,9 @@ def test_checksums_do_not_depend_on_the_layout():
         int(
             (
                 values[part].view(np.uint32).astype(np.uint64)
-                * checksums._places((part, slice(None), slice(None)), (4, 3, 2))
+                * checksums._factors(
+                    (part, slice(None), slice(None)), (4, 3, 2)
+                )
             ).sum()
         )
         for part in parts
@@ -263,8 +265,8 @@ def test_checksums_do_not_depend_on_who_sums_up():
         jnp.array([[1.0, jnp.nan]], jnp.float32),
         jnp.zeros((0, 3), jnp.float32),
     ]
-    on_host = checksums._look_on_host(arrays)
-    np.testing.assert_array_equal(checksums._look_on_device(arrays), on_host)
+    on_host = checksums._scan_on_host(arrays)
+    np.testing.assert_array_equal(checksums._scan_on_device(arrays), on_host)
     assert on_host[:, 1].tolist() == [0, 0, 0, 0, 0, 1, 0]
 
 
@@ -273,7 +275,7 @@ def test_a_history_that_changes_while_it_is_written_stays_what_it_was(
 ):
     state, history = Run().start(), {"stale": {"evaluations": 0}}
     saved = open_in(tmp_path)
-    saved.save(1, state, history, {"f1": 0.5})
+    saved.save(1, state, history, {"f1": 0.5, "merit": 0.5})
     history["stale"]["evaluations"] = 1  # Orbax writes it only at the end.
     # No wait in between: whoever asks gets the whole checkpoint.
     assert saved.latest() == saved.best() == 1
@@ -287,7 +289,7 @@ def test_saving_again_and_again_holds_no_more_files_and_threads(tmp_path):
     state, held = Run().start(), []
     saved = open_in(tmp_path)
     for step in range(1, 7):
-        saved.save(step, state, {}, {"f1": 0.1 * step})
+        saved.save(step, state, {}, {"merit": 0.1 * step})
         saved.wait()
         files = len(os.listdir("/proc/self/fd"))
         held.append((files, threading.active_count()))
