@@ -6,20 +6,21 @@ recipe's helper functions cannot hide: nothing here is computed by configs/.
 
 import pytest
 
-from configs import loading
+from configs import common, loading
 from training import config as config_lib
-from training.loop import optimizer, stages
+from training.loop import schedules, stages
+from training.tasks import registry
 
 ONE_CYCLE, COSINE, RESTARTS = "one_cycle", "cosine", "warm_restarts"
 
-# epochs, batch, schedule, lr, head lr, end rate, weight decay,
+# epochs, batch, schedule, lr, head lr (0: as the rest), end rate, weight decay,
 # probability of MixUp, alpha of MixUp, alpha of CutMix
 FIELDS = (
     "epochs",
     "batch_size",
     "schedule",
     "learning_rate",
-    "head_learning_rate",
+    "head_rate",
     "end_rate",
     "weight_decay",
     "mixup_prob",
@@ -81,19 +82,28 @@ def recipe(name: str):
     return loading.load(f"configs/{name}.py")
 
 
+def row_of(config, stage) -> dict:
+    """What a recipe says of a stage, under the names of the table."""
+    head = [g for g in stage.param_groups if g.match == common.HEAD]
+    rate = stage.learning_rate * head[0].rate if head else 0
+    mixing = common.merged(config, stage, "mixing")
+    return {**stage, **mixing, "head_rate": rate}
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_a_recipe_has_the_stages_of_its_table(name):
-    found = recipe(name).stages
-    assert len(found) == len(TABLES[name])
-    for index, (stage, row) in enumerate(zip(found, TABLES[name], strict=True)):
+    config = recipe(name)
+    assert len(config.stages) == len(TABLES[name])
+    for index, row in enumerate(TABLES[name]):
+        found = row_of(config, config.stages[index])
         for field, expected in zip(FIELDS, row, strict=True):
             if expected is None:  # The task does not mix.
                 continue
-            told = f"stages[{index}].{field}"
+            told = f"{field} of stage {index}"
             if isinstance(expected, str):
-                assert stage[field] == expected, told
+                assert found[field] == expected, told
             else:
-                assert stage[field] == pytest.approx(expected), told
+                assert found[field] == pytest.approx(expected), told
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -105,14 +115,25 @@ def test_what_all_recipes_share(name):
     assert config.dtype == "auto"
     assert config.task == ("mae" if name == "tinyvit_mae" else "classify")
     assert not list(config_lib.problems(config))
+    registry.check(config)
     for index, stage in enumerate(config.stages):
         assert stage.label_smoothing == pytest.approx(0.1)
         assert tuple(stage.betas) == (0.9, 0.999)
+        assert stage.layer_decay == 1.0
         assert stage.clip_norm == (1.0 if name == "tinyvit_mae" else 0.0)
         probes = name == "tinyvit_ssl" and index == 0
-        assert tuple(stage.frozen) == (("encoder",) if probes else ())
+        frozen = [group.match for group in stage.param_groups if group.frozen]
+        assert frozen == ([common.ENCODER] if probes else [])
         if config.task == "classify":
             assert config.mixing.prob == 1.0, "every batch is mixed"
+
+
+@pytest.mark.parametrize("variant", ["", ":short", ":demo"])
+@pytest.mark.parametrize("name", TABLES)
+def test_every_variant_passes_all_checks(name, variant):
+    config = loading.load(f"configs/{name}.py{variant}")
+    assert not list(config_lib.problems(config))
+    registry.check(config)
 
 
 def test_the_common_augmentation():
@@ -157,7 +178,7 @@ def test_rates_begin_peak_and_end_where_the_table_says(name):
     for stage, row in zip(plan, TABLES[name], strict=True):
         _, batch, schedule, peak, head, end, *_ = row
         assert stage.steps == pytest.approx(row[0] * (9892 // batch))
-        rates = optimizer.logged_rates(
+        rates = schedules.logged_rates(
             stage.config, stage.steps, stage.steps_per_epoch
         )
         rate = rates["learning_rate"]
@@ -177,6 +198,6 @@ def test_rates_begin_peak_and_end_where_the_table_says(name):
             assert starts == pytest.approx([20, 60]), "T0 20, each twice"
         assert trace[-1] == pytest.approx(end, rel=1e-4, abs=1e-11)
         if head:
-            rate = rates["head_learning_rate"]
+            rate = rates["learning_rate_head"]
             trace = [float(rate(step)) for step in range(stage.steps)]
             assert max(trace) == pytest.approx(head, rel=1e-6)
