@@ -194,6 +194,8 @@ def _unknown_field(config: ConfigDict, name: str) -> str:
     keys = _all_names(config)
     last = name.split(".")[-1]
     near = [_RENAMED[last]] if last in _RENAMED else []
+    if stage := re.match(r"stages\[\d+\]", name):
+        near = [now.replace("stages[…]", stage[0]) for now in near]
     near = near or difflib.get_close_matches(name, keys, 1, cutoff=0.5)
     if not near:  # Perhaps the right field under the wrong parent.
         near = [key for key in keys if key.split(".")[-1] == last][:1]

@@ -19,9 +19,12 @@ def problems(config: ConfigDict) -> Iterator[str]:
     What only the chosen task can tell is checked by `registry.check`.
     """
     found = list(fields.complaints(identity.flatten(loading.plain(config))))
-    if found:
-        yield from found
-        return  # The rest compares the values.
+    yield from found
+
+    def is_fine(part: str) -> bool:
+        """Whether the values of a part can be compared with each other."""
+        return not any(told.startswith(part) for told in found)
+
     if config.task not in registry.names():
         yield (
             f"task is {config.task!r}: choose one of "
@@ -30,10 +33,11 @@ def problems(config: ConfigDict) -> Iterator[str]:
     if not config.stages:
         yield "stages is empty: list at least one stage"
     for index, stage in enumerate(config.stages):
-        for problem in _stage_problems(config, stage):
-            yield f"stages[{index}].{problem}"
+        if is_fine(f"stages[{index}]."):
+            for problem in _stage_problems(config, stage):
+                yield f"stages[{index}].{problem}"
     data = config.data
-    if not 0 <= data.fold < data.folds:
+    if is_fine("data.folds ") and not 0 <= data.fold < data.folds:
         yield (
             f"data.fold is {data.fold}: with {data.folds} folds it runs from "
             f"0 to {data.folds - 1}"
@@ -51,6 +55,12 @@ def _stage_problems(config: ConfigDict, stage: ConfigDict) -> Iterator[str]:
     if stage.end_rate > stage.learning_rate:
         yield f"end_rate is {stage.end_rate}: it is above learning_rate"
     for index, group in enumerate(stage.param_groups):
+        if not isinstance(group, ConfigDict):
+            yield (
+                f"param_groups[{index}] is {group!r}: list them in the recipe, "
+                "as common.group(…)"
+            )
+            continue
         try:
             re.compile(group.match)
         except re.error as error:

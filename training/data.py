@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from input_pipeline.transforms.views import EvalTransform
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,6 +18,7 @@ from input_pipeline.samplers import Sampler
 from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Examples, Kind
 from input_pipeline.transforms.policy import Augment, TrainTransform
+from input_pipeline.transforms.views import EvalTransform
 from run_folder import layout
 from training.loop.stages import Stage
 from training.multihost import comm, sharding
