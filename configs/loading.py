@@ -208,3 +208,12 @@ def _all_names(config: ConfigDict) -> list[str]:
     return [
         re.sub(r"\.(\d+)(?=\.)", r"[\1]", key) for key in flatten(plain(config))
     ]
+
+
+def from_plain(value: Any) -> Any:
+    """Returns the config of which `plain` made dicts, lists and scalars."""
+    if isinstance(value, dict):
+        return ConfigDict({k: from_plain(v) for k, v in value.items()})
+    if isinstance(value, list):
+        return tuple(from_plain(item) for item in value)
+    return value

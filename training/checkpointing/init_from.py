@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from configs import loading
 from core.errors import UserError
 from jax_models.model import HEAD
 from run_folder import layout
@@ -184,7 +185,7 @@ def open_run(
     where, plain, identity = comm.run_on_primary(
         lambda: _read(_find(name, workdir, fold), field)
     )
-    run, config = Path(where), ConfigDict(plain)
+    run, config = Path(where), loading.from_plain(plain)
     saved = CheckpointReader(run / layout.CHECKPOINTS)
     step = saved.best() if pin is None else pin["step"]
     if step is None:

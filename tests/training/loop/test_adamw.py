@@ -9,7 +9,7 @@ import pytest
 
 from configs import common
 from jax_models.cpu_kernels import dispatch
-from training.loop import adamw, optimizer
+from training.loop import adamw, optimizer, param_groups
 
 SHAPES = {
     "stem": {"kernel": (3, 3, 3, 17), "bias": (17,)},
@@ -20,9 +20,20 @@ STAGES = {
     "plain": {},
     "clipped": {"clip_norm": 0.5},
     "clipped above": {"clip_norm": 1e6},
-    "head of its own": {"head_learning_rate": 3e-3, "betas": (0.8, 0.95)},
-    "frozen encoder": {"frozen": ("encoder",)},
-    "frozen stem": {"frozen": ("stem",), "weight_decay": 0.0},
+    "faster head": {
+        "param_groups": (common.group(common.HEAD, rate=3.0),),
+        "betas": (0.8, 0.95),
+    },
+    "frozen encoder": {
+        "param_groups": (common.group(common.ENCODER, frozen=True),)
+    },
+    "frozen stem": {
+        "param_groups": (common.group("^stem/", frozen=True),),
+        "weight_decay": 0.0,
+    },
+    "decay of its own": {
+        "param_groups": (common.group("fc/", weight_decay=0.3),)
+    },
 }
 
 
@@ -37,15 +48,16 @@ def tree_of(seed):
 
 def steps(stage, flags, portable=False):
     """Parameters and state after as many steps, finite or not."""
-    tables = optimizer.rate_tables(stage, 20, 5)
     params = tree_of(0)
-    opt_state = optimizer.make_optimizer(stage).init(params)
+    groups = param_groups.assign(params, stage)
+    tables = optimizer.rate_tables(stage, groups, 20, 5)
+    opt_state = optimizer.init(params, groups, stage)
 
     @jax.jit
     def step(params, opt_state, grads, finite):
         norm = optimizer.global_norm(grads)
         return norm, *optimizer.advance(
-            stage, tables, grads, norm, params, opt_state, finite
+            stage, groups, tables, grads, norm, params, opt_state, finite
         )
 
     norms = []
@@ -84,12 +96,11 @@ def test_it_is_the_adamw_of_optax(name):
     moved = jax.tree.map(
         lambda one, other: bool((one != other).any()), found[0], tree_of(0)
     )
-    for top, leaves in moved.items():
-        frozen = stage.frozen and (
-            top in stage.frozen or (stage.frozen[0] == "encoder" != top)
-        )
-        still = frozen and top != "head"
-        assert all(one != still for one in jax.tree.leaves(leaves)), top
+    groups = param_groups.assign(tree_of(0), stage)
+    for one, group in zip(
+        jax.tree.leaves(moved), jax.tree.leaves(groups), strict=True
+    ):
+        assert one != group.frozen, group
 
 
 def test_a_step_that_is_not_finite_keeps_every_bit_and_counts():
@@ -102,17 +113,6 @@ def test_a_step_that_is_not_finite_keeps_every_bit_and_counts():
             np.testing.assert_array_equal(one, other)
         else:
             assert other == one + 1
-
-
-def test_narrow_moments_are_for_optax():
-    stage = common.one_cycle(1e-3, momentum_dtype="bfloat16")
-    params, opt_state, _ = steps(stage, [True, True])
-    assert not adamw.serves(optimizer._moments_of(opt_state))
-    expected, *_ = steps(stage, [True, True], portable=True)
-    for one, other in zip(
-        jax.tree.leaves(params), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_the_norm_is_that_of_all_numbers():
@@ -156,14 +156,22 @@ def test_arrays_that_do_not_go_together_are_refused(wrong):
 
 def test_donated_state_is_changed_in_its_place():
     stage = common.one_cycle(1e-3)
-    tables = optimizer.rate_tables(stage, 20, 5)
     params = tree_of(0)
-    opt_state = optimizer.make_optimizer(stage).init(params)
+    groups = param_groups.assign(params, stage)
+    tables = optimizer.rate_tables(stage, groups, 20, 5)
+    opt_state = optimizer.init(params, groups, stage)
 
     def step(params, opt_state, grads):
         norm = optimizer.global_norm(grads)
         return optimizer.advance(
-            stage, tables, grads, norm, params, opt_state, jnp.isfinite(norm)
+            stage,
+            groups,
+            tables,
+            grads,
+            norm,
+            params,
+            opt_state,
+            jnp.isfinite(norm),
         )
 
     compiled = (

@@ -1,4 +1,4 @@
-"""Schedules against their closed forms; AdamW against plain NumPy."""
+"""Schedules against closed forms; AdamW over groups against plain NumPy."""
 
 import math
 
@@ -9,11 +9,11 @@ from flax import nnx
 
 import jax_models
 from configs import common
-from training.loop import optimizer
+from training.loop import optimizer, param_groups, schedules
 
 
-def trace(stage, steps, per_epoch=1, group="encoder"):
-    schedule = optimizer.make_schedule(stage, steps, per_epoch, group)
+def trace(stage, steps, per_epoch=1, rate=1.0):
+    schedule = schedules.make_schedule(stage, steps, per_epoch, rate)
     return np.array([schedule(step) for step in range(steps)], np.float32)
 
 
@@ -93,44 +93,74 @@ def test_step_drops_every_so_many_epochs():
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
-def test_the_head_has_its_own_peak_and_one_cycle_scales_as_a_whole():
-    stage = common.one_cycle(3e-4, head_learning_rate=3e-3)
+def test_a_rate_factor_scales_one_cycle_and_the_peak_of_the_others():
+    stage = common.one_cycle(3e-4)
     np.testing.assert_allclose(
-        trace(stage, 50, group="head"), 10 * trace(stage, 50), rtol=2e-5
+        trace(stage, 50, rate=10.0), 10 * trace(stage, 50), rtol=2e-5
     )
-    stage = common.stage(head_learning_rate=3e-3, end_rate=1e-6)
-    head = trace(stage, 50, group="head")
-    assert head[0] == np.float32(3e-3) and head[-1] == np.float32(1e-6)
     stage = common.stage(end_rate=1e-6)
-    np.testing.assert_array_equal(
-        trace(stage, 50, group="head"), trace(stage, 50)
-    )
+    head = trace(stage, 50, rate=10.0)
+    assert head[0] == np.float32(3e-3) and head[-1] == np.float32(1e-6)
+
+
+HEAD_FASTER = (common.group(common.HEAD, rate=10.0),)
+
+
+def advance(stage, params, all_grads, finite=True):
+    """Parameters after one step for each of some gradients."""
+    groups = param_groups.assign(params, stage)
+    tables = optimizer.rate_tables(stage, groups, 10, 1)
+    state = optimizer.init(params, groups, stage)
+    for grads in all_grads:
+        norm = optimizer.global_norm(grads)
+        params, state = optimizer.advance(
+            stage,
+            groups,
+            tables,
+            grads,
+            norm,
+            params,
+            state,
+            jnp.bool_(finite),
+        )
+    return params
 
 
 def test_tables_hold_the_schedule_and_share_a_length():
-    stage = common.one_cycle(3e-4, head_learning_rate=3e-3)
-    tables = optimizer.rate_tables(stage, 50, 5)
-    for group in ("encoder", "head"):
-        expected = trace(stage, 50, 5, group)
+    stage = common.one_cycle(3e-4, param_groups=HEAD_FASTER)
+    params = {"stem": {"bias": jnp.zeros(3)}, "head": {"bias": jnp.zeros(3)}}
+    groups = param_groups.assign(params, stage)
+    assert param_groups.rates(groups) == (1.0, 10.0)
+    tables = optimizer.rate_tables(stage, groups, 50, 5)
+    for row, rate in enumerate((1.0, 10.0)):
+        expected = trace(stage, 50, 5, rate)
         np.testing.assert_allclose(
-            tables[group][:50], expected, rtol=1e-6, atol=1e-12
+            tables[row][:50], expected, rtol=1e-6, atol=1e-12
         )
-        assert (tables[group][50:] == tables[group][49]).all()
-    longer = optimizer.rate_tables(common.stage(schedule="constant"), 999, 9)
-    assert longer["head"].shape == tables["head"].shape
+        assert (tables[row][50:] == tables[row][49]).all()
+    longer = optimizer.rate_tables(stage, groups, 999, 9)
+    assert longer.shape == tables.shape
+
+
+def test_a_head_with_a_rate_of_its_own_is_logged_beside_the_rest():
+    stage = common.one_cycle(3e-4, param_groups=HEAD_FASTER)
+    rates = schedules.logged_rates(stage, 50, 5)
+    assert list(rates) == ["learning_rate", "learning_rate_head"]
+    frozen = (common.group(common.ENCODER, frozen=True),)
+    rates = schedules.logged_rates(common.stage(param_groups=frozen), 50, 5)
+    assert list(rates) == ["learning_rate"]
 
 
 def test_head_and_encoder_move_at_their_own_rates():
     stage = common.stage(
-        schedule="constant", learning_rate=0.01, head_learning_rate=0.1
+        schedule="constant", learning_rate=0.01, param_groups=HEAD_FASTER
     )
-    tx = optimizer.make_optimizer(stage, optimizer.rate_tables(stage, 10, 1))
     params = {"stem": {"bias": jnp.zeros(3)}, "head": {"bias": jnp.zeros(3)}}
-    grads = {"stem": {"bias": jnp.ones(3)}, "head": {"bias": jnp.ones(3)}}
-    updates, _ = tx.update(grads, tx.init(params), params)
+    ones = {"stem": {"bias": jnp.ones(3)}, "head": {"bias": jnp.ones(3)}}
+    moved = advance(stage, params, [ones])
     # Adam's first step has the length of the rate.
-    np.testing.assert_allclose(updates["stem"]["bias"], -0.01, rtol=1e-5)
-    np.testing.assert_allclose(updates["head"]["bias"], -0.1, rtol=1e-5)
+    np.testing.assert_allclose(moved["stem"]["bias"], -0.01, rtol=1e-5)
+    np.testing.assert_allclose(moved["head"]["bias"], -0.1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +169,13 @@ def test_head_and_encoder_move_at_their_own_rates():
 def test_weight_decay_touches_kernels_and_nothing_else(name):
     model = nnx.eval_shape(lambda: jax_models.create_model(name, 10))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    mask = dict(nnx.traversals.flatten_mapping(optimizer.decay_mask(params)))
+    groups = param_groups.assign(params, common.stage())
+    flat = dict(nnx.traversals.flatten_mapping(groups))
     shapes = nnx.traversals.flatten_mapping(params)
-    assert any(mask.values())
-    for path, decays in mask.items():
-        assert decays == (path[-1] == "kernel"), path
-        if not decays:
+    assert any(group.weight_decay for group in flat.values())
+    for path, group in flat.items():
+        assert bool(group.weight_decay) == (path[-1] == "kernel"), path
+        if not group.weight_decay:
             # What is left out is never a matrix that mixes features.
             name = "/".join(str(part) for part in path)
             assert shapes[path].ndim == 1 or "bias" in name, name
@@ -157,23 +188,19 @@ def test_adamw_takes_the_step_of_the_paper():
         weight_decay=0.1,
         betas=(0.9, 0.95),
     )
-    tx = optimizer.make_optimizer(stage, optimizer.rate_tables(stage, 10, 1))
     kernel = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
     bias = np.array([1.0, -1.0], np.float32)
     params = {"kernel": jnp.array(kernel), "bias": jnp.array(bias)}
-    state = tx.init(params)
     m = {k: 0.0 for k in params}
     v = {k: 0.0 for k in params}
     expected = {"kernel": kernel.copy(), "bias": bias.copy()}
+    all_grads = []
     for t in range(1, 4):
         grads = {
             "kernel": np.full((2, 2), 0.1 * t, np.float32),
             "bias": np.array([t, -t], np.float32),
         }
-        updates, state = tx.update(
-            {k: jnp.array(g) for k, g in grads.items()}, state, params
-        )
-        params = {k: params[k] + updates[k] for k in params}
+        all_grads.append({k: jnp.array(g) for k, g in grads.items()})
         for k, g in grads.items():
             m[k] = 0.9 * m[k] + 0.1 * g
             v[k] = 0.95 * v[k] + 0.05 * g**2
@@ -182,26 +209,25 @@ def test_adamw_takes_the_step_of_the_paper():
             )
             decay = 0.1 * expected[k] if k == "kernel" else 0.0
             expected[k] = expected[k] - 0.01 * (direction + decay)
+    params = advance(stage, params, all_grads)
     for k in params:
         np.testing.assert_allclose(params[k], expected[k], rtol=1e-5)
 
 
 def test_clipping_bounds_the_global_norm_before_adam():
     # Adam forgets the scale of one gradient, but not the ratio of two.
-    grads = [jnp.array([3.0, 4.0]), jnp.array([0.3, 0.4])]
+    grads = [
+        {"bias": jnp.array([3.0, 4.0])},
+        {"bias": jnp.array([0.3, 0.4])},
+    ]
     params = {"bias": jnp.zeros(2)}
 
     def second_update(clip_norm):
         stage = common.stage(
             schedule="constant", learning_rate=1.0, clip_norm=clip_norm
         )
-        tx = optimizer.make_optimizer(
-            stage, optimizer.rate_tables(stage, 10, 1)
-        )
-        state = tx.init(params)
-        for grad in grads:
-            update, state = tx.update({"bias": grad}, state, params)
-        return update["bias"]
+        before = advance(stage, params, grads[:1])["bias"]
+        return advance(stage, params, grads)["bias"] - before
 
     # Clipped to .5, both gradients are [.3, .4]: the direction is all ones.
     np.testing.assert_allclose(second_update(0.5), [-1, -1], rtol=1e-4)

@@ -1,0 +1,155 @@
+"""Predicts photos with a trained run.
+
+    python predict.py --run runs/tinyvit photo.jpg folder/ --format csv
+
+Needs the run folder alone: neither the training photos nor a cache. A photo
+that cannot be read is reported, and the others go on. Exit codes: 0 all photos
+were predicted; 1 some could not be read; 2 a mistake in the command.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from core import hardware, signals
+
+    hardware.keep_freed_memory()  # Before there is any other thread.
+    signals.install()  # And before the imports below, which take seconds.
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs import loading
+from core.errors import UserError, exit_on_user_error
+
+# Photos per round: memory does not grow with their number.
+PHOTOS_AT_ONCE = 512
+
+FORMATS = ("table", "csv", "json")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and predicts.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      SystemExit: a mistake in the command, told in one sentence.
+    """
+    parser = loading.Parser(
+        prog="predict.py",
+        description="Predicts photos with the best checkpoint of a run.",
+    )
+    parser.add_argument("--run", required=True, metavar="DIR")
+    parser.add_argument("photos", nargs="+", help="files, or folders of them")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    with exit_on_user_error():
+        known = parser.parse_args(argv)
+        paths = list(find_photos(known.photos))
+        bad = write(predict(Path(known.run), paths), known.format)
+        return int(bad > 0)
+
+
+def find_photos(names: Sequence[str]) -> Iterator[Path]:
+    """Yields the photos that are named, and those in the named folders.
+
+    Raises:
+      UserError: a name leads to nothing, or a folder has no photo.
+    """
+    from input_pipeline.sources.listing import Folder
+
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = Folder(path, "photos").image_names()
+            if not found:
+                raise UserError(f"{path} holds no photo; name another folder")
+            yield from (path / photo for photo in found)
+        elif path.exists():
+            yield path
+        else:
+            raise UserError(f"{path} does not exist; correct the name")
+
+
+def predict(
+    run_folder: Path, paths: Sequence[Path]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields (photo, record) for each photo, in order.
+
+    Args:
+      run_folder: of a run with an evaluated checkpoint.
+      paths: of the photos.
+
+    Raises:
+      UserError: it is no such folder, or its task predicts no photos.
+    """
+    import numpy as np
+
+    from input_pipeline import loader
+    from input_pipeline.sources.base import FileExamples
+    from input_pipeline.transforms.views import EvalTransform
+    from training import runtime, saved_run
+    from training.multihost import sharding
+
+    mesh = sharding.make_mesh()
+    run = saved_run.open_run(run_folder, mesh)
+    runtime.start(run.task.config.cache_dir)
+    config = run.task.config
+    size = -(-min(config.eval.batch_size, len(paths)) // mesh.size) * mesh.size
+    for start in range(0, len(paths), PHOTOS_AT_ONCE):
+        chunk = paths[start : start + PHOTOS_AT_ONCE]
+        names = [str(path.absolute()) for path in chunk]
+        unknown = np.full(len(names), -1, np.int32)
+        rows = np.arange(len(names))
+        batches = loader.eval_batches(
+            FileExamples(np.array(names), unknown, folder="/", names=names),
+            rows,
+            EvalTransform(tuple(config.eval.tta), config.image_size),
+            batch_size=size,
+        )
+        records = run.task.predict(batches, rows, *run.weights, mesh)
+        yield from zip(chunk, records, strict=True)
+
+
+def write(records: Iterator[tuple[Path, dict[str, Any]]], form: str) -> int:
+    """Writes records to stdout as they come.
+
+    Args:
+      records: from `predict`.
+      form: one of `FORMATS`.
+
+    Returns:
+      How many photos could not be read.
+    """
+    bad, writer = 0, None
+    for path, record in records:
+        bad += record.get("bad", False)
+        if form == "json":
+            print(json.dumps({"photo": str(path), **record}), flush=True)
+            continue
+        flat = {"photo": str(path)}
+        for name, value in record.items():
+            if isinstance(value, dict):
+                flat |= {f"{name}.{key}": one for key, one in value.items()}
+            else:
+                flat[name] = value
+        if form == "csv":
+            if writer is None:
+                writer = csv.DictWriter(sys.stdout, flat, lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(flat)
+        else:
+            print("  ".join(_cell(v) for k, v in flat.items() if "." not in k))
+    return bad
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
