@@ -142,6 +142,8 @@ def write(records: Iterator[tuple[Path, dict[str, Any]]], form: str) -> int:
                 writer = csv.DictWriter(sys.stdout, flat, lineterminator="\n")
                 writer.writeheader()
             writer.writerow(flat)
+        elif flat.pop("bad", False):
+            print(f"{path}  cannot be read")
         else:
             print("  ".join(_cell(v) for k, v in flat.items() if "." not in k))
     return bad
