@@ -70,7 +70,7 @@ def prepare():
     jax_models.create_model = create_model
     classify.make_loss = make_fragile
     recorder.RATE_AFTER_ROLLBACK = 1e-6  # So it does not go far again.
-    mirror.SECONDS_BETWEEN_LOOKS = 0.02
+    mirror.POLL_SECONDS = 0.02
     lease.RENEWAL_SECONDS, lease.EXPIRY_SECONDS = 0.1, 0.5
     return train.main
 

@@ -62,7 +62,7 @@ def test_it_is_the_run_of_a_plain_folder_on_any_machine(plain, run, capsys):
 
 
 def test_a_bucket_that_fails_on_the_way_costs_nothing(run, capsys, monkeypatch):
-    monkeypatch.setattr(mirror, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.01)
 
     def refuse(*arguments, **named):
         raise ConnectionResetError("the line is down")

@@ -11,9 +11,9 @@ def impatient(monkeypatch):
     """Short times, and a process that is not ended by what a test does."""
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.05)
     monkeypatch.setattr(lease, "RENEWAL_SECONDS", 0.01)
-    monkeypatch.setattr(mirror, "SECONDS_BETWEEN_TRIALS", 0.01)
+    monkeypatch.setattr(mirror, "RETRY_SECONDS", 0.01)
     # Sending is asked for, unless a test wants it done in the background.
-    monkeypatch.setattr(mirror, "SECONDS_BETWEEN_LOOKS", 1000.0)
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 1000.0)
     lost = []
     monkeypatch.setattr(coordinated_shutdown, "shutdown", lost.append)
     yield

@@ -177,9 +177,7 @@ def moved():
         )
     assert not like["split"].sharding.is_fully_replicated
     own = arrays if comm.is_primary() else {}
-    host_transfer._BYTES_AT_ONCE = (
-        128  # So that one array goes out in two parts.
-    )
+    host_transfer._MAX_BYTES = 128  # So that one array goes out in two parts.
     placed = host_transfer.broadcast_from_primary(own, like)
     assert all(placed[name].sharding == like[name].sharding for name in like)
     back = host_transfer.gather_to_primary(placed)

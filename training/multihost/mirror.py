@@ -1,19 +1,19 @@
-"""A run folder in a bucket: a local folder, and the bucket kept equal to it.
+"""Mirrors a local run folder to a bucket.
 
-Nothing in a bucket can be appended to, locked or renamed. So a run works in a
-local folder, and what is new is sent after each checkpoint, in the background,
-and at the end. Beside the run's files, under their own names, there lie
+Objects in a bucket cannot be appended to, locked or renamed. So a run works in
+a local folder, and new files are uploaded after each checkpoint, in the
+background, and at the end. Beside the run's files the bucket holds
 
-    sent.json    which files are the run's; written when all of them are there
-    owner.json   who sends there; see `lease`
+    sent.json    the manifest of the run's files, written after all of them
+    owner.json   the lease of the run that uploads; see `lease`
 
-What `sent.json` does not list does not count, and what it listed is deleted
-only after the next one is written: a process that is killed while it sends
-leaves the checkpoints of the last list, as they were. All other files (log,
-logits, report, config) are written over in place, and may then be newer than
-the list; a run that goes on cuts its log, and writes the others anew. So may a
-checkpoint that was trained once more up to the same step: its own checksums
-tell whether it is whole.
+Files that `sent.json` does not list are ignored, and files that it listed are
+deleted only after the next one is written: a process that is killed during an
+upload leaves the checkpoints of the last manifest intact. All other files (log,
+logits, report, config) are overwritten in place, and may then be newer than
+the manifest; a resumed run truncates its log and rewrites the others. The same
+holds for a checkpoint that was trained again up to the same step: its own
+checksums verify it.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ from training.multihost import coordinated_shutdown, lease
 from training.multihost.object_store import Bucket, writing
 from training.multihost.run_files import (
     CHECKPOINT,
-    OURS,
+    RUN_FILE,
     Files,
     checkpoints,
-    in_folders,
     list_files,
+    paths_to_delete,
     progress,
 )
 
 MANIFEST = "sent.json"
 
-SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_TRIALS = 1.0, 15.0
+POLL_SECONDS, RETRY_SECONDS = 1.0, 15.0
 
-# What the local folder remembers of the bucket.
+# What the local folder records of the bucket.
 _RECORD = ".bucket.json"
 
 
 class FolderChangedError(TransientError):
-    """Checkpoints came or went while they were looked at."""
+    """Checkpoints were added or deleted during an upload."""
 
 
 class Mirror:
-    """Keeps a bucket equal to a local run folder; a context manager.
+    """Uploads a local run folder to a bucket; a context manager.
 
-    Entering brings the local folder up to date, or refuses. Leaving sends
-    what was not sent, also after an error.
+    Entering downloads newer files, or raises. Exiting uploads the rest, also
+    after an error.
 
     Args:
       url: of the folder in the bucket.
@@ -71,16 +71,16 @@ class Mirror:
     def __init__(self, url: str, local: Path):
         self._bucket, self._local = Bucket(url), local
         self._lease = lease.Lease(self._bucket)
-        self._run = ""  # Names the run on any machine.
-        self._sent: Files = {}  # As they were when they were sent.
-        self._there: set[str] = set()  # What may lie there, of any age.
-        self._lists: set[str] = set()  # The last one there is one of these.
-        self._reached = 0  # The progress of that one.
+        self._run = ""  # Id of the run, the same on every machine.
+        self._sent: Files = {}  # Size and mtime at the last upload.
+        self._remote: set[str] = set()  # Files that may be in the bucket.
+        self._manifests: set[str] = set()  # Ids; the bucket's is one of them.
+        self._uploaded_progress = 0  # Of the bucket's manifest.
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_sending, daemon=True)
 
     def __enter__(self) -> Mirror:
-        """Fetches what is newer there.
+        """Downloads what is newer in the bucket.
 
         Raises:
           UserError: the bucket does not answer, another run is using it, or
@@ -97,10 +97,10 @@ class Mirror:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        """Sends the rest.
+        """Uploads the rest.
 
         Raises:
-          UserError: it cannot; the next start does.
+          UserError: it failed; the next start uploads it.
         """
         self._over.set()
         self._thread.join()
@@ -116,24 +116,24 @@ class Mirror:
             self._release()
 
     def send(self) -> None:
-        """Sends what is new, then lists it there, then deletes what is gone.
+        """Uploads new files, then the manifest, then deletes old files.
 
         Raises:
           LeaseLostError: another run has taken over the bucket's folder.
           TransientError: checkpoints came or went meanwhile
             (FolderChangedError), the bucket does not answer, or it has a later
             checkpoint: those here were corrupt and are being trained again.
-          UserError: it cannot be sent.
+          UserError: the upload failed.
         """
         self._check_lease()
         here = list_files(self._local)
-        if progress(here) < self._reached:
+        if progress(here) < self._uploaded_progress:
             raise TransientError(
                 f"{self._bucket.url} has a later checkpoint than {self._local};"
                 " run the same command again"
             )
         new = [name for name in here if here[name] != self._sent.get(name)]
-        gone = self._there - here.keys()
+        gone = self._remote - here.keys()
         if not new and not gone:
             return
         with (
@@ -145,20 +145,20 @@ class Mirror:
                 raise FolderChangedError(
                     f"{self._local} changes while it is sent"
                 )
-            self._there.update(new)
+            self._remote.update(new)
             self._bucket.send(new, staged)
         self._check_lease()
-        sent = self._list(here)
+        sent = self._write_manifest(here)
         self._sent = here
-        self._remember(sent)
-        self._bucket.delete(in_folders(gone, here))
-        self._there = set(here)
+        self._record_manifest(sent)
+        self._bucket.delete(paths_to_delete(gone, here))
+        self._remote = set(here)
 
     def _check_lease(self) -> None:
-        """Refuses to write where another run has, even if it has ended."""
+        """Raises if another run has written there, even if it has ended."""
         self._lease.renew()
         listed = self._bucket.read(MANIFEST) or {}
-        if listed.get("sent") not in self._lists:
+        if listed.get("sent") not in self._manifests:
             raise self._lease.lost()
 
     def _begin(self) -> None:
@@ -166,72 +166,72 @@ class Mirror:
             shutil.rmtree(half, ignore_errors=True)
         if self._bucket.read(MANIFEST) is None:
             strange = self._bucket.top() - {lease.LEASE_FILE}
-            # Hidden is what a disk keeps of a file that was being written.
+            # Hidden: unfinished files, where the bucket is a mounted disk.
             strange = {name for name in strange if name[0] != "."}
             if strange:
                 raise UserError(
                     f"{self._bucket.url} holds {min(strange)} and no run; "
                     "choose an empty --workdir"
                 )
-        known = _remembered(self._local)
-        # The last process here has ended: it would hold the lock.
+        known = _read_record(self._local)
+        # The previous process here has ended: it would hold the lock.
         self._lease.acquire(ended=known.get("owner", ""))
-        # Only now: others may have sent until a moment ago.
+        # Only with the lease: until then others may upload.
         listed = self._bucket.read(MANIFEST)
         here = list_files(self._local)
         if listed is None:
             self._run = known.get("run") or secrets.token_hex(8)
             if progress(here):
                 print(f"{self._bucket.url} is empty; the run here goes on")
-            self._remember(self._list([]))
+            self._record_manifest(self._write_manifest([]))
             return
-        _check_list(self._bucket, listed)
+        _check_manifest(self._bucket, listed)
         self._run = listed["run"]
         if _is_behind(self._local, listed, self._bucket):
             _fetch(self._bucket, listed, self._local)
-        known = _remembered(self._local)
+        known = _read_record(self._local)
         same = known.get("sent") == listed["sent"]
         self._sent = known["files"] if same else {}
-        self._lists.add(listed["sent"])
-        self._reached = progress(listed["files"])
-        # Also what was half sent, or should have been deleted.
+        self._manifests.add(listed["sent"])
+        self._uploaded_progress = progress(listed["files"])
+        # Also from unfinished uploads and deletions.
         strays = filter(CHECKPOINT.match, self._bucket.names())
-        self._there = {*listed["files"], *strays}
-        self._remember(listed["sent"] if same else "")
+        self._remote = {*listed["files"], *strays}
+        self._record_manifest(listed["sent"] if same else "")
 
     def _release(self) -> None:
         self._lease.release()
         self._lock.close()
 
     def _keep_sending(self) -> None:
-        before, wait, told = None, SECONDS_BETWEEN_LOOKS, False
+        previous, wait, reported = None, POLL_SECONDS, False
         while not self._over.wait(wait):
-            wait = SECONDS_BETWEEN_LOOKS
-            # Twice the same: none is just being renamed or deleted.
+            wait = POLL_SECONDS
+            # Stable over two polls: nothing is being renamed or deleted.
             now = checkpoints(list_files(self._local))
-            still, before = now == before, now
-            if not still or now == checkpoints(self._sent):
+            stable, previous = now == previous, now
+            if not stable or now == checkpoints(self._sent):
                 continue
             try:
                 self.send()
-                told = False
+                reported = False
             except lease.LeaseLostError as lost:
                 coordinated_shutdown.shutdown(lost)
             except FolderChangedError:
-                before = None
+                previous = None
             except UserError as error:
-                wait = SECONDS_BETWEEN_TRIALS
-                if not told:
+                wait = RETRY_SECONDS
+                if not reported:
                     print(
                         f"not sent: {error} (training goes on, and sending is "
                         "tried again)",
                         file=sys.stderr,
                         flush=True,
                     )
-                told = True
+                reported = True
 
     def _stage(self, names: list[str], folder: Path) -> None:
-        """Holds files as they are now: Orbax deletes some, the log grows."""
+        """Links or copies files: Orbax deletes some, and the log grows."""
         try:
             for name in names:
                 source, target = self._local / name, folder / name
@@ -243,30 +243,30 @@ class Mirror:
                 f"{self._local} changes while it is sent"
             ) from error
 
-    def _list(self, names: Iterable[str]) -> str:
-        """Writes which files are the run's; returns what names the list."""
+    def _write_manifest(self, names: Iterable[str]) -> str:
+        """Writes the manifest; returns its id."""
         sent = secrets.token_hex(8)
         content = {"run": self._run, "sent": sent, "files": sorted(names)}
-        # It may be there even if the answer is lost.
-        self._lists.add(sent)
-        self._reached = progress(content["files"])
+        # The write may succeed although its response is lost.
+        self._manifests.add(sent)
+        self._uploaded_progress = progress(content["files"])
         self._bucket.write(MANIFEST, content)
-        self._lists = {sent}
+        self._manifests = {sent}
         return sent
 
-    def _remember(self, sent: str) -> None:
+    def _record_manifest(self, sent: str) -> None:
         record = {"run": self._run, "sent": sent, "files": self._sent}
         _write_record(self._local, {**record, "owner": self._lease.id})
 
 
 def fetch_beside(url: str, local: Path, names: Iterable[str]) -> None:
-    """Fetches runs that this one starts or learns from, if newer there.
+    """Downloads runs that this one starts or distils from, if newer there.
 
     Args:
       url: of this run.
       local: its folder.
-      names: of other runs; bare ones lie beside this one, in the bucket as
-        here, and all others are left alone.
+      names: of other runs. A bare name is a sibling of this run, in the bucket
+        and locally; paths are ignored.
 
     Raises:
       UserError: the bucket does not answer, or holds another run.
@@ -276,39 +276,39 @@ def fetch_beside(url: str, local: Path, names: Iterable[str]) -> None:
         if name in ("", ".", "..") or "/" in name:
             continue
         beside = local.with_name(name)
-        # A run that has begun goes on with the weights that it began with.
-        if not (begun and _remembered(beside).get("sent")):
+        # A run that has begun keeps the weights that it began with.
+        if not (begun and _read_record(beside).get("sent")):
             _catch_up(Bucket(f"{url.rpartition('/')[0]}/{name}"), beside)
 
 
 def _catch_up(bucket: Bucket, local: Path) -> None:
-    """Fetches what is newer there; another process here may be doing so."""
-    told = False
+    """Downloads a newer copy; another process here may be doing so."""
+    reported = False
     while True:
         listed = bucket.read(MANIFEST)
         if listed is None:
             return
-        _check_list(bucket, listed)
+        _check_manifest(bucket, listed)
         if not _is_behind(local, listed, bucket):
             return
         with contextlib.suppress(layout.InUse), _lock(local):
-            # Nobody else fetches now; it may have been done by now.
+            # With the lock: another process may have finished it.
             if _is_behind(local, listed, bucket):
                 _fetch(bucket, listed, local)
             return
-        if not told:
+        if not reported:
             print(f"waiting for another process to fetch {bucket.url}")
-        told = True
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        reported = True
+        time.sleep(POLL_SECONDS)
 
 
 def _is_behind(local: Path, listed: dict[str, Any], bucket: Bucket) -> bool:
-    """Whether a local folder is to be replaced by what is listed.
+    """Whether the bucket's copy is to replace the local folder.
 
     Raises:
       UserError: they are of different runs.
     """
-    known, here = _remembered(local), progress(list_files(local))
+    known, here = _read_record(local), progress(list_files(local))
     if here and known.get("run") != listed["run"]:
         raise UserError(
             f"{bucket.url} holds another run than {local}; move or delete one "
@@ -320,11 +320,11 @@ def _is_behind(local: Path, listed: dict[str, Any], bucket: Bucket) -> bool:
 
 
 def _fetch(bucket: Bucket, listed: dict[str, Any], local: Path) -> None:
-    """Replaces a local run, once all that is to replace it has come.
+    """Replaces a local run, after everything has been downloaded.
 
-    At whatever moment it is killed, the folder is `_is_behind`: it remembers
-    no list, and its checkpoints are some of the old, or some of the new ones.
-    What else lies there stays.
+    Killed at any moment, it leaves a folder that `_is_behind`: it records no
+    manifest, and its checkpoints are some of the old or some of the new ones.
+    Other files are kept.
     """
     arriving = local.with_name(f".{local.name}.arriving")
     shutil.rmtree(arriving, ignore_errors=True)
@@ -345,12 +345,12 @@ def _fetch(bucket: Bucket, listed: dict[str, Any], local: Path) -> None:
     print(f"fetched {len(record['files'])} files from {bucket.url}", flush=True)
 
 
-def _check_list(bucket: Bucket, listed: dict[str, Any]) -> None:
-    """Refuses a list that is damaged, or leads out of the folder."""
+def _check_manifest(bucket: Bucket, listed: dict[str, Any]) -> None:
+    """Refuses a corrupt manifest, and paths outside the folder."""
     whole = {"run", "sent", "files"} <= listed.keys()
     for name in listed["files"] if whole else ():
         inside = ".." not in PurePosixPath(name).parts
-        whole &= inside and OURS.fullmatch(name) is not None
+        whole &= inside and RUN_FILE.fullmatch(name) is not None
     if not whole:
         raise UserError(
             f"{bucket.url}/{MANIFEST} is not what was written there; restore "
@@ -358,7 +358,7 @@ def _check_list(bucket: Bucket, listed: dict[str, Any]) -> None:
         )
 
 
-def _remembered(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -370,12 +370,12 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _lock(local: Path):
-    # Beside the folder, which may be replaced.
+    # Outside the folder, which may be replaced.
     return layout.lock(local.with_name(f".{local.name}.lock"), local)
 
 
 def _linked(source: Path, target: Path) -> bool:
-    """Links a file; False where this disk has no links."""
+    """Hard-links a file; False where the file system has no links."""
     try:
         os.link(source, target)
     except FileNotFoundError:

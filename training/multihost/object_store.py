@@ -1,4 +1,4 @@
-"""A folder in a bucket, by whatever driver fsspec has for its URL."""
+"""A folder in an object store, through fsspec."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fsspec.implementations.local import LocalFileSystem
 from core import atomic_files
 from core.errors import TransientError, UserError
 
-# Bugs, not faults of a bucket.
+# Bugs, not errors of the bucket.
 _BUGS = (AssertionError, AttributeError, NameError, TypeError)
 
-# What only disks say, also without the name of a file.
+# Only from disks, also where the error names no file.
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Disk(LocalFileSystem):
-    """A disk (file://) whose files are whole or absent, as objects are."""
+    """A disk (file://) with atomic writes, as objects have."""
 
     def put_file(self, path1, path2, callback=None, **options):
         """Copies the file `path1` to `path2`."""
@@ -39,20 +39,20 @@ class Disk(LocalFileSystem):
         path = Path(self._strip_protocol(path))
         if mode == "create":
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(exist_ok=False)  # Of two at once, one gets past this.
+            path.touch(exist_ok=False)  # Exclusive: one of two succeeds.
         with atomic_files.atomic_write(path) as temporary:
             temporary.write_bytes(value)
 
 
 class Bucket:
-    """A folder in a bucket: objects that are written whole, or not at all.
+    """A folder in a bucket, whose objects are written atomically.
 
     Args:
       url: such as gs://bucket/path.
 
     Raises:
-      UserError: there is no driver for it. So does every method, if the
-        bucket refuses; and TransientError, if it does not answer.
+      UserError: there is no driver for it. Every method raises it if the
+        bucket refuses, and TransientError if it does not answer.
     """
 
     def __init__(self, url: str):
@@ -69,7 +69,7 @@ class Bucket:
         self._root = root.rstrip("/")
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Returns what a JSON file holds; {} if nothing, None if absent."""
+        """Returns a JSON object; {} if it is invalid, None if absent."""
         with self._reaching():
             try:
                 text = self._fs.cat_file(self._at(name))
@@ -81,7 +81,7 @@ class Bucket:
             return {}
 
     def write(self, name: str, content: dict[str, Any], new=False) -> None:
-        """Writes a JSON file; if it must be `new`, only where none is.
+        """Writes a JSON file; if `new`, only where there is none.
 
         Raises:
           FileExistsError: it is not new.
@@ -144,7 +144,7 @@ class Bucket:
             raise
         except Exception as error:  # Each driver has types of its own.
             reason = (str(error).splitlines() or [""])[0][:200]
-            kind = UserError if _lasts(error) else TransientError
+            kind = UserError if _is_permanent(error) else TransientError
             raise kind(
                 f"{self.url} cannot be read or written "
                 f"({type(error).__name__}: {reason}); see to its name, the "
@@ -155,7 +155,7 @@ class Bucket:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Tells of a local disk that cannot be written in one sentence.
+    """Turns errors of the local disk into one sentence.
 
     Args:
       folder: what is written; errors that name other files pass through.
@@ -176,11 +176,11 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _lasts(error: Exception) -> bool:
-    """Whether trying again is in vain: no such bucket, no right, a bad name."""
+def _is_permanent(error: Exception) -> bool:
+    """Whether a retry is useless: no bucket, no permission, a bad name."""
     return (
         isinstance(error, (FileNotFoundError, PermissionError, ValueError))
-        # What gcsfs makes of 403, of other codes, and of no credentials.
+        # gcsfs on 403, on other codes, and without credentials.
         or str(error).startswith("Forbidden")
         or str(getattr(error, "code", "")) in ("400", "401", "403")
         or type(error).__name__ == "DefaultCredentialsError"

@@ -1,4 +1,4 @@
-"""Which files of a run folder are the run's."""
+"""Which files of a run folder are mirrored to a bucket."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from run_folder import layout
 
-# The files of a run, over one fold or all: no lock, nothing half written,
-# nothing that was set aside, no other run in a folder inside.
-OURS = re.compile(
+# The files of a run, over one fold or all: no lock, no unfinished file, no
+# quarantined checkpoint, no other run in a subfolder.
+RUN_FILE = re.compile(
     r"(fold-\d+/)?(checkpoints/\d+/.+|"
     rf"(({'|'.join(layout.PREDICTION_FOLDERS)})/)?[^./][^/]*)"
 )
 CHECKPOINT = re.compile(r"((?:fold-\d+/)?checkpoints)/(\d+)/")
 
-# Path -> [size, time of change in ns].
+# Path -> [size, mtime in ns].
 Files = dict[str, list[int]]
 
 
@@ -28,7 +28,7 @@ def list_files(folder: Path) -> Files:
     for place, _, names in os.walk(folder):
         for path in (Path(place, name) for name in names):
             relative = path.relative_to(folder).as_posix()
-            if OURS.fullmatch(relative):
+            if RUN_FILE.fullmatch(relative):
                 with contextlib.suppress(FileNotFoundError):
                     about = path.stat()
                     found[relative] = [about.st_size, about.st_mtime_ns]
@@ -44,12 +44,12 @@ def progress(names: Iterable[str]) -> int:
 
 
 def checkpoints(found: Files) -> Files:
-    """Returns those of checkpoints."""
+    """Returns the files of checkpoints."""
     return {name: found[name] for name in found if CHECKPOINT.match(name)}
 
 
-def in_folders(gone: Iterable[str], here: Iterable[str]) -> set[str]:
-    """Whole checkpoints in place of their files: some disks have folders."""
+def paths_to_delete(gone: Iterable[str], here: Iterable[str]) -> set[str]:
+    """Returns paths to delete: whole checkpoints in place of their files."""
     kept = {found[0] for found in filter(None, map(CHECKPOINT.match, here))}
     names = set()
     for name in gone:

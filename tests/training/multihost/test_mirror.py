@@ -58,11 +58,11 @@ def test_a_new_machine_goes_on_with_what_is_there(one):
 
 
 def test_a_checkpoint_is_sent_while_training_goes_on(one, monkeypatch):
-    monkeypatch.setattr(mirror, "SECONDS_BETWEEN_LOOKS", 0.01)
-    sent, remember = threading.Event(), Mirror._remember
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.01)
+    sent, remember = threading.Event(), Mirror._record_manifest
     with one.begins():
         monkeypatch.setattr(
-            Mirror, "_remember", lambda *a: (remember(*a), sent.set())
+            Mirror, "_record_manifest", lambda *a: (remember(*a), sent.set())
         )
         one.train(3)
         assert sent.wait(10)
