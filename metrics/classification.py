@@ -1,36 +1,50 @@
-"""Scores of a classifier, in NumPy alone.
+"""Scores of a classifier.
 
-Labels and predictions are integers in [0, C), probabilities float [N, C] with
-rows that sum to one. Both the training loop and the stacker score with these
-functions, so that their numbers can be compared.
+Labels and predictions are integers in [0, C), confusion matrices have true
+classes as rows and predictions as columns. Training and stacking score with
+these functions, so that their numbers can be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64, Real
+
+# Of each score of an evaluation: what is better, the highest or the lowest.
+DIRECTIONS: Mapping[str, Literal["max", "min"]] = {
+    "val_loss": "min",
+    "val_macro_f1": "max",
+    "val_accuracy": "max",
+}
 
 # Smallest probability that log-loss sees: a model that is sure and wrong
 # costs 34 nats, not infinity.
 _TINY = 1e-15
 
 
-def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
-    """Counts, int64 [C, C]: row = true class, column = predicted class."""
-    labels = np.asarray(labels, np.int64)
-    predictions = np.asarray(predictions, np.int64)
+def confusion_matrix(
+    labels: Int[np.ndarray, " N"],
+    predictions: Int[np.ndarray, " N"],
+    num_classes: int,
+) -> Int64[np.ndarray, "C C"]:
+    """Returns counts: row = true class, column = predicted class."""
     cells = np.bincount(
-        labels * num_classes + predictions, minlength=num_classes**2
+        labels.astype(np.int64) * num_classes + predictions,
+        minlength=num_classes**2,
     )
     return cells.reshape(num_classes, num_classes)
 
 
-def f1_from_confusion(confusion: np.ndarray) -> np.ndarray:
-    """F1 of each class, float64 [..., C], from confusions [..., C, C].
+def f1_from_confusion(
+    confusion: Real[np.ndarray, "*batch C C"],
+) -> Float64[np.ndarray, "*batch C"]:
+    """Returns F1 of each class: 2 TP / (2 TP + FP + FN).
 
-    2 TP / (2 TP + FP + FN). NaN for a class that is neither among the labels
-    nor among the predictions; 0 for one that is never right.
+    NaN for a class that is neither among the labels nor among the
+    predictions; 0 for one that is never right.
     """
     true = confusion.sum(axis=-1)
     predicted = confusion.sum(axis=-2)
@@ -41,119 +55,108 @@ def f1_from_confusion(confusion: np.ndarray) -> np.ndarray:
     )
 
 
-def f1_per_class(labels, predictions, num_classes: int) -> np.ndarray:
-    """F1 of each class, float64 [C]; see `f1_from_confusion` for NaN."""
-    return f1_from_confusion(confusion_matrix(labels, predictions, num_classes))
+def macro_f1_from_confusion(
+    confusion: Real[np.ndarray, "*batch C C"],
+) -> Float64[np.ndarray, "*batch"]:
+    """Returns the mean F1 over the classes that occur; 0 without rows."""
+    f1 = f1_from_confusion(confusion)
+    known = np.isfinite(f1)
+    total = np.where(known, f1, 0.0).sum(axis=-1)
+    return np.asarray(total / np.maximum(known.sum(axis=-1), 1))
 
 
-def macro_f1(labels, predictions, num_classes: int) -> float:
-    """Mean F1 over the classes that occur in labels or predictions.
+def accuracy_from_confusion(
+    confusion: Real[np.ndarray, "*batch C C"],
+) -> Float64[np.ndarray, "*batch"]:
+    """Returns the share of rows predicted right; 0 without rows."""
+    hits = np.trace(confusion, axis1=-2, axis2=-1)
+    rows = confusion.sum(axis=(-2, -1))
+    return np.asarray(hits / np.maximum(rows, 1), np.float64)
+
+
+def macro_f1(
+    labels: Int[np.ndarray, " N"],
+    predictions: Int[np.ndarray, " N"],
+    num_classes: int,
+) -> float:
+    """Returns the mean F1 over the classes in labels or predictions.
 
     The same number as scikit-learn's `f1_score(average="macro",
     zero_division=0)`. 0 when there are no rows.
     """
-    f1 = f1_per_class(labels, predictions, num_classes)
-    return float(np.nanmean(f1)) if np.isfinite(f1).any() else 0.0
+    confusion = confusion_matrix(labels, predictions, num_classes)
+    return float(macro_f1_from_confusion(confusion))
 
 
-def accuracy(labels, predictions) -> float:
-    """Share of rows predicted right; 0 when there are no rows."""
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
+def accuracy(
+    labels: Int[np.ndarray, " N"], predictions: Int[np.ndarray, " N"]
+) -> float:
+    """Returns the share of rows predicted right; 0 when there are no rows."""
     return float(np.mean(labels == predictions)) if labels.size else 0.0
 
 
-def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """log softmax(logits / temperature) over the last axis, float32."""
+def log_softmax(
+    logits: Float[np.ndarray, "*batch C"], temperature: float = 1.0
+) -> Float32[np.ndarray, "*batch C"]:
+    """Returns log softmax(logits / temperature) over the last axis."""
     scaled = logits.astype(np.float32) / np.float32(temperature)
     scaled -= scaled.max(axis=-1, keepdims=True)
     scaled -= np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
     return scaled
 
 
-def likelihood_loss(true: np.ndarray) -> float:
-    """Log-loss in nats from the true classes' probabilities, float [N]."""
+def log_loss(true: Float[np.ndarray, " N"]) -> float:
+    """Returns the mean negative log-likelihood in nats; 0 without rows.
+
+    Args:
+      true: probability of each row's true class.
+    """
     if not len(true):
         return 0.0
     return float(-np.log(np.maximum(true, _TINY), dtype=np.float64).mean())
 
 
-def log_loss(labels, probabilities) -> float:
-    """Mean negative log-likelihood in nats; 0 when there are no rows."""
-    labels = np.asarray(labels, np.int64)
-    return likelihood_loss(
-        np.asarray(probabilities)[np.arange(len(labels)), labels]
-    )
-
-
-def calibration_gap(
-    confidence: np.ndarray, right: np.ndarray, num_bins: int = 15
+def expected_calibration_error(
+    confidence: Float[np.ndarray, " N"],
+    correct: Bool[np.ndarray, " N"],
+    num_bins: int = 15,
 ) -> float:
-    """ECE from each row's top probability and whether that class is right.
+    """Returns the mean gap between confidence and accuracy; 0 without rows.
+
+    ECE of Guo et al. 2017, "On Calibration of Modern Neural Networks".
 
     Args:
-      confidence: float [N], in [0, 1].
-      right: bool [N].
+      confidence: each row's top probability.
+      correct: whether that class is the true one.
       num_bins: of equal width.
     """
-    if not len(right):
+    if not len(correct):
         return 0.0
-    confidence = np.asarray(confidence, np.float64)
+    confidence = confidence.astype(np.float64)
     bins = np.ceil(confidence * num_bins).astype(int) - 1
     gap = np.bincount(
         np.clip(bins, 0, num_bins - 1),
-        weights=np.asarray(right, np.float64) - confidence,
+        weights=correct.astype(np.float64) - confidence,
         minlength=num_bins,
     )
-    return float(np.abs(gap).sum() / len(right))
-
-
-def expected_calibration_error(
-    labels, probabilities, num_bins: int = 15
-) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins.
-
-    ECE of Guo et al. 2017, "On Calibration of Modern Neural Networks", over
-    the top probability. 0 when there are no rows.
-    """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
-    if not labels.size:
-        return 0.0
-    return calibration_gap(
-        probabilities.max(axis=1),
-        probabilities.argmax(axis=1) == labels,
-        num_bins,
-    )
-
-
-def mean_f1(confusion: np.ndarray) -> np.ndarray:
-    """Macro-F1 of each confusion matrix in [..., C, C], float64 [...]."""
-    f1 = f1_from_confusion(confusion)
-    known = np.isfinite(f1)
-    total = np.where(known, f1, 0.0).sum(axis=-1)
-    return total / np.maximum(known.sum(axis=-1), 1)
-
-
-def mean_accuracy(confusion: np.ndarray) -> np.ndarray:
-    """Accuracy of each confusion matrix in [..., C, C], float64 [...]."""
-    hits = np.trace(confusion, axis1=-2, axis2=-1).astype(np.float64)
-    return hits / np.maximum(confusion.sum(axis=(-2, -1)), 1)
+    return float(np.abs(gap).sum() / len(correct))
 
 
 def bootstrap_interval(
-    confusion: np.ndarray,
-    score: Callable[[np.ndarray], np.ndarray] = mean_f1,
+    confusion: Int[np.ndarray, "C C"],
+    score: Callable[[np.ndarray], np.ndarray] = macro_f1_from_confusion,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a score of one confusion matrix.
+    """Returns the percentile bootstrap interval of a score.
 
     Drawing N rows with replacement is drawing the cells of the confusion
     matrix from a multinomial, so the cost does not depend on N.
 
     Args:
-      confusion: int [C, C], counts.
-      score: maps [B, C, C] to [B]; `mean_f1` or `mean_accuracy`.
+      confusion: counts.
+      score: maps [B, C, C] to [B], such as `accuracy_from_confusion`.
       level: share of the draws inside the interval.
       draws: number of resamples, B.
       seed: of the resampling.

@@ -139,12 +139,12 @@ def _headline(
         items += [
             (
                 "validation macro-F1",
-                f"{float(classification.mean_f1(confusion)):.4f}",
+                f"{float(classification.macro_f1_from_confusion(confusion)):.4f}",
                 f"95 % interval {low:.3f} to {high:.3f}",
             ),
             (
                 "validation accuracy",
-                f"{float(classification.mean_accuracy(confusion)):.4f}",
+                f"{float(classification.accuracy_from_confusion(confusion)):.4f}",
                 "mean logits over the test-time views",
             ),
         ]

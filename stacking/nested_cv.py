@@ -58,16 +58,17 @@ class Scored:
         confusion = classification.confusion_matrix(
             labels, self.predicted, num_classes
         )
+        accuracy = classification.accuracy_from_confusion
+        macro_f1 = classification.macro_f1_from_confusion
+        interval = classification.bootstrap_interval
         f1 = classification.f1_from_confusion(confusion)
         return {
-            "macro_f1": float(classification.mean_f1(confusion)),
-            "macro_f1_interval": classification.bootstrap_interval(confusion),
-            "accuracy": float(classification.mean_accuracy(confusion)),
-            "accuracy_interval": classification.bootstrap_interval(
-                confusion, classification.mean_accuracy
-            ),
-            "log_loss": classification.likelihood_loss(self.true),
-            "calibration_error": classification.calibration_gap(
+            "macro_f1": float(macro_f1(confusion)),
+            "macro_f1_interval": interval(confusion, macro_f1),
+            "accuracy": float(accuracy(confusion)),
+            "accuracy_interval": interval(confusion, accuracy),
+            "log_loss": classification.log_loss(self.true),
+            "calibration_error": classification.expected_calibration_error(
                 self.confidence, self.top == labels
             ),
             "f1_per_class": [

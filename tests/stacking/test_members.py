@@ -9,6 +9,7 @@ import pytest
 from made_up_runs import made_up
 from scipy import special
 from sklearn import linear_model
+from sklearn.metrics import log_loss
 
 from metrics import classification
 from stacking import (
@@ -82,10 +83,11 @@ def test_calibration_lowers_the_calibration_error():
     temperature = calibration.fit_temperature(
         logits[0, half[0]] * 4, labels[half[0]]
     )
+    tested, answers = logits[0, half[1]] * 4, labels[half[1]]
     raw, better = (
         classification.expected_calibration_error(
-            labels[half[1]],
-            np.exp(classification.log_softmax(logits[0, half[1]] * 4, t)),
+            np.exp(classification.log_softmax(tested, t)).max(axis=1),
+            tested.argmax(axis=1) == answers,
         )
         for t in (1.0, temperature)
     )
@@ -252,9 +254,7 @@ def test_boosters_learn_and_stop(kind):
     assert classification.accuracy(labels, out_of_fold.argmax(axis=1)) > 0.5
     # It knows the rows it was fitted on better than those held out.
     fitted = booster.predict(inputs.features, inputs.base, 1)
-    assert classification.log_loss(labels, fitted) < classification.log_loss(
-        labels, out_of_fold
-    )
+    assert log_loss(labels, fitted) < log_loss(labels, out_of_fold)
 
 
 @pytest.mark.parametrize("kind", boosters.KINDS)
@@ -262,8 +262,8 @@ def test_boosters_on_few_rows_are_no_worse_than_the_mean(kind):
     """Forty rows of each class: too few to find the vote by thresholds."""
     logits, labels = made_up(160, 4, 3, seed=0)
     _, out_of_fold, inputs = booster_on(logits, labels, kind)
-    mean = classification.log_loss(labels, inputs.base)
-    assert classification.log_loss(labels, out_of_fold) < 1.02 * mean
+    mean = log_loss(labels, inputs.base)
+    assert log_loss(labels, out_of_fold) < 1.02 * mean
     right = np.mean(out_of_fold.argmax(axis=1) == labels)
     assert right > np.mean(inputs.base.argmax(axis=1) == labels) - 0.02
 

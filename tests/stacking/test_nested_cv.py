@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from made_up_runs import made_up
+from sklearn.metrics import log_loss
 
 from metrics import classification
 from stacking import nested_cv
@@ -120,9 +121,11 @@ def test_summary_agrees_with_the_plain_scores():
     assert entry["macro_f1"] == pytest.approx(
         classification.macro_f1(labels, predicted, 4)
     )
-    assert entry["log_loss"] == pytest.approx(
-        classification.log_loss(labels, found[0]), rel=1e-5
-    )
+    exact = found[0] / found[0].sum(axis=1, keepdims=True, dtype=float)
+    assert entry["log_loss"] == pytest.approx(log_loss(labels, exact), rel=1e-5)
     assert entry["calibration_error"] == pytest.approx(
-        classification.expected_calibration_error(labels, found[0]), abs=1e-6
+        classification.expected_calibration_error(
+            found[0].max(axis=1), predicted == labels
+        ),
+        abs=1e-6,
     )
