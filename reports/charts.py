@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from reports.page import escape
+from markupsafe import Markup, escape
 
 # Coordinates of a chart, (width, height). It is scaled to the width it is
 # given, so a chart for half a card must be drawn smaller for the same text.
@@ -45,7 +44,7 @@ def line_chart(
     size: tuple[int, int] = WHOLE,
     verticals: Sequence[float] = (),
     marks: Sequence[tuple[float, float]] = (),
-) -> str:
+) -> Markup:
     """Lines over a common x axis.
 
     Args:
@@ -59,7 +58,7 @@ def line_chart(
     lines = [_finite(line) for line in lines]
     lines = [line for line in lines if len(line.x)]
     if not lines:
-        return '<p class="small soft">Nothing was recorded.</p>'
+        return Markup('<p class="small soft">Nothing was recorded.</p>')
     x = np.concatenate([line.x for line in lines])
     y = np.concatenate([line.y for line in lines])
     x_low, x_high = float(min(x.min(), 0)), float(x.max())
@@ -122,18 +121,7 @@ def line_chart(
             f"{_short(mark[0])}</title></circle>"
         )
     parts.append("</svg>")
-    return "".join(parts)
-
-
-def key(lines: Sequence[Line]) -> str:
-    """The colours of `lines` by name, each name once."""
-    lines = {line.name: line for line in lines}.values()
-    return "".join(
-        f'<span class="key"><i{" class=dashed" if line.dashed else ""} '
-        f'style="color:{line.colour}"></i>'
-        f"{escape(line.name)}</span>"
-        for line in lines
-    )
+    return Markup("".join(parts))
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
@@ -172,7 +160,7 @@ def _finite(line: Line) -> Line:
 
 def interval(
     value: float, low: float, high: float, start: float, end: float
-) -> str:
+) -> Markup:
     """A point with its interval on a scale from `start` to `end`."""
     width = 240
     span = max(end - start, 1e-9)
@@ -180,7 +168,7 @@ def interval(
     def across(x: float) -> float:
         return 6 + (x - start) / span * (width - 12)
 
-    return (
+    return Markup(
         f'<svg viewBox="0 0 {width} 22" role="img" aria-label="{value:.4f}, '
         f'between {low:.4f} and {high:.4f}">'
         f'<path d="M0 11H{width}" stroke="var(--grid)"/>'
@@ -192,10 +180,10 @@ def interval(
     )
 
 
-def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> str:
-    """Rows: true classes; columns: answers; shade: share of the row.
+def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> Markup:
+    """Rows: true classes; columns: predicted classes; shade: share of the row.
 
-    Right answers and wrong ones have different colours, so that the diagonal
+    Right and wrong predictions have different colours, so that the diagonal
     does not drown the rest.
     """
     count = len(classes)
@@ -213,7 +201,7 @@ def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> str:
         'aria-label="confusion matrix" '
         f'style="max-width:{min(size * 1.5, 640):.0f}px;min-width:'
         f'{min(size * 0.72, 520):.0f}px">'
-        f'<text x="{edge}" y="12">answer</text>'
+        f'<text x="{edge}" y="12">predicted class</text>'
         f'<text transform="translate(12 {edge + 2}) rotate(-90)" '
         'text-anchor="end">true class</text>'
     ]
@@ -246,7 +234,7 @@ def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> str:
                 parts.append("/>")
                 continue
             parts.append(
-                f"><title>{escape(classes[i])} answered as "
+                f"><title>{escape(classes[i])} predicted as "
                 f"{escape(classes[j])}: {number} of {int(totals[i])}"
                 "</title></rect>"
             )
@@ -259,7 +247,7 @@ def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> str:
                     f'pointer-events="none">{number}</text>'
                 )
     parts.append("</svg>")
-    return "".join(parts)
+    return Markup("".join(parts))
 
 
 def _fit(number: int) -> int:

@@ -1,196 +1,237 @@
-"""Training curves of one run, from its `metrics.jsonl`."""
+"""Training curves of one run, or of the folds of one run."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from reports.charts import WHOLE, Line, key, line_chart
+from reports.charts import WHOLE, Line, line_chart
+from run_folder.history import Evaluation, History, TrainRecord
+
+Record = TrainRecord | Evaluation
+
+_LOSS = "val_loss"
+# Where the name is not what people write.
+_TITLES = {"macro_f1": "macro-F1"}
+# Colour and dash of a chart's lines. With classes of one size macro-F1 and
+# accuracy all but coincide: the upper line is dashed.
+_LOOKS = (
+    ("var(--accent)", False),
+    ("var(--second)", True),
+    ("var(--faint)", False),
+    ("var(--wrong)", True),
+)
 
 
 @dataclass(frozen=True)
-class History:
-    """What a run recorded.
+class Chart:
+    """A chart with its key.
 
     Attributes:
-      train: one dict per logged step.
-      evals: one dict per evaluation.
-      rollbacks: one dict per return to an earlier checkpoint.
+      svg: the picture.
+      key: one line for each name and look in it.
     """
 
-    train: Sequence[dict[str, Any]]
-    evals: Sequence[dict[str, Any]]
-    rollbacks: Sequence[dict[str, Any]] = ()
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The evaluation whose checkpoint was kept: the last marked best.
-
-        By whatever metric the run was told to keep. Without marks, the first
-        with the highest macro-F1.
-        """
-        scored = [e for e in self.evals if e.get("val_macro_f1") is not None]
-        marked = [entry for entry in scored if entry.get("best")]
-        if marked:
-            return marked[-1]
-        return max(scored, key=lambda e: e["val_macro_f1"], default=None)
-
-    @property
-    def stage_starts(self) -> list[float]:
-        """Epochs at which a stage after the first begins."""
-        starts, previous = [], None
-        for entry in self.train:
-            stage = entry.get("stage", 0)
-            if previous is not None and stage != previous["stage"]:
-                starts.append(previous["epoch"])
-            previous = {"stage": stage, "epoch": entry.get("epoch", 0.0)}
-        return starts
+    svg: Markup
+    key: tuple[Line, ...]
 
 
-def read_history(run: Path) -> History | None:
-    """The run's history; None where it has none that can be read.
+def title(metric: str) -> str:
+    """Returns what people call a metric: "macro-F1" for "val_macro_f1"."""
+    name = metric.removeprefix("val_")
+    return _TITLES.get(name, name.replace("_", " "))
 
-    A last line that was cut short, as by a crash, is passed over.
+
+def ranking_metric(
+    histories: Sequence[History], config: Mapping[str, Any] | None
+) -> str:
+    """Returns the metric that ranks checkpoints; "" without evaluations.
+
+    Args:
+      histories: of the run.
+      config: of the run; the first score of an evaluation ranks unless
+        `checkpoint.metric` names another.
     """
-    try:
-        text = (run / "metrics.jsonl").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    kinds: dict[str, list] = {"train": [], "eval": [], "rollback": []}
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            kind = entry.get("kind")
-            if kind in kinds and "epoch" in entry:
-                kinds[kind].append(entry)
-    history = History(*kinds.values())
-    return history if history.train or history.evals else None
+    chosen = ((config or {}).get("checkpoint") or {}).get("metric")
+    names = _names(_evaluations(histories))
+    return chosen if chosen in names else next(iter(names), "")
 
 
-def read_histories(run: Path) -> list[History]:
-    """The run's own history, or those of the folds inside it, in order."""
-    folds = sorted(run.glob("fold-*"), key=lambda path: (len(path.name), path))
-    own = read_history(run)
-    found = [own] if own else [read_history(fold) for fold in folds]
-    return [history for history in found if history is not None]
-
-
-def troubles(histories: Sequence[History]) -> list[str]:
-    """A sentence for each skip and each rollback; mostly none."""
-    told = []
+def incidents(histories: Sequence[History]) -> list[str]:
+    """Returns a sentence for each skip and each rollback; mostly none."""
+    found = []
     for number, history in enumerate(histories):
         where = f"Fold {number}: " if len(histories) > 1 else ""
         skipped = {}  # The counter begins anew in each stage.
-        for entry in history.train:
-            if entry.get("skipped"):
-                skipped[entry.get("stage", 0)] = entry["skipped"]
+        for record in history.train:
+            if record.skipped:
+                skipped[record.stage] = record.skipped
         for stage, count in skipped.items():
-            told.append(
+            found.append(
                 f"{where}{count:,} steps of stage {stage + 1} changed nothing, "
                 "because their loss or gradients were not finite."
             )
-        for entry in history.rollbacks:
-            told.append(
-                f"{where}stage {entry.get('stage', 0) + 1} diverged and went "
-                f"back to step {entry.get('step', 0):,}, to go on with "
-                f"{entry.get('rate', 1):g} times its learning rate."
+        for record in history.rollbacks:
+            found.append(
+                f"{where}stage {record.stage + 1} diverged and went back to "
+                f"step {record.step:,}, to go on with {record.rate:g} times "
+                "its learning rate."
             )
-    return told
-
-
-def _line(name, entries, field, colour, dashed=False) -> Line:
-    kept = [e for e in entries if isinstance(e.get(field), (int, float))]
-    return Line(
-        name,
-        np.array([e["epoch"] for e in kept], np.float64),
-        np.array([e[field] for e in kept], np.float64),
-        colour,
-        dashed,
-    )
+    return found
 
 
 def loss_chart(
-    histories: Sequence[History], size: tuple[int, int] = WHOLE
-) -> str:
-    """Training and validation loss over epochs, with its key."""
+    histories: Sequence[History],
+    metric: str = _LOSS,
+    size: tuple[int, int] = WHOLE,
+) -> list[Chart]:
+    """Returns a chart of training and validation loss over epochs.
+
+    Args:
+      histories: of the run.
+      metric: whose best evaluations are ringed, if it is the loss.
+      size: of the chart.
+
+    Returns:
+      One chart; none where nothing was recorded.
+    """
+    train, evaluations = _train(histories), _evaluations(histories)
     lines = [
-        _line("training loss", history.train, "loss", "var(--faint)")
-        for history in histories
+        *_lines(train, "loss", "training loss", "var(--faint)"),
+        *_lines(evaluations, _LOSS, "validation loss", "var(--second)"),
     ]
-    lines += [
-        _line("validation loss", history.evals, "val_loss", "var(--second)")
-        for history in histories
+    marks = bests(histories, metric) if metric == _LOSS else ()
+    return _charts(histories, lines, "loss", size, marks)
+
+
+def score_charts(
+    histories: Sequence[History],
+    metric: str,
+    size: tuple[int, int] = WHOLE,
+) -> list[Chart]:
+    """Returns charts of all validation scores but the loss, over epochs.
+
+    Shares (scores between 0 and 1) have one chart together, every other
+    score one of its own.
+
+    Args:
+      histories: of the run.
+      metric: whose best evaluations are ringed.
+      size: of each chart.
+    """
+    evaluations = _evaluations(histories)
+    groups: dict[str, list[str]] = {}
+    for name in _names(evaluations):
+        if name != _LOSS:
+            group = "" if _is_share(evaluations, name) else name
+            groups.setdefault(group, []).append(name)
+    charts = []
+    for group, names in groups.items():
+        lines = [
+            line
+            for name, look in zip(names, _LOOKS, strict=False)
+            for line in _lines(evaluations, name, title(name), *look)
+        ]
+        marks = bests(histories, metric) if metric in names else ()
+        what = title(group) if group else "validation scores"
+        charts += _charts(histories, lines, what, size, marks)
+    return charts
+
+
+def rate_chart(histories: Sequence[History]) -> list[Chart]:
+    """Returns a chart of the learning rates over epochs."""
+    train, lines = _train(histories), []
+    names = [n for n in _names(train) if n.startswith("learning_rate")]
+    for number, name in enumerate(names):
+        # The lines of groups of parameters are told apart by their dash.
+        colour = "var(--accent)" if number else "var(--second)"
+        label = name.replace("_", " ")
+        dashed = number > 1
+        lines += _lines(train, name, label, colour, dashed)
+    return _charts(histories, lines, "learning rate", WHOLE)
+
+
+def gradient_chart(histories: Sequence[History]) -> list[Chart]:
+    """Returns a chart of the norm of the gradient over epochs."""
+    name = "gradient norm"
+    lines = _lines(_train(histories), "grad_norm", name, "var(--faint)")
+    return _charts(histories, lines, name, WHOLE)
+
+
+def bests(
+    histories: Sequence[History], metric: str
+) -> list[tuple[float, float]]:
+    """Returns (epoch, score) of what was kept, for each history.
+
+    Args:
+      histories: of the run.
+      metric: which score.
+    """
+    kept = [history.best for history in histories if history.best]
+    return [
+        (best.epoch, best.values[metric])
+        for best in kept
+        if metric in best.values
     ]
-    return _chart(histories, lines, "loss", size)
 
 
-def score_chart(
-    histories: Sequence[History], size: tuple[int, int] = WHOLE
-) -> str:
-    """Validation macro-F1 and accuracy over epochs; the best ones ringed."""
-    lines = [
-        _line("macro-F1", history.evals, "val_macro_f1", "var(--accent)")
-        for history in histories
-    ]
-    # With classes of one size the two all but coincide: the upper is dashed.
-    lines += [
-        _line("accuracy", history.evals, "val_accuracy", "var(--second)", True)
-        for history in histories
-    ]
-    bests = [history.best for history in histories if history.best]
-    marks = [(best["epoch"], best["val_macro_f1"]) for best in bests]
-    return _chart(histories, lines, "validation scores", size, marks)
-
-
-def rate_chart(histories: Sequence[History]) -> str:
-    """Learning rate over epochs; the head's too, where it has its own."""
-    lines = [
-        _line("learning rate", history.train, "learning_rate", "var(--second)")
-        for history in histories
-    ]
-    lines += [
-        _line("head's", history.train, "head_learning_rate", "var(--accent)")
-        for history in histories
-    ]
-    return _chart(histories, lines, "learning rate", WHOLE)
-
-
-def gradient_chart(histories: Sequence[History]) -> str:
-    """Norm of the gradient over epochs."""
-    lines = [
-        _line("gradient norm", history.train, "grad_norm", "var(--faint)")
-        for history in histories
-    ]
-    return _chart(histories, lines, "gradient norm", WHOLE)
-
-
-def best_of(histories: Sequence[History]) -> str:
-    """Macro-F1 and epoch of what was kept; "" without evaluations."""
-    bests = [history.best for history in histories if history.best]
-    if not bests:
+def best_of(histories: Sequence[History], metric: str) -> str:
+    """Returns score and epoch of what was kept; "" without evaluations."""
+    kept = bests(histories, metric)
+    if not kept:
         return ""
-    values = [best["val_macro_f1"] for best in bests]
-    if len(bests) > 1:
-        return (
-            f"best macro-F1 {np.mean(values):.4f}, mean of {len(bests)} folds"
-        )
-    return f"best macro-F1 {values[0]:.4f} at epoch {bests[0]['epoch']:.4g}"
+    mean = np.mean([value for _, value in kept])
+    if len(kept) > 1:
+        return f"best {title(metric)} {mean:.4f}, mean of {len(kept)} folds"
+    return f"best {title(metric)} {mean:.4f} at epoch {kept[0][0]:.4g}"
 
 
-def _chart(histories, lines, what, size, marks=()) -> str:
-    """The chart with its key; empty if nothing of it was recorded."""
-    lines = [line for line in lines if len(line.x)]
+def _train(histories: Sequence[History]) -> list[Sequence[TrainRecord]]:
+    return [history.train for history in histories]
+
+
+def _evaluations(histories: Sequence[History]) -> list[Sequence[Evaluation]]:
+    return [history.evaluations for history in histories]
+
+
+def _names(runs: Sequence[Sequence[Record]]) -> list[str]:
+    """What the records of some runs measured, in the order of the first."""
+    values = (record.values for records in runs for record in records)
+    return list(dict.fromkeys(itertools.chain.from_iterable(values)))
+
+
+def _is_share(runs: Sequence[Sequence[Record]], name: str) -> bool:
+    records = itertools.chain.from_iterable(runs)
+    return all(0 <= record.values.get(name, 0) <= 1 for record in records)
+
+
+def _lines(
+    runs: Sequence[Sequence[Record]],
+    name: str,
+    label: str,
+    colour: str,
+    dashed: bool = False,
+) -> list[Line]:
+    """One line for each run that recorded `name`."""
+    lines = []
+    for records in runs:
+        found = [record for record in records if name in record.values]
+        if found:
+            x = np.array([record.epoch for record in found])
+            y = np.array([record.values[name] for record in found])
+            lines.append(Line(label, x, y, colour, dashed))
+    return lines
+
+
+def _charts(histories, lines, what, size, marks=()) -> list[Chart]:
     if not lines:
-        return ""
-    chart = line_chart(
+        return []
+    svg = line_chart(
         lines,
         f"{what} over epochs",
         size=size,
@@ -198,4 +239,5 @@ def _chart(histories, lines, what, size, marks=()) -> str:
         verticals=histories[0].stage_starts,
         marks=marks,
     )
-    return f"<div>{chart}{key(lines)}</div>"
+    key = {line.name: line for line in lines}
+    return [Chart(svg, tuple(key.values()))]

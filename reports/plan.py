@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from reports import curves
-from reports.page import escape, section, write_page
+from reports.page import Section, template, write_page
+from run_folder.history import History, TrainRecord
 
 
 def plan_report(
-    path: Path, title: str, lines: Mapping[str, str], rates: Sequence[dict]
+    path: Path,
+    title: str,
+    lines: Mapping[str, str],
+    rates: Sequence[Mapping[str, float]],
 ) -> Path:
     """Writes the plan of a run as a page.
 
@@ -19,28 +22,26 @@ def plan_report(
       path: of the html file.
       title: plain text.
       lines: {heading: text}, as the run prints them.
-      rates: one dict per step to draw, as metrics.jsonl has them: `epoch`,
-        `stage`, `learning_rate` and perhaps `head_learning_rate`.
+      rates: one per step to draw: `epoch`, `stage`, and the learning rates
+        under the names that metrics.jsonl has.
 
     Returns:
       `path`.
     """
-    rows = "".join(
-        f"<tr><th>{escape(heading)}</th>"
-        f'<td style="text-align: left">{escape(text)}</td></tr>'
-        for heading, text in lines.items()
+    records = tuple(
+        TrainRecord(step, int(entry["stage"]), entry["epoch"], entry)
+        for step, entry in enumerate(rates)
     )
-    history: list[dict[str, Any]] = list(rates)
-    chart = curves.rate_chart([curves.History(history, [])])
+    macros = template("run.html")
     return write_page(
         path,
         title,
         "Nothing has been trained yet.",
         [
-            f'<div class="card scroll"><table>{rows}</table></div>',
-            section(
+            Section("", macros.plan(lines)),
+            Section(
                 "Learning rate",
-                f'<div class="card">{chart}</div>',
+                macros.rates(curves.rate_chart([History(records)])),
                 "Over epochs; dashed lines are new stages.",
             ),
         ],

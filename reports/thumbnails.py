@@ -1,17 +1,11 @@
-"""Small pictures of single images, inside the page.
-
-They are read through `input_pipeline.sources`, imported only when asked for:
-the stacker is useful without the photos.
-"""
+"""Small pictures of single images, inside the page."""
 
 from __future__ import annotations
 
 import base64
-import importlib
 import io
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -20,54 +14,51 @@ _SIZE = 160
 # Images this small are shown with hard pixels instead of a blur.
 _TINY = 48
 
+# From ids to (id, pixels uint8 [H, W, 3]) of those that can be read, one after
+# the other: all of them together may not fit in memory.
+Pictures = Callable[[Sequence[str]], Iterable[tuple[str, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A square cut from the middle of an image.
+
+    Attributes:
+      uri: a data: address with the encoded image inside.
+      tiny: whether its pixels shall be seen as such.
+    """
+
+    uri: str
+    tiny: bool
+
 
 def thumbnails(
-    data: dict[str, Any] | None, ids: Sequence[str]
-) -> tuple[dict[str, str], str]:
-    """Html `<img>` of each image that can be found.
+    pictures: Pictures | None, ids: Sequence[str]
+) -> tuple[dict[str, Thumbnail], str]:
+    """Returns id -> thumbnail, and why some or all are missing, or "".
 
     Args:
-      data: the run's `config.data`; None if it is not known.
+      pictures: reads them; None where nothing says where they are.
       ids: of the images wanted.
-
-    Returns:
-      id -> html, and a sentence on why some or all are missing, or "".
     """
     if not ids:
         return {}, ""
-    if data is None:
+    if pictures is None:
         return {}, "The runs do not say where their images are."
+    found: dict[str, Thumbnail] = {}
     try:
-        sources = importlib.import_module("input_pipeline.sources")
-        source = sources.open_source(_namespace(data))
+        for name, pixels in pictures(ids):
+            found[name] = _thumbnail(pixels)
+    # A report without pictures is better than none, whatever the reason.
     except Exception as error:
-        return {}, f"The images could not be opened: {error}"
-    found: dict[str, str] = {}
-    problem = ""
-    for images in (source.labelled, source.test):
-        if images is None:
-            continue
-        place = {str(name): row for row, name in enumerate(images.ids)}
-        for name in ids:
-            if name in place and name not in found:
-                try:
-                    found[name] = _tag(images.read(place[name])["image"])
-                except Exception as error:
-                    problem = f"Some images could not be read: {error}"
-    if len(found) < len(ids) and not problem:
-        problem = "Some images are no longer where they were."
-    return found, problem
+        return found, f"The images could not be opened: {error}"
+    if len(found) < len(ids):
+        return found, "Some images are gone or cannot be read."
+    return found, ""
 
 
-def _namespace(data: dict[str, Any]) -> SimpleNamespace:
-    return SimpleNamespace(**data)
-
-
-def _tag(image: bytes | np.ndarray) -> str:
-    """An `<img>` with the image inside, a square cut from its middle."""
-    from input_pipeline.decoding import decode  # As training saw it.
-
-    picture = Image.fromarray(decode(image))
+def _thumbnail(pixels: np.ndarray) -> Thumbnail:
+    picture = Image.fromarray(pixels)
     side = min(picture.size)
     left = (picture.width - side) // 2
     top = (picture.height - side) // 2
@@ -82,7 +73,4 @@ def _tag(image: bytes | np.ndarray) -> str:
         picture.save(buffer, "JPEG", quality=82, optimize=True)
     kind = "png" if tiny else "jpeg"
     text = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<img alt="" loading="lazy"{" class=tiny" if tiny else ""} '
-        f'src="data:image/{kind};base64,{text}">'
-    )
+    return Thumbnail(f"data:image/{kind};base64,{text}", tiny)

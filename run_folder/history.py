@@ -42,14 +42,14 @@ class Evaluation:
 
     Attributes:
       step, stage, epoch: as in `TrainRecord`.
-      scores: by name, such as `val_loss`.
+      values: the scores, such as `val_loss`.
       best: whether its checkpoint was the best so far.
     """
 
     step: int
     stage: int
     epoch: float
-    scores: Mapping[str, float]
+    values: Mapping[str, float]
     best: bool = False
 
 

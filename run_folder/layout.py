@@ -54,12 +54,18 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
-    """Returns the config of the run there; None without a readable one."""
-    try:
-        config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) else None
+    """Returns the config of the run there, or of its first fold.
+
+    None without a readable one.
+    """
+    for folder in (workdir, *fold_folders(workdir)[:1]):
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict):
+            return config
+    return None
 
 
 def read_data(workdir: Path) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 from core.atomic_files import write_text
 from core.errors import UserError
 from metrics import classification
-from reports.ensemble import Answers, ensemble_report
+from reports.classification import Predictions
+from reports.ensemble import ensemble_report
+from reports.thumbnails import Pictures
 from stacking import artifact, leaks, submission
 from stacking.align import Rows, Table, make_table
 from stacking.atomic_dir import REPORT, check_writable, staged
@@ -137,14 +140,16 @@ def stack(
             )
         results = _results(job, table, chain, found, test_found, found_leaks)
         write_text(folder / "scores.json", json.dumps(results, indent=1) + "\n")
-        answers = [_answers("validation, out of fold", table.val, found)]
+        predictions = [
+            _predictions("validation, out of fold", table.val, found)
+        ]
         if test_found is not None:
-            answers.append(_answers("test", table.test, test_found))
+            predictions.append(_predictions("test", table.test, test_found))
         ensemble_report(
             folder / REPORT,
             results,
-            answers,
-            data=runs[0].metadata.get("data"),
+            predictions,
+            _pictures(runs[0].metadata.get("data")),
         )
     return results
 
@@ -276,9 +281,25 @@ def _submission_rows(template, ids, classes, predicted, kind):
     return submission.make_rows(template, ids, classes, *predicted, kind)
 
 
-def _answers(title: str, rows: Rows, found: dict[Any, Scored]) -> Answers:
+def _pictures(data: dict[str, Any] | None) -> Pictures | None:
+    """Reads images of the runs' own data; None if no run says where it is."""
+    if data is None:
+        return None
+
+    def read(ids: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+        # By name, and only when asked: stacking works without the package
+        # that reads images, and without the images.
+        module = importlib.import_module("input_pipeline.sources.pictures")
+        yield from module.read_pictures(data, ids)
+
+    return read
+
+
+def _predictions(
+    title: str, rows: Rows, found: dict[Any, Scored]
+) -> Predictions:
     blend = found[BLEND]
-    return Answers(
+    return Predictions(
         title=title,
         ids=rows.ids,
         labels=rows.labels,

@@ -182,7 +182,7 @@ def _family_key(run: Run) -> str:
     model = str(run.metadata["model"])
     if "family" in run.metadata:
         return f"family {run.metadata['family']}"
-    config = _config(run)
+    config = layout.read_config(run.path)
     if config is None:
         return f"{model} {run.metadata['config_hash']}"
     return f"{model} {identity.family_hash(config)}"
@@ -192,7 +192,7 @@ def seed_of(run: Run) -> str:
     """The seed it was trained with, as text; "" if nothing says."""
     if "seed" in run.metadata:
         return str(run.metadata["seed"])
-    return str((_config(run) or {}).get("seed", ""))
+    return str((layout.read_config(run.path) or {}).get("seed", ""))
 
 
 def by_seed(family: Family) -> list[list[Run]]:
@@ -201,12 +201,3 @@ def by_seed(family: Family) -> list[list[Run]]:
     for run in sorted(family.runs, key=lambda run: str(run.path)):
         seeds.setdefault(seed_of(run), []).append(run)
     return list(seeds.values())
-
-
-def _config(run: Run) -> dict[str, Any] | None:
-    """Its `config.json`, or its first fold's; None without a readable one."""
-    parts = run.metadata.get("fold_runs")
-    first = parts[0] if isinstance(parts, list) and parts else ""
-    return layout.read_config(run.path) or layout.read_config(
-        run.path / str(first)
-    )
