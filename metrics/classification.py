@@ -7,18 +7,10 @@ these functions, so that their numbers can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64, Real
-
-# Of each score of an evaluation: what is better, the highest or the lowest.
-DIRECTIONS: Mapping[str, Literal["max", "min"]] = {
-    "val_loss": "min",
-    "val_macro_f1": "max",
-    "val_accuracy": "max",
-}
 
 # Smallest probability that log-loss sees: a model that is sure and wrong
 # costs 34 nats, not infinity.

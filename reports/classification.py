@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,11 @@ def classification_sections(
         true=probabilities[np.arange(len(labels)), labels],
     )
     classes = logits.classes.tolist()
+    first, *rest = confusion_sections(predictions, classes)
+    figures = _figures(predictions, classes)
     return [
-        Section("", figures=_figures(predictions, classes)),
-        *confusion_sections(predictions, classes),
+        dataclasses.replace(first, figures=figures),
+        *rest,
         mistakes_section(predictions, classes, pictures),
     ]
 
@@ -151,8 +154,7 @@ def _figures(
         Figure(
             "validation accuracy",
             f"{accuracy:.4f}",
-            f"{len(predictions.ids):,} rows not seen in training, mean "
-            "logits over the test-time views",
+            f"{len(predictions.ids):,} rows not seen in training",
         ),
     )
 

@@ -10,8 +10,8 @@ from reports import curves
 from reports.charts import HALF, interval
 from reports.classification import (
     Predictions,
-    mistakes_section,
     confusion_sections,
+    mistakes_section,
 )
 from reports.page import Figure, Section, template, write_page
 from reports.thumbnails import Pictures

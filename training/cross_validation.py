@@ -56,5 +56,5 @@ def join(arguments: Arguments) -> str:
     writer = ArtifactWriter(workdir, step=0)
     message = task.join_folds(workdir, runs, writer)
     writer.finish()
-    report = reports.run_report(workdir)
+    report = reports.run_report(workdir, task.report_sections(workdir))
     return f"{message}, report in {report}"

@@ -70,7 +70,8 @@ def finish(run: Run, workdir: Path) -> None:
     print(run.task.export(run.data, writer, *weights))
 
     def report() -> str:
-        path = str(reports.run_report(workdir))
+        sections = run.task.report_sections(workdir)
+        path = str(reports.run_report(workdir, sections))
         writer.finish()
         return path
 

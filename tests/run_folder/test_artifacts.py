@@ -67,34 +67,33 @@ def test_files_are_written_and_listed(tmp_path):
     }
 
 
-def test_complete_means_all_files_of_this_step(tmp_path):
-    assert not is_complete(tmp_path, 7)
+def test_complete_means_all_files(tmp_path):
+    assert not is_complete(tmp_path)
     writer = export(tmp_path)
-    assert not is_complete(tmp_path, 7)
+    assert not is_complete(tmp_path)
     (tmp_path / "report.html").write_text("<html>")
     writer.add("report.html")
     writer.finish()
-    assert is_complete(tmp_path, 7)
-    assert not is_complete(tmp_path, 8)
+    assert is_complete(tmp_path)
     (tmp_path / "report.html").write_text("<ht")
-    assert not is_complete(tmp_path, 7)
+    assert not is_complete(tmp_path)
     (tmp_path / "report.html").unlink()
-    assert not is_complete(tmp_path, 7)
+    assert not is_complete(tmp_path)
 
 
 def test_a_second_export_is_complete_only_when_it_has_finished(tmp_path):
     export(tmp_path).finish()
     writer = export(tmp_path)  # The same files, of the same sizes.
-    assert not is_complete(tmp_path, 7)
+    assert not is_complete(tmp_path)
     writer.finish()
-    assert is_complete(tmp_path, 7)
+    assert is_complete(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"step": 7, "files": 1}'])
 def test_a_damaged_manifest_is_no_export(tmp_path, content):
     export(tmp_path).finish()
     (tmp_path / "artifacts.json").write_text(content)
-    assert not is_complete(tmp_path, 7)
+    assert not is_complete(tmp_path)
 
 
 @pytest.mark.parametrize(

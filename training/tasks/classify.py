@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from configs import common, loading
 from core.errors import UserError
 from input_pipeline.sources.base import Examples, Kind
+from input_pipeline.sources.pictures import read_pictures
 from input_pipeline.transforms import mixing
 from metrics import classification
 from run_folder import identity as identity_lib
@@ -239,9 +241,11 @@ class Classification(Task):
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:
         """Returns scores, confusion matrix and the worst mistakes."""
-        from reports import classification as report
+        from reports.classification import classification_sections
 
-        return report.classification_sections(workdir)
+        data = (layout.read_config(workdir) or {}).get("data", {})
+        pictures = functools.partial(read_pictures, data)
+        return classification_sections(workdir, pictures)
 
     @classmethod
     def join_folds(
@@ -359,8 +363,12 @@ class ClassificationEvaluator:
         """Returns macro-F1, accuracy and mean log-loss."""
         confusion = totals["confusion"]
         return {
-            "val_macro_f1": float(classification.mean_f1(confusion)),
-            "val_accuracy": float(classification.mean_accuracy(confusion)),
+            "val_macro_f1": float(
+                classification.macro_f1_from_confusion(confusion)
+            ),
+            "val_accuracy": float(
+                classification.accuracy_from_confusion(confusion)
+            ),
             "val_loss": float(totals["loss"] / max(totals["rows"], 1.0)),
         }
 

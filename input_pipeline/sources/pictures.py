@@ -1,0 +1,39 @@
+"""The images of a run's data by id, for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.decoding import BadImage, decode
+from input_pipeline.sources.registry import open_source
+
+
+def read_pictures(
+    data: Mapping[str, Any], ids: Sequence[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (id, pixels uint8 `[H, W, 3]`) of the images that can be read.
+
+    Args:
+      data: a plain `config.data`.
+      ids: of labelled images or of those to predict.
+
+    Raises:
+      UserError: the data is not where it was.
+    """
+    source = open_source(SimpleNamespace(**data))
+    wanted = set(ids)
+    for examples in (source.labelled, source.test):
+        if examples is None:
+            continue
+        for row, name in enumerate(examples.ids.tolist()):
+            if name in wanted:
+                try:
+                    pixels = decode(examples.read(row)["image"])
+                except BadImage:
+                    continue
+                wanted.remove(name)
+                yield name, pixels
