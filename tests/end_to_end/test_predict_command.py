@@ -46,7 +46,9 @@ def test_it_answers_as_the_run_did_without_photos_and_cache(orphan):
     found = [json.loads(line) for line in done.stdout.splitlines()]
     logits = read_logits(orphan / "run/logits/test.npz")
     assert len(found) == len(logits.ids)
-    expected = dict(zip(logits.ids, np.exp(log_softmax(logits.logits))))
+    expected = dict(
+        zip(logits.ids, np.exp(log_softmax(logits.logits)), strict=True)
+    )
     for record in found:
         name = record["photo"].split("/")[-1].removesuffix(".jpg")
         np.testing.assert_allclose(

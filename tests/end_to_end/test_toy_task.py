@@ -69,9 +69,10 @@ def test_it_trains_exports_and_gets_a_report(whole):
 
 def test_killed_and_run_again_it_comes_to_the_same_bits(whole, tmp_path):
     workdir = tmp_path / "run"
-    process = commands.in_background(
-        commands.command(*words(workdir)), stdout=open(tmp_path / "out", "w")
-    )
+    with open(tmp_path / "out", "w") as output:
+        process = commands.in_background(
+            commands.command(*words(workdir)), output
+        )
     log = workdir / "metrics.jsonl"
     end = time.monotonic() + 120
     while not log.exists() or log.read_text().count('"eval"') < 2:
