@@ -58,18 +58,14 @@ $(READY): requirements.txt constraints.txt stacking/requirements.txt
 	@touch $@
 	@echo '$(VENV) is ready'
 
-# What classifies; masked autoencoding is there for tinyvit_ssl to start from.
-CLASSIFIERS := $(filter-out %_mae,$(MODELS))
-
-# Stacks the models in folder $(1) into $(2), unless that is newer than every
-# logits file. The report is the last thing that stacking writes.
+# Stacks the models in folder $(1) that have logits into $(2), unless that is
+# newer than all of them. The report is the last thing that stacking writes.
 define stack
 if [ -e '$(2)/report.html' ] && [ -z "$$(find $(patsubst \
-  %,'$(1)/%/logits',$(CLASSIFIERS)) -newer '$(2)/report.html')" ]; then \
+  %,'$(1)/%',$(MODELS)) -path '*/logits/*' -newer '$(2)/report.html')" ]; then \
   echo 'stacked already: $(2)/report.html (make it again by deleting it)'; \
 else \
-  $(PY) -m stacking --runs $(patsubst %,'$(1)/%',$(CLASSIFIERS)) \
-    --out '$(2)'; \
+  $(PY) -m stacking --runs $(patsubst %,'$(1)/%',$(MODELS)) --out '$(2)'; \
 fi
 endef
 

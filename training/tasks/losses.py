@@ -10,11 +10,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
 def cross_entropy(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array
-) -> jax.Array:
+    logits: Float[Array, "B C"],
+    targets: Float[Array, "B C"],
+    weights: Float[Array, " C"],
+) -> Float[Array, " B"]:
     """Softmax cross-entropy, class c counted `weights[c]` times.
 
     Args:
@@ -26,8 +29,11 @@ def cross_entropy(
 
 
 def focal(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array, gamma: float
-) -> jax.Array:
+    logits: Float[Array, "B C"],
+    targets: Float[Array, "B C"],
+    weights: Float[Array, " C"],
+    gamma: float,
+) -> Float[Array, " B"]:
     """Focal loss (Lin et al. 2017) over a softmax: each class's term of the
     cross-entropy times (1 - p)^gamma, so that easy rows count less.
 
@@ -45,8 +51,10 @@ def focal(
 
 
 def distillation(
-    logits: jax.Array, teacher: jax.Array, temperature: float
-) -> jax.Array:
+    logits: Float[Array, "B C"],
+    teacher: Float[Array, "B C"],
+    temperature: float,
+) -> Float[Array, " B"]:
     """T^2 KL(teacher || student), both softened by T (Hinton et al. 2015).
 
     The factor keeps the gradient's size when T changes.
@@ -62,8 +70,10 @@ def distillation(
 
 
 def adjust(
-    logits: jax.Array, log_prior: jax.Array, strength: float
-) -> jax.Array:
+    logits: Float[Array, "B C"],
+    log_prior: Float[Array, " C"],
+    strength: float,
+) -> Float[Array, "B C"]:
     """Logits plus `strength` times the classes' log frequencies.
 
     Trained so and used without, a model answers as if classes were equally
@@ -78,7 +88,9 @@ def adjust(
     return logits + strength * log_prior
 
 
-def class_weights(prior: np.ndarray, power: float) -> np.ndarray:
+def class_weights(
+    prior: Float[np.ndarray, " C"], power: float
+) -> Float[np.ndarray, " C"]:
     """Returns frequency ** -power, scaled so that the mean row weighs 1.
 
     Args:

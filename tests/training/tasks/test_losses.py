@@ -25,7 +25,7 @@ def test_focal_at_gamma_zero_is_the_cross_entropy():
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_focal_has_the_gradient_of_its_differences(gamma):
     check_grads(
-        lambda x: losses.focal(x, TARGETS, ONES, gamma).sum(),
+        lambda x: losses.focal(jnp.asarray(x), TARGETS, ONES, gamma).sum(),
         (LOGITS,),
         order=1,
         modes=["rev"],
