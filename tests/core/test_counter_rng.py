@@ -21,7 +21,7 @@ def test_they_are_uniform():
 
 
 @pytest.mark.parametrize("key", [0, 1, 2**31 - 1])
-def test_every_bit_is_a_coin(key):
+def test_every_bit_is_fair(key):
     places = jnp.arange(2**16)
     found = np.asarray(counter_rng.bits(jax.random.key(key), places))
     ones = [np.int64((found >> bit & 1).sum()) for bit in range(32)]
@@ -72,14 +72,14 @@ def test_rows_columns_streams_and_keys_are_independent():
         assert abs(correlation) < 4.5 / np.sqrt(left.size)
 
 
-def test_a_number_depends_on_its_place_alone():
+def test_a_number_depends_on_its_counter_alone():
     whole = counter_rng.uniform(KEY, jnp.arange(100))
     part = counter_rng.uniform(KEY, jnp.arange(40, 60))
     np.testing.assert_array_equal(whole[40:60], part)
 
 
 @pytest.mark.parametrize("bound", [1, 3, 64, 1000, 2**20 + 1])
-def test_whole_numbers_are_equally_likely_and_below_the_bound(bound):
+def test_integers_are_uniform_and_below_the_bound(bound):
     largest = jnp.float32(1 - 2**-24)
     assert counter_rng.integers_below(largest, bound) == bound - 1
     numbers = counter_rng.uniform_table(KEY, 1000, 64)

@@ -1,4 +1,4 @@
-"""The cores of a machine, also where the system does not tell them."""
+"""Cores, also where the system reports no affinity; and kept memory."""
 
 import os
 import platform
@@ -56,7 +56,7 @@ PAGES = (200 << 20) // os.sysconf("SC_PAGE_SIZE")
 @pytest.mark.parametrize(
     "asked", ["[None]", "[None, 1 << 26]", "[1, None]", "['train.py']"]
 )
-def test_freed_memory_is_there_again(asked):
+def test_freed_memory_is_kept(asked):
     found = subprocess.run(
         [
             sys.executable,

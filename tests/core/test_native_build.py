@@ -174,7 +174,7 @@ def is_running(pid):
 
 
 def test_a_forked_process_compiles_for_itself(cache):
-    """It has no thread that would tell it of the end."""
+    """The thread that waits for the compiler is not in the fork."""
     code = """
 import os, sys
 sys.path.insert(0, sys.argv[1])

@@ -48,7 +48,7 @@ class Script:
 
 @pytest.mark.parametrize(("number", "code", "name"), SIGNALS)
 @pytest.mark.parametrize("work", [BUSY, STUCK])
-def test_it_ends_at_once_whatever_it_does(number, code, name, work):
+def test_a_process_exits_at_once_whatever_it_does(number, code, name, work):
     script = Script(BEGIN + READY + work)
     script.wait_for("ready")
     time.sleep(0.1)
@@ -57,7 +57,7 @@ def test_it_ends_at_once_whatever_it_does(number, code, name, work):
 
 
 @pytest.mark.parametrize(("number", "code", "name"), SIGNALS)
-def test_a_loop_ends_in_its_own_time(number, code, name):
+def test_a_loop_finishes_its_step(number, code, name):
     script = Script(BEGIN + LOOP.replace("SECONDS", "0.3"))
     script.wait_for("ready")
     script.send(number)
@@ -84,14 +84,14 @@ def test_a_loop_that_takes_too_long_is_given_up():
     assert code == 143 and said.startswith("stopped by SIGTERM; the step took")
 
 
-def test_after_the_loop_it_ends_at_once_again():
+def test_after_the_loop_a_process_exits_at_once_again():
     script = Script(BEGIN + "with signals.StopSignals(): pass\n" + READY + BUSY)
     script.wait_for("ready")
     script.send(signal.SIGINT)
     assert script.end()[0] == 130
 
 
-def test_an_event_loop_that_takes_the_signals_hands_them_on():
+def test_signals_taken_by_an_event_loop_are_forwarded():
     loop = """
 import asyncio, uvloop
 async def work():
@@ -106,7 +106,7 @@ uvloop.new_event_loop().run_until_complete(work())
     assert script.end()[0] == 143
 
 
-def test_half_written_files_are_removed_and_nothing_complains(tmp_path):
+def test_half_written_files_are_removed_silently(tmp_path):
     writing = f"""
 from core import atomic_files as files
 with files.atomic_write({str(tmp_path / "new")!r}) as path:

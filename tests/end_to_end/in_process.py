@@ -50,7 +50,7 @@ def _once(make):
 
 
 def _content(value):
-    """What tells one step from another: all but functions."""
+    """What distinguishes one step from another: all but functions."""
     if isinstance(value, (tuple, list)):
         return [_content(item) for item in value]
     if isinstance(value, dict):

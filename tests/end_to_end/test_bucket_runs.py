@@ -48,7 +48,7 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_it_is_the_run_of_a_plain_folder_on_any_machine(plain, run, capsys):
+def test_a_run_in_a_bucket_equals_that_in_a_folder(plain, run, capsys):
     assert run.train() == 0
     told = capsys.readouterr().out
     assert f"all is in {run.url}, and here in {run.local}" in told
@@ -61,7 +61,9 @@ def test_it_is_the_run_of_a_plain_folder_on_any_machine(plain, run, capsys):
     assert_same(run.local, plain)
 
 
-def test_a_bucket_that_fails_on_the_way_costs_nothing(run, capsys, monkeypatch):
+def test_a_bucket_that_fails_during_training_loses_nothing(
+    run, capsys, monkeypatch
+):
     monkeypatch.setattr(mirror, "POLL_SECONDS", 0.01)
 
     def refuse(*arguments, **named):
@@ -86,7 +88,7 @@ def test_a_bucket_that_fails_on_the_way_costs_nothing(run, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [130, 143])
-def test_stopped_is_stopped_also_where_it_cannot_be_sent(
+def test_a_failed_upload_keeps_the_exit_code_of_a_signal(
     run, capsys, monkeypatch, code
 ):
     def stopped(arguments, resources):
@@ -103,7 +105,7 @@ def test_stopped_is_stopped_also_where_it_cannot_be_sent(
 
 
 @pytest.mark.slow
-def test_a_plan_and_a_mistake_send_nothing(run):
+def test_a_plan_and_a_mistake_upload_nothing(run):
     assert run.train("--plan") == 0
     assert (run.local / "plan.html").exists()
     assert run.train("--config.sede=3") == 2

@@ -59,7 +59,7 @@ def run(workdir):
         return train.train(arguments, resources)
 
 
-def test_it_goes_back_to_the_last_good_checkpoint_with_a_lower_rate(
+def test_it_rolls_back_to_the_last_good_checkpoint_at_a_lower_rate(
     tmp_path, fragile, capsys
 ):
     fragile(stages=1)

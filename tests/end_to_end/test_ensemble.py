@@ -44,7 +44,7 @@ def check_submission(data, runs):
     assert json.loads((runs / "stack/scores.json").read_text())
 
 
-def test_stopped_in_the_middle_it_goes_on_to_the_submission(tmp_path):
+def test_a_stopped_ensemble_resumes_to_the_submission(tmp_path):
     data, runs = tmp_path / "my photos", tmp_path / "runs"
     write_competition(data, classes=("0", "4", "16"), per_class=40)
     models = "MODELS=miniconvnext tinyvit"

@@ -63,7 +63,7 @@ def log_can_take_ten_bytes_more(workdir):
     limit_file_size((workdir / "metrics.jsonl").stat().st_size + 10)
 
 
-# Where the disk is full, how often that was passed before, what is told.
+# Where the disk fills up, how many calls pass before, what the error names.
 MOMENTS = [
     (layout, "write_text", 0, "config.json"),
     (folds, "write_folds", 0, "folds.csv"),
@@ -75,27 +75,29 @@ MOMENTS = [
 ]
 
 
-def test_whenever_the_disk_fills_up_the_same_command_goes_on_later(
+def test_after_a_full_disk_the_same_command_resumes(
     disk, whole, monkeypatch, capsys
 ):
     workdir = disk.folder / "run"
 
-    def fill(told):
-        if told == "metrics.jsonl":
+    def fill(culprit):
+        if culprit == "metrics.jsonl":
             log_can_take_ten_bytes_more(workdir)
         else:
             disk.fill()
 
-    for owner, name, passes, told in MOMENTS:
+    for owner, name, passes, culprit in MOMENTS:
         kept = []
         real, left = getattr(owner, name), [passes]
 
-        def filling(*args, real=real, left=left, kept=kept, told=told, **named):
+        def filling(
+            *args, real=real, left=left, kept=kept, culprit=culprit, **named
+        ):
             if not left[0]:
-                if told == "checkpoint":
+                if culprit == "checkpoint":
                     args[0].wait()  # For the one that is being written.
                 kept.append(contents(workdir))
-                fill(told)
+                fill(culprit)
             left[0] -= 1
             return real(*args, **named)
 
@@ -105,13 +107,13 @@ def test_whenever_the_disk_fills_up_the_same_command_goes_on_later(
         disk.free()
         limit_file_size(None)
         output = capsys.readouterr()
-        assert code == 2, (told, output)
+        assert code == 2, (culprit, output)
         assert len(kept) == 1
         message = output.err.strip()
-        assert message.count("\n") == 0 and told in message, output.err
+        assert message.count("\n") == 0 and culprit in message, output.err
         assert str(workdir) in message and "free some space" in message
         after = contents(workdir)
-        assert {path: after.get(path) for path in kept[0]} == kept[0], told
+        assert {path: after.get(path) for path in kept[0]} == kept[0], culprit
         assert not temporary_files(workdir)
         if (workdir / "metrics.jsonl").exists():
             assert (workdir / "metrics.jsonl").read_bytes()[-1:] in (b"\n", b"")

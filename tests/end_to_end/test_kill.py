@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: the run goes on to the very same bits."""
+"""SIGKILL at any moment: the run resumes bit-exactly."""
 
 import contextlib
 import itertools
@@ -84,7 +84,7 @@ def all_folds(server, tmp_path_factory):
     return workdir
 
 
-def test_the_run_has_all_that_must_be_remembered(one_fold):
+def test_the_run_covers_all_state_that_must_be_restored(one_fold):
     log = (one_fold / "metrics.jsonl").read_text()
     found = [json.loads(line) for line in log.splitlines()]
     steps = [r["step"] for r in found if r["kind"] == "train"]
@@ -198,14 +198,12 @@ def kill_often(server, folder, whole, kills, seed, *arguments):
     print(f"{sum(done.values())} kills in {number} runs: {done}")
 
 
-def test_killed_now_and_then_it_comes_to_the_same_bits(
-    server, one_fold, tmp_path
-):
+def test_killed_a_few_times_it_resumes_bit_exactly(server, one_fold, tmp_path):
     kill_often(server, tmp_path, one_fold, 3, 0, FOLDS)
 
 
 @pytest.mark.slow
-def test_killed_over_and_over_all_folds_come_to_the_same_bits(
+def test_killed_repeatedly_all_folds_resume_bit_exactly(
     server, all_folds, tmp_path
 ):
     kill_often(server, tmp_path, all_folds, 24, 1, FOLDS, "--all-folds")
@@ -232,14 +230,14 @@ def kill_in_bucket(server, folder, whole, kills, seed):
     print(f"{done} kills in {number} runs")
 
 
-def test_killed_while_it_sends_to_a_bucket_it_comes_to_the_same_bits(
+def test_killed_during_an_upload_it_resumes_bit_exactly(
     server, one_fold, tmp_path
 ):
     kill_in_bucket(server, tmp_path, one_fold, 1, 2)
 
 
 @pytest.mark.slow
-def test_killed_over_and_over_in_a_bucket_it_comes_to_the_same_bits(
+def test_killed_repeatedly_in_a_bucket_it_resumes_bit_exactly(
     server, one_fold, tmp_path
 ):
     kill_in_bucket(server, tmp_path, one_fold, 6, 3)

@@ -1,4 +1,4 @@
-"""Two train.py processes as one training: read, write, stop, die, go on."""
+"""Two train.py processes as one training: stopped, killed, resumed."""
 
 import os
 import re
@@ -30,10 +30,10 @@ HASTY = (
 
 
 class Team:
-    """A train.py on `devices` devices of this CPU in each of some processes.
+    """Processes of train.py, each on `devices` devices of this CPU.
 
-    Each is a machine of its own: what it keeps, also of a run in a bucket,
-    lies in a folder of its own below `machines`.
+    Each simulates a machine of its own: its cache, also of a run in a bucket,
+    is a folder of its own below `machines`.
     """
 
     def __init__(self, machines, workdir, count, devices, *arguments):
@@ -145,8 +145,8 @@ def test_a_run_in_a_bucket_moves_between_hosts_and_layouts(alone, tmp_path):
     team.wait_for_records(local, 4)
     team.processes[1].kill()
     assert team.processes[0].wait(timeout=300) == 75
-    (told,) = team.errors(0)
-    assert "another of the 2 processes has gone" in told
+    (message,) = team.errors(0)
+    assert "another of the 2 processes has gone" in message
     assert not list(team.machines[1].glob("cache/runs/**/run"))
 
     team, local = run.start(1, 4)
@@ -166,16 +166,16 @@ def test_a_run_in_a_bucket_moves_between_hosts_and_layouts(alone, tmp_path):
     team, local = run.start(2, 2, split)
     assert team.wait() == [0, 0], team.said(0)
     assert f"at step {stopped[1]}" in team.said(0)
-    assert "stage" not in team.said(1), "process 1 is not to speak"
+    assert "stage" not in team.said(1), "process 1 must not print"
     assert_same_run(run.bucket, alone)
 
 
-def test_what_only_one_process_finds_wrong_all_of_them_tell(tmp_path):
+def test_an_error_in_one_process_is_reported_by_all(tmp_path):
     run = InBucket(tmp_path)
     run.bucket.mkdir(parents=True)
     (run.bucket / "photos").mkdir()  # Process 0 alone looks there.
     team, _ = run.start(2, 1)
     assert team.wait() == [2, 2], team.said(0)
     for index in (0, 1):
-        (told,) = team.errors(index)
-        assert "holds photos and no run; choose an empty" in told
+        (message,) = team.errors(index)
+        assert "holds photos and no run; choose an empty" in message

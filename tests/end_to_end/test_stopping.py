@@ -62,7 +62,7 @@ def wait_for_line(process, part):
 
 
 @pytest.mark.slow
-def test_outside_the_steps_it_stops_as_well_and_goes_on_later(tmp_path):
+def test_outside_the_steps_it_stops_at_once_and_resumes_later(tmp_path):
     workdir, whole = tmp_path / "run", tmp_path / "whole"
     train = [*COMMANDS["train"][:-1], f"--workdir={workdir}"]
     for moment, seconds, number in (

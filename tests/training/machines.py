@@ -59,7 +59,7 @@ SENDING = [(Disk, name) for name in ("put_file", "pipe_file", "rm")]
 
 
 class Died(BaseException):
-    """Stands for SIGKILL."""
+    """In place of SIGKILL."""
 
 
 class Dying:

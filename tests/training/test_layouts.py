@@ -31,7 +31,7 @@ def start(*arguments):
     )
 
 
-def told(process):
+def result(process):
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return json.loads(output.splitlines()[-1])
@@ -39,20 +39,20 @@ def told(process):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What train_in_layouts.py tells."""
-    return told(start(tmp_path_factory.mktemp("layouts")))
+    """What train_in_layouts.py prints."""
+    return result(start(tmp_path_factory.mktemp("layouts")))
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What it tells as two processes of four devices each."""
+    """What it prints as two processes of four devices each."""
     folder = tmp_path_factory.mktemp("pair")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = f"127.0.0.1:{free.getsockname()[1]}"
     # Each with a disk of its own.
     both = [start(folder / str(index), meeting, str(index)) for index in (0, 1)]
-    return [told(process) for process in both]
+    return [result(process) for process in both]
 
 
 @pytest.mark.parametrize("layout", ["data", "fsdp"])
@@ -80,11 +80,11 @@ def test_fsdp_splits_a_parameter_with_its_moments_and_average(found):
     assert sum("/mu" in start or "/nu" in start for start in starts) == 2
 
 
-def test_data_parallel_steps_send_no_rows_around(found):
+def test_data_parallel_steps_gather_nothing(found):
     assert found["gathers"] == 0
 
 
-def test_a_checkpoint_of_one_layout_goes_on_on_any_other(found):
+def test_a_checkpoint_of_one_layout_resumes_on_any_other(found):
     np.testing.assert_allclose(found["restored"], found["straight"], **CLOSE)
 
 
@@ -96,19 +96,19 @@ def test_two_processes_train_as_one_and_restore_what_they_saved(found, pair):
         assert one["labels"] == found["labels"]
 
 
-def test_process_0_alone_has_checkpoints_and_tells_of_damage(pair):
+def test_the_primary_alone_has_checkpoints_and_broadcasts_corruption(pair):
     assert [one["folder"] for one in pair] == [True, False]
     for one in pair:
         # The step that is damaged; then none was evaluated, and one is left.
         assert one["damage"] == [2, None, [4]]
 
 
-def test_arrays_move_between_process_0_and_all_devices(pair):
+def test_arrays_move_between_the_primary_and_all_devices(pair):
     parts = pair[0]["parts"] + pair[1]["parts"]
     assert len(parts) == 8 and "".join(parts) == pair[0]["whole"]
 
 
-def test_two_processes_hear_of_each_other(pair):
+def test_two_processes_exchange_messages(pair):
     for one in pair:
         assert one["answer"] == {"process": 0}
         assert one["texts"] == ["", "x"]
@@ -121,7 +121,7 @@ class Mesh:
     shape = MappingProxyType({"data": 2, "fsdp": 4})
 
 
-def test_the_largest_dimension_that_divides_is_split():
+def test_the_largest_divisible_dimension_is_sharded():
     def layout(*shape):
         return sharding.shard_largest(shape, Mesh)
 
@@ -132,7 +132,7 @@ def test_the_largest_dimension_that_divides_is_split():
     assert layout(64, 64) == PartitionSpec()  # small
 
 
-def test_biases_and_statistics_stay_whole_kernels_are_split():
+def test_kernels_are_sharded_biases_and_statistics_replicated():
     mesh = sharding.make_mesh()
     leaf = jax.ShapeDtypeStruct((2**20,), np.float32)
     rules = {
@@ -150,12 +150,12 @@ def test_biases_and_statistics_stay_whole_kernels_are_split():
     assert placed["a"]["bias"].sharding == sharding.replicated(mesh)
 
 
-def test_groups_that_the_devices_do_not_make_are_refused():
+def test_an_fsdp_size_that_does_not_divide_the_devices_is_refused():
     with pytest.raises(UserError, match=r"mesh.fsdp is 3.*one of 1"):
         sharding.make_mesh(3)
     assert sharding.make_mesh(-1).shape["fsdp"] == jax.device_count()
 
 
-def test_one_process_holds_all_places_of_a_batch():
+def test_one_process_holds_all_rows_of_a_batch():
     places = sharding.local_rows(sharding.make_mesh(), 12)
     np.testing.assert_array_equal(places, np.arange(12))

@@ -29,7 +29,7 @@ def steps_on_disk(folder):
     return sorted(int(p.name) for p in (folder / "checkpoints").iterdir())
 
 
-def test_a_state_comes_back_bit_by_bit(tmp_path):
+def test_a_state_is_restored_bit_exactly(tmp_path):
     run = Run(ema_decay=0.9, clip_norm=1.0)
     state, _ = run.train(run.start(), 3)
     expected = jax.tree.map(np.asarray, state)
@@ -48,7 +48,7 @@ def test_a_state_comes_back_bit_by_bit(tmp_path):
         np.testing.assert_array_equal(np.asarray(x), y)
 
 
-def test_a_part_can_be_loaded_alone(tmp_path):
+def test_a_subset_can_be_loaded(tmp_path):
     run = Run()
     state = run.start()
     expected = np.asarray(state.params["head"]["kernel"])
@@ -68,9 +68,7 @@ def test_a_part_can_be_loaded_alone(tmp_path):
         ({1: 0.1, 2: 0.2, 3: 0.3}, 3, [3]),
     ],
 )
-def test_latest_and_best_are_kept_also_over_a_restart(
-    tmp_path, scores, best, kept
-):
+def test_latest_and_best_are_kept_across_restarts(tmp_path, scores, best, kept):
     state = Run().start()
     saved = open_in(tmp_path)
     save_all(saved, state, scores)
@@ -125,7 +123,7 @@ def corrupt_file(path, how):
 
 
 @pytest.mark.parametrize("how", ["delete", "truncate", "flip"])
-def test_whatever_happens_to_a_file_the_state_is_right_or_refused(
+def test_whatever_file_is_corrupt_the_state_is_correct_or_refused(
     two_good, tmp_path, how
 ):
     whole, state = two_good
@@ -185,7 +183,7 @@ def test_one_flipped_bit_in_an_array_is_named(tmp_path, monkeypatch):
         saved.load(1, state)
 
 
-def test_no_good_checkpoint_is_one_sentence_and_no_fresh_start(
+def test_without_an_intact_checkpoint_there_is_no_fresh_start(
     two_good, tmp_path
 ):
     shutil.copytree(two_good[0] / "checkpoints", tmp_path / "checkpoints")
@@ -200,7 +198,7 @@ def test_no_good_checkpoint_is_one_sentence_and_no_fresh_start(
 
 @pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "metrics/metrics"])
 @pytest.mark.parametrize("how", ["delete", "truncate", "flip"])
-def test_another_runs_damaged_checkpoint_is_passed_over_and_not_moved(
+def test_a_corrupt_checkpoint_of_another_run_is_skipped_and_not_moved(
     two_good, tmp_path, name, how
 ):
     whole, state = two_good
@@ -220,7 +218,7 @@ def test_another_runs_damaged_checkpoint_is_passed_over_and_not_moved(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_never_saved(tmp_path, value):
+def test_a_non_finite_state_is_never_saved(tmp_path, value):
     state = Run().start()
     state.params["head"]["kernel"] = (
         state.params["head"]["kernel"].at[0].set(value)
@@ -231,7 +229,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path, value):
     assert saved.latest() is None
 
 
-def test_checksums_do_not_depend_on_the_layout():
+def test_checksums_do_not_depend_on_the_sharding():
     values = np.arange(24, dtype=np.float32).reshape(4, 3, 2) / 7
     whole = jnp.array(values)
     sums, _ = checksums.checksum_arrays({"x": whole})
@@ -254,7 +252,7 @@ def test_checksums_do_not_depend_on_the_layout():
     assert sums["x"] == by_part % 2**32
 
 
-def test_checksums_do_not_depend_on_who_sums_up():
+def test_checksums_are_equal_on_host_and_device():
     generator = np.random.default_rng(0)
     arrays = [
         jnp.float32(-3.5),
@@ -270,7 +268,7 @@ def test_checksums_do_not_depend_on_who_sums_up():
     assert on_host[:, 1].tolist() == [0, 0, 0, 0, 0, 1, 0]
 
 
-def test_a_history_that_changes_while_it_is_written_stays_what_it_was(
+def test_a_history_changed_during_a_save_is_saved_unchanged(
     tmp_path,
 ):
     state, history = Run().start(), {"stale": {"evaluations": 0}}
@@ -285,7 +283,7 @@ def test_a_history_that_changes_while_it_is_written_stays_what_it_was(
     assert open_in(tmp_path).latest() == 1
 
 
-def test_saving_again_and_again_holds_no_more_files_and_threads(tmp_path):
+def test_repeated_saves_leak_no_files_or_threads(tmp_path):
     state, held = Run().start(), []
     saved = open_in(tmp_path)
     for step in range(1, 7):
@@ -297,7 +295,7 @@ def test_saving_again_and_again_holds_no_more_files_and_threads(tmp_path):
     assert held[-1][0] <= held[1][0] and held[-1][1] <= held[1][1], held
 
 
-def test_an_empty_folder_has_neither(tmp_path):
+def test_an_empty_folder_has_no_latest_and_no_best(tmp_path):
     saved = open_in(tmp_path)
     assert saved.latest() is None
     assert saved.best() is None

@@ -1,10 +1,10 @@
-"""Is one of two processes, of which one fails alone; run as a script.
+"""One of two processes, one of which fails; run as a script.
 
     python fail_as_two.py COORDINATOR PROCESS FAILING
 
-FAILING is 0 or 1, the process that raises an error; "bug", where that of
-process 1 is none of ours; or "closing", where process 0 raises it at the end.
-The other one is stuck then, as on a device that waits for an answer.
+FAILING is 0 or 1, the process that raises a UserError; "bug", where process 1
+raises another exception; or "closing", where process 0 raises on exit. The
+other process blocks meanwhile, as in a collective on devices.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from training.multihost import comm, coordinated_shutdown
 
 @contextlib.contextmanager
 def kept():
-    """Stands for a bucket that takes a while to be sent."""
+    """In place of a bucket whose upload takes a while."""
     try:
         yield
     finally:
@@ -32,7 +32,7 @@ def kept():
 
 @contextlib.contextmanager
 def closed(failing):
-    """Stands for checkpoints that cannot be written to their end."""
+    """In place of checkpoints whose last write fails."""
     yield
     if failing:
         raise TransientError("process 0 cannot go on")

@@ -48,27 +48,29 @@ def ended():
 
 
 @pytest.mark.parametrize("failing", ["0", "1"])
-def test_what_ends_one_process_ends_all_with_its_sentence(ended, failing):
+def test_an_error_in_one_process_shuts_down_all_with_its_sentence(
+    ended, failing
+):
     for _, errors, code in ended[failing]:
         assert code == 75, errors
-        told = [x for x in errors.splitlines() if x.startswith("error:")]
-        assert told == [f"error: process {failing} cannot go on"]
+        messages = [x for x in errors.splitlines() if x.startswith("error:")]
+        assert messages == [f"error: process {failing} cannot go on"]
         assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("failing", ["0", "1"])
-def test_process_0_brings_to_an_end_what_it_keeps(ended, failing):
+def test_the_primary_closes_its_contexts_first(ended, failing):
     assert [output for output, _, _ in ended[failing]] == ["sent\n", ""]
 
 
-def test_what_fails_at_the_end_ends_all_as_well(ended):
+def test_an_error_while_closing_shuts_down_all(ended):
     for _, errors, code in ended["closing"]:
         assert code == 75, errors
         assert "error: process 0 cannot go on" in errors
         assert "Traceback" not in errors
 
 
-def test_a_bug_in_one_process_ends_the_others_and_shows_where_it_is(ended):
+def test_a_bug_in_one_process_shuts_down_all_and_has_a_traceback(ended):
     (output, errors, code), (_, of_bug, code_of_bug) = ended["bug"]
     assert (code, code_of_bug) == (2, 1)
     assert "process 1 failed (ZeroDivisionError)" in errors
@@ -76,7 +78,7 @@ def test_a_bug_in_one_process_ends_the_others_and_shows_where_it_is(ended):
     assert "ZeroDivisionError: one over nothing" in of_bug
 
 
-def test_an_error_is_of_the_same_kind_where_it_is_told():
+def test_a_decoded_error_has_the_same_class_and_attributes():
     damaged = CorruptCheckpointError(HERE, 3, "it is gone")
     again = comm.decode_error(comm.encode_error(damaged))
     assert type(again) is CorruptCheckpointError and str(again) == str(damaged)

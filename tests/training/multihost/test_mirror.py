@@ -22,7 +22,7 @@ from training.multihost.object_store import Bucket, local_copy
 LEASE_FILE = lease.LEASE_FILE
 
 
-def test_all_of_a_run_is_there_at_the_end_and_nothing_else(one):
+def test_the_bucket_has_all_files_of_a_run_and_no_others(one):
     with one.begins() as kept:
         one.train(3)
         kept.send()
@@ -45,7 +45,7 @@ def test_all_of_a_run_is_there_at_the_end_and_nothing_else(one):
     }
 
 
-def test_a_new_machine_goes_on_with_what_is_there(one):
+def test_a_new_machine_resumes_from_the_bucket(one):
     with one.begins():
         one.train(3)
     other = another(one)
@@ -57,7 +57,7 @@ def test_a_new_machine_goes_on_with_what_is_there(one):
         assert one.newest() == 7
 
 
-def test_a_checkpoint_is_sent_while_training_goes_on(one, monkeypatch):
+def test_a_checkpoint_is_uploaded_in_the_background(one, monkeypatch):
     monkeypatch.setattr(mirror, "POLL_SECONDS", 0.01)
     sent, remember = threading.Event(), Mirror._record_manifest
     with one.begins():
@@ -79,7 +79,7 @@ def a_copy_ahead(one):
     return other
 
 
-def test_of_two_copies_of_a_run_the_newer_one_goes_on(one):
+def test_the_newer_of_two_copies_wins(one):
     other = a_copy_ahead(one)
     one.train(5, "not sent")
     with one.begins():
@@ -92,7 +92,7 @@ def test_of_two_copies_of_a_run_the_newer_one_goes_on(one):
     assert content(one.bucket) == content(one.local)
 
 
-def test_of_two_copies_equally_far_the_sent_one_goes_on(one):
+def test_the_uploaded_one_of_two_equally_new_copies_wins(one):
     a_copy_ahead(one)
     one.train(7, "not sent")
     with one.begins():
@@ -151,7 +151,7 @@ def test_after_a_kill_the_same_machine_need_not_wait(one, monkeypatch):
         pass
 
 
-def test_of_those_that_begin_at_once_one_is_let_in(one):
+def test_of_simultaneous_starts_one_gets_the_lease(one):
     """All see no owner; the bucket itself lets one of them be new."""
     bucket = Bucket(f"file://{one.bucket}")
     for trial in range(10):
@@ -174,7 +174,7 @@ def test_of_those_that_begin_at_once_one_is_let_in(one):
         assert won == [bucket.read(f"{trial}.json")]
 
 
-def test_who_begins_a_moment_later_is_refused(one, monkeypatch):
+def test_a_slightly_later_start_is_refused(one, monkeypatch):
     read = Bucket.read
 
     def blind(bucket, name):
@@ -189,7 +189,7 @@ def test_who_begins_a_moment_later_is_refused(one, monkeypatch):
     owner.release()
 
 
-def test_a_list_that_leads_out_of_the_folder_is_refused(one, tmp_path):
+def test_a_manifest_with_paths_outside_the_folder_is_refused(one, tmp_path):
     with one.begins():
         one.train(3)
     listed = json.loads((one.bucket / MANIFEST).read_text())
@@ -199,7 +199,7 @@ def test_a_list_that_leads_out_of_the_folder_is_refused(one, tmp_path):
         another(one).begins().__enter__()
 
 
-def test_runs_beside_this_one_are_fetched_when_it_needs_them(one):
+def test_sibling_runs_are_fetched_when_needed(one):
     with one.begins():
         one.train(3)
     local = one.local.parents[1] / "other/student"
@@ -211,7 +211,7 @@ def test_runs_beside_this_one_are_fetched_when_it_needs_them(one):
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_teacher_that_went_on_elsewhere_is_fetched_by_who_begins(one, begun):
+def test_a_new_run_fetches_a_teacher_that_trained_elsewhere(one, begun):
     with one.begins():
         one.train(3)
     other = another(one)
@@ -247,7 +247,7 @@ def test_of_two_students_one_fetches_and_the_other_waits(
     assert content(local) == content(one.local)
 
 
-def test_a_teacher_that_trains_here_is_not_waited_for(one, monkeypatch):
+def test_a_teacher_that_trains_here_does_not_block(one, monkeypatch):
     url = f"file://{one.bucket.with_name('student')}"
     with one.begins() as kept:
         one.train(3)
@@ -257,7 +257,7 @@ def test_a_teacher_that_trains_here_is_not_waited_for(one, monkeypatch):
         mirror.fetch_beside(url, one.local.with_name("student"), ["run"])
 
 
-def test_any_file_system_of_fsspec_will_do(one, tmp_path):
+def test_any_fsspec_file_system_works(one, tmp_path):
     """This one has objects, and no folders."""
     url, other = "memory://bucket/run", another(one)
     with Mirror(url, one.local) as kept:
@@ -278,7 +278,7 @@ def test_a_missing_driver_is_one_sentence():
             Bucket(url)
 
 
-def test_where_a_bucket_is_kept():
+def test_local_folder_of_a_bucket():
     found = local_copy("gs://bucket/runs/a", "/cache")
     assert str(found) == "/cache/runs/gs/bucket/runs/a"
     for url in ("gs://bucket", "gs://bucket/../a", "gs://b//a", "x::gs://b/a"):

@@ -19,7 +19,7 @@ from training.multihost.mirror import MANIFEST
 from training.multihost.object_store import Bucket, Disk
 
 
-def test_killed_at_any_moment_of_sending_it_leaves_a_whole_run(
+def test_killed_at_any_moment_of_an_upload_the_bucket_has_a_whole_run(
     one, monkeypatch
 ):
     with one.begins():
@@ -63,7 +63,7 @@ def test_killed_at_any_moment_of_sending_it_leaves_a_whole_run(
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_what_could_not_be_sent_is_sent_by_the_next_start(
+def test_the_next_start_uploads_after_a_failed_upload(
     one, monkeypatch, capsys, lost
 ):
     def refuse(*arguments, **named):
@@ -98,7 +98,7 @@ def cut_off(one):
     return kept
 
 
-def test_who_is_silent_is_replaced_and_notices(one, capsys):
+def test_a_run_whose_lease_expired_is_replaced_and_stops(one, capsys):
     kept = cut_off(one)
     other = another(one)
     with other.begins():
@@ -111,7 +111,9 @@ def test_who_is_silent_is_replaced_and_notices(one, capsys):
 
 
 @pytest.mark.parametrize("idle", [False, True])
-def test_who_was_cut_off_notices_that_another_has_finished(one, idle):
+def test_a_run_that_lost_its_lease_stops_although_the_other_has_finished(
+    one, idle
+):
     kept = cut_off(one)
     other = another(one)
     with other.begins():
@@ -126,7 +128,7 @@ def test_who_was_cut_off_notices_that_another_has_finished(one, idle):
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_list_of_another_is_not_written_over(one, monkeypatch, late):
+def test_the_manifest_of_another_run_is_not_overwritten(one, monkeypatch, late):
     """Two took the folder over at once, and the owner wrote its claim last."""
     others = {"run": "r", "sent": "by another", "files": []}
     with pytest.raises(lease.LeaseLostError), one.begins():
@@ -142,7 +144,7 @@ def test_a_list_of_another_is_not_written_over(one, monkeypatch, late):
     assert json.loads((one.bucket / MANIFEST).read_text()) == others
 
 
-def test_a_list_whose_answer_was_lost_is_our_own(one, monkeypatch):
+def test_a_manifest_whose_response_was_lost_is_recognised(one, monkeypatch):
     with one.begins() as kept:
         one.train(3)
         write = Bucket.write
@@ -161,7 +163,7 @@ def test_a_list_whose_answer_was_lost_is_our_own(one, monkeypatch):
 
 
 @pytest.mark.parametrize("damaged", [(7,), (3, 7)])
-def test_a_damaged_disk_leaves_the_good_copy_there(one, damaged):
+def test_a_corrupt_disk_leaves_the_intact_copy_in_the_bucket(one, damaged):
     with one.begins():
         one.train(7)
         shutil.copytree(
@@ -190,7 +192,7 @@ def test_a_damaged_disk_leaves_the_good_copy_there(one, damaged):
 
 
 @pytest.mark.parametrize("here", ["nothing", "older", "damaged"])
-def test_killed_at_any_moment_of_fetching_it_fetches_again(
+def test_killed_at_any_moment_of_a_download_it_downloads_again(
     one, monkeypatch, here
 ):
     monkeypatch.setattr(lease, "RENEWAL_SECONDS", 1000.0)
@@ -254,7 +256,7 @@ def test_older_checkpoints_of_every_fold_are_replaced(one):
     assert found == ["7", "7"]
 
 
-def test_a_disk_that_is_full_is_not_called_a_fault_of_the_bucket(
+def test_a_full_disk_is_not_reported_as_an_error_of_the_bucket(
     one, monkeypatch
 ):
     def full(*arguments, **named):
@@ -298,7 +300,7 @@ class HttpError(Exception):
         (PermissionError("no right to write"), 2),
     ],
 )
-def test_what_may_be_over_soon_has_an_exit_code_of_its_own(
+def test_transient_errors_have_their_own_exit_code(
     one, monkeypatch, error, code
 ):
     def fail(*arguments, **named):
