@@ -8,7 +8,7 @@ import sys
 import pytest
 from commands import ROOT
 
-from training import config as config_lib
+from training import cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
@@ -30,7 +30,7 @@ def of(program):
 @pytest.mark.parametrize("command", of("python train.py"))
 def test_training_commands_parse(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    arguments = config_lib.parse(shlex.split(command)[2:])
+    arguments = cli.parse(shlex.split(command)[2:])
     assert arguments.config.stages
 
 
