@@ -150,3 +150,25 @@ def test_all_problems_are_told_at_once():
         )
     assert "data.fold" in str(caught.value)
     assert "stages[0].epochs" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--coordinator=a:1"], "belong together"),
+        (
+            ["--coordinator=a", "--num-processes=2", "--process-id=0"],
+            "free port",
+        ),
+        (
+            ["--coordinator=a:1", "--num-processes=2", "--process-id=2"],
+            "from 0 to 1",
+        ),
+        (["--config.mesh.fsdp=0"], "mesh.fsdp is 0"),
+        (["--workdir=gs://bucket"], "name a folder in a bucket"),
+        (["--config.stages[0].accumulate=5"], "a divisor of batch_size"),
+    ],
+)
+def test_flags_that_cannot_work(flags, reason):
+    with pytest.raises(UserError, match=reason):
+        cli.parse([DEMO, *flags])

@@ -92,6 +92,10 @@ def test_hash_changes_with_what_shapes_the_run_and_with_nothing_else():
     hash_of = config_lib.config_hash
     plain = hash_of(with_overrides())
     assert hash_of(with_overrides(workers=3, cache_dir="/x")) == plain
+    faster = with_overrides(remat=True)
+    faster.mesh.fsdp = 4
+    faster.stages[0].accumulate = 2
+    assert hash_of(faster) == plain
     assert hash_of(with_overrides(seed=1)) != plain
     decayed = with_overrides()
     decayed.stages[1].weight_decay = 0.5

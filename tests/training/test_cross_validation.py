@@ -8,14 +8,11 @@ import pytest
 
 from configs import loading
 from core.errors import UserError
+from run_folder import artifacts
 from run_folder.layout import logits_path
-from run_folder.predictions import (
-    Logits,
-    read_logits,
-    write_logits,
-)
+from run_folder.predictions import Logits, read_logits, write_logits
 from training import cross_validation
-from training.config import Arguments
+from training.cli import Arguments
 
 FOLDS, ROWS, CLASSES, TEST_ROWS = 3, 12, 4, 5
 LABELS = np.arange(ROWS) % CLASSES
@@ -84,6 +81,7 @@ def test_every_row_comes_from_the_model_that_did_not_see_it(whole):
     assert "val_fold" not in joined.metadata
     assert joined.metadata["fold_runs"] == ["fold-0", "fold-1", "fold-2"]
     assert f"over {ROWS} rows" in told
+    assert artifacts.is_complete(whole)
 
 
 def test_the_test_rows_are_averaged_over_the_models(whole):
