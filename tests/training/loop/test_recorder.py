@@ -19,8 +19,8 @@ def plan(patience=0):
     return stages.plan_stages(config, 50)
 
 
-def make_recorder(path, history, every=2, metric="f1", patience=0):
-    made = recorder.Recorder(path, history, plan(patience), metric, every)
+def make_recorder(path, history, every=2, patience=0):
+    made = recorder.Recorder(path, history, plan(patience), every)
     made.start_stage(plan(patience)[0], {"learning_rate": lambda step: 0.1})
     return made
 
@@ -34,6 +34,10 @@ def measured(loss=1.0, grad_norm=2.0, skipped=0, in_a_row=0):
     }
 
 
+def evaluate(log, step, f1):
+    log.evaluation(step, {"f1": f1}, f1)
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -43,7 +47,7 @@ def test_steps_and_evaluations_are_logged_in_order(tmp_path, capsys):
     for step in range(1, 6):
         log.step(step, measured(loss=step))
     log.finish_steps()
-    log.evaluation(5, {"f1": 0.5})
+    evaluate(log, 5, 0.5)
     found = lines(tmp_path / "m.jsonl")
     assert [(r["kind"], r["step"]) for r in found] == [
         ("train", 2),
@@ -58,40 +62,40 @@ def test_steps_and_evaluations_are_logged_in_order(tmp_path, capsys):
 def test_best_is_remembered_over_a_restart(tmp_path, capsys):
     path = tmp_path / "m.jsonl"
     first = make_recorder(path, {})
-    first.evaluation(5, {"f1": 0.5})
+    evaluate(first, 5, 0.5)
     history = json.loads(json.dumps(first.history(5)))
     first.close()
     second = make_recorder(path, history)
-    second.evaluation(10, {"f1": 0.5})
+    evaluate(second, 10, 0.5)
     assert lines(path)[-1]["best"] is False
     assert "best 0.5000 at step 5" in capsys.readouterr().out
 
 
 def test_of_a_loss_the_lowest_is_best(tmp_path):
     path = tmp_path / "m.jsonl"
-    log = make_recorder(path, {}, metric="val_loss")
+    log = make_recorder(path, {})
     for step, loss in ((5, 2.0), (10, 1.5), (15, 1.7)):
-        log.evaluation(step, {"val_loss": loss})
+        log.evaluation(step, {"val_loss": loss}, -loss)
     assert [line["best"] for line in lines(path)] == [True, True, False]
-    assert log.history(15)["best"] == {"step": 10, "value": 1.5}
+    assert log.history(15)["best"] == {"step": 10, "merit": -1.5}
 
 
 def test_patience_ends_a_stage_also_when_it_was_continued(tmp_path):
     log = make_recorder(tmp_path / "m.jsonl", {}, patience=2)
-    log.evaluation(5, {"f1": 0.5})
+    evaluate(log, 5, 0.5)
     assert log.history(5)["resume_step"] == 5
-    log.evaluation(6, {"f1": 0.4})
+    evaluate(log, 6, 0.4)
     assert not log.out_of_patience
     history = json.loads(json.dumps(log.history(6)))
     log.close()
     log = make_recorder(tmp_path / "m.jsonl", history, patience=2)
-    log.evaluation(7, {"f1": 0.5})
+    evaluate(log, 7, 0.5)
     assert log.out_of_patience
     assert log.history(7)["resume_step"] == plan()[0].end
     log.close()
     endless = make_recorder(tmp_path / "n.jsonl", {})
     for step in range(1, 9):
-        endless.evaluation(step, {"f1": 0.5})
+        evaluate(endless, step, 0.5)
     assert not endless.out_of_patience
 
 
@@ -100,10 +104,10 @@ def test_what_was_logged_after_the_checkpoint_is_cut_and_sizes_stay_true(
 ):
     path = tmp_path / "m.jsonl"
     first = make_recorder(path, {})
-    first.evaluation(5, {"f1": 0.5})
+    evaluate(first, 5, 0.5)
     history = first.history(5)
     kept = path.read_bytes()
-    first.evaluation(10, {"f1": 0.6})
+    evaluate(first, 10, 0.6)
     first.close()
     second = make_recorder(path, history)
     # Stopped again before anything new is logged.
@@ -111,7 +115,7 @@ def test_what_was_logged_after_the_checkpoint_is_cut_and_sizes_stay_true(
     second.close()
     assert path.read_bytes() == kept
     third = make_recorder(path, history)
-    third.evaluation(10, {"f1": 0.6})
+    evaluate(third, 10, 0.6)
     third.close()
     assert history["log_bytes"] == len(kept)
     assert [r["step"] for r in lines(path)] == [5, 10]
@@ -154,13 +158,13 @@ def test_fewer_than_that_are_passed_over(tmp_path):
 def test_half_a_line_is_taken_back_when_the_disk_is_full(tmp_path):
     path = tmp_path / "m.jsonl"
     log = make_recorder(path, {})
-    log.evaluation(5, {"f1": 0.5})
+    evaluate(log, 5, 0.5)
     kept = path.read_bytes()
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 10, hard))
     try:
         with pytest.raises(UserError, match=r"cannot write .*m\.jsonl: File"):
-            log.evaluation(10, {"f1": 0.6})
+            evaluate(log, 10, 0.6)
         assert path.read_bytes() == kept
         log.close()
     finally:
@@ -170,9 +174,9 @@ def test_half_a_line_is_taken_back_when_the_disk_is_full(tmp_path):
 def test_a_rollback_forgets_what_came_after_and_happens_once(tmp_path):
     path = tmp_path / "m.jsonl"
     log = make_recorder(path, {})
-    log.evaluation(5, {"f1": 0.5})
+    evaluate(log, 5, 0.5)
     history = log.history(5)
-    log.evaluation(10, {"f1": 0.9})
+    evaluate(log, 10, 0.9)
     why = recorder.Diverged("it diverged; lower the rate")
     log.roll_back(plan()[0], 5, history, why)
     assert [(r["kind"], r["step"]) for r in lines(path)] == [
@@ -180,18 +184,18 @@ def test_a_rollback_forgets_what_came_after_and_happens_once(tmp_path):
         ("rollback", 5),
     ]
     assert log.rate_factor(plan()[0]) == recorder.RATE_AFTER_ROLLBACK
-    log.evaluation(10, {"f1": 0.6})
-    assert log.history(10)["best"]["value"] == 0.6
+    evaluate(log, 10, 0.6)
+    assert log.history(10)["best"]["merit"] == 0.6
     with pytest.raises(recorder.Diverged, match="lower the rate"):
         log.roll_back(plan()[0], 5, history, why)
-    again = recorder.Recorder(path, log.history(10), plan(), "f1", 2)
+    again = recorder.Recorder(path, log.history(10), plan(), 2)
     assert again.rate_factor(plan()[0]) == recorder.RATE_AFTER_ROLLBACK
 
 
 def test_a_score_that_is_not_finite_is_an_error(tmp_path):
     log = make_recorder(tmp_path / "m.jsonl", {})
     with pytest.raises(UserError, match="learning_rate"):
-        log.evaluation(5, {"f1": 0.1, "val_loss": float("nan")})
+        log.evaluation(5, {"f1": 0.1, "val_loss": float("nan")}, 0.1)
     assert (tmp_path / "m.jsonl").read_text() == ""
 
 
@@ -207,7 +211,7 @@ def test_speed_is_told_although_every_epoch_is_evaluated(
         if step % 3 == 0:
             log.finish_steps()
             now[0] += 500.0  # The evaluation: no part of the speed.
-            log.evaluation(step, {"f1": 0.1})
+            evaluate(log, step, 0.1)
     output = capsys.readouterr().out
     speeds = [
         float(line.split(" img/s")[0].split()[-1])
@@ -216,11 +220,3 @@ def test_speed_is_told_although_every_epoch_is_evaluated(
     ]
     # Ten images a second; the step that ends a pause starts the clock anew.
     assert speeds and all(10 <= speed <= 20 for speed in speeds), output
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0 s"), (59.6, "1 min 0 s"), (7265, "2 h 1 min"), (90061, "1 d 1 h")],
-)
-def test_durations_read_as_people_say_them(seconds, words):
-    assert throughput.duration(seconds) == words

@@ -1,10 +1,12 @@
-"""The loss against NumPy, and the scores of an evaluation."""
+"""The loss against NumPy.
+
+The scores of an evaluation are in tests/training/loop/test_evaluate.py.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score
 
 from configs import common
 from input_pipeline.transforms import mixing
@@ -31,17 +33,17 @@ def loss_of(model, batch, classes, teacher=None, prior=None, **fields):
     return classify.make_loss(stage, teacher)(model, batch, constants)
 
 
-def batch_of(labels, mask):
+def batch_of(labels, weight):
     return {
         "image": jnp.zeros((len(labels), 8, 8, 3), jnp.uint8),
         "label": jnp.array(labels, jnp.int32),
-        "weight": jnp.array(mask, jnp.float32),
+        "weight": jnp.array(weight, jnp.float32),
     }
 
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 3, 0, 1], np.int32)
-MASK = np.array([1, 1, 0, 1, 1, 1], np.float32)
+WEIGHT = np.array([1, 1, 0, 1, 1, 1], np.float32)
 
 
 def answer(images):
@@ -49,11 +51,13 @@ def answer(images):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_smooths_once_and_leaves_masked_rows_out(smoothing):
-    got = loss_of(answer, batch_of(LABELS, MASK), 4, label_smoothing=smoothing)
+def test_loss_smooths_once_and_leaves_rows_of_weight_0_out(smoothing):
+    got = loss_of(
+        answer, batch_of(LABELS, WEIGHT), 4, label_smoothing=smoothing
+    )
     targets = np.eye(4)[LABELS] * (1 - smoothing) + smoothing / 4
     rows = -(targets * log_softmax(LOGITS)).sum(axis=1)
-    assert float(got) == pytest.approx((rows * MASK).sum() / 5, rel=1e-5)
+    assert float(got) == pytest.approx((rows * WEIGHT).sum() / 5, rel=1e-5)
 
 
 def test_a_stage_chooses_its_loss():
@@ -79,7 +83,7 @@ def test_a_stage_chooses_its_loss():
 
 
 class Teacher:
-    """Stands for a abstract_model whose model always answers the same."""
+    """Stands for an abstract model whose model always answers the same."""
 
     def merge(self, params, batch_stats):
         return self
@@ -113,17 +117,3 @@ def test_the_model_sees_normalised_images():
     pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(1, 8, 8, 3)
     loss_of(model, batch_of([0], [1]) | {"image": jnp.array(pixels)}, 2)
     np.testing.assert_allclose(seen[0], (pixels / 255 - 0.5) / 0.25, atol=1e-6)
-
-
-def test_scores_are_those_of_scikit_learn():
-    rng = np.random.default_rng(1)
-    labels = rng.integers(0, 5, 200)
-    logits = rng.normal(size=(200, 5)).astype(np.float32)
-    logits[np.arange(200), labels] += 1
-    found = classify.classification_metrics(labels, logits)
-    predicted = logits.argmax(axis=1)
-    f1 = f1_score(labels, predicted, average="macro")
-    assert found["val_macro_f1"] == pytest.approx(f1)
-    assert found["val_accuracy"] == accuracy_score(labels, predicted)
-    chosen = log_softmax(logits)[np.arange(200), labels]
-    assert found["val_loss"] == pytest.approx(-chosen.mean(), rel=1e-5)

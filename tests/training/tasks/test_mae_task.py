@@ -8,8 +8,11 @@ from flax import nnx
 from configs import loading
 from core.errors import UserError
 from jax_models import mae
-from training.loop import stages, state
+from training import config as config_lib
+from training import data as data_lib
+from training.loop import evaluate, stages, state
 from training.multihost import sharding
+from training.tasks import base, registry
 from training.tasks import mae as task_lib
 
 
@@ -25,34 +28,47 @@ def small(**fields):
     return config
 
 
-def make(folder, config):
-    return task_lib.MaskedAutoencoding(config, folder, sharding.make_mesh(), 0)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return data_lib.Data(
+        small(),
+        tmp_path_factory.mktemp("run"),
+        sharding.make_mesh(),
+        0,
+        task_lib.MaskedAutoencoding.features,
+    )
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    found = make(tmp_path_factory.mktemp("run"), small())
-    found.prepare(tmp_path_factory.mktemp("cache"))
+def task(data, tmp_path_factory):
+    found = task_lib.MaskedAutoencoding(small())
+    measured = data.prepare(tmp_path_factory.mktemp("cache"))
+    found.statistics = base.Statistics(*measured, data.class_prior)
     return found
 
 
 @pytest.fixture(scope="module")
-def weights(task):
-    return state.init_weights(task.abstract_model, sharding.make_mesh())
-
-
-def first_batch(task):
-    plan = stages.plan_stages(task._config, task.num_train)
-    batches = task.batches(plan[0], 0)
-    batch = next(batches)
-    batches.close()
-    return plan[0], batch
+def weights(task, data):
+    return state.init_weights(task.abstract_model, data.mesh)
 
 
 @pytest.fixture(scope="module")
-def loss_of(task, weights):
+def stage(data):
+    return stages.plan_stages(small(), len(data.train_rows))[0]
+
+
+@pytest.fixture(scope="module")
+def batch(task, data, stage):
+    """The first eight rows of the first batch."""
+    sampler = task.sampler(data, data.stage_seed(stage))
+    with data.train(stage, 0, sampler) as batches:
+        return {name: values[:8] for name, values in next(batches).items()}
+
+
+@pytest.fixture(scope="module")
+def loss_of(task, data, stage, weights):
     """(batch, key) -> loss of the first stage, compiled once."""
-    loss = task.loss(first_batch(task)[0])
+    loss = task.loss(stage, data.mesh)
 
     @jax.jit
     def compute(weights, batch, key):
@@ -66,10 +82,8 @@ def loss_of(task, weights):
     )
 
 
-def test_rows_that_could_not_be_read_count_for_nothing(task, loss_of):
-    _, batch = first_batch(task)
-    batch = {name: values[:8] for name, values in batch.items()}
-    batch["weight"] = np.float32([1, 1, 1, 0, 1, 1, 0, 1])
+def test_rows_that_could_not_be_read_count_for_nothing(batch, loss_of):
+    batch = {**batch, "weight": np.float32([1, 1, 1, 0, 1, 1, 0, 1])}
     expected = loss_of(batch)
     other = {**batch, "image": batch["image"].copy()}
     other["image"][[3, 6]] = 255
@@ -78,21 +92,29 @@ def test_rows_that_could_not_be_read_count_for_nothing(task, loss_of):
     assert loss_of(other) != expected
 
 
-def test_the_mask_follows_from_the_key(task, loss_of):
-    _, batch = first_batch(task)
-    batch = {name: values[:8] for name, values in batch.items()}
+def test_the_mask_follows_from_the_key(batch, loss_of):
     assert loss_of(batch, 1) == loss_of(batch, 1)
     assert loss_of(batch, 1) != loss_of(batch, 2)
 
 
 def test_every_evaluation_hides_the_same_and_counts_each_row_once(
-    task, weights
+    task, data, weights
 ):
-    scores = task.evaluate(*weights)
-    assert set(scores) == {"val_loss"}
-    assert task.evaluate(*weights) == scores
-    # By hand, row by row, padding left out.
-    constants = task._channels
+    evaluator = task.evaluator()
+    step = evaluate.make_eval_step(
+        task.abstract_model, evaluator, task.eval_constants, data.mesh
+    )
+
+    def scores():
+        return evaluate.evaluate(
+            step, evaluator, *weights, data.validation(), data.mesh
+        )
+
+    found = scores()
+    assert set(found) == set(task.metrics)
+    assert scores() == found
+    # By hand, row by row, filling left out.
+    constants = task.statistics.channels
 
     @jax.jit
     def errors(weights, images, key):
@@ -106,39 +128,39 @@ def test_every_evaluation_hides_the_same_and_counts_each_row_once(
         )
 
     total, count = 0.0, 0
-    for number, batch in enumerate(task._feed.validation()):
+    for number, batch in enumerate(data.validation()):
         key = jax.random.fold_in(jax.random.key(42), number)
-        found = errors(weights, batch["image"][:, 0].astype(np.float32), key)
+        rows = errors(weights, batch["image"][:, 0].astype(np.float32), key)
         real = batch["row"] >= 0
-        total += float(found[real].sum())
+        total += float(rows[real].sum())
         count += real.sum()
-    assert count == len(task.data.val_rows)
-    assert scores["val_loss"] == pytest.approx(total / count, rel=1e-4)
+    assert count == len(data.val_rows)
+    assert found["val_loss"] == pytest.approx(total / count, rel=1e-4)
 
 
-def test_the_encoder_is_the_classifier_without_its_head(task):
+def test_the_encoder_is_the_classifier_without_its_head(task, stage):
     assert not hasattr(nnx.eval_shape(task.build).encoder, "head")
-    assert "hidden" in task.describe()
-    stage, _ = first_batch(task)
+    assert task.describe() == {"hidden": "75% of 2 x 2 units"}
     assert "hidden pixels" in task.describe_stage(stage)
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"mae_mask_ratio": 1.0}, "mask_ratio"),
-        ({"mae_decoder_heads": 3}, "decoder_width"),
         ({"image_size": 80}, "80"),
         ({"model": "tinyvit_7m"}, "tinyvit_7m"),
     ],
 )
-def test_what_cannot_be_pretrained_is_refused(tmp_path, fields, words):
+def test_a_model_that_cannot_be_pretrained_is_refused(fields, words):
     with pytest.raises(UserError, match=words):
-        make(tmp_path, small(**fields))
+        task_lib.MaskedAutoencoding(small(**fields))
 
 
-def test_there_is_one_metric(tmp_path):
-    config = small()
-    config.checkpoint.metric = "val_macro_f1"
-    with pytest.raises(UserError, match="val_loss alone"):
-        make(tmp_path, config)
+def test_a_decoder_whose_heads_do_not_divide_it_is_refused():
+    with pytest.raises(UserError, match=r"mae\.decoder_width is 16"):
+        registry.check(small(mae_decoder_heads=3))
+
+
+def test_something_is_hidden_and_something_is_left():
+    (told,) = config_lib.problems(small(mae_mask_ratio=1.0))
+    assert told == "mae.mask_ratio is 1.0: it must lie between 0 and 1"
