@@ -138,7 +138,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _short(value: float, tiny: bool = False) -> str:
-    """The number in few characters, as 2e-4 if it is tiny or told so."""
+    """The number in few characters, as 2e-4 if `tiny` or below 1e-3."""
     if not value or not (tiny or abs(value) < 1e-3):
         return f"{value:.4g}"
     digits, power = f"{value:.1e}".split("e")

@@ -1,4 +1,4 @@
-"""What was predicted: confusions, classes and the images that went wrong."""
+"""Sections on a classifier: confusions, scores by class, worst mistakes."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def mistakes_section(
     classes: Sequence[str],
     pictures: Pictures | None,
 ) -> Section:
-    """Returns the wrong predictions it was surest of, as pictures."""
+    """Returns the most confident wrong predictions, as pictures."""
     wrong = np.flatnonzero(predictions.labels != predictions.predicted)
     order = np.argsort(-predictions.confidence[wrong], kind="stable")
     wrong = wrong[order]
@@ -127,9 +127,9 @@ def mistakes_section(
         for name, row in zip(ids, shown, strict=True)
     ]
     count = (
-        f"The {len(shown)} surest of {len(wrong):,} mistakes."
+        f"The {len(shown)} most confident of {len(wrong):,} mistakes."
         if len(wrong) > len(shown)
-        else f"All {len(wrong)} mistakes, the surest first."
+        else f"All {len(wrong)} mistakes, the most confident first."
         if len(wrong) > 1
         else "The only mistake."
     )

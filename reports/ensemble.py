@@ -1,4 +1,4 @@
-"""The report of a stack: is the blend good, and where does it go wrong."""
+"""The report of a stack: scores, weights, training curves and mistakes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TITLES = {
 
 
 def title(name: str) -> str:
-    """How a member of the stack is called wherever a person reads it."""
+    """Returns what people call a model or meta-learner of the stack."""
     return _TITLES.get(name, name)
 
 

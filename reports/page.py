@@ -1,4 +1,4 @@
-"""The page that every report is: one html file that loads nothing else.
+"""The page of every report: one html file that loads nothing else.
 
 Styles and pictures are inside, there is no script, and the colours follow
 the reader's light or dark setting. The html is in `templates/`; Jinja2 escapes

@@ -1,4 +1,4 @@
-"""The report of one run: how it trained, and what its task says of it."""
+"""The report of one run: its training curves and the sections of its task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m stacking`: runs in, submission and honest scores out.
+"""`python -m stacking`: runs in, submission and out-of-fold scores out.
 
 python -m stacking --runs 'runs/*' --out runs/stack
 python -m stacking predict --stack runs/stack --runs 'runs/*' --out new.csv
@@ -25,9 +25,9 @@ from core.errors import exit_on_user_error
 from core.hardware import usable_cores
 from reports.ensemble import title
 from stacking import boosters, decision_rule, pipeline, submission
-from stacking.chain import Settings
 from stacking.nested_cv import OUTER_FOLDS
-from stacking.table import score_table
+from stacking.score_table import score_table
+from stacking.stack_model import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,7 +100,7 @@ _seed = _number(int, 0, 2_000_000_000)
 def _stack_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stacking",
-        description="Stacks the logits of several runs: honest scores, a "
+        description="Stacks the logits of several runs: out-of-fold scores, a "
         "submission, and a report. `python -m stacking predict --help` is "
         "for predicting again.",
     )

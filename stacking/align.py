@@ -66,7 +66,7 @@ class Table:
 
 
 def make_table(runs: Sequence[Run], splits: Sequence[str] = SPLITS) -> Table:
-    """Aligns the runs by id and checks that they speak of the same rows.
+    """Aligns the runs by id and checks that their rows are the same.
 
     Raises:
       UserError: runs differ in classes, folds or labels; a row was predicted

@@ -12,13 +12,13 @@ from core.errors import UserError
 
 # In this order: while `stack.json` is gone the folder is no stack, and the
 # report is the last, so that whoever finds it finds all of them.
-FILES = ("chain.npz", "submission.csv", "scores.json", "stack.json")
+FILES = ("stack.npz", "submission.csv", "scores.json", "stack.json")
 REPORT = "report.html"
-_MEMBERS = ("catboost_*.cbm", "lightgbm_*.txt")
+_BOOSTERS = ("catboost_*.cbm", "lightgbm_*.txt")
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Tries, and leaves nothing, before hours of work are lost.
+    """Tries to write, and leaves nothing, before hours of work are lost.
 
     Raises:
       UserError: `folder`, given as `flag`, is a file or cannot be written.
@@ -66,15 +66,15 @@ def _install(new: Path, folder: Path) -> None:
     if (folder / "stack.json").exists():  # Else the files are not ours.
         (folder / "stack.json").unlink()
         (folder / "submission.csv").unlink(missing_ok=True)
-        for pattern in _MEMBERS:
-            for path in (folder / "members").glob(pattern):
+        for pattern in _BOOSTERS:
+            for path in (folder / "boosters").glob(pattern):
                 path.unlink()
-    if (new / "members").exists():
-        (folder / "members").mkdir(exist_ok=True)
-        for path in (new / "members").iterdir():
-            os.replace(path, folder / "members" / path.name)
+    if (new / "boosters").exists():
+        (folder / "boosters").mkdir(exist_ok=True)
+        for path in (new / "boosters").iterdir():
+            os.replace(path, folder / "boosters" / path.name)
     with contextlib.suppress(OSError):
-        (folder / "members").rmdir()  # If it is empty.
+        (folder / "boosters").rmdir()  # If it is empty.
     for name in (*FILES, REPORT):
         if (new / name).exists():
             os.replace(new / name, folder / name)

@@ -1,4 +1,4 @@
-"""The last step: a few members, one weight each.
+"""The last step: a few meta-learners, one weight each.
 
 All of them give temperature-calibrated probabilities, so that the weights
 mean what they say.
@@ -23,20 +23,20 @@ _CONFIDENCE = 0.84
 _DRAWS = 1000
 
 
-def preset(members: Mapping[str, object]) -> dict[str, float]:
-    """The reference weights over those of its members that exist."""
-    weights = {k: w for k, w in REFERENCE.items() if k in members}
+def reference_weights(fitted: Mapping[str, object]) -> dict[str, float]:
+    """The reference blend over those of its meta-learners that exist."""
+    weights = {k: w for k, w in REFERENCE.items() if k in fitted}
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
 
 
-def choose(
+def choose_weights(
     out_of_fold: Mapping[str, np.ndarray],
     labels: np.ndarray,
     folds: np.ndarray,
     seed: int,
 ) -> dict[str, float]:
-    """Chooses members and weights, or falls back to the soft vote.
+    """Chooses meta-learners and weights, or falls back to the soft vote.
 
     Weights are found by greedy selection on all folds but one and tried on
     the one left out, so the comparison with the soft vote is made on rows
@@ -44,7 +44,7 @@ def choose(
     the rows (bootstrap) is it taken, with weights from all folds.
 
     Args:
-      out_of_fold: member -> calibrated float32 [N, C]; has "soft_vote".
+      out_of_fold: meta-learner -> calibrated float32 [N, C]; has "soft_vote".
       labels: int [N].
       folds: int [N].
       seed: of the resamples.

@@ -29,8 +29,8 @@ _ITERATIONS = 500
 _PATIENCE = 40
 # Without a row to stop on, about where the stopped ones end.
 _ITERATIONS_UNSTOPPED = 30
-# Rounds between two words on progress.
-_TELL_EVERY = 10
+# Rounds between two calls of `progress`.
+_PROGRESS_EVERY = 10
 
 # Names are those of each library. The reference solution's 500 trees of depth
 # 4 at rate .05, but with a stop; CatBoost, which was still learning after 500,
@@ -98,7 +98,7 @@ class Fit:
         raw = _raw_scores(self.kind, self.model, features, threads)
         raw += _start(base[:, self.present], self.temperature)
         found = np.exp(classification.log_softmax(raw))
-        return filled(found, self.present, base)
+        return fill_absent_classes(found, self.present, base)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Booster:
         return total / np.float32(len(self.fits))
 
 
-def filled(
+def fill_absent_classes(
     found: np.ndarray, present: np.ndarray, base: np.ndarray
 ) -> np.ndarray:
     """Spreads probabilities over the classes present to all classes.
@@ -149,7 +149,7 @@ def _start(base: np.ndarray, temperature: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Task:
+class FitSpec:
     """One fit to be done.
 
     Attributes:
@@ -163,12 +163,12 @@ class Task:
     seed: int
 
 
-def plan(
+def fit_specs(
     kinds: Sequence[str], folds: np.ndarray, seeds: int, seed: int
-) -> list[Task]:
-    """One task per booster, seed and inner fold; `folds` is int [N]."""
+) -> list[FitSpec]:
+    """One fit per booster, seed and inner fold; `folds` is int [N]."""
     return [
-        Task(kind, int(fold), seed + 1000 * repeat + int(fold))
+        FitSpec(kind, int(fold), seed + 1000 * repeat + int(fold))
         for kind in kinds
         for repeat in range(seeds)
         for fold in np.unique(folds)
@@ -176,38 +176,38 @@ def plan(
 
 
 def fit(
-    task: Task,
+    spec: FitSpec,
     features: np.ndarray,
     base: np.ndarray,
     labels: np.ndarray,
     folds: np.ndarray,
     row_weights: np.ndarray,
     parameters: Mapping[str, Any],
-    watch: Callable[[int], None] = lambda rounds: None,
+    progress: Callable[[int], None] = lambda rounds: None,
 ) -> Fit:
-    """Does one task, on one thread.
+    """Fits once, on one thread.
 
     Threads of one fit would wait for each other at every node of every small
     tree. Fits side by side lose nothing, and no answer depends on the number
     of threads.
 
     Args:
-      task: what to fit.
+      spec: what to fit.
       features: float32 [N, D].
       base: float32 [N, C], the models' mean.
       labels: int [N].
       folds: int [N], the inner folds.
       row_weights: float [N], mean one.
       parameters: the library's own names; see `PARAMETERS`.
-      watch: called now and then with the number of rounds done.
+      progress: called now and then with the number of rounds done.
     """
-    kept = np.flatnonzero(folds != task.fold)
+    kept = np.flatnonzero(folds != spec.fold)
     present, targets = np.unique(labels[kept], return_inverse=True)
     present = present.astype(np.int32)
     if len(present) < 2:
-        return Fit(task.kind, b"", present)
-    # Neither library can score a class that it was not told of.
-    held = np.flatnonzero((folds == task.fold) & np.isin(labels, present))
+        return Fit(spec.kind, b"", present)
+    # Neither library can score a class that it has no rows of.
+    held = np.flatnonzero((folds == spec.fold) & np.isin(labels, present))
     temperature = calibration.fit_temperature(
         calibration.log_probabilities(base[kept][:, present]), targets
     )
@@ -220,15 +220,20 @@ def fit(
             _start(base[chosen][:, present], temperature),
         )
 
-    library = _fit_catboost if task.kind == "catboost" else _fit_lightgbm
+    library = _fit_catboost if spec.kind == "catboost" else _fit_lightgbm
     model = library(
-        rows(kept), rows(held), len(present), dict(parameters), task.seed, watch
+        rows(kept),
+        rows(held),
+        len(present),
+        dict(parameters),
+        spec.seed,
+        progress,
     )
-    return Fit(task.kind, model, present, temperature)
+    return Fit(spec.kind, model, present, temperature)
 
 
 def average(
-    tasks: Sequence[Task],
+    specs: Sequence[FitSpec],
     fits: Sequence[Fit],
     features: np.ndarray,
     base: np.ndarray,
@@ -243,8 +248,8 @@ def average(
     """
     out_of_fold = np.zeros_like(base)
     count = np.zeros((len(base), 1), np.float32)
-    for task, fitted in zip(tasks, fits, strict=True):
-        held = folds == task.fold
+    for spec, fitted in zip(specs, fits, strict=True):
+        held = folds == spec.fold
         out_of_fold[held] += fitted.predict(features[held], base[held], threads)
         count[held] += 1
     return Booster(tuple(fits)), out_of_fold / count
@@ -255,10 +260,10 @@ def average(
 
 
 @dataclass(frozen=True)
-class _Watch:
-    """Tells of every few rounds; each library calls it in its own way."""
+class _Callback:
+    """Reports every few rounds; each library calls it in its own way."""
 
-    tell: Callable[[int], None]
+    progress: Callable[[int], None]
 
     def __call__(self, state) -> None:
         """LightGBM's way."""
@@ -270,8 +275,8 @@ class _Watch:
         return True
 
     def _done(self, rounds: int) -> None:
-        if rounds % _TELL_EVERY == 0:
-            self.tell(rounds)
+        if rounds % _PROGRESS_EVERY == 0:
+            self.progress(rounds)
 
 
 class _Rows(NamedTuple):
@@ -283,7 +288,7 @@ class _Rows(NamedTuple):
     start: np.ndarray  # float32 [n, P], log-probabilities
 
 
-def _fit_catboost(train, stop, classes, parameters, seed, watch) -> bytes:
+def _fit_catboost(train, stop, classes, parameters, seed, progress) -> bytes:
     import catboost
 
     settings = {
@@ -314,18 +319,18 @@ def _fit_catboost(train, stop, classes, parameters, seed, watch) -> bytes:
             pool(train),
             eval_set=pool(stop),
             use_best_model=True,
-            callbacks=[_Watch(watch)],
+            callbacks=[_Callback(progress)],
         )
     else:
         model.set_params(iterations=_ITERATIONS_UNSTOPPED)
-        model.fit(pool(train), callbacks=[_Watch(watch)])
+        model.fit(pool(train), callbacks=[_Callback(progress)])
     with temporary_folder() as folder:
         path = folder / "model.cbm"
         model.save_model(str(path))
         return path.read_bytes()
 
 
-def _fit_lightgbm(train, stop, classes, parameters, seed, watch) -> bytes:
+def _fit_lightgbm(train, stop, classes, parameters, seed, progress) -> bytes:
     import lightgbm
 
     settings = {
@@ -360,12 +365,15 @@ def _fit_lightgbm(train, stop, classes, parameters, seed, watch) -> bytes:
             valid_sets=[held],
             callbacks=[
                 lightgbm.early_stopping(_PATIENCE, verbose=False),
-                _Watch(watch),
+                _Callback(progress),
             ],
         )
     else:
         model = lightgbm.train(
-            settings, data, _ITERATIONS_UNSTOPPED, callbacks=[_Watch(watch)]
+            settings,
+            data,
+            _ITERATIONS_UNSTOPPED,
+            callbacks=[_Callback(progress)],
         )
     text = model.model_to_string(num_iteration=model.best_iteration)
     return text.encode()

@@ -1,9 +1,8 @@
-"""Temperatures: one number per member that makes its probabilities honest.
+"""Temperature scaling: one number per model calibrates its probabilities.
 
-Temperature scaling, Guo et al. 2017, "On Calibration of Modern Neural
-Networks": probabilities = softmax(logits / T). It changes no ranking within
-a row, but a blend only means something when 0.8 means the same in each
-member.
+Guo et al. 2017, "On Calibration of Modern Neural Networks": probabilities =
+softmax(logits / T). It changes no ranking within a row, but a blend only means
+something when 0.8 means the same in each of its parts.
 """
 
 from __future__ import annotations
@@ -51,6 +50,14 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
     """Logarithms of probabilities, float32, floored at `TINY`."""
     return np.log(np.maximum(probabilities, TINY), dtype=np.float32)
+
+
+def weighted_log_loss(
+    probabilities: np.ndarray, labels: np.ndarray, row_weights: np.ndarray
+) -> float:
+    """The log-loss of probabilities [N, C] under row weights of mean one."""
+    true = probabilities[np.arange(len(labels)), labels]
+    return float(-(row_weights * np.log(np.maximum(true, TINY))).mean())
 
 
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:

@@ -28,19 +28,19 @@ _STANDARD_ERRORS = 4.0
 
 
 @dataclass(frozen=True)
-class Suspicion:
+class LeakScore:
     """How much surer a run is of validation rows than of test rows.
 
     Attributes:
       run: which.
-      surer: probability that a validation row has the larger margin than a
-        test row; one half for rows of the same kind.
-      excess: `surer` less the median of the other runs.
+      auc: probability that a validation row has the larger margin than a
+        test row (Mann and Whitney); one half for rows of the same kind.
+      excess: `auc` less the median of the other runs.
       standard_errors: the excess in standard errors.
     """
 
     run: Run
-    surer: float
+    auc: float
     excess: float
     standard_errors: float
 
@@ -50,26 +50,24 @@ class Suspicion:
         return self.excess > _EXCESS and self.standard_errors > _STANDARD_ERRORS
 
 
-def suspicions(runs: Sequence[Run]) -> list[Suspicion]:
+def leak_scores(runs: Sequence[Run]) -> list[LeakScore]:
     """One per run that can be judged; empty with fewer than two of them."""
     pairs = [(run, _same_models(run)) for run in runs]
     runs = [run for run, parts in pairs if parts]
     if len(runs) < 2:
         return []
-    surer, error = [], []
+    auc, error = [], []
     for parts in (parts for _, parts in pairs if parts):
         rows = np.array([len(val) for val, _ in parts])
         share = rows / rows.sum()
-        found = np.array([_surer(*part) for part in parts])
-        surer.append(float(share @ found[:, 0]))
+        found = np.array([_auc(*part) for part in parts])
+        auc.append(float(share @ found[:, 0]))
         error.append(float(np.sqrt(share**2 @ found[:, 1] ** 2)))
     found = []
     for index, run in enumerate(runs):
-        others = surer[:index] + surer[index + 1 :]
-        excess = surer[index] - float(np.median(others))
-        found.append(
-            Suspicion(run, surer[index], excess, excess / error[index])
-        )
+        others = auc[:index] + auc[index + 1 :]
+        excess = auc[index] - float(np.median(others))
+        found.append(LeakScore(run, auc[index], excess, excess / error[index]))
     return found
 
 
@@ -97,8 +95,8 @@ def _same_models(run: Run) -> list[tuple[Logits, Logits]]:
         return []
 
 
-def _surer(val: Logits, test: Logits) -> tuple[float, float]:
-    """(`Suspicion.surer`, its standard error) of one model."""
+def _auc(val: Logits, test: Logits) -> tuple[float, float]:
+    """(`LeakScore.auc`, its standard error) of one model."""
     val, test = _margins(val.logits), np.sort(_margins(test.logits))
     n, m = len(val), len(test)
     # Mann and Whitney's U over n * m; a tie is half a win.
@@ -108,15 +106,15 @@ def _surer(val: Logits, test: Logits) -> tuple[float, float]:
     return u, float(np.sqrt((n + m + 1) / (12.0 * n * m)))
 
 
-def refuse_leaks(found: Sequence[Suspicion]) -> None:
-    """Raises a UserError that names the run most suspected, if any."""
-    leaks = [suspicion for suspicion in found if suspicion.is_leak]
+def refuse_leaks(found: Sequence[LeakScore]) -> None:
+    """Raises a UserError that names the worst leak, if there is one."""
+    leaks = [score for score in found if score.is_leak]
     if not leaks:
         return
-    worst = max(leaks, key=lambda suspicion: suspicion.excess)
+    worst = max(leaks, key=lambda score: score.excess)
     raise UserError(
         f"{worst.run.path} has seen its validation rows: it is surer of them "
-        f"than of the test rows in {worst.surer:.0%} of pairs, "
+        f"than of the test rows in {worst.auc:.0%} of pairs, "
         f"{worst.excess:.0%} more than the other runs "
         f"({worst.standard_errors:.0f} standard errors); train it without "
         "them or leave it out of --runs, or pass --no-leak-check if you know "

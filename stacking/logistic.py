@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize
 
+from metrics import classification
+
 # Strengths of the L2 penalty to choose from, per row of standardised
 # features. A few hundred rows want the upper ones.
 PENALTIES = (0.3, 0.03, 0.003)
@@ -43,9 +45,7 @@ class Logistic:
         logits = (features - self.mean) / self.scale @ self.weights
         logits += self.bias
         logits += start[:, self.present]
-        logits -= logits.max(axis=1, keepdims=True)
-        exp = np.exp(logits)
-        return exp / exp.sum(axis=1, keepdims=True)
+        return np.exp(classification.log_softmax(logits))
 
 
 def fit(

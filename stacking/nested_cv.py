@@ -1,6 +1,6 @@
-"""Honest scores: the whole chain, refitted without the rows it is scored on.
+"""Nested cross-validation: the stack, refitted without the rows it scores.
 
-The rows are dealt to five outer folds. Each fold is predicted by a chain
+The rows are dealt to five outer folds. Each fold is predicted by a stack
 whose every part (temperatures, vote weights, penalty, boosters, blend,
 decision) was fitted on the other four.
 """
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from metrics import classification
-from stacking.chain import BLEND, Chain, Settings, fit_chain
-from stacking.splits import stratified_folds
+from stacking.stack_model import BLEND, Settings, StackModel, fit_stack_model
+from stacking.stratified import stratified_folds
 
 OUTER_FOLDS = 5
 
@@ -78,17 +78,17 @@ class Scored:
 
 
 def predict_scored(
-    chain: Chain,
+    stack: StackModel,
     logits: np.ndarray,
     labels: np.ndarray,
     threads: int,
     into: dict[Any, Scored] | None = None,
     rows: np.ndarray | None = None,
 ) -> dict[Any, Scored]:
-    """Predicts labelled rows with every part of the chain.
+    """Predicts labelled rows with every part of the stack.
 
     Args:
-      chain: a fitted chain.
+      stack: fitted.
       logits: float32 [M, n, C].
       labels: int [n].
       threads: at most so many.
@@ -97,15 +97,15 @@ def predict_scored(
       rows: see `into`.
 
     Returns:
-      Model number, member name or "blend" -> its `Scored`.
+      Model number, meta-learner name or "blend" -> its `Scored`.
     """
     into = {} if into is None else into
     rows = np.arange(len(labels)) if rows is None else rows
     total = len(rows)
-    for chunk, found in chain.predict(logits, threads):
+    for chunk, found in stack.predict(logits, threads):
         for name, probabilities in found.items():
             predicted = (
-                chain.decide(probabilities)
+                stack.decide(probabilities)
                 if name == BLEND
                 else probabilities.argmax(axis=1)
             )
@@ -124,12 +124,12 @@ def out_of_fold(
     *,
     progress: Callable[[str], None] = lambda step: None,
 ) -> dict[Any, Scored]:
-    """Predicts every row by a chain that was fitted without it.
+    """Predicts every row by a stack that was fitted without it.
 
     Args:
       logits: float32 [M, N, C].
       labels: int [N].
-      settings: of the chain.
+      settings: of the stack.
       progress: called with a few words before each slow step.
 
     Returns:
@@ -141,17 +141,17 @@ def out_of_fold(
         kept = np.flatnonzero(folds != fold)
         held = np.flatnonzero(folds == fold)
         name = f"fold {fold + 1}/{OUTER_FOLDS}"
-        chain = fit_chain(
+        stack = fit_stack_model(
             logits[:, kept],
             labels[kept],
             settings,
             progress=lambda step, name=name: progress(f"{name}: {step}"),
         )
         if not found:
-            keys = [*range(len(logits)), *chain.members, BLEND]
+            keys = [*range(len(logits)), *stack.meta_learners, BLEND]
             found = {key: Scored.empty(len(labels)) for key in keys}
         predict_scored(
-            chain,
+            stack,
             logits[:, held],
             labels[held],
             settings.threads,

@@ -19,12 +19,12 @@ from metrics import classification
 from reports.classification import Predictions
 from reports.ensemble import ensemble_report
 from reports.thumbnails import Pictures
-from stacking import artifact, leaks, submission
+from stacking import leaks, serialization, submission
 from stacking.align import Rows, Table, make_table
 from stacking.atomic_dir import REPORT, check_writable, staged
-from stacking.chain import BLEND, Chain, Settings, fit_chain
 from stacking.nested_cv import Scored, out_of_fold, predict_scored
 from stacking.runs import find_runs, read_runs
+from stacking.stack_model import BLEND, Settings, StackModel, fit_stack_model
 
 MIN_ROWS = 10
 # In place of a sample submission: the rows in their own order.
@@ -38,7 +38,7 @@ class Job:
     Attributes:
       runs: folders or globs.
       out: where everything is written.
-      settings: of the chain.
+      settings: of the stack.
       sample_submission: path, or "none", or None for the one that the runs
         name.
       submission_format: "labels" or "probabilities".
@@ -59,7 +59,7 @@ def stack(
     progress: Callable[[str], None] = lambda step: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Scores and fits the chain and writes every file.
+    """Scores and fits the stack and writes every file.
 
     Args:
       job: what is asked for.
@@ -72,9 +72,9 @@ def stack(
     runs = read_runs(find_runs(job.runs, job.out, note), ("val", "test"))
     table = make_table(runs)
     _check_rows(table)
-    found_leaks = leaks.suspicions(runs)
+    leak_scores = leaks.leak_scores(runs)
     if job.leak_check:
-        leaks.refuse_leaks(found_leaks)
+        leaks.refuse_leaks(leak_scores)
     layout = _submission_layout(table, job.sample_submission)
     template = None
     if table.test is None:
@@ -96,7 +96,7 @@ def stack(
 
     logits, labels = table.val.logits, table.val.labels
     found = out_of_fold(logits, labels, job.settings, progress=progress)
-    chain = fit_chain(
+    model = fit_stack_model(
         logits,
         labels,
         job.settings,
@@ -113,12 +113,12 @@ def stack(
             )
         )
     with staged(job.out) as folder:
-        artifact.save(folder, chain, table, job.settings, layout)
+        serialization.save(folder, model, table, job.settings, layout)
         # Predicted by what was written, as `predict` will.
-        chain = artifact.load(folder).chain
+        model = serialization.load(folder).stack
         if template is not None:
             predicted = predict_rows(
-                chain, table.test.logits, job.settings.threads
+                model, table.test.logits, job.settings.threads
             )
             submission.write_submission(
                 folder / "submission.csv",
@@ -133,12 +133,12 @@ def stack(
         test_found = None
         if table.test is not None and (table.test.labels >= 0).all():
             test_found = predict_scored(
-                chain,
+                model,
                 table.test.logits,
                 table.test.labels,
                 job.settings.threads,
             )
-        results = _results(job, table, chain, found, test_found, found_leaks)
+        results = _results(job, table, model, found, test_found, leak_scores)
         write_text(folder / "scores.json", json.dumps(results, indent=1) + "\n")
         predictions = [
             _predictions("validation, out of fold", table.val, found)
@@ -181,9 +181,9 @@ def predict(
     Returns:
       The number of rows written.
     """
-    loaded = artifact.load(folder)
+    loaded = serialization.load(folder)
     made_with = loaded.description["versions"]
-    for library, version in artifact.versions().items():
+    for library, version in serialization.versions().items():
         if made_with.get(library) != version:
             note(
                 f"the stack was made with {library} "
@@ -193,8 +193,8 @@ def predict(
     found = read_runs(find_runs(runs, folder, note), (split,))
     table = make_table(found, (split,))
     rows: Rows = getattr(table, split)
-    order = artifact.matched(loaded, table)
-    predicted = predict_rows(loaded.chain, rows.logits[order], threads)
+    order = serialization.matched(loaded, table)
+    predicted = predict_rows(loaded.stack, rows.logits[order], threads)
     layout = loaded.description["submission"]
     if sample_submission == NO_SAMPLE:
         samples = []
@@ -217,14 +217,14 @@ def predict(
 
 
 def predict_rows(
-    chain: Chain, logits: np.ndarray, threads: int
+    model: StackModel, logits: np.ndarray, threads: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The blend's (answers int32 [N], probabilities float32 [N, C])."""
     _, rows, classes = logits.shape
     probabilities = np.empty((rows, classes), np.float32)
-    for chunk, found in chain.predict(logits, threads):
+    for chunk, found in model.predict(logits, threads):
         probabilities[chunk] = found[BLEND]
-    return chain.decide(probabilities).astype(np.int32), probabilities
+    return model.decide(probabilities).astype(np.int32), probabilities
 
 
 def _check_rows(table: Table) -> None:
@@ -309,7 +309,7 @@ def _predictions(
     )
 
 
-def _results(job, table, chain, found, test_found, found_leaks):
+def _results(job, table, model, found, test_found, leak_scores):
     """The content of scores.json."""
     names = dict(enumerate(table.names))
     classes = len(table.classes)
@@ -350,35 +350,35 @@ def _results(job, table, chain, found, test_found, found_leaks):
         ),
         "final": {
             "temperatures": dict(
-                zip(table.names, chain.temperatures.tolist(), strict=True)
+                zip(table.names, model.temperatures.tolist(), strict=True)
             ),
             "soft_vote_weights": dict(
                 zip(
                     table.names,
-                    chain.members["soft_vote"].weights.tolist(),
+                    model.meta_learners["soft_vote"].weights.tolist(),
                     strict=True,
                 )
             ),
             "greedy_vote_weights": dict(
                 zip(
                     table.names,
-                    chain.members["greedy_vote"].weights.tolist(),
+                    model.meta_learners["greedy_vote"].weights.tolist(),
                     strict=True,
                 )
             ),
-            "member_temperatures": dict(chain.member_temperatures),
-            "blend_weights": dict(chain.blend_weights),
-            "blend_temperature": chain.blend_temperature,
-            "multipliers": chain.multipliers.tolist(),
-            "booster_parameters": chain.booster_parameters,
+            "meta_learner_temperatures": dict(model.meta_learner_temperatures),
+            "blend_weights": dict(model.blend_weights),
+            "blend_temperature": model.blend_temperature,
+            "multipliers": model.multipliers.tolist(),
+            "booster_parameters": model.booster_parameters,
         },
         "leak_check": [
             {
-                "run": str(suspicion.run.path),
-                "surer_of_validation": suspicion.surer,
-                "excess": suspicion.excess,
-                "standard_errors": suspicion.standard_errors,
+                "run": str(score.run.path),
+                "auc": score.auc,
+                "excess": score.excess,
+                "standard_errors": score.standard_errors,
             }
-            for suspicion in found_leaks
+            for score in leak_scores
         ],
     }

@@ -1,4 +1,4 @@
-"""Run folders: which there are, what they predicted, whose they are.
+"""Run folders to be stacked, and the families that they form.
 
 A *family* is one model: its seeds and its folds are several runs.
 """
@@ -153,17 +153,17 @@ def group(runs: Sequence[Run]) -> tuple[Family, ...]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_family_key(run), []).append(run)
-    models = [str(members[0].metadata["model"]) for members in groups.values()]
+    models = [str(own[0].metadata["model"]) for own in groups.values()]
     families = []
     taken = set(TABLE_ROWS)
-    for model, members in zip(models, groups.values(), strict=True):
-        name = members[0].metadata.get("family") or model
-        if models.count(model) > 1 and "family" not in members[0].metadata:
-            name = members[0].path.name
+    for model, own in zip(models, groups.values(), strict=True):
+        name = own[0].metadata.get("family") or model
+        if models.count(model) > 1 and "family" not in own[0].metadata:
+            name = own[0].path.name
         while name in taken:
             name += "'"
         taken.add(name)
-        families.append(Family(str(name), model, tuple(members)))
+        families.append(Family(str(name), model, tuple(own)))
     return tuple(families)
 
 

@@ -21,9 +21,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from core.errors import UserError
-from stacking import boosters
+from stacking import boosters, calibration
 from stacking.boosters import PARAMETERS
-from stacking.workers import workers
+from stacking.thread_pool import thread_pool
 
 _SPENT = "seconds spent"
 
@@ -63,14 +63,14 @@ def best_parameters(
     """
     name = _name(kind, (features, base, labels, folds, row_weights), seed)
     study = _open(storage, name, seed)
-    tasks = boosters.plan((kind,), folds, 1, seed)
+    specs = boosters.fit_specs((kind,), folds, 1, seed)
 
     def loss(parameters: dict[str, Any]) -> float:
-        with workers(threads) as pool:
+        with thread_pool(threads) as pool:
             fits = list(
                 pool.map(
-                    lambda task: boosters.fit(
-                        task,
+                    lambda spec: boosters.fit(
+                        spec,
                         features,
                         base,
                         labels,
@@ -78,12 +78,11 @@ def best_parameters(
                         row_weights,
                         parameters,
                     ),
-                    tasks,
+                    specs,
                 )
             )
-        _, found = boosters.average(tasks, fits, features, base, folds, threads)
-        true = found[np.arange(len(labels)), labels]
-        return float(-(row_weights * np.log(np.maximum(true, 1e-7))).mean())
+        _, found = boosters.average(specs, fits, features, base, folds, threads)
+        return calibration.weighted_log_loss(found, labels, row_weights)
 
     while True:
         spent = float(study.user_attrs.get(_SPENT, 0.0))

@@ -65,5 +65,4 @@ class VoteScore:
         f1 = classification.macro_f1(
             self.labels, vote.argmax(axis=1), self.num_classes
         )
-        log_loss = -np.log(np.maximum(true / total_weight, 1e-15)).mean()
-        return f1 - TIE_BREAK * float(log_loss)
+        return f1 - TIE_BREAK * classification.log_loss(true / total_weight)

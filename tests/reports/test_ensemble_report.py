@@ -64,7 +64,7 @@ def test_a_stack(tmp_path):
     for words in ("final blend", "tiny & co", "95 % interval", "Confusions"):
         assert words in reader.text
     assert "best macro-F1 0.8000 at epoch 3" in reader.text
-    assert "All 3 mistakes, the surest first" in reader.text
+    assert "All 3 mistakes, the most confident first" in reader.text
     assert reader.tags.count("polyline") == 4
 
 
@@ -130,7 +130,7 @@ def test_many_classes_have_no_heatmap_but_the_pairs(tmp_path):
     classes = [f"c{i}" for i in range(100)]
     reader = report(tmp_path, many, classes=classes)
     assert "Most frequent" in reader.text and "rect" not in reader.tags
-    assert "The 48 surest of 60 mistakes" in reader.text
+    assert "The 48 most confident of 60 mistakes" in reader.text
 
 
 def test_ids_of_mistakes_are_whole(tmp_path):

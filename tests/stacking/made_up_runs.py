@@ -6,8 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from core.errors import UserError
 from run_folder.predictions import Logits, write_logits
+from stacking.align import make_table
+from stacking.calibration import fit_temperature
+from stacking.meta_learners import make_inputs
+from stacking.runs import find_runs, read_runs
 
 CLASSES = ("10", "11", "13", "20")
 
@@ -25,6 +31,12 @@ def made_up(rows, classes, models, seed, *, skill=2.0, noise=1.0, shares=None):
     return (1.5 * (shared + own)).astype(np.float32), labels
 
 
+def make_calibrated(logits, labels):
+    """What meta-learners see of calibrated logits [M, N, C]."""
+    temperatures = [fit_temperature(model, labels) for model in logits]
+    return make_inputs(logits, np.array(temperatures))
+
+
 def write_run(
     folder: Path,
     val,
@@ -37,7 +49,7 @@ def write_run(
     **metadata,
 ):
     """Writes one run; `val` and `test` are (logits [N, C], labels [N])."""
-    encode_error = {
+    metadata_of_run = {
         "model": folder.name,
         "config_hash": f"hash of {folder.name}",
         "folds_hash": "folds",
@@ -63,9 +75,56 @@ def write_run(
                 labels,
                 np.array(classes),
                 folds,
-                encode_error,
+                metadata_of_run,
             ),
         )
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_folds_of(folder, seed, logits, labels, test, *, join=False):
+    """Three runs in `folder`/fold-<k>; with `join`, also their whole."""
+    ids = np.array([f"{i:03}" for i in range(len(labels))])
+    fold = np.arange(len(labels)) % 3
+    shared = {"model": "vit", "seed": seed}
+    for k in range(3):
+        rows = fold == k
+        write_run(
+            folder / f"fold-{k}",
+            (logits[rows], labels[rows]),
+            (test[k], np.full(len(test[k]), -1, np.int32)),
+            ids=ids[rows],
+            fold=k,
+            val_fold=k,
+            config_hash=f"{seed} {k}",
+            config={"model": "vit", "seed": seed, "data": {"fold": k}},
+            **shared,
+        )
+    if join:
+        write_run(
+            folder,
+            (logits, labels),
+            (test.mean(axis=0), np.full(len(test[0]), -1, np.int32)),
+            ids=ids,
+            fold=fold,
+            config_hash=f"{seed} 0",
+            fold_runs=["fold-0", "fold-1", "fold-2"],
+            **shared,
+        )
+        lines = [f"{name},{k}" for name, k in zip(ids, fold, strict=True)]
+        (folder / "folds.csv").write_text(
+            "# seed 42, hash 0\nid,fold\n" + "\n".join(lines) + "\n"
+        )
+
+
+def table_of(folder, splits=("val", "test")):
+    """The aligned rows of all runs in a folder."""
+    return make_table(read_runs(find_runs([f"{folder}/*"]), splits))
+
+
+def refused(folder, message):
+    """Asserts that a folder of runs is refused, in one sentence."""
+    with pytest.raises(UserError, match=message) as caught:
+        table_of(folder)
+    assert "\n" not in str(caught.value)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_up_runs import CLASSES, made_up, write_run
+from made_up_runs import (
+    CLASSES,
+    made_up,
+    refused,
+    table_of,
+    write_folds_of,
+    write_run,
+)
 
 from core.errors import UserError
 from run_folder.predictions import read_logits, write_logits
 from stacking.align import make_table
 from stacking.runs import find_runs, read_runs
-
-
-def table_of(folder, splits=("val", "test")):
-    return make_table(read_runs(find_runs([f"{folder}/*"]), splits))
 
 
 def test_rows_are_matched_by_id_not_by_place(tmp_path):
@@ -106,41 +109,6 @@ def test_seeds_of_one_model_are_averaged(tmp_path):
     )
 
 
-def write_folds_of(folder, seed, logits, labels, test, *, join=False):
-    """Three runs in `folder`/fold-<k>; with `join`, also their whole."""
-    ids = np.array([f"{i:03}" for i in range(len(labels))])
-    fold = np.arange(len(labels)) % 3
-    shared = {"model": "vit", "seed": seed}
-    for k in range(3):
-        rows = fold == k
-        write_run(
-            folder / f"fold-{k}",
-            (logits[rows], labels[rows]),
-            (test[k], np.full(len(test[k]), -1, np.int32)),
-            ids=ids[rows],
-            fold=k,
-            val_fold=k,
-            config_hash=f"{seed} {k}",
-            config={"model": "vit", "seed": seed, "data": {"fold": k}},
-            **shared,
-        )
-    if join:
-        write_run(
-            folder,
-            (logits, labels),
-            (test.mean(axis=0), np.full(len(test[0]), -1, np.int32)),
-            ids=ids,
-            fold=fold,
-            config_hash=f"{seed} 0",
-            fold_runs=["fold-0", "fold-1", "fold-2"],
-            **shared,
-        )
-        lines = [f"{name},{k}" for name, k in zip(ids, fold, strict=True)]
-        (folder / "folds.csv").write_text(
-            "# seed 42, hash 0\nid,fold\n" + "\n".join(lines) + "\n"
-        )
-
-
 def test_joined_folds_and_single_folds_of_two_seeds_are_one_family(tmp_path):
     logits, labels = made_up(30, 4, 2, seed=0)
     test, _ = made_up(20, 4, 6, seed=1)
@@ -184,12 +152,6 @@ def test_two_recipes_of_one_model_are_two_families(tmp_path):
             config={"model": "tinyvit_11m", "seed": 0, "init": name},
         )
     assert table_of(tmp_path).names == ("tinyvit", "tinyvit_mae")
-
-
-def refused(folder, message):
-    with pytest.raises(UserError, match=message) as caught:
-        table_of(folder)
-    assert "\n" not in str(caught.value)
 
 
 def two_runs(tmp_path, change, **kwargs):
@@ -385,53 +347,3 @@ def test_all_folds_of_one_model_and_one_fold_of_another(tmp_path):
         " of split val, which vit does; one validates fold 0, 1, 2, the other"
         " fold 0: train both on all folds, or give runs of the same single",
     )
-
-
-def joined_run(tmp_path, keep=slice(None), fold_of_first=0, **metadata):
-    """A run over all folds that is not quite right."""
-    logits, labels = made_up(30, 4, 1, seed=0)
-    test, _ = made_up(20, 4, 3, seed=1)
-    write_folds_of(tmp_path / "a", 0, logits[0], labels, test, join=True)
-    fold = np.arange(30) % 3
-    fold[0] = fold_of_first
-    write_run(
-        tmp_path / "a",
-        (logits[0, keep], labels[keep]),
-        ids=np.array([f"{i:03}" for i in range(30)])[keep],
-        fold=fold[keep],
-        model="vit",
-        **metadata,
-    )
-
-
-def test_rows_of_the_folds_file_that_are_never_predicted(tmp_path):
-    joined_run(tmp_path, keep=slice(0, 25))
-    refused(
-        tmp_path,
-        r"/a never predicts ids '025', '026', '027' and 2 more, which "
-        r".*/a/folds\.csv lists as held out",
-    )
-
-
-def test_row_that_the_folds_file_puts_elsewhere(tmp_path):
-    joined_run(tmp_path, fold_of_first=2)
-    refused(
-        tmp_path,
-        r"folds\.csv has another fold than logits/val\.npz, or none, for id "
-        "'000', so the model may have been trained on it",
-    )
-
-
-def test_folds_file_that_is_none(tmp_path):
-    joined_run(tmp_path)
-    (tmp_path / "a" / "folds.csv").write_text("id,fold\n000,first\n")
-    refused(tmp_path, r"folds file .*/a/folds\.csv cannot be read")
-    (tmp_path / "a" / "folds.csv").write_bytes(b"\xff\xfe")
-    refused(tmp_path, r"folds file .*/a/folds\.csv cannot be read")
-
-
-def test_val_fold_minus_one_is_all_folds_and_text_is_refused(tmp_path):
-    joined_run(tmp_path, val_fold=-1)
-    assert len(table_of(tmp_path, ("val",)).val.ids) == 30
-    joined_run(tmp_path, val_fold="0")
-    refused(tmp_path, "has val_fold '0'; write the number of the fold")

@@ -7,7 +7,7 @@ import pytest
 from made_up_runs import made_up, write_run
 
 from core.errors import UserError
-from stacking.leaks import refuse_leaks, suspicions
+from stacking.leaks import leak_scores, refuse_leaks
 from stacking.runs import find_runs, read_runs
 
 
@@ -23,7 +23,7 @@ def write_runs(folder, seed, leak=None, harder=0.0, rows=300):
             (logits[index, :rows], labels[:rows]),
             (logits[index, rows:], np.full(rows, -1, np.int32)),
         )
-    return suspicions(read_runs(find_runs([f"{folder}/*"]), ("val", "test")))
+    return leak_scores(read_runs(find_runs([f"{folder}/*"]), ("val", "test")))
 
 
 def test_planted_leak_stops_the_stack_and_is_named(tmp_path):
@@ -31,7 +31,7 @@ def test_planted_leak_stops_the_stack_and_is_named(tmp_path):
     with pytest.raises(UserError, match=r"/run1 has seen its validation") as e:
         refuse_leaks(found)
     assert "leave it out" in str(e.value) and "\n" not in str(e.value)
-    assert [suspicion.is_leak for suspicion in found] == [False, True, False]
+    assert [score.is_leak for score in found] == [False, True, False]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -55,7 +55,7 @@ def test_scale_of_the_logits_does_not_matter(tmp_path):
             (scaled[300:], np.full(300, -1, np.int32)),
         )
     runs = read_runs(find_runs([f"{tmp_path}/b/*"]), ("val", "test"))
-    for one, two in zip(first, suspicions(runs), strict=True):
+    for one, two in zip(first, leak_scores(runs), strict=True):
         assert one.excess == pytest.approx(two.excess, abs=1e-3)
 
 
@@ -63,7 +63,7 @@ def test_one_run_alone_cannot_be_judged(tmp_path):
     logits, labels = made_up(40, 4, 1, seed=0)
     write_run(tmp_path / "a", (logits[0], labels), (logits[0], labels))
     runs = read_runs([tmp_path / "a"], ("val", "test"))
-    assert suspicions(runs) == []
+    assert leak_scores(runs) == []
 
 
 def joined_runs(folder, leak=None, keep_parts=True):
@@ -96,7 +96,7 @@ def joined_runs(folder, leak=None, keep_parts=True):
             fold=fold,
             fold_runs=[f"fold-{k}" for k in range(3)],
         )
-    return suspicions(read_runs(find_runs([f"{folder}/*"]), ("val", "test")))
+    return leak_scores(read_runs(find_runs([f"{folder}/*"]), ("val", "test")))
 
 
 def test_joined_folds_are_judged_by_the_models_inside(tmp_path):

@@ -9,9 +9,9 @@ from sklearn.metrics import log_loss
 
 from metrics import classification
 from stacking import nested_cv
-from stacking.chain import BLEND, Settings, fit_chain
 from stacking.nested_cv import out_of_fold, predict_scored
-from stacking.splits import stratified_folds
+from stacking.stack_model import BLEND, Settings, fit_stack_model
+from stacking.stratified import stratified_folds
 
 QUICK = Settings(trials=20, boosters=("lightgbm",), threads=1)
 # Everything that is tuned on labels, at once.
@@ -26,7 +26,7 @@ TUNED = Settings(
 
 
 @pytest.mark.parametrize("settings", [QUICK, TUNED])
-def test_no_row_is_scored_by_a_chain_that_saw_its_label(monkeypatch, settings):
+def test_no_row_is_scored_by_a_stack_that_saw_its_label(monkeypatch, settings):
     logits, labels = made_up(100, 4, 3, seed=0)
     folds = stratified_folds(labels, 5, 0)
     monkeypatch.setattr(nested_cv, "stratified_folds", lambda *_: folds)
@@ -72,8 +72,8 @@ def test_score_lies_within_its_interval_of_the_truth(settings):
         val, new = slice(0, 250), slice(250, 3250)
         found = out_of_fold(logits[:, val], labels[val], settings)
         low, high = found[BLEND].summary(labels[val], 4)["macro_f1_interval"]
-        chain = fit_chain(logits[:, val], labels[val], settings)
-        truth = predict_scored(chain, logits[:, new], labels[new], 1)
+        stack = fit_stack_model(logits[:, val], labels[val], settings)
+        truth = predict_scored(stack, logits[:, new], labels[new], 1)
         score = truth[BLEND].summary(labels[new], 4)["macro_f1"]
         inside += low <= score <= high
     assert inside >= 5
@@ -114,9 +114,9 @@ def test_classes_of_one_to_three_rows_survive(decision):
 
 def test_summary_agrees_with_the_plain_scores():
     logits, labels = made_up(100, 4, 1, seed=6)
-    chain = fit_chain(logits, labels, Settings(trials=5, boosters=()))
-    ((_, found),) = chain.predict(logits)
-    entry = predict_scored(chain, logits, labels, 1)[0].summary(labels, 4)
+    stack = fit_stack_model(logits, labels, Settings(trials=5, boosters=()))
+    ((_, found),) = stack.predict(logits)
+    entry = predict_scored(stack, logits, labels, 1)[0].summary(labels, 4)
     predicted = found[0].argmax(axis=1)
     assert entry["macro_f1"] == pytest.approx(
         classification.macro_f1(labels, predicted, 4)

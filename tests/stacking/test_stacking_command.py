@@ -97,7 +97,7 @@ def test_the_whole_command(tmp_path):
         results["test_scores"]["blend"]["accuracy"]
     )
 
-    # Again with the artifact: the same file. And the stack's own folder is
+    # Again from the saved stack: the same file. And the stack's own folder is
     # no run, although the glob names it.
     call("predict", "--stack", out, "--runs", runs, "--out", tmp_path / "2")
     assert (tmp_path / "2").read_text() == (out / "submission.csv").read_text()
@@ -205,17 +205,17 @@ def test_a_second_stack_leaves_nothing_of_the_first(three_runs, tmp_path):
     out = tmp_path / "out"
     call(*quick(out, f"{three_runs}/*"))
     assert (out / "submission.csv").exists()
-    (out / "members").mkdir()
-    (out / "members" / "lightgbm_0.txt").write_text("of the first")
-    (out / "members" / "mine").write_text("mine")
+    (out / "boosters").mkdir()
+    (out / "boosters" / "lightgbm_0.txt").write_text("of the first")
+    (out / "boosters" / "mine").write_text("mine")
     (out / "notes.txt").write_text("mine")
     for name in ("first", "second", "third"):
         (three_runs / name / "logits" / "test.npz").unlink()
     found = call(*quick(out, f"{three_runs}/*"))
     assert "submission.csv is not of this stack and is removed" in found.stderr
     assert {path.name for path in out.rglob("*")} == {
-        *("chain.npz", "scores.json", "stack.json", "report.html"),
-        *("notes.txt", "members", "mine"),
+        *("stack.npz", "scores.json", "stack.json", "report.html"),
+        *("notes.txt", "boosters", "mine"),
     }
 
 

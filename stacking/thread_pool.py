@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 @contextlib.contextmanager
-def workers(threads: int) -> Iterator[ThreadPoolExecutor]:
+def thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of threads; what has begun is finished before it closes.
 
     Unless the block raises, as Ctrl-C does: then the error leaves at once.

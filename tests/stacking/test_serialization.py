@@ -10,16 +10,16 @@ import pytest
 from made_up_runs import CLASSES, made_up, write_run
 
 from core.errors import UserError
-from stacking import artifact, pipeline
+from stacking import pipeline, serialization
 from stacking.align import make_table
-from stacking.chain import Settings
 from stacking.runs import find_runs, read_runs
+from stacking.stack_model import Settings
 
 
 @pytest.fixture(scope="module")
 def stacked(tmp_path_factory):
     """(folder of runs, folder of the stack): made once for this module."""
-    folder = tmp_path_factory.mktemp("artifact")
+    folder = tmp_path_factory.mktemp("stacked")
     logits, labels = made_up(220, len(CLASSES), 3, seed=0)
     for index, name in enumerate(("first", "second", "third")):
         write_run(
@@ -64,14 +64,14 @@ def test_probabilities_are_bit_identical_after_loading(stacked):
     table = make_table(read_runs(find_runs([f"{runs}/*"]), ("val", "test")))
     found = [
         pipeline.predict_rows(
-            artifact.load(stack).chain, table.test.logits, threads
+            serialization.load(stack).stack, table.test.logits, threads
         )[1]
         for threads in (1, 2)
     ]
     np.testing.assert_array_equal(*found)
     # Row by row too: a row does not depend on its neighbours.
     some = pipeline.predict_rows(
-        artifact.load(stack).chain, table.test.logits[:, 5:9], 1
+        serialization.load(stack).stack, table.test.logits[:, 5:9], 1
     )
     np.testing.assert_allclose(some[1], found[0][5:9], rtol=1e-5)
 
@@ -140,7 +140,7 @@ def test_other_classes_are_refused(stacked, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["chain.npz", "members/catboost_0.cbm", "members/lightgbm_1.txt"]
+    "path", ["stack.npz", "boosters/catboost_0.cbm", "boosters/lightgbm_1.txt"]
 )
 def test_changed_or_missing_file_is_refused(stacked, tmp_path, path):
     _, stack = stacked
@@ -150,34 +150,34 @@ def test_changed_or_missing_file_is_refused(stacked, tmp_path, path):
     content[len(content) // 2] ^= 1
     (copy / path).write_bytes(content)
     with pytest.raises(UserError, match=f"{path} is not the file"):
-        artifact.load(copy)
+        serialization.load(copy)
     (copy / path).unlink()
     with pytest.raises(UserError, match=f"{path} is not the file"):
-        artifact.load(copy)
+        serialization.load(copy)
 
 
 def test_a_description_cannot_name_files_outside_its_folder(stacked, tmp_path):
     _, stack = stacked
     copy = tmp_path / "stack"
     shutil.copytree(stack, copy)
-    inside, outside = "members/catboost_0.cbm", "../catboost_0.cbm"
+    inside, outside = "boosters/catboost_0.cbm", "../catboost_0.cbm"
     shutil.copy(copy / inside, copy / outside)
     text = (copy / "stack.json").read_text()
     (copy / "stack.json").write_text(text.replace(inside, outside))
     with pytest.raises(UserError, match=r"\.\./catboost_0\.cbm is not the"):
-        artifact.load(copy)
+        serialization.load(copy)
 
 
 def test_folder_without_a_stack(tmp_path):
     with pytest.raises(UserError, match=r"holds no stack \(no stack\.json\)"):
-        artifact.load(tmp_path)
+        serialization.load(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", ""])
 def test_description_that_is_none(tmp_path, text):
     (tmp_path / "stack.json").write_text(text)
     with pytest.raises(UserError, match=r"stack\.json cannot be read"):
-        artifact.load(tmp_path)
+        serialization.load(tmp_path)
 
 
 def test_other_format(stacked, tmp_path):
@@ -186,10 +186,10 @@ def test_other_format(stacked, tmp_path):
     shutil.copytree(stack, copy)
     text = (copy / "stack.json").read_text()
     (copy / "stack.json").write_text(
-        text.replace('"format": 2', '"format": 99')
+        text.replace(f'"format": {serialization.FORMAT}', '"format": 99')
     )
     with pytest.raises(UserError, match="has format 99"):
-        artifact.load(copy)
+        serialization.load(copy)
 
 
 def test_validation_rows_can_be_predicted_too(stacked, tmp_path):

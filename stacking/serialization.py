@@ -1,8 +1,8 @@
-"""The fitted chain on disk: all that is needed to predict again.
+"""The fitted stack on disk: all that is needed to predict again.
 
-    stack.json           what it is: classes, models, versions, hashes
-    chain.npz            temperatures, weights, regression
-    members/*.cbm, *.txt the boosters, in their libraries' own formats
+    stack.json            classes, models, weights, versions, hashes
+    stack.npz             temperatures, weights, regression
+    boosters/*.cbm, *.txt the boosters, in their libraries' own formats
 
 Nothing is pickled. `stack.json` is written last and names the SHA-256 of the
 other files, so a folder that was written by halves is refused.
@@ -25,40 +25,40 @@ from core.atomic_files import atomic_write, write_text
 from core.errors import UserError
 from stacking.align import Table
 from stacking.boosters import Booster, Fit
-from stacking.chain import Chain, Settings
 from stacking.logistic import Logistic
-from stacking.members import Boosted, Regression, Vote
+from stacking.meta_learners import Boosted, Regression, Vote
+from stacking.stack_model import Settings, StackModel
 
-FORMAT = 2
+FORMAT = 3
 _SUFFIX = {"catboost": "cbm", "lightgbm": "txt"}
 _LIBRARIES = ("numpy", "scipy", "optuna", "catboost", "lightgbm")
 
 
 @dataclasses.dataclass(frozen=True)
-class Artifact:
-    """A chain, and what it was made for.
+class SavedStack:
+    """A stack, and what it was made for.
 
     Attributes:
-      chain: fitted on all validation rows.
+      stack: fitted on all validation rows.
       description: the content of stack.json.
     """
 
-    chain: Chain
+    stack: StackModel
     description: dict[str, Any]
 
 
 def save(
     folder: str | os.PathLike,
-    chain: Chain,
+    stack: StackModel,
     table: Table,
     settings: Settings,
     submission: dict[str, Any],
 ) -> None:
-    """Writes the artifact to `folder`.
+    """Writes the stack to `folder`.
 
     Args:
       folder: is made if absent.
-      chain: fitted on all rows.
+      stack: fitted on all rows.
       table: what it was fitted on.
       settings: how.
       submission: columns and sample, for `python -m stacking predict`.
@@ -66,28 +66,30 @@ def save(
     folder = Path(folder)
     (folder / "stack.json").unlink(missing_ok=True)
     arrays: dict[str, np.ndarray] = {
-        "temperatures": chain.temperatures,
-        "multipliers": chain.multipliers,
+        "temperatures": stack.temperatures,
+        "multipliers": stack.multipliers,
     }
-    members: list[dict[str, Any]] = []
+    meta_learners: list[dict[str, Any]] = []
     files: dict[str, bytes] = {}
-    for name, member in chain.members.items():
+    for name, learner in stack.meta_learners.items():
         entry: dict[str, Any] = {
             "name": name,
-            "temperature": chain.member_temperatures[name],
+            "temperature": stack.meta_learner_temperatures[name],
         }
-        if isinstance(member, Vote):
+        if isinstance(learner, Vote):
             entry["kind"] = "vote"
-            arrays[f"{name}/weights"] = member.weights
-        elif isinstance(member, Regression):
+            arrays[f"{name}/weights"] = learner.weights
+        elif isinstance(learner, Regression):
             entry["kind"] = "regression"
             for part in dataclasses.fields(Logistic):
-                arrays[f"{name}/{part.name}"] = getattr(member.model, part.name)
+                arrays[f"{name}/{part.name}"] = getattr(
+                    learner.model, part.name
+                )
         else:
             entry["kind"] = "booster"
             entry["fits"] = []
-            for index, fit in enumerate(member.model.fits):
-                path = f"members/{name}_{index}.{_SUFFIX[fit.kind]}"
+            for index, fit in enumerate(learner.model.fits):
+                path = f"boosters/{name}_{index}.{_SUFFIX[fit.kind]}"
                 files[path] = fit.model
                 arrays[f"{name}/{index}/present"] = fit.present
                 entry["fits"].append(
@@ -97,12 +99,12 @@ def save(
                         "temperature": fit.temperature,
                     }
                 )
-        members.append(entry)
+        meta_learners.append(entry)
     for path, content in files.items():
         with atomic_write(folder / path) as temporary:
             temporary.write_bytes(content)
     with (
-        atomic_write(folder / "chain.npz") as temporary,
+        atomic_write(folder / "stack.npz") as temporary,
         open(temporary, "wb") as file,
     ):
         np.savez(file, **arrays)
@@ -120,14 +122,14 @@ def save(
             for family in table.families
         ],
         "settings": dataclasses.asdict(settings),
-        "members": members,
-        "blend_weights": dict(chain.blend_weights),
-        "blend_temperature": chain.blend_temperature,
-        "booster_parameters": chain.booster_parameters,
+        "meta_learners": meta_learners,
+        "blend_weights": dict(stack.blend_weights),
+        "blend_temperature": stack.blend_temperature,
+        "booster_parameters": stack.booster_parameters,
         "submission": submission,
         "versions": versions(),
         "sha256": {
-            path: _sha256(folder / path) for path in [*files, "chain.npz"]
+            path: _sha256(folder / path) for path in [*files, "stack.npz"]
         },
     }
     write_text(folder / "stack.json", json.dumps(description, indent=1) + "\n")
@@ -141,8 +143,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def load(folder: str | os.PathLike) -> Artifact:
-    """Reads an artifact and checks its hashes.
+def load(folder: str | os.PathLike) -> SavedStack:
+    """Reads a stack and checks its hashes.
 
     Raises:
       UserError: it is missing, of another format, or a file has changed.
@@ -169,7 +171,7 @@ def load(folder: str | os.PathLike) -> Artifact:
     expected = description["sha256"]
     read = {
         fit["file"]
-        for entry in description["members"]
+        for entry in description["meta_learners"]
         for fit in entry.get("fits", ())
     }
     for path in [*expected, *read]:
@@ -182,28 +184,28 @@ def load(folder: str | os.PathLike) -> Artifact:
                 f"{folder / path} is not the file that stack.json describes; "
                 "restore it or stack again"
             )
-    with np.load(folder / "chain.npz", allow_pickle=False) as archive:
+    with np.load(folder / "stack.npz", allow_pickle=False) as archive:
         arrays = dict(archive)
-    members = {
-        entry["name"]: _member(entry, arrays, folder)
-        for entry in description["members"]
+    meta_learners = {
+        entry["name"]: _meta_learner(entry, arrays, folder)
+        for entry in description["meta_learners"]
     }
-    chain = Chain(
+    stack = StackModel(
         temperatures=arrays["temperatures"],
-        members=members,
-        member_temperatures={
+        meta_learners=meta_learners,
+        meta_learner_temperatures={
             entry["name"]: entry["temperature"]
-            for entry in description["members"]
+            for entry in description["meta_learners"]
         },
         blend_weights=description["blend_weights"],
         blend_temperature=description["blend_temperature"],
         multipliers=arrays["multipliers"],
         booster_parameters=description["booster_parameters"],
     )
-    return Artifact(chain, description)
+    return SavedStack(stack, description)
 
 
-def _member(entry: dict[str, Any], arrays, folder: Path):
+def _meta_learner(entry: dict[str, Any], arrays, folder: Path):
     name = entry["name"]
     if entry["kind"] == "vote":
         return Vote(arrays[f"{name}/weights"])
@@ -225,14 +227,14 @@ def _member(entry: dict[str, Any], arrays, folder: Path):
     return Boosted(Booster(tuple(fits)))
 
 
-def matched(artifact: Artifact, table: Table) -> np.ndarray:
-    """Where the table has each model of the artifact, int [M].
+def matched(saved: SavedStack, table: Table) -> np.ndarray:
+    """Where the table has each model of the stack, int [M].
 
     Raises:
       UserError: the classes differ, or a model is missing, another one, or
         one too many.
     """
-    classes = artifact.description["classes"]
+    classes = saved.description["classes"]
     if table.classes.tolist() != classes:
         odd = sorted(set(classes) ^ set(table.classes.tolist()))
         detail = f"class {odd[0]!r} is in only one" if odd else "other order"
@@ -243,7 +245,7 @@ def matched(artifact: Artifact, table: Table) -> np.ndarray:
     # The recipe is the model: one config hash in common is enough, so that
     # a stack of five folds can predict from the logits of one.
     found = []
-    for family in artifact.description["families"]:
+    for family in saved.description["families"]:
         hashes = set(family["config_hashes"])
         places = [
             index

@@ -12,7 +12,7 @@ from reports.ensemble import title
 
 
 def score_table(results: dict[str, Any], width: int) -> Table:
-    """One row per model and member, from the content of scores.json.
+    """One row per model and meta-learner, from the content of scores.json.
 
     Args:
       results: that content.

@@ -1,10 +1,10 @@
-"""The whole chain, from logits to the blend, as one thing that is fitted.
+"""The whole stack, from logits to the blend, as one model that is fitted.
 
     temperatures -> soft vote, greedy vote, regression, boosters
                  -> their temperatures -> blend -> decision
 
-`fit_chain` sees the rows it is given and nothing else. So the honest score of
-every number in the chain is one loop (`stacking.nested_cv`): fit on some rows,
+`fit_stack_model` sees the rows it is given and nothing else. So an unbiased
+score of every part is one loop (`stacking.nested_cv`): fit on some rows,
 predict the others.
 """
 
@@ -22,11 +22,11 @@ from stacking import (
     boosters,
     calibration,
     decision_rule,
-    members,
+    meta_learners,
     search,
 )
-from stacking.splits import stratified_folds, subsample
-from stacking.workers import workers
+from stacking.stratified import stratified_folds, subsample
+from stacking.thread_pool import thread_pool
 
 INNER_FOLDS = 3
 # More rows move the weights by less than their own noise, and cost time.
@@ -39,7 +39,7 @@ BLEND = "blend"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a person can choose about the chain.
+    """What a person can choose about the stack.
 
     Attributes:
       seed: of everything random.
@@ -49,7 +49,7 @@ class Settings:
       class_weights: "none", or "balanced" for rows weighted by the inverse
         of their class's frequency.
       blend: "reference" or "auto".
-      decision: one of `decide.RULES`.
+      decision: one of `decision_rule.RULES`.
       search_seconds: for each search over one booster's parameters; 0 for
         none.
       search_storage: file of the searches.
@@ -69,22 +69,22 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Chain:
-    """A fitted chain.
+class StackModel:
+    """A fitted stack.
 
     Attributes:
       temperatures: float64 [M], of the models.
-      members: by name, in the order of the score table.
-      member_temperatures: of each member's own probabilities.
-      blend_weights: member -> weight, summing to one.
+      meta_learners: by name, in the order of the score table.
+      meta_learner_temperatures: of each meta-learner's own probabilities.
+      blend_weights: meta-learner -> weight, summing to one.
       blend_temperature: of the weighted sum.
       multipliers: float32 [C], see `stacking.decision_rule`.
       booster_parameters: booster -> parameters it was fitted with.
     """
 
     temperatures: np.ndarray
-    members: Mapping[str, members.Member]
-    member_temperatures: Mapping[str, float]
+    meta_learners: Mapping[str, meta_learners.MetaLearner]
+    meta_learner_temperatures: Mapping[str, float]
     blend_weights: Mapping[str, float]
     blend_temperature: float
     multipliers: np.ndarray
@@ -103,19 +103,21 @@ class Chain:
 
         Yields:
           (rows, probabilities): the probabilities float32 [n, C] of each
-          model, keyed by its number, of each member by its name, and of the
-          blend as "blend".
+          model, keyed by its number, of each meta-learner by its name, and
+          of the blend as "blend".
         """
         for start in range(0, logits.shape[1], _CHUNK):
             rows = slice(start, min(start + _CHUNK, logits.shape[1]))
-            inputs = members.make_inputs(logits[:, rows], self.temperatures)
+            inputs = meta_learners.make_inputs(
+                logits[:, rows], self.temperatures
+            )
             found: dict[str | int, np.ndarray] = dict(
                 enumerate(inputs.probabilities)
             )
-            for name, member in self.members.items():
+            for name, learner in self.meta_learners.items():
                 found[name] = calibration.calibrated(
-                    member.predict(inputs, threads),
-                    self.member_temperatures[name],
+                    learner.predict(inputs, threads),
+                    self.meta_learner_temperatures[name],
                 )
             total = weighted(found, self.blend_weights)
             found[BLEND] = calibration.calibrated(total, self.blend_temperature)
@@ -129,7 +131,7 @@ class Chain:
 def weighted(
     probabilities: Mapping[Any, np.ndarray], weights: Mapping[str, float]
 ) -> np.ndarray:
-    """The weighted sum of members' probabilities, float32 [N, C]."""
+    """The weighted sum of meta-learners' probabilities, float32 [N, C]."""
     terms = [
         probabilities[name] * np.float32(weight)
         for name, weight in weights.items()
@@ -137,17 +139,17 @@ def weighted(
     return sum(terms[1:], start=terms[0])
 
 
-def fit_chain(
+def fit_stack_model(
     logits: np.ndarray,
     labels: np.ndarray,
     settings: Settings,
     *,
     progress: Callable[[str], None] = lambda step: None,
-) -> Chain:
-    """Fits every part of the chain on the rows given.
+) -> StackModel:
+    """Fits every part of the stack on the rows given.
 
-    Members are judged (their temperatures, the blend, the decision) by their
-    predictions on inner folds, which they make without the rows concerned.
+    Meta-learners are judged (their temperatures, the blend, the decision) by
+    their predictions on inner folds, made without the rows concerned.
 
     Args:
       logits: float32 [M, N, C].
@@ -162,7 +164,7 @@ def fit_chain(
     temperatures = np.array(
         [calibration.fit_temperature(model, labels) for model in logits]
     )
-    inputs = members.make_inputs(logits, temperatures)
+    inputs = meta_learners.make_inputs(logits, temperatures)
     folds = stratified_folds(labels, INNER_FOLDS, settings.seed + 1)
     row_weights = class_weights(labels, settings.class_weights)
     parameters = {
@@ -171,72 +173,77 @@ def fit_chain(
         )
         for kind in settings.boosters
     }
-    tasks = boosters.plan(
+    specs = boosters.fit_specs(
         settings.boosters, folds, settings.booster_seeds, settings.seed
     )
 
-    def fit_booster(task: boosters.Task) -> boosters.Fit:
-        name = f"{task.kind}, inner fold {task.fold + 1}/{INNER_FOLDS}"
+    def fit_booster(spec: boosters.FitSpec) -> boosters.Fit:
+        name = f"{spec.kind}, inner fold {spec.fold + 1}/{INNER_FOLDS}"
         return boosters.fit(
-            task,
+            spec,
             inputs.features,
             inputs.base,
             labels,
             folds,
             row_weights,
-            parameters[task.kind],
-            watch=lambda rounds: progress(f"{name}, round {rounds}"),
+            parameters[spec.kind],
+            progress=lambda rounds: progress(f"{name}, round {rounds}"),
         )
 
     # One pool for everything: never more than `threads` jobs at once.
     progress("votes and boosters")
-    with workers(settings.threads) as pool:
+    with thread_pool(settings.threads) as pool:
         rows = (inputs, labels, folds)
         others = {
             "soft_vote": pool.submit(
-                members.fit_soft_vote, *rows, settings.trials, settings.seed
+                meta_learners.fit_soft_vote,
+                *rows,
+                settings.trials,
+                settings.seed,
             ),
-            "greedy_vote": pool.submit(members.fit_greedy_vote, *rows),
+            "greedy_vote": pool.submit(meta_learners.fit_greedy_vote, *rows),
             "logistic": pool.submit(
-                members.fit_regression, *rows, row_weights, settings.seed
+                meta_learners.fit_regression, *rows, row_weights, settings.seed
             ),
         }
-        fits = list(pool.map(fit_booster, tasks))
+        fits = list(pool.map(fit_booster, specs))
         fitted = {name: job.result() for name, job in others.items()}
     for kind in settings.boosters:
-        own = [index for index, task in enumerate(tasks) if task.kind == kind]
+        own = [index for index, spec in enumerate(specs) if spec.kind == kind]
         booster, out_of_booster = boosters.average(
-            [tasks[index] for index in own],
+            [specs[index] for index in own],
             [fits[index] for index in own],
             inputs.features,
             inputs.base,
             folds,
             settings.threads,
         )
-        fitted[kind] = members.Boosted(booster), out_of_booster
+        fitted[kind] = meta_learners.Boosted(booster), out_of_booster
     out_of_fold = {name: found for name, (_, found) in fitted.items()}
 
     progress("blend")
-    member_temperatures = {}
+    meta_learner_temperatures = {}
     for name, probabilities in out_of_fold.items():
-        member_temperatures[name] = calibration.fit_temperature(
+        meta_learner_temperatures[name] = calibration.fit_temperature(
             calibration.log_probabilities(probabilities), labels
         )
         out_of_fold[name] = calibration.calibrated(
-            probabilities, member_temperatures[name]
+            probabilities, meta_learner_temperatures[name]
         )
     if settings.blend == "auto":
-        weights = blend.choose(out_of_fold, labels, folds, settings.seed)
+        weights = blend.choose_weights(
+            out_of_fold, labels, folds, settings.seed
+        )
     else:
-        weights = blend.preset(fitted)
+        weights = blend.reference_weights(fitted)
     total = weighted(out_of_fold, weights)
     blend_temperature = calibration.fit_temperature(
         calibration.log_probabilities(total), labels
     )
-    return Chain(
+    return StackModel(
         temperatures=temperatures,
-        members={name: member for name, (member, _) in fitted.items()},
-        member_temperatures=member_temperatures,
+        meta_learners={name: learner for name, (learner, _) in fitted.items()},
+        meta_learner_temperatures=meta_learner_temperatures,
         blend_weights=weights,
         blend_temperature=blend_temperature,
         multipliers=decision_rule.fit_multipliers(

@@ -1,8 +1,8 @@
-"""The members of the chain: each turns the models' outputs into one answer.
+"""Meta-learners: each turns the base models' outputs into one answer.
 
 Every one is fitted together with its out-of-fold rows: probabilities for each
-row from a fit that left the row's inner fold out. By these the member is
-calibrated and chosen, never by rows it was fitted on.
+row from a fit that left the row's inner fold out. By these the
+meta-learner is calibrated and chosen, never by rows it was fitted on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from metrics import classification
 from stacking import boosters, calibration, greedy, logistic, soft_vote
 from stacking.features import meta_features
-from stacking.splits import subsample
+from stacking.stratified import subsample
 
 # Multiply-adds that one step of the regression may take.
 _REGRESSION_WORK = 300_000_000
@@ -22,7 +22,7 @@ _REGRESSION_WORK = 300_000_000
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the members see of some rows.
+    """What the meta-learners see of some rows.
 
     Attributes:
       probabilities: float32 [M, N, C], calibrated.
@@ -37,7 +37,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Vote:
-    """A member that weighs the models, float64 [M]."""
+    """A meta-learner that weighs the models, float64 [M]."""
 
     weights: np.ndarray
 
@@ -49,7 +49,7 @@ class Vote:
 
 @dataclass(frozen=True)
 class Regression:
-    """A member that is a logistic regression on the features."""
+    """A meta-learner that is a logistic regression on the features."""
 
     model: logistic.Logistic
 
@@ -58,12 +58,14 @@ class Regression:
         del threads
         start = calibration.log_probabilities(inputs.base)
         found = self.model.predict(inputs.features, start)
-        return boosters.filled(found, self.model.present, inputs.base)
+        return boosters.fill_absent_classes(
+            found, self.model.present, inputs.base
+        )
 
 
 @dataclass(frozen=True)
 class Boosted:
-    """A member that is a booster on the features."""
+    """A meta-learner that is a booster on the features."""
 
     model: boosters.Booster
 
@@ -72,7 +74,7 @@ class Boosted:
         return self.model.predict(inputs.features, inputs.base, threads)
 
 
-Member = Vote | Regression | Boosted
+MetaLearner = Vote | Regression | Boosted
 
 
 def make_inputs(logits: np.ndarray, temperatures: np.ndarray) -> Inputs:
@@ -174,8 +176,7 @@ def fit_regression(
             out_of_fold[held] = fit(used & ~held, penalty).predict(
                 _rows(inputs, held), 1
             )
-        true = out_of_fold[np.arange(len(labels)), labels]
-        loss = -(row_weights * np.log(np.maximum(true, 1e-7))).mean()
+        loss = calibration.weighted_log_loss(out_of_fold, labels, row_weights)
         if loss >= best_loss:
             break  # From strong to weak: it only gets worse from here.
         best_loss, best_penalty, best_oof = loss, penalty, out_of_fold
