@@ -170,6 +170,44 @@ def decode(data: bytes | np.ndarray) -> np.ndarray:
     return np.asarray(upright_rgb(open_image(data)))
 
 
+def decode_mask(data: bytes | np.ndarray) -> np.ndarray:
+    """Decodes a segmentation mask.
+
+    Values are taken as they are, those of a palette image as the indices.
+    The EXIF orientation is not applied.
+
+    Args:
+      data: an encoded file, or uint8 `[H, W]`.
+
+    Returns:
+      uint8 `[H, W]`, a class per pixel.
+
+    Raises:
+      BadImage: the data cannot be read, or values are not exact (JPEG), not
+        of one channel, or above 255.
+    """
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 2 or not data.size:
+            raise BadImage(
+                f"mask is {data.dtype} {data.shape}, not uint8 [H, W]"
+            )
+        return data
+    image = open_image(data)
+    if image.format in ("JPEG", "MPO"):
+        raise BadImage("JPEG does not keep a mask's values; save it as PNG")
+    try:
+        values = np.array(image)
+    except MemoryError:
+        raise BadImage("decoding needs too much memory") from None
+    except Exception as error:
+        raise BadImage(f"damaged mask data ({error})") from error
+    if values.ndim != 2 or values.dtype.kind not in "bui":
+        raise BadImage(f"mask has mode {image.mode}, not one channel")
+    if values.min() < 0 or values.max() > 255:
+        raise BadImage("mask has values outside 0 to 255")
+    return values.astype(np.uint8)
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation 1 to 8; 1 where there is none or it is broken."""
     if image.format is None:

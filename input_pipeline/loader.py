@@ -26,7 +26,7 @@ from input_pipeline import worker_pool
 from input_pipeline.backends import image_backend
 from input_pipeline.decoding import BadImage
 from input_pipeline.samplers import AUGMENT, Sampler, generator
-from input_pipeline.sources.base import Examples, Kind
+from input_pipeline.sources.base import Examples, Kind, Spec
 
 # Enough steps for any training; a grain range needs an end.
 _ENDLESS = 1 << 48
@@ -36,8 +36,6 @@ _BUFFERED_BATCHES = 2
 
 # Key of the reasons for bad images inside a batch.
 _REASONS = "reasons"
-
-Spec = dict[str, tuple[tuple[int, ...], type]]
 
 
 class Transform(Protocol):

@@ -1,10 +1,9 @@
-// What pillow_ops.py does, to the bit: see there and native_ops.py.
+// What pillow.py does, to the bit: see there and cpp.py.
 //
 // An image is rows of pixels without gaps. Compiled without contraction to
 // fused multiply-adds, which round once where Pillow and NumPy round twice.
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -23,53 +22,9 @@ inline uint32_t Grey(uint32_t pixel) {
           0x8000) >> 16;
 }
 
-// ---- Moving pixels ---------------------------------------------------------
-
-// Copies the row of pixels from (x, y) on, as far as there are any.
-void CopyMoved(const uint32_t* image, int width, int height, int x, int y,
-               uint32_t* to) {
-  std::memset(to, 0, 4 * static_cast<size_t>(width));
-  if (y < 0 || y >= height || x <= -width || x >= width) return;
-  const uint32_t* row = image + static_cast<size_t>(y) * width;
-  if (x < 0) {
-    std::copy(row, row + width + x, to - x);
-  } else {
-    std::copy(row + x, row + width, to);
-  }
-}
-
 }  // namespace
 
 extern "C" {
-
-// Maps new to old pixels by a matrix of two rows; black from outside.
-void sextet_affine(const uint32_t* image, int width, int height,
-                   const double* matrix, uint32_t* result) {
-  const auto fixed = [](double value) {  // with 16 binary places
-    return static_cast<int>(std::floor(value * 65536.0 + 0.5));
-  };
-  const int x_by_x = fixed(matrix[0]), x_by_y = fixed(matrix[1]);
-  const int y_by_x = fixed(matrix[3]), y_by_y = fixed(matrix[4]);
-  // Of the middle of a pixel.
-  int x_of_row = fixed(matrix[2] + matrix[0] * 0.5 + matrix[1] * 0.5);
-  int y_of_row = fixed(matrix[5] + matrix[3] * 0.5 + matrix[4] * 0.5);
-  const bool rows_stay_rows = x_by_x == 1 << 16 && y_by_x == 0;
-  for (int row = 0; row < height; ++row, result += width) {
-    if (rows_stay_rows) {
-      CopyMoved(image, width, height, x_of_row >> 16, y_of_row >> 16, result);
-    } else {
-      for (int column = 0; column < width; ++column) {
-        const int x = (x_of_row + column * x_by_x) >> 16;
-        const int y = (y_of_row + column * y_by_x) >> 16;
-        const bool inside = static_cast<unsigned>(x) < unsigned(width) &&
-                            static_cast<unsigned>(y) < unsigned(height);
-        result[column] = inside ? image[y * width + x] : 0;
-      }
-    }
-    x_of_row += x_by_y;
-    y_of_row += y_by_y;
-  }
-}
 
 // ---- Statistics ------------------------------------------------------------
 
@@ -161,7 +116,7 @@ void sextet_mix_colours(const uint32_t* image, int64_t count,
   }
 }
 
-// Turns hues; the tables are those of ops.hue_tables.
+// Turns hues; the tables are those of pixel_math.hue_tables.
 void sextet_hue(const uint32_t* image, int64_t count, int shift,
                 const uint8_t* hues, const uint32_t* deductions,
                 uint32_t* result) {

@@ -1,4 +1,4 @@
-"""The operations on pixels in C++ (*.cc here), where they are compiled.
+"""Operations on pixels in C++ (*.cc here), where they are compiled.
 
 The functions of pillow.py, with the same result to the bit, on arrays of
 uint8 `[H, W, 4]`: red, green, blue and a byte that means nothing, as Pillow's
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import platform
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,15 @@ from input_pipeline.backends import pillow, pixel_math
 HERE = Path(__file__).parent
 CODE = native_build.Library(
     "image_ops",
-    [HERE / "color.cc", HERE / "resize.cc"],
+    [HERE / "color.cc", HERE / "nearest.cc", HERE / "resize.cc"],
     [HERE / "pixels.h"],
-    # Rounded as Pillow and NumPy are, who multiply and add in two steps.
-    flags=("-ffp-contract=off", "-mprefer-vector-width=512"),
+    flags=(
+        "-Wall",
+        "-Wextra",
+        # Rounds as Pillow and NumPy, which multiply and add in two steps.
+        "-ffp-contract=off",
+        "-mprefer-vector-width=512",
+    ),
 )
 
 # Side of an image; Pillow moves pixels of larger ones by other arithmetic.
@@ -38,6 +45,7 @@ _LONGEST = 1 << 14
 _Pointer, _Int, _Long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _FUNCTIONS = {
     "affine": (_Pointer, _Int, _Int, _Pointer, _Pointer),
+    "affine_mask": (_Pointer, _Int, _Int, _Pointer, _Int, _Pointer),
     "grayscale": (_Pointer, _Long, _Pointer),
     "grey_sum": (_Pointer, _Long),
     "histograms": (_Pointer, _Long, _Pointer),
@@ -46,6 +54,7 @@ _FUNCTIONS = {
     "mix_colours": (_Pointer, _Long, _Pointer, _Pointer),
     "pack": (_Pointer, _Long, _Pointer),
     "resize": (_Pointer, _Long, *[_Int] * 3, _Pointer, *[_Int] * 3, _Pointer),
+    "resize_mask": (_Pointer, _Int, _Int, _Pointer, _Int, _Int, _Pointer),
     "sharpen": (
         *(_Pointer, _Int, _Int),
         *(ctypes.c_float, ctypes.c_float),
@@ -100,14 +109,25 @@ def _agrees() -> bool:
     """
     noise = np.random.default_rng(0).integers(0, 256, (67, 40, 3))
     image = Image.fromarray(noise.astype(np.uint8))
-    turn = pixel_math.rotate(20.0, 24, 24)
+    mask = noise[..., 0].astype(np.uint8)
+    cosine, sine = math.cos(0.35), math.sin(0.35)
+    turn = (cosine, -sine, 5.0, sine, cosine, -3.0)
+    shift = (1.0, 0.0, -5.0, 0.0, 1.0, 0.0)
+    backends = (pillow, sys.modules[__name__])
     crops = (0, 0, 40, 67), (3, 5, 40, 37), (8, 2, 20, 17), (0, 0, 39, 55)
     for crop in crops:
         plain = pillow.resized(image, 24, crop)
         native = resized(image, 24, crop)
-        for matrix in (turn, pixel_math.translate_x(5, 24, 24)):
+        masks = [form.resized_mask(mask, 24, crop) for form in backends]
+        for matrix in (turn, shift):
             plain = pillow.affine(plain, matrix)
             native = affine(native, matrix)
+            masks = [
+                form.affine_mask(one, matrix, 255)
+                for form, one in zip(backends, masks, strict=True)
+            ]
+        if not np.array_equal(*masks):
+            return False
         plain = pillow.saturation(plain, 1.3)
         native = saturation(native, 1.3)
         grey = grayscale(native), pillow.grayscale(plain)
@@ -124,7 +144,7 @@ def resized(
     box: tuple[float, float, float, float] | None = None,
     mirrored: bool = False,
 ) -> np.ndarray:
-    """As `pillow_ops.resized`."""
+    """As `pillow.resized`."""
     try:
         # The pixels are there for as long as what holds them.
         address, width, height, channels, _holder = _memory(image)
@@ -234,7 +254,7 @@ def from_pillow(image: Image.Image) -> np.ndarray:
 
 
 def affine(image: np.ndarray, matrix: pixel_math.Matrix) -> np.ndarray:
-    """As `pillow_ops.affine`."""
+    """As `pillow.affine`."""
     height, width, _ = image.shape
     moved = np.empty_like(image)
     _library().sextet_affine(
@@ -247,21 +267,61 @@ def affine(image: np.ndarray, matrix: pixel_math.Matrix) -> np.ndarray:
     return moved
 
 
+def resized_mask(
+    mask: np.ndarray,
+    size: int,
+    box: tuple[float, float, float, float],
+    mirrored: bool = False,
+) -> np.ndarray:
+    """As `pillow.resized_mask`."""
+    mask = np.ascontiguousarray(mask)
+    height, width = mask.shape
+    result = np.empty((size, size), np.uint8)
+    _library().sextet_resize_mask(
+        mask.ctypes.data,
+        width,
+        height,
+        (ctypes.c_float * 4)(*box),
+        size,
+        mirrored,
+        result.ctypes.data,
+    )
+    return result
+
+
+def affine_mask(
+    mask: np.ndarray, matrix: pixel_math.Matrix, fill: int
+) -> np.ndarray:
+    """As `pillow.affine_mask`."""
+    mask = np.ascontiguousarray(mask)
+    height, width = mask.shape
+    moved = np.empty_like(mask)
+    _library().sextet_affine_mask(
+        mask.ctypes.data,
+        width,
+        height,
+        (ctypes.c_double * 6)(*matrix),
+        fill,
+        moved.ctypes.data,
+    )
+    return moved
+
+
 def look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """As `pillow_ops.look_up`."""
+    """As `pillow.look_up`."""
     table = np.ascontiguousarray(table)
     step = 0 if table.ndim == 1 else 256  # from channel to channel
     return _changed("look_up", image, table.ctypes.data, step)
 
 
 def mean_grey(image: np.ndarray) -> float:
-    """As `pillow_ops.mean_grey`."""
+    """As `pillow.mean_grey`."""
     count = _count(image)
     return _library().sextet_grey_sum(image.ctypes.data, count) / count
 
 
 def histograms(image: np.ndarray) -> np.ndarray:
-    """As `pillow_ops.histograms`."""
+    """As `pillow.histograms`."""
     found = np.empty((3, 256), np.int64)
     _library().sextet_histograms(
         image.ctypes.data, _count(image), found.ctypes.data
@@ -270,18 +330,18 @@ def histograms(image: np.ndarray) -> np.ndarray:
 
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """As `pillow_ops.saturation`."""
+    """As `pillow.saturation`."""
     matrix = (ctypes.c_float * 12)(*pixel_math.saturation_matrix(factor))
     return _changed("mix_colours", image, matrix)
 
 
 def grayscale(image: np.ndarray) -> np.ndarray:
-    """As `pillow_ops.grayscale`."""
+    """As `pillow.grayscale`."""
     return _changed("grayscale", image)
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """As `pillow_ops.sharpness`."""
+    """As `pillow.sharpness`."""
     height, width, _ = image.shape
     sharpened = np.empty_like(image)
     _library().sextet_sharpen(
@@ -295,7 +355,7 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def hue(image: np.ndarray, shift: float) -> np.ndarray:
-    """As `pillow_ops.hue`."""
+    """As `pillow.hue`."""
     hues, deductions = pixel_math.hue_tables()
     steps = pixel_math.hue_steps(shift)
     return _changed(

@@ -1,7 +1,8 @@
-"""The operations on pixels by Pillow and NumPy: everywhere at hand.
+"""Operations on pixels by Pillow and NumPy: available everywhere.
 
-Pillow image in, Pillow image out, mode RGB, never in place. native_ops.py has
-the same functions in C++, with the same result to the bit; forms.py chooses.
+Pillow image in, Pillow image out, mode RGB, never in place; masks are arrays.
+cpp.py has the same functions in C++, with the same result to the bit;
+image_backend.py chooses.
 """
 
 from __future__ import annotations
@@ -40,6 +41,49 @@ def resized(
     if mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return image
+
+
+def resized_mask(
+    mask: np.ndarray,
+    size: int,
+    box: tuple[float, float, float, float],
+    mirrored: bool = False,
+) -> np.ndarray:
+    """Shows a part of a mask: each pixel the nearest one.
+
+    Args:
+      mask: uint8 `[H, W]`.
+      size: side of the result in pixels.
+      box: left, top, right, bottom of what is shown.
+      mirrored: whether left and right change places.
+    """
+    image = Image.fromarray(mask)
+    image = image.resize((size, size), Image.Resampling.NEAREST, box)
+    if mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(image)
+
+
+def affine_mask(
+    mask: np.ndarray, matrix: pixel_math.Matrix, fill: int
+) -> np.ndarray:
+    """Moves the pixels of a mask as `affine` those of an image.
+
+    Args:
+      mask: uint8 `[H, W]`.
+      matrix: from new to old pixels.
+      fill: what comes in from outside.
+    """
+    image = Image.fromarray(mask)
+    return np.asarray(
+        image.transform(
+            image.size,
+            Image.Transform.AFFINE,
+            matrix,
+            Image.Resampling.NEAREST,
+            fillcolor=fill,
+        )
+    )
 
 
 def size(image: Image.Image) -> tuple[int, int]:
@@ -91,7 +135,7 @@ def histograms(image: Image.Image) -> np.ndarray:
 
 
 def saturation(image: Image.Image, factor: float) -> Image.Image:
-    """See `ops.saturation_matrix`."""
+    """See `pixel_math.saturation_matrix`."""
     return image.convert("RGB", pixel_math.saturation_matrix(factor))
 
 
@@ -101,7 +145,7 @@ def grayscale(image: Image.Image) -> Image.Image:
 
 
 def sharpness(image: Image.Image, factor: float) -> Image.Image:
-    """See `ops.sharpness_weights`."""
+    """See `pixel_math.sharpness_weights`."""
     height, width = image.height, image.width
     if height < 3 or width < 3:
         return image
@@ -123,7 +167,7 @@ def sharpness(image: Image.Image, factor: float) -> Image.Image:
 
 
 def hue(image: Image.Image, shift: float) -> Image.Image:
-    """See `ops.hue_tables`."""
+    """See `pixel_math.hue_tables`."""
     hues, deductions = pixel_math.hue_tables()
     red, green, blue = (_band(image, name) for name in "RGB")
     high = np.maximum(np.maximum(red, green), blue)

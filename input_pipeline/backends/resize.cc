@@ -1,4 +1,4 @@
-// Pillow's resize by the triangle filter, to the bit: see native_ops.py.
+// Pillow's resize by the triangle filter, and its nearest neighbour, to the bit: see cpp.py.
 
 #include <algorithm>
 #include <cmath>

@@ -37,6 +37,10 @@ class Kind(enum.Enum):
     ID = "id"
 
 
+# Shape and dtype of each feature that a transform makes of one example.
+Spec = dict[str, tuple[tuple[int, ...], type]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples(abc.ABC):
     """Examples by row number.

@@ -1,29 +1,31 @@
-"""What happens to a crop, as a list: drawn first, done afterwards.
+"""A crop's operations as a list, drawn before any pixel is touched.
 
-An image's operations are drawn before a pixel is touched. So they can be done
-in fewer passes than there are operations, and those that a device can do may
-be left to it (device_ops.py).
+So they take fewer passes over the pixels than there are operations, a mask
+follows its image, and those that a device can do may be left to it
+(on_device.py).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
-from input_pipeline.backends import image_backend, pixel_math
+from input_pipeline.backends import image_backend
 from input_pipeline.backends.image_backend import AnyImage
-from input_pipeline.transforms import degradations
+from input_pipeline.transforms import color, degradations
+from input_pipeline.transforms.geometry import MATRICES
 
 
 class Operation(NamedTuple):
     """One of the operations below, and how strongly.
 
     Attributes:
-      name: a key of `GEOMETRY`, `TABLES`, `TABLES_OF_IMAGE`, `FILTERS` or
-        `DEGRADATIONS`.
+      name: a key of `geometry.MATRICES` (pixels move, none changes; those
+        from outside are black), of `color.TABLES`, `TABLES_OF_IMAGE` or
+        `FILTERS`, of `DEGRADATIONS`, or `gamma`.
       value: its parameter; unused by those that have none.
     """
 
@@ -31,44 +33,8 @@ class Operation(NamedTuple):
     value: Any = 0.0
 
 
-# (value, width, height) -> matrix. Pixels move, none changes; what comes in
-# from outside is black.
-GEOMETRY = {
-    "shear_x": pixel_math.shear_x,
-    "shear_y": pixel_math.shear_y,
-    "translate_x": pixel_math.translate_x,
-    "translate_y": pixel_math.translate_y,
-    "rotate": pixel_math.rotate,
-}
-
 # (value) -> table.
-TABLES = {
-    "brightness": pixel_math.brightness_table,
-    "posterize": pixel_math.posterize_table,
-    "solarize": pixel_math.solarize_table,
-    "gamma": degradations.gamma_table,
-}
-
-# (form, image, value) -> table.
-TABLES_OF_IMAGE = {
-    "contrast": lambda form, image, factor: pixel_math.contrast_table(
-        form.mean_grey(image), factor
-    ),
-    "autocontrast": lambda form, image, _: pixel_math.autocontrast_table(
-        form.histograms(image)
-    ),
-    "equalize": lambda form, image, _: pixel_math.equalize_table(
-        form.histograms(image)
-    ),
-}
-
-# (form, image, value) -> image.
-FILTERS = {
-    "saturation": lambda form, image, factor: form.saturation(image, factor),
-    "hue": lambda form, image, shift: form.hue(image, shift),
-    "grayscale": lambda form, image, _: form.grayscale(image),
-    "sharpness": lambda form, image, factor: form.sharpness(image, factor),
-}
+_TABLES = color.TABLES | {"gamma": degradations.gamma_table}
 
 # (Pillow image, value) -> Pillow image: there is no C++ for these.
 DEGRADATIONS = {
@@ -78,7 +44,7 @@ DEGRADATIONS = {
     "coarse_dropout": degradations.coarse_dropout,
 }
 
-# What device_ops.py can do; its code for an operation is the place here plus
+# What on_device.py can do; its code for an operation is the index here plus
 # one, 0 does nothing.
 ON_DEVICE = (
     "brightness",
@@ -95,58 +61,54 @@ ON_DEVICE = (
 _KEEP_BLACK = {"brightness", "saturation", "hue", "grayscale", "posterize"}
 
 
-def randaugment(name: str, strength: float) -> Operation | None:
-    """One of `ops.RANDAUGMENT` with a (signed) strength; None does nothing."""
-    match name:
-        case "Identity":
-            return None
-        case "AutoContrast" | "Equalize":
-            return Operation(name.lower())
-        case "ShearX" | "ShearY":
-            shear = math.tan(math.radians(math.degrees(math.atan(strength))))
-            return Operation(f"shear_{name[-1].lower()}", shear)
-        case "TranslateX" | "TranslateY":
-            return Operation(f"translate_{name[-1].lower()}", int(strength))
-        case "Rotate" | "Solarize":
-            return Operation(name.lower(), strength)
-        case "Posterize":
-            return Operation("posterize", int(strength))
-        case "Color":
-            return Operation("saturation", 1.0 + strength)
-        case "Brightness" | "Contrast" | "Sharpness":
-            return Operation(name.lower(), 1.0 + strength)
-    raise ValueError(f"unknown RandAugment operation {name!r}")
-
-
 def apply(image: AnyImage, operations: Iterable[Operation]) -> AnyImage:
     """Does `operations` in their order, to the bit as one after the other.
 
     Tables that follow one another are looked up as one.
 
     Args:
-      image: of either of the forms; the result is of the same.
+      image: of either back end; the result is of the same.
       operations: of any kind.
     """
-    form = image_backend.of(image)
+    backend = image_backend.of(image)
     table = None  # of what is still to be looked up
     for name, value in operations:
-        if name in TABLES:
-            own = TABLES[name](value)
+        if name in _TABLES:
+            own = _TABLES[name](value)
             table = own if table is None else own[table]
             continue
         if table is not None:
-            image, table = form.look_up(image, table), None
-        if name in TABLES_OF_IMAGE:
-            table = TABLES_OF_IMAGE[name](form, image, value)
-        elif name in GEOMETRY:
-            matrix = GEOMETRY[name](value, *form.size(image))
-            image = form.affine(image, matrix)
-        elif name in FILTERS:
-            image = FILTERS[name](form, image, value)
+            image, table = backend.look_up(image, table), None
+        if name in color.TABLES_OF_IMAGE:
+            table = color.TABLES_OF_IMAGE[name](backend, image, value)
+        elif name in MATRICES:
+            matrix = MATRICES[name](value, *backend.size(image))
+            image = backend.affine(image, matrix)
+        elif name in color.FILTERS:
+            image = color.FILTERS[name](backend, image, value)
         else:
-            done = DEGRADATIONS[name](form.to_pillow(image), value)
-            image = form.from_pillow(done)
-    return image if table is None else form.look_up(image, table)
+            done = DEGRADATIONS[name](backend.to_pillow(image), value)
+            image = backend.from_pillow(done)
+    return image if table is None else backend.look_up(image, table)
+
+
+def apply_to_mask(
+    mask: UInt8[np.ndarray, "H W"],
+    operations: Iterable[Operation],
+    ignore_index: int,
+) -> UInt8[np.ndarray, "H W"]:
+    """Moves a mask's pixels as `apply` moves the image's.
+
+    Args:
+      mask: a class per pixel.
+      operations: of any kind; those that move no pixel are passed over.
+      ignore_index: what comes in from outside.
+    """
+    for name, value in operations:
+        if name in MATRICES:
+            matrix = MATRICES[name](value, *mask.shape[1::-1])
+            mask = image_backend.affine_mask(mask, matrix, ignore_index)
+    return mask
 
 
 def geometry_first(operations: Sequence[Operation]) -> list[Operation]:
@@ -157,11 +119,11 @@ def geometry_first(operations: Sequence[Operation]) -> list[Operation]:
     """
     ordered: list[Operation] = []
     for operation in operations:
-        place = len(ordered)
-        if operation.name in GEOMETRY:
-            while place and _keeps_black(ordered[place - 1]):
-                place -= 1
-        ordered.insert(place, operation)
+        index = len(ordered)
+        if operation.name in MATRICES:
+            while index and _keeps_black(ordered[index - 1]):
+                index -= 1
+        ordered.insert(index, operation)
     return ordered
 
 
@@ -183,7 +145,7 @@ def split(
 
 def encode(
     operations: Sequence[Operation], slots: int
-) -> dict[str, np.ndarray]:
+) -> dict[str, UInt8[np.ndarray, " S"] | Float32[np.ndarray, " S"]]:
     """What is left for the device, as arrays for `on_device.apply`.
 
     Args:

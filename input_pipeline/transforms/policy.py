@@ -1,34 +1,26 @@
-"""What happens to one image: the training chain and the evaluation views.
+"""The augmentation of a training example: strengths, draws, the transform.
 
-On the host, uint8 to uint8, all randomness from the generator that is handed
-in; decoded by Pillow, then by whatever forms.py chooses. The chain is
-torchvision 0.29's RandomResizedCrop, RandomHorizontalFlip, RandAugment,
-ColorJitter and RandomGrayscale, in that order, then, where a recipe asks for
-them, gamma, blur, downscaling, JPEG compression and coarse dropout: a photo's
-what stands before it. The end of it may be left to the device, and
-RandomErasing and everything between images follow there, in mixing.py.
+On the host, uint8 to uint8, all randomness from the generator that is given.
+The chain is torchvision 0.29's RandomResizedCrop, RandomHorizontalFlip,
+RandAugment, ColorJitter and RandomGrayscale, in that order, then, where a
+recipe asks for them, gamma, blur, downscaling, JPEG compression and coarse
+dropout. The end of it may be left to the device; RandomErasing and mixing
+follow there, in mixing.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from input_pipeline.backends import image_backend, pixel_math
-from input_pipeline.decoding import (
-    check_pixels,
-    open_image,
-    reduce_jpeg,
-    upright_rgb,
-    upright_size,
-)
-from input_pipeline.sources.base import Kind
-from input_pipeline.transforms import degradations, operations
+from input_pipeline.backends import image_backend
+from input_pipeline.sources.base import Kind, Spec
+from input_pipeline.transforms import degradations, geometry, operations
 from input_pipeline.transforms.operations import Operation
 
 # ColorJitter's steps, in the order of `Augment.jitter`.
@@ -83,32 +75,33 @@ class Augment:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """An example to what training sees of it.
+    """Augments an example: geometry image and mask alike, colour the image.
 
     Attributes:
       policy: what to do and how strongly.
       size: side of the result in pixels.
+      ignore_index: of mask pixels that come in from outside.
     """
 
     policy: Augment
     size: int
+    ignore_index: int = 255
 
-    def spec(
-        self, kinds: Mapping[str, Kind]
-    ) -> dict[str, tuple[tuple[int, ...], type]]:
-        """`image` uint8 `[size, size, 3]`.
+    def spec(self, kinds: Mapping[str, Kind]) -> Spec:
+        """Returns shapes and dtypes of what a call returns.
 
-        With `policy.device` also what `on_device.apply` is to do with it:
-        `operation` uint8 `[S]` and `strength` float32 `[S]`.
+        `image` uint8 `[size, size, 3]`; `mask` uint8 `[size, size]` if the
+        examples have one; with `policy.device` also what `on_device.apply` is
+        to do, `operation` uint8 `[S]` and `strength` float32 `[S]`.
         """
-        found = {"image": ((self.size, self.size, 3), np.uint8)}
+        spec: Spec = {"image": ((self.size, self.size, 3), np.uint8)}
+        if kinds.get("mask") is Kind.MASK:
+            spec["mask"] = (self.size, self.size), np.uint8
         if self.policy.device:
             slots = (self.policy.device_slots,)
-            found |= {
-                "operation": (slots, np.uint8),
-                "strength": (slots, np.float32),
-            }
-        return found
+            spec["operation"] = slots, np.uint8
+            spec["strength"] = slots, np.float32
+        return spec
 
     def __call__(
         self, example: Mapping[str, Any], rng: np.random.Generator
@@ -116,65 +109,34 @@ class TrainTransform:
         """Decodes and augments an example.
 
         Args:
-          example: `image`, an encoded file or uint8 `[H, W, 3]`.
+          example: `image`, an encoded file or uint8 `[H, W, 3]`, and perhaps
+            `mask`, an encoded file or uint8 `[H, W]`.
           rng: the only source of randomness.
 
         Raises:
-          BadImage: the image cannot be read.
+          BadImage: image or mask cannot be read.
         """
         policy, size = self.policy, self.size
-        image, crop, box = _random_crop(example["image"], policy, size, rng)
+        image, *full = geometry.open_sized(example["image"])
+        crop = geometry.random_crop_box(
+            *full, policy.crop_scale, policy.crop_ratio, rng
+        )
         mirrored = bool(rng.random() < policy.flip)
-        cropped = image_backend.resized(image, size, crop, box, mirrored)
         drawn = draw_operations(policy, size, rng)
-        found = {}
+        features = {}
+        if "mask" in example:
+            mask = geometry.resized_mask(
+                example["mask"], tuple(full), size, crop, mirrored
+            )
+            features["mask"] = operations.apply_to_mask(
+                mask, drawn, self.ignore_index
+            )
         if policy.device:
             drawn, left = operations.split(drawn)
-            found = operations.encode(left, policy.device_slots)
-        done = operations.apply(cropped, drawn)
-        return {"image": image_backend.pixels(done), **found}
-
-
-def _random_crop(
-    data: bytes | np.ndarray,
-    augment: Augment,
-    size: int,
-    rng: np.random.Generator,
-) -> tuple[Image.Image | np.ndarray, tuple | None, tuple | None]:
-    """What RandomResizedCrop is to resize, for an image not decoded yet.
-
-    Of a JPEG whose crop has at least twice as many pixels a side as are
-    asked for, no more are decoded than that takes, which for photos of
-    megapixels halves the time. The result is half a grey level off on average
-    (a photo that is both turned and of a size that the factor does not divide
-    is off by a part of a pixel more).
-
-    Returns:
-      The decoded image, and `forms.resized`'s crop and box. It is the crop
-      where all was decoded: a box would let pixels outside it into its
-      border, which torchvision does not.
-    """
-
-    def drawn(width: int, height: int) -> tuple[int, int, int, int]:
-        scale, ratio = augment.crop_scale, augment.crop_ratio
-        return random_crop_box(width, height, scale, ratio, rng)
-
-    if isinstance(data, np.ndarray):
-        check_pixels(data)
-        height, width, _ = data.shape
-        return data, drawn(width, height), None
-    image = open_image(data)
-    if image.format != "JPEG":  # MPO files, too, are decoded in full.
-        image = upright_rgb(image)
-        return image, drawn(*image.size), None
-    crop = drawn(*upright_size(image))
-    shorter = min(crop[2] - crop[0], crop[3] - crop[1])
-    factor = next((f for f in (8, 4, 2) if shorter >= f * size), 1)
-    factor = reduce_jpeg(image, factor)
-    image = upright_rgb(image)
-    if factor == 1:
-        return image, crop, None
-    return image, None, tuple(edge / factor for edge in crop)
+            features |= operations.encode(left, policy.device_slots)
+        done = geometry.resized_crop(image, size, crop, mirrored)
+        done = operations.apply(done, drawn)
+        return {"image": image_backend.pixels(done), **features}
 
 
 def draw_operations(
@@ -195,53 +157,94 @@ def draw_operations(
     return drawn + _draw_degradations(augment, size, rng)
 
 
-def random_crop_box(
-    width: int,
-    height: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    rng: np.random.Generator,
-) -> tuple[int, int, int, int]:
-    """Draws a crop as RandomResizedCrop does (Szegedy et al. 2015).
+NUM_MAGNITUDE_BINS = 31
 
-    Area uniform in `scale`, aspect ratio log-uniform in `ratio`; after ten
-    crops that do not fit, the largest centred one of an allowed ratio.
+# RandAugment's operations and whether the sign of their magnitude is drawn.
+RANDAUGMENT = {
+    "Identity": False,
+    "ShearX": True,
+    "ShearY": True,
+    "TranslateX": True,
+    "TranslateY": True,
+    "Rotate": True,
+    "Brightness": True,
+    "Color": True,
+    "Contrast": True,
+    "Sharpness": True,
+    "Posterize": False,
+    "Solarize": False,
+    "AutoContrast": False,
+    "Equalize": False,
+}
 
-    Returns:
-      left, top, right, bottom in pixels.
+
+@functools.lru_cache(maxsize=4096)
+def magnitude(name: str, level: int, width: int, height: int) -> float:
+    """The strength of a RandAugment operation at magnitude bin 0 to 30.
+
+    Linear in the bin, in float32 as torch.linspace computes it: translations
+    are cut to whole pixels, where a last-bit difference would be one pixel.
     """
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(low, high))
-        w = round(math.sqrt(area * aspect))
-        h = round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            top = int(rng.integers(height - h + 1))
-            left = int(rng.integers(width - w + 1))
-            return left, top, left + w, top + h
-    w, h = width, height
-    if width / height < min(ratio):
-        h = round(width / min(ratio))
-    elif width / height > max(ratio):
-        w = round(height * max(ratio))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+    if name in ("Identity", "AutoContrast", "Equalize"):
+        return 0.0
+    if name == "Posterize":
+        return float(8 - round(level / ((NUM_MAGNITUDE_BINS - 1) / 4)))
+    if name == "Solarize":
+        return _linspace(255.0, 0.0, level)
+    end = {
+        "ShearX": 0.3,
+        "ShearY": 0.3,
+        "TranslateX": 150.0 / 331.0 * width,
+        "TranslateY": 150.0 / 331.0 * height,
+        "Rotate": 30.0,
+    }
+    return _linspace(0.0, end.get(name, 0.9), level)
+
+
+def _linspace(start: float, end: float, position: int) -> float:
+    """torch.linspace in float32, bit for bit: from the nearer end, fused."""
+    last = NUM_MAGNITUDE_BINS - 1
+    end = float(np.float32(end))
+    step = float(np.float32(end - start) / np.float32(last))
+    if position < NUM_MAGNITUDE_BINS // 2:
+        return float(np.float32(start + step * position))
+    return float(np.float32(end - step * (last - position)))
+
+
+def randaugment(name: str, strength: float) -> Operation | None:
+    """One of `RANDAUGMENT` with a (signed) strength; None does nothing."""
+    match name:
+        case "Identity":
+            return None
+        case "AutoContrast" | "Equalize":
+            return Operation(name.lower())
+        case "ShearX" | "ShearY":
+            shear = math.tan(math.radians(math.degrees(math.atan(strength))))
+            return Operation(f"shear_{name[-1].lower()}", shear)
+        case "TranslateX" | "TranslateY":
+            return Operation(f"translate_{name[-1].lower()}", int(strength))
+        case "Rotate" | "Solarize":
+            return Operation(name.lower(), strength)
+        case "Posterize":
+            return Operation("posterize", int(strength))
+        case "Color":
+            return Operation("saturation", 1.0 + strength)
+        case "Brightness" | "Contrast" | "Sharpness":
+            return Operation(name.lower(), 1.0 + strength)
+    raise ValueError(f"unknown RandAugment operation {name!r}")
 
 
 def _draw_randaugment(
     augment: Augment, size: int, rng: np.random.Generator
 ) -> list[Operation]:
     """RandAugment (Cubuk et al. 2019): operations drawn with replacement."""
-    names, drawn = tuple(pixel_math.RANDAUGMENT), []
+    names, drawn = tuple(RANDAUGMENT), []
     for _ in range(augment.randaugment_ops):
         name = names[rng.integers(len(names))]
-        strength = pixel_math.magnitude(
-            name, augment.randaugment_magnitude, size, size
-        )
-        if pixel_math.RANDAUGMENT[name] and rng.random() < 0.5:
+        strength = magnitude(name, augment.randaugment_magnitude, size, size)
+        if RANDAUGMENT[name] and rng.random() < 0.5:
             strength = -strength
-        operation = operations.randaugment(name, strength)
+        operation = randaugment(name, strength)
         if operation is not None:
             drawn.append(operation)
     return drawn

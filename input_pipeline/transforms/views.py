@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from core.errors import UserError
 from input_pipeline.backends import image_backend
-from input_pipeline.backends.image_backend import AnyImage
 from input_pipeline.decoding import open_image, upright_rgb
-from input_pipeline.sources.base import Kind
-from input_pipeline.transforms.policy import random_crop_box
+from input_pipeline.sources.base import Kind, Spec
+from input_pipeline.transforms import geometry
 
 VIEWS = ("center", "center_flip", "crop", "crop_flip")
 
@@ -53,12 +51,17 @@ class EvalTransform:
                 f"from {', '.join(VIEWS)}"
             )
 
-    def spec(
-        self, kinds: Mapping[str, Kind]
-    ) -> dict[str, tuple[tuple[int, ...], type]]:
-        """`image` uint8 `[V, size, size, 3]`."""
-        shape = (len(self.views), self.size, self.size, 3)
-        return {"image": (shape, np.uint8)}
+    def spec(self, kinds: Mapping[str, Kind]) -> Spec:
+        """Returns shapes and dtypes of what a call returns.
+
+        `image` uint8 `[V, size, size, 3]`, and `mask` uint8 `[size, size]`,
+        of the view `center` alone, if the examples have one.
+        """
+        side = (self.size, self.size)
+        spec: Spec = {"image": ((len(self.views), *side, 3), np.uint8)}
+        if kinds.get("mask") is Kind.MASK and "center" in self.views:
+            spec["mask"] = side, np.uint8
+        return spec
 
     def __call__(
         self, example: Mapping[str, Any], rng: None = None
@@ -66,35 +69,42 @@ class EvalTransform:
         """Decodes an image and cuts its views.
 
         Args:
-          example: `image`, an encoded file or uint8 `[H, W, 3]`, and `id`.
+          example: `image`, an encoded file or uint8 `[H, W, 3]`, `id`, and
+            perhaps `mask`, an encoded file or uint8 `[H, W]`.
           rng: not needed.
 
         Raises:
-          BadImage: the image cannot be read.
+          BadImage: image or mask cannot be read.
         """
-        image = upright_rgb(open_image(example["image"]))
+        image, size = upright_rgb(open_image(example["image"])), self.size
+        center = _center_box(*image.size, size)
         cuts: dict[str, np.ndarray] = {}
-        views = np.empty(self.spec({})["image"][0], np.uint8)
-        for index, view in enumerate(self.views):
+        views = []
+        for view in self.views:
             base = view.removesuffix("_flip")
             if base not in cuts:
                 if base == "center":
-                    cut = _center_view(image, self.size)
+                    cut = image_backend.resized(image, size, box=center)
                 else:
-                    cut = _crop_view(image, self.size, example["id"])
+                    crop = _random_crop(*image.size, example["id"])
+                    cut = image_backend.resized(image, size, crop=crop)
                 cuts[base] = image_backend.pixels(cut)
             pixels = cuts[base]
-            views[index] = pixels[:, ::-1] if view != base else pixels
-        return {"image": views}
+            views.append(pixels[:, ::-1] if view != base else pixels)
+        features = {"image": np.stack(views)}
+        if "mask" in example and "center" in self.views:
+            features["mask"] = geometry.resized_mask(
+                example["mask"], image.size, size, center
+            )
+        return features
 
 
-def _center_view(image: Image.Image, size: int) -> AnyImage:
-    """torchvision's Resize and CenterCrop in one call.
+def _center_box(width: int, height: int, size: int) -> geometry.Box:
+    """What torchvision's Resize and CenterCrop keep of an image.
 
-    Resizing only what the crop keeps also bounds the memory: the whole of a
-    2000x3 image at this height would be 170,000 pixels wide.
+    Resizing only that also bounds the memory: the whole of a 2000x3 image at
+    this height would be 170,000 pixels wide.
     """
-    width, height = image.size
     short = round(size / CENTER_CROP)
     if width <= height:
         new_width, new_height = short, int(short * height / width)
@@ -102,19 +112,21 @@ def _center_view(image: Image.Image, size: int) -> AnyImage:
         new_width, new_height = int(short * width / height), short
     left = round((new_width - size) / 2.0)
     top = round((new_height - size) / 2.0)
-    box = (
+    return (
         left * width / new_width,
         top * height / new_height,
         (left + size) * width / new_width,
         (top + size) * height / new_height,
     )
-    return image_backend.resized(image, size, box=box)
 
 
-def _crop_view(image: Image.Image, size: int, image_id: str) -> AnyImage:
-    seed = hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()
+def _random_crop(
+    width: int, height: int, name: str
+) -> tuple[int, int, int, int]:
+    """A crop drawn from an id."""
+    seed = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     rng = np.random.Generator(
         np.random.Philox(key=int.from_bytes(seed[:16], "little"))
     )
-    box = random_crop_box(*image.size, CROP_SCALE, (3 / 4, 4 / 3), rng)
-    return image_backend.resized(image, size, crop=box)
+    ratio = (3 / 4, 4 / 3)
+    return geometry.random_crop_box(width, height, CROP_SCALE, ratio, rng)

@@ -8,7 +8,7 @@ import pytest
 from sample_images import encoded, photo
 
 from core.errors import UserError
-from input_pipeline import loader, parallel_scan, statistics
+from input_pipeline import parallel_scan, statistics
 from input_pipeline.sources.base import ArrayExamples, FileExamples
 
 
