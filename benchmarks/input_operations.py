@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import pairs
 from benchmarks.input_pipeline import PHOTOS, SIZE
 from input_pipeline import decoding
-from input_pipeline.backends import image_backend, pixel_math
+from input_pipeline.backends import image_backend
 from input_pipeline.backends.image_backend import AnyImage
-from input_pipeline.transforms import operations
+from input_pipeline.transforms import operations, policy
 from input_pipeline.transforms.operations import Operation
 
 # An average crop of the default recipe.
@@ -89,17 +89,17 @@ def lines(files: list[bytes]) -> list[tuple]:
             (functional.horizontal_flip, theirs),
         ),
     ]
-    policy = v2.RandAugment(2, 9)
-    for name in pixel_math.RANDAUGMENT:
-        strength = pixel_math.magnitude(name, 9, SIZE, SIZE)
+    theirs_policy = v2.RandAugment(2, 9)
+    for name in policy.RANDAUGMENT:
+        strength = policy.magnitude(name, 9, SIZE, SIZE)
 
         def transform(image, name=name, strength=strength):
             nearest = v2.InterpolationMode.NEAREST
-            return policy._apply_image_or_video_transform(
+            return theirs_policy._apply_image_or_video_transform(
                 image, name, strength, interpolation=nearest, fill={}
             )
 
-        work = does(operations.randaugment(name, strength))
+        work = does(policy.randaugment(name, strength))
         sides = (work, ours), (transform, theirs)
         found.append((f"RandAugment {name}", 2 / 14, *sides))
     for name, value in JITTER.items():

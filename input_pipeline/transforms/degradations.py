@@ -1,4 +1,4 @@
-"""The stronger chain: what cameras, networks and obstacles do to a photo.
+"""The stronger chain: losses of cameras, networks and obstacles.
 
 Gamma, Gaussian blur, downscaling, JPEG compression and coarse dropout, each
 as albumentations 2.0.8 defines it with the same parameters (by OpenCV there);
@@ -12,20 +12,21 @@ import functools
 import io
 
 import numpy as np
+from jaxtyping import Integer, UInt8
 from PIL import Image
 
-# What `sample_…` draws from.
+# Ranges that are drawn from.
 GAMMAS = (0.8, 1.2)
 # As SimCLR (Chen et al. 2020); pixels of the augmented image.
 BLUR_SIGMAS = (0.1, 2.0)
 DOWNSCALES = (0.25, 0.75)
-# Of the web's photos. At 90 nobody sees it, at 40 blocks show in flat areas.
+# As on the web: invisible at 90, at 40 blocks show in flat areas.
 JPEG_QUALITIES = (40, 90)
 HOLES = (1, 8)
 HOLE_SIDES = (0.1, 0.2)  # shares of height and width
 
 
-def gamma_table(exponent: float) -> np.ndarray:
+def gamma_table(exponent: float) -> UInt8[np.ndarray, 256]:
     """Raises all values to a power, of the scale 0 to 1: uint8 `[256]`.
 
     `floor(255 * (value / 255) ** exponent)`. Above 1 it darkens, below 1 it
@@ -64,8 +65,7 @@ def _convolve(
 ) -> np.ndarray:
     """One pass of a symmetric kernel, given from its centre outwards."""
     radius, length = len(weights) - 1, pixels.shape[axis]
-    places = _mirrored(length, radius)
-    wide = pixels.take(places, axis)
+    wide = pixels.take(_mirrored(length, radius), axis)
     window = [slice(None)] * 3
 
     def shifted(by: int) -> np.ndarray:
@@ -83,12 +83,12 @@ def _convolve(
 
 @functools.lru_cache(maxsize=64)
 def _mirrored(length: int, radius: int) -> np.ndarray:
-    """Places -radius to length + radius - 1, mirrored into 0 to length - 1."""
+    """Indices -radius to length + radius - 1, mirrored at both ends."""
     if length == 1:
         return np.zeros(1 + 2 * radius, np.intp)
     period = 2 * (length - 1)
-    places = np.arange(-radius, length + radius) % period
-    return np.minimum(places, period - places)
+    indices = np.arange(-radius, length + radius) % period
+    return np.minimum(indices, period - indices)
 
 
 def downscale(image: Image.Image, scale: float) -> Image.Image:
@@ -104,7 +104,7 @@ def downscale(image: Image.Image, scale: float) -> Image.Image:
 
 
 def _coarse(length: int, scale: float) -> np.ndarray:
-    """Which old place each place shows after both resizes: `[length]`."""
+    """Which old pixel each pixel shows after both resizes: `[length]`."""
     small = max(round(length * scale), 1)
     taken = np.minimum(np.arange(small) / scale, length - 1)
     return taken.astype(np.intp)[np.arange(length) * small // length]
@@ -125,7 +125,9 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
     return compressed.copy()
 
 
-def coarse_dropout(image: Image.Image, holes: np.ndarray) -> Image.Image:
+def coarse_dropout(
+    image: Image.Image, holes: Integer[np.ndarray, "n 4"]
+) -> Image.Image:
     """Blackens rectangles (DeVries & Taylor 2017, with several holes).
 
     Args:
@@ -140,7 +142,7 @@ def coarse_dropout(image: Image.Image, holes: np.ndarray) -> Image.Image:
 
 def sample_holes(
     width: int, height: int, rng: np.random.Generator
-) -> np.ndarray:
+) -> Integer[np.ndarray, "n 4"]:
     """Draws the rectangles of `coarse_dropout`.
 
     `HOLES` in number, each side uniform in `HOLE_SIDES` of the image's, the

@@ -1,9 +1,17 @@
-"""What happens to a batch, on the device: normalise, erase, mix.
+"""Batches on the device: normalise, erase, mix.
 
 Pure functions of a key, for use inside a jitted train step. Random erasing
 and mixing run here because they are elementwise over whole batches, which a
 device does for nothing, and because they make float images of what the host
 hands over as bytes.
+
+Each feature is treated by its `Kind`:
+
+    IMAGE   erased pixels become noise, MixUp and CutMix blend
+    MASK    erased pixels become the ignore index, CutMix pastes; MixUp, of
+            which no single class per pixel comes, is refused
+    LABEL   a distribution over classes, blended by the share of pixels
+    ID      unchanged
 """
 
 from __future__ import annotations
@@ -11,53 +19,62 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key, UInt8
 
 from core import counter_rng
+from core.errors import UserError
+from input_pipeline.sources.base import Kind
 from input_pipeline.transforms import on_device
+
+AnyArray = Array | np.ndarray
+Features = dict[str, Array]
 
 # RandomErasing gives up on an image after as many rectangles that do not fit.
 _ERASE_ATTEMPTS = 10
 
 
 class _Streams(enum.IntEnum):
-    """What the numbers of a key are for (core/counter_rng.py)."""
+    """Independent sequences of one key (core/counter_rng.py)."""
 
     SHAPES = 0
-    PLACES = 1
+    CORNERS = 1
     PIXELS = 2
     MIXING = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """How batches are mixed; hashable, a static argument of a jitted step.
+    """How batches are erased and mixed; a static argument of a jitted step.
 
     Attributes:
+      prob: probability that a batch is mixed at all.
       mixup_prob: probability of MixUp, else CutMix.
-      prob: probability that anything is mixed at all.
-      mixup_alpha: MixUp's lambda is drawn from Beta(alpha, alpha); 0 turns
-        MixUp off.
+      mixup_alpha: MixUp's lambda is drawn from Beta(alpha, alpha).
       cutmix_alpha: the same for CutMix.
-      per_element: draw all of this for each image instead of once a batch.
       erase_prob: probability of RandomErasing, per image.
       erase_area: smallest and largest share of the image that is erased.
       erase_ratio: smallest and largest height / width of the rectangle.
     """
 
-    mixup_prob: float = 0.5
     prob: float = 1.0
+    mixup_prob: float = 0.5
     mixup_alpha: float = 1.0
     cutmix_alpha: float = 1.0
-    per_element: bool = False
     erase_prob: float = 0.25
     erase_area: tuple[float, float] = (0.02, 0.2)
     erase_ratio: tuple[float, float] = (0.3, 3.3)
 
 
-def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+def normalize(
+    images: UInt8[AnyArray, "... 3"],
+    mean: Float[AnyArray, 3],
+    std: Float[AnyArray, 3],
+) -> Float32[Array, "... 3"]:
     """Bytes to zero mean and unit variance per channel.
 
     Args:
@@ -74,8 +91,10 @@ def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
 
 
 def images_of(
-    batch: dict[str, jax.Array], mean: jax.Array, std: jax.Array
-) -> jax.Array:
+    batch: Mapping[str, AnyArray],
+    mean: Float[AnyArray, 3],
+    std: Float[AnyArray, 3],
+) -> Float32[Array, "B H W 3"]:
     """A training batch's images, augmented to the end and normalised.
 
     Args:
@@ -87,50 +106,63 @@ def images_of(
       float32 `[B, H, W, 3]`.
     """
     images = batch["image"]
-    if "operation" in batch:  # augment.device
+    if "operation" in batch:  # `Augment.device`
         images = on_device.apply(images, batch["operation"], batch["strength"])
     return normalize(images, mean, std)
 
 
-def random_erasing(
-    images: jax.Array, mixing: Mixing, key: jax.Array
-) -> jax.Array:
+def erase(
+    features: Mapping[str, AnyArray],
+    kinds: Mapping[str, Kind],
+    mixing: Mixing,
+    key: Key[Array, ""],
+    ignore_index: int = 255,
+) -> Features:
     """Fills a random rectangle of some images with normal noise.
 
     Zhong et al. 2017, with torchvision's sampling: area uniform, aspect ratio
     log-uniform, ten attempts to find a rectangle smaller than the image.
 
     Args:
-      images: float32 `[B, H, W, C]`, normalised.
+      features: `image` float32 `[B, H, W, C]`, normalised, and others.
+      kinds: of all features.
       mixing: its `erase_…` fields are used.
       key: a JAX random key.
+      ignore_index: what the rectangle becomes in a mask `[B, H, W]`.
 
     Returns:
-      float32 `[B, H, W, C]`.
+      The features, of the same shapes.
     """
     if mixing.erase_prob == 0:
-        return images
-    batch, height, width, _ = images.shape
+        return dict(features)
+    batch, height, width, _ = features["image"].shape
     top, left, h, w, chosen = _erase_rectangles(
         key, batch, height, width, mixing
     )
     inside = _inside(top, left, top + h, left + w, height, width)
     inside &= chosen[:, None, None]  # [B, H, W]
-    return jnp.where(inside[..., None], _normal(key, images.shape), images)
+    erased = dict(features)
+    for name, values in features.items():
+        if kinds[name] is Kind.IMAGE:
+            noise = _normal(key, values.shape)
+            erased[name] = jnp.where(inside[..., None], noise, values)
+        elif kinds[name] is Kind.MASK:
+            erased[name] = jnp.where(inside, ignore_index, values)
+    return erased
 
 
-def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     """Normal noise, float32 of `shape`."""
-    places = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-    bits = counter_rng.bits(key, places, _Streams.PIXELS)
+    counters = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    bits = counter_rng.bits(key, counters, _Streams.PIXELS)
     # 23 bits and a half: strictly between -1 and 1, so never infinite.
     uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
     return jax.lax.erf_inv(uniform) * math.sqrt(2.0)
 
 
 def _erase_rectangles(
-    key: jax.Array, batch: int, height: int, width: int, mixing: Mixing
-) -> tuple[jax.Array, ...]:
+    key: Key[Array, ""], batch: int, height: int, width: int, mixing: Mixing
+) -> tuple[Array, ...]:
     """Top, left, height, width, each int32 `[B]`, and whether to: bool `[B]`.
 
     Height and width are 0 where no rectangle fits.
@@ -145,7 +177,7 @@ def _erase_rectangles(
     ratio = low + (high - low) * ratio
     h, w = _erase_sizes(area, jnp.exp(ratio), height, width)
     top, left, chosen = counter_rng.uniform_table(
-        key, batch, 3, _Streams.PLACES
+        key, batch, 3, _Streams.CORNERS
     ).T
     top = counter_rng.integers_below(top, height - h + 1)
     left = counter_rng.integers_below(left, width - w + 1)
@@ -153,9 +185,12 @@ def _erase_rectangles(
 
 
 def _erase_sizes(
-    area: jax.Array, ratio: jax.Array, height: int, width: int
-) -> tuple[jax.Array, jax.Array]:
-    """The first rectangle that fits, out of `[B, attempts]`: int32 `[B]`."""
+    area: Float[AnyArray, "B attempts"],
+    ratio: Float[AnyArray, "B attempts"],
+    height: int,
+    width: int,
+) -> tuple[Int32[Array, " B"], Int32[Array, " B"]]:
+    """Height and width of the first rectangle that fits."""
     area = area * (height * width)
     h = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
     w = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
@@ -168,36 +203,48 @@ def _erase_sizes(
 
 
 def mix(
-    images: jax.Array,
-    targets: jax.Array,
+    features: Mapping[str, AnyArray],
+    kinds: Mapping[str, Kind],
     mixing: Mixing,
-    key: jax.Array,
-    mask: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    key: Key[Array, ""],
+    weight: Float[AnyArray, " B"] | None = None,
+) -> Features:
     """MixUp (Zhang et al. 2017) or CutMix (Yun et al. 2019).
 
-    An image's partner is its neighbour in the batch, which is a random one as
-    batches are shuffled. Every pixel is a weighted mean of the two, and the
+    An example's partner is its neighbour in the batch, which is a random one
+    as batches are shuffled. Every pixel is a weighted mean of the two, and the
     label's lambda is the image's own share of the pixels: for CutMix one minus
     the area of the box after clipping.
 
     Args:
-      images: float32 `[B, H, W, C]`.
-      targets: float `[B, num_classes]`, each row a distribution.
+      features: `image` float32 `[B, H, W, C]`, and perhaps masks int
+        `[B, H, W]` and labels float `[B, num_classes]`, each a distribution.
+      kinds: of all features.
       mixing: what to draw.
       key: a JAX random key.
-      mask: `[B]`; a row is left unmixed where its own or its partner's mask
-        is 0, so that no label stands for an image that is not there.
+      weight: of the examples; one is left unmixed where its own or its
+        partner's weight is 0, so that no label stands for an image that could
+        not be read.
 
     Returns:
-      images float32 `[B, H, W, C]` and targets float `[B, num_classes]`.
+      The features, of the same shapes.
+
+    Raises:
+      UserError: MixUp of masks.
     """
     if mixing.prob == 0:
-        return images, targets
-    batch, height, width, _ = images.shape
-    draws = batch if mixing.per_element else 1
+        return dict(features)
+    if Kind.MASK in (kinds[name] for name in features) and mixing.mixup_prob:
+        raise UserError(
+            f"mixing.mixup_prob is {mixing.mixup_prob}, but MixUp leaves no "
+            "single class per pixel of a mask; set "
+            "--config.mixing.mixup_prob=0, which is CutMix alone, or "
+            "--config.mixing.prob=0"
+        )
+    _, height, width, _ = features["image"].shape
+    # [1] each, for the whole batch.
     which, whether, mixup, cutmix, row, column = counter_rng.uniform_table(
-        key, draws, 6, _Streams.MIXING
+        key, 1, 6, _Streams.MIXING
     ).T
     mixup_key, cutmix_key = jax.random.split(key)
     share = _lambda(mixup_key, mixup, mixing.mixup_alpha)
@@ -209,23 +256,32 @@ def mix(
         width,
     )
     use_mixup = which < mixing.mixup_prob
-    own = jnp.where(use_mixup, share, box_share)  # [draws], lambda
+    own = jnp.where(use_mixup, share, box_share)  # [1], lambda
     pixels = jnp.where(
         use_mixup[:, None, None], share[:, None, None], ~box
-    )  # [draws, H, W], the image's own weight at each pixel
+    )  # [1, H, W], the image's own weight at each pixel
     mixed = whether < mixing.prob
-    if mask is not None:
-        mixed = mixed & (mask > 0) & (jnp.roll(mask, 1) > 0)
+    if weight is not None:
+        mixed = mixed & (weight > 0) & (jnp.roll(weight, 1) > 0)
     own = jnp.where(mixed, own, 1.0)[:, None]
-    pixels = jnp.where(mixed[:, None, None], pixels, 1.0)[..., None]
-    partner = jnp.roll(images, 1, axis=0)
-    images = pixels * images + (1.0 - pixels) * partner
-    targets = own * targets + (1.0 - own) * jnp.roll(targets, 1, axis=0)
-    return images, targets
+    pixels = jnp.where(mixed[:, None, None], pixels, 1.0)
+    result = dict(features)
+    for name, values in features.items():
+        partner = jnp.roll(values, 1, axis=0)
+        if kinds[name] is Kind.IMAGE:
+            by = pixels[..., None]
+            result[name] = by * values + (1.0 - by) * partner
+        elif kinds[name] is Kind.MASK:
+            result[name] = jnp.where(pixels > 0.5, values, partner)
+        elif kinds[name] is Kind.LABEL:
+            result[name] = own * values + (1.0 - own) * partner
+    return result
 
 
-def _lambda(key: jax.Array, uniform: jax.Array, alpha: float) -> jax.Array:
-    """Beta(alpha, alpha), float32 `[draws]`; ones where alpha is 0.
+def _lambda(
+    key: Key[Array, ""], uniform: Float[Array, " draws"], alpha: float
+) -> Float[Array, " draws"]:
+    """Beta(alpha, alpha).
 
     Args:
       key: what it is drawn with.
@@ -233,21 +289,23 @@ def _lambda(key: jax.Array, uniform: jax.Array, alpha: float) -> jax.Array:
         takes seconds to compile.
       alpha: of the distribution.
     """
-    if alpha == 0:
-        return jnp.ones_like(uniform)
     if alpha == 1:
         return uniform
     return jax.random.beta(key, alpha, alpha, uniform.shape)
 
 
 def _cutmix_box(
-    share: jax.Array, row: jax.Array, column: jax.Array, height: int, width: int
-) -> tuple[jax.Array, jax.Array]:
-    """Pixels of the box, bool `[draws, H, W]`, and the share outside it.
+    share: Float[Array, " draws"],
+    row: Int32[Array, " draws"],
+    column: Int32[Array, " draws"],
+    height: int,
+    width: int,
+) -> tuple[Bool[Array, "draws {height} {width}"], Float[Array, " draws"]]:
+    """Pixels of the box, and the share outside it.
 
     Args:
-      share: which is to be outside before clipping, float32 `[draws]`.
-      row, column: of the middle, int32 `[draws]`.
+      share: of the pixels that is to be outside before clipping.
+      row, column: of the middle.
       height, width: of the image.
     """
     side = jnp.sqrt(1.0 - share)
@@ -263,14 +321,14 @@ def _cutmix_box(
 
 
 def _inside(
-    top: jax.Array,
-    left: jax.Array,
-    bottom: jax.Array,
-    right: jax.Array,
+    top: Int32[Array, " B"],
+    left: Int32[Array, " B"],
+    bottom: Int32[Array, " B"],
+    right: Int32[Array, " B"],
     height: int,
     width: int,
-) -> jax.Array:
-    """Which pixels lie in rectangles `[B]`: bool `[B, H, W]`."""
+) -> Bool[Array, "B {height} {width}"]:
+    """Which pixels are in the rectangle of each image."""
     y = jnp.arange(height)[None, :, None]
     x = jnp.arange(width)[None, None, :]
     top, left, bottom, right = (
@@ -280,14 +338,16 @@ def _inside(
 
 
 def prepare_train(
-    batch: dict[str, jax.Array],
+    batch: Mapping[str, AnyArray],
     mixing: Mixing,
-    mean: jax.Array,
-    std: jax.Array,
+    mean: Float[AnyArray, 3],
+    std: Float[AnyArray, 3],
     num_classes: int,
-    key: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """From a batch of the pipeline to what the loss is computed on.
+    key: Key[Array, ""],
+) -> tuple[
+    Float32[Array, "B H W 3"], Float32[Array, "B C"], Float32[Array, " B"]
+]:
+    """From a batch of the loader to what a classifier's loss is computed on.
 
     Label smoothing is not applied here; the loss does it, once.
 
@@ -304,9 +364,12 @@ def prepare_train(
       images float32 `[B, H, W, 3]`, targets float32 `[B, C]`, weights float32
       `[B]` (0 for images that could not be read).
     """
-    images = images_of(batch, mean, std)
-    images = random_erasing(images, mixing, key)
-    targets = jax.nn.one_hot(batch["label"], num_classes)
-    weights = batch["weight"].astype(jnp.float32)
-    images, targets = mix(images, targets, mixing, key, weights)
-    return images, targets, weights
+    kinds = {"image": Kind.IMAGE, "label": Kind.LABEL}
+    features = {
+        "image": images_of(batch, mean, std),
+        "label": jax.nn.one_hot(batch["label"], num_classes),
+    }
+    weights = jnp.asarray(batch["weight"], jnp.float32)
+    features = erase(features, kinds, mixing, key)
+    features = mix(features, kinds, mixing, key, weights)
+    return features["image"], features["label"], weights

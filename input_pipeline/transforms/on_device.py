@@ -1,6 +1,6 @@
-"""What a device does of the augmentations, inside the training step.
+"""Colour and sharpness on the device, inside the training step.
 
-The operations of `operations.ON_DEVICE` by the same formulas as in ops.py,
+The operations of `operations.ON_DEVICE` by the same formulas as on the host,
 on whole batches: which of them an image gets, how strongly and in what order
 was drawn on the host and came with the batch. Each is identical to the host's
 or, where float32 is rounded elsewhere, one grey level off;
@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, UInt8
 
 from input_pipeline.backends import pixel_math
 from input_pipeline.transforms.operations import ON_DEVICE
 
 
-def apply(images: jax.Array, codes: jax.Array, values: jax.Array) -> jax.Array:
+def apply(
+    images: UInt8[Array, "B H W 3"] | UInt8[np.ndarray, "B H W 3"],
+    codes: UInt8[Array, "B S"] | UInt8[np.ndarray, "B S"],
+    values: Float32[Array, "B S"] | Float32[np.ndarray, "B S"],
+) -> UInt8[Array, "B H W 3"]:
     """Does every image's own operations in its own order.
 
     In each slot all operations are computed for all images and one is chosen:
@@ -24,12 +30,9 @@ def apply(images: jax.Array, codes: jax.Array, values: jax.Array) -> jax.Array:
     is what is paid for.
 
     Args:
-      images: uint8 `[B, H, W, 3]`.
-      codes: uint8 `[B, S]`, from `operations.encode`.
-      values: float32 `[B, S]`, the same.
-
-    Returns:
-      uint8 `[B, H, W, 3]`.
+      images: RGB.
+      codes: from `operations.encode`.
+      values: the same.
     """
 
     def slot(images, drawn):

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.errors import UserError
+from input_pipeline.sources.base import Kind
 from input_pipeline.transforms import mixing
 from input_pipeline.transforms.mixing import Mixing
 
@@ -19,7 +21,6 @@ KINDS = {
     "mixup": Mixing(mixup_prob=1.0),
     "cutmix": Mixing(mixup_prob=0.0),
     "either": Mixing(mixup_prob=0.5, prob=0.7),
-    "per element": Mixing(per_element=True, prob=0.7),
     "alpha .4": Mixing(mixup_alpha=0.4, cutmix_alpha=0.4),
 }
 
@@ -31,8 +32,10 @@ def mixed(settings, key, mask):
         jnp.arange(BATCH, dtype=jnp.float32)[:, None, None, None],
         (BATCH, SIDE, SIDE, 3),
     )
-    targets = jnp.eye(BATCH)
-    return mixing.mix(images, targets, settings, key, mask)
+    features = {"image": images, "label": jnp.eye(BATCH)}
+    kinds = {"image": Kind.IMAGE, "label": Kind.LABEL}
+    found = mixing.mix(features, kinds, settings, key, mask)
+    return found["image"], found["label"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,21 +106,68 @@ def test_probabilities_are_kept():
 
 @pytest.mark.parametrize(
     "settings",
-    [Mixing(prob=0.0), Mixing(mixup_alpha=0.0, cutmix_alpha=0.0)],
+    [Mixing(prob=0.0), Mixing(prob=0.0, erase_prob=1.0)],
 )
 def test_mixing_can_be_turned_off(settings):
     _, targets = mixed(settings, jax.random.key(0), np.ones(BATCH))
     np.testing.assert_array_equal(targets, np.eye(BATCH))
 
 
-def test_elements_draw_for_themselves_on_request():
-    mask = np.ones(BATCH, np.float32)
-    key = jax.random.key(5)
-    one = np.diag(np.asarray(mixed(Mixing(mixup_prob=1.0), key, mask)[1]))
-    each = Mixing(mixup_prob=1.0, per_element=True)
-    many = np.diag(np.asarray(mixed(each, key, mask)[1]))
-    assert len(set(one.tolist())) == 1
-    assert len(set(many.tolist())) == BATCH
+SEGMENTED = {"image": Kind.IMAGE, "mask": Kind.MASK, "who": Kind.ID}
+
+
+def segmented_batch():
+    """Masks hold what the images do; some pixels count for nothing."""
+    masks = np.arange(BATCH, dtype=np.uint8)[:, None, None] + np.zeros(
+        (BATCH, SIDE, SIDE), np.uint8
+    )
+    masks[:, 0] = 255
+    images = np.repeat(masks[..., None], 3, axis=-1).astype(np.float32)
+    return {"image": images, "mask": masks, "who": np.arange(BATCH)}
+
+
+@given(key=KEYS)
+@settings(max_examples=30, deadline=None)
+def test_cutmix_pastes_the_same_box_of_image_and_mask(key):
+    batch, cutmix = segmented_batch(), Mixing(mixup_prob=0.0)
+    found = mixing.mix(batch, SEGMENTED, cutmix, key, np.ones(BATCH))
+    assert found["mask"].dtype == np.uint8
+    for channel in range(3):
+        np.testing.assert_array_equal(
+            found["image"][..., channel], found["mask"]
+        )
+    np.testing.assert_array_equal(found["who"], batch["who"])
+
+
+def test_cutmix_of_masks_leaves_unreadable_partners_out():
+    weight = np.ones(BATCH, np.float32)
+    weight[3] = 0
+    batch, cutmix = segmented_batch(), Mixing(mixup_prob=0.0, cutmix_alpha=9.0)
+    key = jax.random.key(1)
+    found = mixing.mix(batch, SEGMENTED, cutmix, key, weight)["mask"]
+    changed = (np.asarray(found) != batch["mask"]).any(axis=(1, 2))
+    np.testing.assert_array_equal(
+        changed, [row not in (3, 4) for row in range(BATCH)]
+    )
+
+
+def test_mixup_of_masks_is_refused_in_one_sentence():
+    with pytest.raises(UserError, match=r"--config\.mixing\.mixup_prob=0"):
+        mixing.mix(segmented_batch(), SEGMENTED, Mixing(), jax.random.key(0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_erased_pixels_of_a_mask_are_ignored(dtype):
+    batch = segmented_batch()
+    batch["mask"] = np.zeros_like(batch["mask"], dtype)
+    batch["image"][:] = 100
+    always = Mixing(erase_prob=1.0)
+    found = mixing.erase(batch, SEGMENTED, always, jax.random.key(0), 200)
+    assert found["mask"].dtype == dtype
+    hole = (found["image"] != 100).any(axis=-1)
+    assert hole.any()
+    np.testing.assert_array_equal(found["mask"], np.where(hole, 200, 0))
+    np.testing.assert_array_equal(found["who"], batch["who"])
 
 
 def test_normalize_is_the_textbook_formula():
@@ -135,9 +185,11 @@ def test_erasing_fills_rectangles_of_the_promised_size_with_noise():
     settings = Mixing(erase_prob=0.5)
     images = jnp.full((400, 40, 50, 3), 100.0)
     erased = np.asarray(
-        jax.jit(mixing.random_erasing, static_argnums=1)(
-            images, settings, jax.random.key(2)
-        )
+        jax.jit(
+            lambda images, key: mixing.erase(
+                {"image": images}, {"image": Kind.IMAGE}, settings, key
+            )["image"]
+        )(images, jax.random.key(2))
     )
     holes = (erased != 100).all(axis=-1)
     np.testing.assert_array_equal(holes, (erased != 100).any(axis=-1))

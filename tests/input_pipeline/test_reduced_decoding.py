@@ -10,7 +10,7 @@ from PIL import Image
 from sample_images import encoded, photo, train_image
 
 from input_pipeline.decoding import BadImage, decode
-from input_pipeline.transforms import policy
+from input_pipeline.transforms import geometry
 from input_pipeline.transforms.policy import Augment
 
 CROP_ALONE = Augment(flip=0.0, randaugment_ops=0, jitter=(0.0, 0.0, 0.0, 0.0))
@@ -70,14 +70,14 @@ def test_turned_photos_are_cropped_at_the_same_place(orientation):
 
 def decoded_sizes(monkeypatch, data, size, settings=CROP_ALONE):
     sizes = []
-    original = policy.upright_rgb
+    original = geometry.upright_rgb
 
     def noting(image):
         result = original(image)
         sizes.append(result.size)
         return result
 
-    monkeypatch.setattr(policy, "upright_rgb", noting)
+    monkeypatch.setattr(geometry, "upright_rgb", noting)
     train_image(data, settings, size, np.random.default_rng(0))
     return sizes
 

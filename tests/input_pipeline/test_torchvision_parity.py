@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from sample_images import eval_image
 
-from input_pipeline.backends import cpp, image_backend, pillow, pixel_math
-from input_pipeline.transforms import mixing, operations, policy
+from input_pipeline.backends import cpp, image_backend, pillow
+from input_pipeline.transforms import geometry, mixing, operations, policy
 from input_pipeline.transforms.operations import Operation
 
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "augment.npz")
@@ -24,7 +24,7 @@ GOLDENS = np.load(Path(__file__).parent / "goldens" / "augment.npz")
 FORMS = [pillow, cpp] if cpp.available() else [pillow]
 
 # Ops that must not differ at all: geometry, and what is a table per channel.
-EXACT = set(pixel_math.RANDAUGMENT) - {"Color", "Sharpness"}
+EXACT = set(policy.RANDAUGMENT) - {"Color", "Sharpness"}
 
 
 def answers(name):
@@ -51,7 +51,7 @@ def largest_difference(pixels, golden):
 
 
 @pytest.mark.parametrize("picture", ["tiny", "small"])
-@pytest.mark.parametrize("name", pixel_math.RANDAUGMENT)
+@pytest.mark.parametrize("name", policy.RANDAUGMENT)
 def test_randaugment_op(picture, name, done):
     image = Image.fromarray(GOLDENS[picture])
     seen = 0
@@ -59,27 +59,23 @@ def test_randaugment_op(picture, name, done):
         op, level, sign = key.split("/")
         if op != name:
             continue
-        strength = int(sign) * pixel_math.magnitude(
-            name, int(level), *image.size
-        )
-        result = done(image, operations.randaugment(name, strength))
+        strength = int(sign) * policy.magnitude(name, int(level), *image.size)
+        result = done(image, policy.randaugment(name, strength))
         allowed = 0 if name in EXACT else 1
         assert largest_difference(result, golden) <= allowed, key
         seen += 1
     bins = 31 if picture == "tiny" else 2
     has_bins = name not in ("Identity", "AutoContrast", "Equalize")
-    assert seen == (bins if has_bins else 1) * (
-        1 + pixel_math.RANDAUGMENT[name]
-    )
+    assert seen == (bins if has_bins else 1) * (1 + policy.RANDAUGMENT[name])
 
 
 @pytest.mark.parametrize("size", ["224x224", "64x48", "331x500", "32x32"])
 def test_magnitudes_of_all_bins(size):
     height, width = map(int, size.split("x"))
-    for name in pixel_math.RANDAUGMENT:
+    for name in policy.RANDAUGMENT:
         golden = GOLDENS[f"magnitudes/{size}/{name}"]
         ours = [
-            pixel_math.magnitude(name, level, width, height)
+            policy.magnitude(name, level, width, height)
             for level in range(len(golden))
         ]
         np.testing.assert_array_equal(np.float32(ours), golden)
@@ -158,11 +154,11 @@ def test_randaugment_draws_every_op_and_sign():
     identities = 2000 - len(drawn)
     assert 100 < identities < 190  # 143 on average
     expected = {}
-    for name, signed in pixel_math.RANDAUGMENT.items():
-        strength = pixel_math.magnitude(name, 9, 32, 32)
+    for name, signed in policy.RANDAUGMENT.items():
+        strength = policy.magnitude(name, 9, 32, 32)
         signs = (1, -1) if signed else (1,)
         expected |= {
-            operations.randaugment(name, sign * strength): len(signs)
+            policy.randaugment(name, sign * strength): len(signs)
             for sign in signs
         }
     del expected[None]
@@ -197,7 +193,7 @@ def test_random_resized_crop_boxes():
         height, width, top, left, h, w = row.tolist()
         low, high, i, j, *uniform = draws.tolist()
         fallbacks += i < 0
-        box = policy.random_crop_box(
+        box = geometry.random_crop_box(
             width, height, (low, high), (0.75, 1.3333), Replay(uniform, (i, j))
         )
         assert box == (left, top, left + w, top + h)

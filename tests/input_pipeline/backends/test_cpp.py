@@ -15,8 +15,8 @@ from PIL import Image
 from sample_images import encoded, eval_image, photo, train_image
 
 from input_pipeline import decoding
-from input_pipeline.backends import cpp, image_backend, pillow, pixel_math
-from input_pipeline.transforms import operations, policy, views
+from input_pipeline.backends import cpp, image_backend, pillow
+from input_pipeline.transforms import geometry, operations, policy, views
 from input_pipeline.transforms.operations import Operation
 from input_pipeline.transforms.policy import Augment
 
@@ -251,9 +251,9 @@ def test_magnitudes_stay_where_sixteen_places_suffice():
     """`sextet_affine` counts in 1/65536 pixel, in 32 bits."""
     size = cpp.LARGEST
     for name in ("ShearX", "TranslateX", "Rotate"):
-        strength = pixel_math.magnitude(name, 30, size, size)
-        moved = operations.randaugment(name, strength)
-        matrix = operations.GEOMETRY[moved.name]
+        strength = policy.magnitude(name, 30, size, size)
+        moved = policy.randaugment(name, strength)
+        matrix = geometry.MATRICES[moved.name]
         a, b, c, d, e, f = matrix(moved.value, size, size)
         for x, y in [(0, 0), (size, 0), (0, size), (size, size)]:
             assert abs(a * x + b * y + c) < 32767
