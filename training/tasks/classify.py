@@ -34,8 +34,13 @@ from training.loop.state import (
 )
 from training.loop.step import Loss
 from training.multihost import comm
-from training.tasks import losses
-from training.tasks.base import Direction, Task, build_encoder
+from training.tasks.base import (
+    LOSS_FIELDS,
+    Direction,
+    Task,
+    build_encoder,
+)
+from training.tasks.losses import loss_constants, make_loss
 
 if TYPE_CHECKING:
     from reports.page import Section
@@ -61,19 +66,7 @@ class Classification(Task):
         "val_accuracy": "max",
         "val_loss": "min",
     }
-    loss_fields: ClassVar[frozenset[str]] = frozenset(
-        {
-            "loss",
-            "label_smoothing",
-            "focal_gamma",
-            "class_weight",
-            "logit_adjustment",
-            "distill_from",
-            "distill_temperature",
-            "distill_alpha",
-            "mixing",
-        }
-    )
+    loss_fields: ClassVar[frozenset[str]] = frozenset(LOSS_FIELDS)
     learns_labels: ClassVar[bool] = True
 
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
@@ -113,10 +106,8 @@ class Classification(Task):
             f"{mix.prob:.0%} of the batches mixed: MixUp {mix.mixup_prob:.0%}",
             f"CutMix {1 - mix.mixup_prob:.0%}",
         ]
-        if mix.mixup_alpha == mix.cutmix_alpha:
-            words.append(f"alpha {mix.mixup_alpha:g}")
-        else:
-            words.append(f"alpha {mix.mixup_alpha:g} and {mix.cutmix_alpha:g}")
+        alphas = dict.fromkeys((mix.mixup_alpha, mix.cutmix_alpha))
+        words.append("alpha " + " and ".join(f"{a:g}" for a in alphas))
         if c.loss not in ("", "cross_entropy"):
             words.append(f"{c.loss} loss")
         if c.class_weight:
@@ -153,12 +144,8 @@ class Classification(Task):
     ) -> Loss:
         """Returns the loss of `stage`: see `make_loss`."""
         c = stage.config
-        constants = loss_constants(
-            c,
-            self.statistics.mean,
-            self.statistics.std,
-            self.statistics.class_prior,
-        )
+        known = self.statistics
+        constants = loss_constants(c, known.mean, known.std, known.class_prior)
         teacher = None
         if c.distill_from:
             run, teacher = self._teachers[c.distill_from]
@@ -224,8 +211,8 @@ class Classification(Task):
     ) -> list[dict[str, Any]]:
         """Returns class and probabilities of each row; see `Task`."""
         found = self._predict(batches, rows, params, batch_stats, mesh)
-        prior = self.statistics.class_prior
-        probabilities = np.exp(classification.log_softmax(found.mean(prior)))
+        logits = found.mean(self.statistics.class_prior)
+        probabilities = np.exp(classification.log_softmax(logits))
         return [
             {
                 "class": self.classes[row.argmax()],
@@ -373,25 +360,6 @@ class ClassificationEvaluator:
         }
 
 
-def loss_constants(
-    stage: ConfigDict, mean: np.ndarray, std: np.ndarray, prior: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Returns what `make_loss` reads besides the batch.
-
-    Args:
-      stage: a `configs.common.stage`.
-      mean: float [3], channel means over 0..1 values.
-      std: float [3], channel standard deviations.
-      prior: float [C], class frequencies among the training rows.
-    """
-    return {
-        "mean": mean,
-        "std": std,
-        "log_prior": np.log(np.maximum(prior, 1e-6)).astype(np.float32),
-        "class_weights": losses.class_weights(prior, stage.class_weight),
-    }
-
-
 def make_prepare(mix: mixing.Mixing):
     """Returns the `prepare` of a `Loss`: erased and mixed images.
 
@@ -408,44 +376,6 @@ def make_prepare(mix: mixing.Mixing):
         return {"image": images, "target": targets, "weight": counts}
 
     return prepare
-
-
-def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
-    """Returns the function of a `Loss`: a stage's loss on mixed images.
-
-    Label smoothing (Szegedy et al. 2016) is applied here and nowhere else.
-    Rows with weight 0 count for nothing; the mean is over the others.
-
-    Args:
-      stage: a `configs.common.stage`.
-      teacher: of the distillation, its weights in `constants["teacher"]`.
-    """
-
-    def loss(model, batch, constants) -> jax.Array:
-        weights = constants["class_weights"]
-        images, counts = batch["image"], batch["weight"]
-        targets = optax.smooth_labels(batch["target"], stage.label_smoothing)
-        logits = answers = model(images)
-        if stage.logit_adjustment:
-            logits = losses.adjust(
-                logits, constants["log_prior"], stage.logit_adjustment
-            )
-        if stage.loss == "focal":
-            rows = losses.focal(logits, targets, weights, stage.focal_gamma)
-        else:
-            rows = losses.cross_entropy(logits, targets, weights)
-        if teacher is not None:
-            master = teacher.merge(*constants["teacher"])
-            master.eval()
-            rows = (1 - stage.distill_alpha) * rows
-            rows += stage.distill_alpha * losses.distillation(
-                answers,
-                jax.lax.stop_gradient(master(images)),
-                stage.distill_temperature,
-            )
-        return (rows * counts).sum() / jnp.maximum(counts.sum(), 1.0)
-
-    return loss
 
 
 def _macro_f1(labels: np.ndarray, logits: np.ndarray) -> float:

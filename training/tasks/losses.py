@@ -1,8 +1,9 @@
 """Losses of a classifier on soft targets.
 
-Each maps logits and targets, float [B, C], to one loss per row, [B]. Targets
-are distributions: one-hot labels that MixUp, CutMix and label smoothing may
-have spread.
+`make_loss` puts together what a stage asks for. Each of the others maps
+logits and targets, float [B, C], to one loss per row, [B]. Targets are
+distributions: one-hot labels that MixUp, CutMix and label smoothing may have
+spread.
 """
 
 from __future__ import annotations
@@ -10,13 +11,74 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from training.loop.state import AbstractModel
+
+
+def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
+    """Returns the function of a `Loss`: a stage's loss on mixed images.
+
+    Label smoothing (Szegedy et al. 2016) is applied here and nowhere else.
+    Rows with weight 0 count for nothing; the mean is over the others.
+
+    Args:
+      stage: a `configs.common.stage`.
+      teacher: of the distillation, its weights in `constants["teacher"]`.
+    """
+
+    def loss(model, batch, constants) -> jax.Array:
+        weights = constants["class_weights"]
+        images, counts = batch["image"], batch["weight"]
+        targets = optax.smooth_labels(batch["target"], stage.label_smoothing)
+        logits = answers = model(images)
+        if stage.logit_adjustment:
+            logits = adjust(
+                logits, constants["log_prior"], stage.logit_adjustment
+            )
+        if stage.loss == "focal":
+            rows = focal(logits, targets, weights, stage.focal_gamma)
+        else:
+            rows = cross_entropy(logits, targets, weights)
+        if teacher is not None:
+            master = teacher.merge(*constants["teacher"])
+            master.eval()
+            rows = (1 - stage.distill_alpha) * rows
+            rows += stage.distill_alpha * distillation(
+                answers,
+                jax.lax.stop_gradient(master(images)),
+                stage.distill_temperature,
+            )
+        return (rows * counts).sum() / jnp.maximum(counts.sum(), 1.0)
+
+    return loss
+
+
+def loss_constants(
+    stage: ConfigDict, mean: np.ndarray, std: np.ndarray, prior: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns what `make_loss` reads besides the batch.
+
+    Args:
+      stage: a `configs.common.stage`.
+      mean: float [3], channel means over 0..1 values.
+      std: float [3], channel standard deviations.
+      prior: float [C], class frequencies among the training rows.
+    """
+    return {
+        "mean": mean,
+        "std": std,
+        "log_prior": np.log(np.maximum(prior, 1e-6)).astype(np.float32),
+        "class_weights": class_weights(prior, stage.class_weight),
+    }
 
 
 def cross_entropy(
     logits: Float[Array, "B C"],
     targets: Float[Array, "B C"],
-    weights: Float[Array, " C"],
+    weights: Float[Array | np.ndarray, " C"],
 ) -> Float[Array, " B"]:
     """Softmax cross-entropy, class c counted `weights[c]` times.
 
@@ -31,7 +93,7 @@ def cross_entropy(
 def focal(
     logits: Float[Array, "B C"],
     targets: Float[Array, "B C"],
-    weights: Float[Array, " C"],
+    weights: Float[Array | np.ndarray, " C"],
     gamma: float,
 ) -> Float[Array, " B"]:
     """Focal loss (Lin et al. 2017) over a softmax: each class's term of the
@@ -71,7 +133,7 @@ def distillation(
 
 def adjust(
     logits: Float[Array, "B C"],
-    log_prior: Float[Array, " C"],
+    log_prior: Float[Array | np.ndarray, " C"],
     strength: float,
 ) -> Float[Array, "B C"]:
     """Logits plus `strength` times the classes' log frequencies.

@@ -10,6 +10,7 @@ import pytest
 
 from configs import common
 from input_pipeline.transforms import mixing
+from training.loop.state import AbstractModel
 from training.tasks import classify
 
 MEAN = np.full(3, 0.5, np.float32)
@@ -82,8 +83,8 @@ def test_a_stage_chooses_its_loss():
     assert float(adjusted) == pytest.approx(-np.log(share).mean(), rel=1e-5)
 
 
-class Teacher:
-    """Stands for an abstract model whose model always answers the same."""
+class Teacher(AbstractModel):
+    """An abstract model whose model always answers the same."""
 
     def merge(self, params, batch_stats):
         return self
@@ -99,7 +100,7 @@ def test_distillation_mixes_the_teacher_in():
     batch = batch_of(LABELS, np.ones(6))
     options = {"label_smoothing": 0.0}
     hard = loss_of(answer, batch, 4, **options)
-    got = loss_of(answer, batch, 4, teacher=Teacher(), **options)
+    got = loss_of(answer, batch, 4, teacher=Teacher(*[None] * 5), **options)
     log_q = log_softmax(LOGITS[::-1] / 4.0)
     log_p = log_softmax(LOGITS / 4.0)
     soft = 16 * (np.exp(log_q) * (log_q - log_p)).sum(axis=1).mean()
