@@ -82,7 +82,7 @@ def path_of(path: tuple) -> str:
 def layer_of(paths: Sequence[str]) -> dict[str, int]:
     """Returns the depth of each parameter, for layer-wise decay.
 
-    What comes before the first numbered block is layer 0, every block is a
+    What comes before the first numbered block is layer 0, each block is a
     layer of its own, and the rest (norms and head after them) is the last.
     What lies between two stages, such as a downsampling, belongs to the first
     block of its stage (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT).
@@ -97,7 +97,7 @@ def layer_of(paths: Sequence[str]) -> dict[str, int]:
     layers = {}
     for path in paths:
         match = found[path]
-        layers[path] = 0 if _is_stem(path) else len(blocks) + 1
+        layers[path] = 0 if _STEM.search(path) else len(blocks) + 1
         if match is None:
             continue
         first = (match[1], int(match[2]), int(match[3] or -1))
@@ -109,16 +109,15 @@ def layer_of(paths: Sequence[str]) -> dict[str, int]:
     return layers
 
 
+# What comes before the first block, by the models' names for it.
+_STEM = re.compile(r"(^|/)(stem|patch_embed|conv_stem|bn1)/")
+
 # `stages/0/blocks/1/…`: what the stages are called, which one, which block.
 _BLOCK = re.compile(r"(.*?)/?(\d+)/(?:[a-z_]+/)?(?:(\d+)/)?")
 
 
 def _block_of(match: re.Match) -> tuple[str, int, int]:
     return match[1], int(match[2]), int(match[3])
-
-
-def _is_stem(path: str) -> bool:
-    return re.search(r"(^|/)(stem|embed|patch_embed)", path) is not None
 
 
 def stop_frozen_gradients(params: Any, stage: ConfigDict) -> Any:
