@@ -21,12 +21,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import initializers, layers
-from jax_models.cpu_kernels import activations, mlp, norms
+from jaxtyping import Array, Float
+
+from jax_models import cpu_kernels, functional, initializers, layers
 from jax_models.model import ImageModel
 
 EPSILON = 1e-6  # of every LayerNorm, and of GRN
@@ -56,7 +56,7 @@ class Config:
     grn: bool = True
     layer_scale: float | None = None
     torch_conv: bool = False
-    init: initializers.Initializer = initializers.TRUNC_NORMAL
+    init: initializers.Initializer = initializers.NORMAL_02
     drop_path_rate: float = 0.0
     dropout: float = 0.0
     head_bias: float | Sequence[float] | None = 0.0
@@ -101,11 +101,9 @@ VARIANTS = {
 
 
 class GlobalResponseNorm(nnx.Module):
-    """Competition between channels by their energy over the image.
+    """Global response normalisation (Woo et al. 2023, section 4).
 
-    Woo et al. 2023, section 4: `x + gamma * x * N(G(x)) + beta`, with G the
-    L2 norm of a channel over the image and N the division by the mean over
-    the channels. Starts as the identity.
+    Starts as the identity; see `functional.global_response_norm`.
     """
 
     def __init__(self, channels: int, *, dtype: jnp.dtype):
@@ -115,7 +113,9 @@ class GlobalResponseNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        return mlp.respond(x, self.scale[...], self.bias[...], EPSILON)
+        return functional.global_response_norm(
+            x, self.scale[...], self.bias[...], EPSILON
+        )
 
 
 class Mlp(nnx.Module):
@@ -144,7 +144,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        x = activations.gelu(self.fc1(x))
+        x = functional.gelu(self.fc1(x))
         if self.grn is not None:
             x = self.grn(x)
         return self.fc2(x)
@@ -162,10 +162,16 @@ class Block(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.conv_dw = layers.DepthwiseConv(
-            channels, 7, init=config.init, dtype=dtype, rngs=rngs
+        self.conv_dw = layers.Conv(
+            channels,
+            channels,
+            7,
+            feature_group_count=channels,
+            init=config.init,
+            dtype=dtype,
+            rngs=rngs,
         )
-        self.norm = norms.LayerNorm(channels, epsilon=EPSILON, dtype=dtype)
+        self.norm = layers.LayerNorm(channels, epsilon=EPSILON, dtype=dtype)
         self.mlp = Mlp(channels, config, dtype=dtype, rngs=rngs)
         if config.layer_scale is None:
             self.gamma = None
@@ -178,23 +184,24 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         branch = self.conv_dw(x)
-        if self.drop_path.deterministic and self._is_served(branch):
-            return self._in_one_pass(branch, x)
+        if self.drop_path.deterministic and cpu_kernels.supports_residual_mlp(
+            branch, self.mlp.fc1.out_features, self.mlp.grn is not None
+        ):
+            return self._fused_mlp(branch, x)
         branch = self.mlp(self.norm(branch))
         if self.gamma is not None:
             branch = branch * self.gamma[...].astype(branch.dtype)
         return x + self.drop_path(branch)
 
-    def _is_served(self, x):
-        width = self.mlp.fc1.kernel.shape[1]
-        return mlp.serves(x, width, self.mlp.grn is not None)
-
-    def _in_one_pass(self, x, shortcut):
+    def _fused_mlp(
+        self, x: Float[Array, "B h w C"], shortcut: Float[Array, "B h w C"]
+    ) -> Float[Array, "B h w C"]:
+        """Everything after the depthwise convolution, in evaluation mode."""
         fc1, grn, fc2 = self.mlp.fc1, self.mlp.grn, self.mlp.fc2
         matrix, bias = fc2.kernel[...], fc2.bias[...]
         if self.gamma is not None:
             matrix, bias = matrix * self.gamma[...], bias * self.gamma[...]
-        return mlp.residual_mlp(
+        return cpu_kernels.residual_mlp(
             x,
             shortcut,
             (self.norm.scale[...], self.norm.bias[...]),
@@ -216,9 +223,16 @@ class Downsample(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.norm = norms.LayerNorm(inputs, epsilon=EPSILON, dtype=dtype)
-        self.conv = layers.PatchConv(
-            inputs, outputs, 2, init=config.init, dtype=dtype, rngs=rngs
+        self.norm = layers.LayerNorm(inputs, epsilon=EPSILON, dtype=dtype)
+        self.conv = layers.Conv(
+            inputs,
+            outputs,
+            2,
+            2,
+            padding="VALID",
+            init=config.init,
+            dtype=dtype,
+            rngs=rngs,
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -231,10 +245,17 @@ class Stem(nnx.Module):
 
     def __init__(self, config: Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         outputs = config.dims[0]
-        self.conv = layers.PatchConv(
-            3, outputs, 4, init=config.init, dtype=dtype, rngs=rngs
+        self.conv = layers.Conv(
+            3,
+            outputs,
+            4,
+            4,
+            padding="VALID",
+            init=config.init,
+            dtype=dtype,
+            rngs=rngs,
         )
-        self.norm = norms.LayerNorm(outputs, epsilon=EPSILON, dtype=dtype)
+        self.norm = layers.LayerNorm(outputs, epsilon=EPSILON, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, 3]` to `[B, H // 4, W // 4, outputs]`."""

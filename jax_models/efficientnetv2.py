@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models import initializers, layers
-from jax_models.cpu_kernels import activations, batch_norm, norms
-from jax_models.cpu_kernels.pointwise import close, join, pointwise
+from jaxtyping import Array, Float
+
+from jax_models import functional, initializers, layers
 from jax_models.model import ImageModel
 
 BN_EPSILON = 1e-3
@@ -153,8 +153,8 @@ class SqueezeExcite(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to the factors `[B, 1, 1, C]`."""
-        mean = norms.widen(x).mean((1, 2), keepdims=True)
-        hidden = activations.silu(self.conv_reduce(mean))
+        mean = functional.at_least_float32(x).mean((1, 2), keepdims=True)
+        hidden = functional.silu(self.conv_reduce(mean))
         return jax.nn.sigmoid(self.conv_expand(hidden))
 
 
@@ -163,14 +163,14 @@ class ConvBlock(nnx.Module):
 
     def __init__(self, inputs, outputs, stride, drop_path_rate, *, dtype, rngs):
         self.conv = _conv(inputs, outputs, stride, dtype, rngs)
-        self.bn1 = _norm(outputs, dtype, activations.silu)
+        self.bn1 = _norm(outputs, dtype, functional.silu)
         self.drop_path = _shortcut(
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        return join(x, self.bn1(self.conv(x)), self.drop_path)
+        return _add(x, self.bn1(self.conv(x)), self.drop_path)
 
 
 class FusedMBConv(nnx.Module):
@@ -189,7 +189,7 @@ class FusedMBConv(nnx.Module):
     ):
         inside = inputs * expansion
         self.conv_exp = _conv(inputs, inside, stride, dtype, rngs)
-        self.bn1 = _norm(inside, dtype, activations.silu)
+        self.bn1 = _norm(inside, dtype, functional.silu)
         self.conv_pwl = _pointwise(inside, outputs, dtype, rngs)
         self.bn2 = _norm(outputs, dtype)
         self.drop_path = _shortcut(
@@ -199,7 +199,8 @@ class FusedMBConv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
         branch = self.bn1(self.conv_exp(x))
-        return close(x, self.conv_pwl, self.bn2, branch, self.drop_path)
+        branch = self.bn2(self.conv_pwl(branch))
+        return _add(x, branch, self.drop_path)
 
 
 class MBConv(nnx.Module):
@@ -219,17 +220,19 @@ class MBConv(nnx.Module):
     ):
         inside = inputs * expansion
         self.conv_pw = _pointwise(inputs, inside, dtype, rngs)
-        self.bn1 = _norm(inside, dtype, activations.silu)
-        self.conv_dw = layers.DepthwiseConv(
+        self.bn1 = _norm(inside, dtype, functional.silu)
+        self.conv_dw = layers.Conv(
+            inside,
             inside,
             3,
-            stride=stride,
+            stride,
+            feature_group_count=inside,
             use_bias=False,
-            init=initializers.FanOut(depthwise=True),
+            init=initializers.FanOutNormal(depthwise=True),
             dtype=dtype,
             rngs=rngs,
         )
-        self.bn2 = _norm(inside, dtype, activations.silu)
+        self.bn2 = _norm(inside, dtype, functional.silu)
         self.se = SqueezeExcite(inside, squeezed, dtype=dtype, rngs=rngs)
         self.conv_pwl = _pointwise(inside, outputs, dtype, rngs)
         self.bn3 = _norm(outputs, dtype)
@@ -239,10 +242,11 @@ class MBConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = pointwise(self.conv_pw, self.bn1, x)
+        branch = self.bn1(self.conv_pw(x))
         branch = self.bn2(self.conv_dw(branch))
-        gate = self.se(branch)
-        return close(x, self.conv_pwl, self.bn3, branch, self.drop_path, gate)
+        branch = branch * self.se(branch)
+        branch = self.bn3(self.conv_pwl(branch))
+        return _add(x, branch, self.drop_path)
 
 
 def _conv(inputs, outputs, stride, dtype, rngs):
@@ -250,9 +254,9 @@ def _conv(inputs, outputs, stride, dtype, rngs):
         inputs,
         outputs,
         3,
-        stride=stride,
+        stride,
         use_bias=False,
-        init=initializers.FanOut(),
+        init=initializers.FanOutNormal(),
         dtype=dtype,
         rngs=rngs,
     )
@@ -263,7 +267,7 @@ def _pointwise(inputs, outputs, dtype, rngs, use_bias=False):
         inputs,
         outputs,
         use_bias=use_bias,
-        init=initializers.FanOut(),
+        init=initializers.FanOutNormal(),
         torch_conv=True,
         dtype=dtype,
         rngs=rngs,
@@ -271,7 +275,7 @@ def _pointwise(inputs, outputs, dtype, rngs, use_bias=False):
 
 
 def _norm(channels, dtype, activation=None):
-    return batch_norm.BatchNorm(
+    return layers.BatchNorm(
         channels,
         epsilon=BN_EPSILON,
         momentum=BN_MOMENTUM,
@@ -285,6 +289,11 @@ def _shortcut(inputs, outputs, stride, drop_path_rate, rngs):
     if stride != 1 or inputs != outputs:
         return None
     return layers.DropPath(drop_path_rate, rngs=rngs)
+
+
+def _add(x, branch, drop_path):
+    """Adds a branch to its shortcut, where it has one."""
+    return branch if drop_path is None else x + drop_path(branch)
 
 
 class EfficientNetV2(ImageModel):
@@ -310,7 +319,7 @@ class EfficientNetV2(ImageModel):
         self.minimum_size = 1
         self.remat = config.remat
         self.conv_stem = _conv(3, config.stem, 2, dtype, rngs)
-        self.bn1 = _norm(config.stem, dtype, activations.silu)
+        self.bn1 = _norm(config.stem, dtype, functional.silu)
         rows = config.stages if config.last_stage else config.stages[:-1]
         total = sum(stage.depth for stage in rows)
         stages, last_of_stride = [], {}
@@ -338,7 +347,7 @@ class EfficientNetV2(ImageModel):
         self.channels = tuple(width for _, width in last_of_stride.values())
         self.taps = tuple(number for number, _ in last_of_stride.values())
         self.conv_head = _pointwise(inputs, config.features, dtype, rngs)
-        self.bn2 = _norm(config.features, dtype, activations.silu)
+        self.bn2 = _norm(config.features, dtype, functional.silu)
         self.head = layers.Head(
             config.features,
             num_classes,
@@ -372,7 +381,7 @@ class EfficientNetV2(ImageModel):
           UserError: as `feature_pyramid`.
         """
         last = self.feature_pyramid(images)[-1]
-        return pointwise(self.conv_head, self.bn2, last)
+        return self.bn2(self.conv_head(last))
 
 
 def _block(

@@ -21,8 +21,7 @@ import numpy as np
 from flax import nnx
 
 from core.errors import UserError
-from jax_models import initializers, layers
-from jax_models.cpu_kernels import activations, norms
+from jax_models import functional, initializers, layers
 from jax_models.model import ImageModel
 
 LN_EPSILON = 1e-6
@@ -64,14 +63,14 @@ class MaskedAutoencoder(nnx.Module):
         with initializers.one_draw(rngs):
             shape = (encoder.stem_channels,)
             self.mask_token = initializers.weight(
-                rngs, shape, initializers.TRUNC_NORMAL
+                rngs, shape, initializers.NORMAL_02
             )
             self.enter = layers.Linear(encoder.channels[-1], width, **options)
             self.layers = nnx.List(
                 DecoderLayer(width, heads, mlp_width, **options)
                 for _ in range(depth)
             )
-            self.norm = norms.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
+            self.norm = layers.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
             self.paint = layers.Linear(width, self.unit**2 * 3, **options)
 
     def __call__(self, images: jax.Array, mask: jax.Array) -> jax.Array:
@@ -117,10 +116,10 @@ class DecoderLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, rngs=rngs)
-        self.norm1 = norms.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
+        self.norm1 = layers.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
         self.qkv = layers.Linear(width, 3 * width, **options)
         self.proj = layers.Linear(width, width, **options)
-        self.norm2 = norms.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
+        self.norm2 = layers.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
         self.fc1 = layers.Linear(width, mlp_width, **options)
         self.fc2 = layers.Linear(mlp_width, width, **options)
         self.heads = heads
@@ -133,7 +132,7 @@ class DecoderLayer(nnx.Module):
         query, key, value = jnp.moveaxis(qkv, 2, 0)
         branch = jax.nn.dot_product_attention(query, key, value)
         x = x + self.proj(branch.reshape(x.shape))
-        return x + self.fc2(activations.gelu(self.fc1(self.norm2(x))))
+        return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
 
 
 def units_of(size: tuple[int, int], unit: int) -> tuple[int, int]:

@@ -20,7 +20,6 @@ from flax import nnx
 
 from core.errors import UserError
 from jax_models import convnext, layers
-from jax_models.cpu_kernels import batch_norm, norms
 from jax_models.model import ImageModel
 from jax_models.torch import files
 
@@ -183,30 +182,20 @@ def _layer_entries(module) -> dict[str, _Entry]:
     def conv_from_torch(array):
         return array.transpose(2, 3, 1, 0)
 
-    def depthwise_to_torch(array):
-        return array.transpose(2, 0, 1)[:, None]
-
-    def depthwise_from_torch(array):
-        return array[:, 0].transpose(1, 2, 0)
-
     scale = {"scale": ("weight", same, same)}
     match module:
         case layers.Linear(torch_conv=True):
             rules = {"kernel": ("weight", matrix_to_filter, filter_to_matrix)}
         case layers.Linear():
             rules = {"kernel": ("weight", transpose, transpose)}
-        case layers.Conv() | layers.PatchConv():
+        case layers.Conv():
             rules = {"kernel": ("weight", conv_to_torch, conv_from_torch)}
-        case layers.DepthwiseConv():
-            rules = {
-                "kernel": ("weight", depthwise_to_torch, depthwise_from_torch)
-            }
-        case batch_norm.BatchNorm():
+        case layers.BatchNorm():
             rules = scale | {
                 "mean": ("running_mean", same, same),
                 "var": ("running_var", same, same),
             }
-        case norms.LayerNorm() | convnext.GlobalResponseNorm():
+        case layers.LayerNorm() | convnext.GlobalResponseNorm():
             rules = scale
         case _:
             rules = {}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from core import native_build
-from jax_models.cpu_kernels import dispatch
+from jax_models import cpu_kernels
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("c++"), reason="there is no C++ compiler"

@@ -55,7 +55,7 @@ def test_in_one_pass_it_is_the_same(kind, shape):
     if dispatch.library() is not None:
         assert block._is_served(jnp.asarray(x))
     found = value_and_slopes(block, x)
-    with dispatch.portable_forms():
+    with cpu_kernels.xla_only():
         right = value_and_slopes(block, x)
     assert_close(found[0], right[0], 2e-6)
     assert_close(found[1], right[1], 1e-5)

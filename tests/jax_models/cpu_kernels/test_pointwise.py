@@ -10,7 +10,7 @@ from blocks import assert_close, value_and_slopes
 from flax import nnx
 
 from jax_models import efficientnetv2
-from jax_models.cpu_kernels import dispatch
+from jax_models import cpu_kernels
 
 # With a shortcut and without, channels that fill vectors and that do not, rows
 # that fill tiles and that do not, and more than one thread takes at a time.
@@ -37,7 +37,7 @@ def test_in_few_passes_it_is_the_same(kind):
     made_up(block, rng)
     x = rng.standard_normal(shape, np.float32)
     found = value_and_slopes(block, x)
-    with dispatch.portable_forms():
+    with cpu_kernels.xla_only():
         right = value_and_slopes(block, x)
     assert_close(found, right, 1e-5)
     assert_close(found[0], right[0], 3e-6)

@@ -83,7 +83,7 @@ def test_scores_of_any_size_stay_finite():
     arrays = inputs(CASES[1], False)
     arrays[0] = arrays[0] * 100
     found = value_and_slopes(CASES[1], False, arrays)
-    with dispatch.portable_forms():
+    with cpu_kernels.xla_only():
         expected = value_and_slopes(CASES[1], False, arrays)
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=2e-2)
     assert all(np.isfinite(array).all() for array in found)
@@ -99,7 +99,7 @@ def test_what_is_not_finite_comes_out_not_finite(part, value):
         keys = arrays[0].reshape(-1, 2, 3, 32)[:, :, 1]
         keys[:] = value
     found = value_and_slopes(CASES[0], False, arrays)
-    with dispatch.portable_forms():
+    with cpu_kernels.xla_only():
         expected = value_and_slopes(CASES[0], False, arrays)
     for one, other in zip(found, expected, strict=True):
         assert np.isfinite(one).all() == np.isfinite(other).all()
