@@ -50,8 +50,7 @@ from flax import nnx
 import jax_models
 from configs import loading
 from input_pipeline.transforms.mixing import Mixing
-from jax_models import costs
-from jax_models import cpu_kernels
+from jax_models import costs, cpu_kernels
 from training import memory_plan
 from training.loop import stages, state
 from training.multihost import sharding

@@ -154,7 +154,7 @@ class Library:
             path = _folder() / f"{self.name}_{key}.so"
             if not path.exists():
                 _compile(command, self.sources, self.includes, path)
-        # RuntimeError: the home folder is unknown.
+        # RuntimeError: also where the home folder is unknown.
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise BuildError(
                 f"the C++ library {self.name} cannot be built: {error}"
@@ -236,7 +236,7 @@ def _run_together(commands: Sequence[Sequence[str | Path]]) -> None:
     """Runs commands side by side until all have succeeded.
 
     Raises:
-      BuildError: one of them failed; with the first lines of its output.
+      RuntimeError: one of them failed; with the first lines of its output.
     """
     compilers = []
     with tempfile.TemporaryFile("w+") as output:
@@ -251,7 +251,7 @@ def _run_together(commands: Sequence[Sequence[str | Path]]) -> None:
         lines = output.read().splitlines()
     if failed:
         command = shlex.join(map(str, failed[0].args))
-        raise BuildError(_explain(command, failed[0].returncode, lines))
+        raise RuntimeError(_explain(command, failed[0].returncode, lines))
     # Warnings are for developers, and a build is successful with them.
     for line in lines:
         print(line, file=sys.stderr)

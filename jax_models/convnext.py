@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-
 from jaxtyping import Array, Float
 
 from jax_models import cpu_kernels, functional, initializers, layers
@@ -63,21 +63,21 @@ class Config:
     remat: bool | tuple[int, ...] = False
 
 
-def _narrow(depth, width, **options) -> Config:
+def _narrow(depth: int, width: int, **options: Any) -> Config:
     return Config(
         (2, 2, depth, 2), _doubling(width), torch_conv=True, **options
     )
 
 
-def _wide(depth, width, **options) -> Config:
+def _wide(depth: int, width: int, **options: Any) -> Config:
     return Config((3, 3, depth, 3), _doubling(width), **options)
 
 
-def _doubling(width):
+def _doubling(width: int) -> tuple[int, ...]:
     return width, 2 * width, 4 * width, 8 * width
 
 
-def _mini(depths, dims) -> Config:
+def _mini(depths: tuple[int, ...], dims: tuple[int, ...]) -> Config:
     # Narrow layers: deviations of .02 would start far below 1/sqrt(fan), and
     # a short training would spend itself on growing them.
     return Config(depths, dims, grn=False, init=initializers.Uniform())
@@ -111,7 +111,7 @@ class GlobalResponseNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         return functional.global_response_norm(
             x, self.scale[...], self.bias[...], EPSILON
@@ -142,7 +142,7 @@ class Mlp(nnx.Module):
             self.grn = None
         self.fc2 = layers.Linear(4 * channels, channels, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         x = functional.gelu(self.fc1(x))
         if self.grn is not None:
@@ -181,7 +181,7 @@ class Block(nnx.Module):
             )
         self.drop_path = layers.DropPath(drop_path_rate, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         branch = self.conv_dw(x)
         if self.drop_path.deterministic and cpu_kernels.supports_residual_mlp(
@@ -235,7 +235,9 @@ class Downsample(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h // 2, w // 2, outputs]`."""
         return self.conv(self.norm(x))
 
@@ -257,7 +259,9 @@ class Stem(nnx.Module):
         )
         self.norm = layers.LayerNorm(outputs, epsilon=EPSILON, dtype=dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, H, W, 3]` to `[B, H // 4, W // 4, outputs]`."""
         return self.norm(self.conv(x))
 
@@ -337,11 +341,13 @@ class ConvNeXt(ImageModel):
             rngs=rngs,
         )
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         """Maps `[B, H, W, 3]` to `[B, H // 4, W // 4, dims[0]]`."""
         return self.stem(images)
 
-    def encode(self, embedded: jax.Array) -> list[jax.Array]:
+    def encode(
+        self, embedded: Float[Array, "B h w C"]
+    ) -> list[Float[Array, "B _ _ _"]]:
         """Maps the stem's output to the maps of every stage."""
         x, maps = embedded, []
         for index, stage in enumerate(self.stages):

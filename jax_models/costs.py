@@ -50,7 +50,7 @@ def measure(model: ImageModel, size: int = 224) -> Costs:
     )
 
 
-def _multiply_adds(program) -> int:
+def _multiply_adds(program: core.Jaxpr) -> int:
     total = 0
     for step in program.eqns:
         output = step.outvars[0].aval if step.outvars else None

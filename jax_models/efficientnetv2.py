@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
 from jaxtyping import Array, Float
 
 from jax_models import functional, initializers, layers
@@ -151,7 +150,7 @@ class SqueezeExcite(nnx.Module):
             squeezed, channels, dtype, rngs, use_bias=True
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B 1 1 C"]:
         """Maps `[B, h, w, C]` to the factors `[B, 1, 1, C]`."""
         mean = functional.at_least_float32(x).mean((1, 2), keepdims=True)
         hidden = functional.silu(self.conv_reduce(mean))
@@ -161,14 +160,25 @@ class SqueezeExcite(nnx.Module):
 class ConvBlock(nnx.Module):
     """A 3x3 convolution, BatchNorm and SiLU, around a shortcut."""
 
-    def __init__(self, inputs, outputs, stride, drop_path_rate, *, dtype, rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        drop_path_rate: float,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         self.conv = _conv(inputs, outputs, stride, dtype, rngs)
         self.bn1 = _norm(outputs, dtype, functional.silu)
         self.drop_path = _shortcut(
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
         return _add(x, self.bn1(self.conv(x)), self.drop_path)
 
@@ -178,14 +188,14 @@ class FusedMBConv(nnx.Module):
 
     def __init__(
         self,
-        inputs,
-        outputs,
-        stride,
-        expansion,
-        drop_path_rate,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        expansion: int,
+        drop_path_rate: float,
         *,
-        dtype,
-        rngs,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         inside = inputs * expansion
         self.conv_exp = _conv(inputs, inside, stride, dtype, rngs)
@@ -196,7 +206,9 @@ class FusedMBConv(nnx.Module):
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
         branch = self.bn1(self.conv_exp(x))
         branch = self.bn2(self.conv_pwl(branch))
@@ -208,15 +220,15 @@ class MBConv(nnx.Module):
 
     def __init__(
         self,
-        inputs,
-        outputs,
-        stride,
-        expansion,
-        squeezed,
-        drop_path_rate,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        expansion: int,
+        squeezed: int,
+        drop_path_rate: float,
         *,
-        dtype,
-        rngs,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         inside = inputs * expansion
         self.conv_pw = _pointwise(inputs, inside, dtype, rngs)
@@ -240,7 +252,9 @@ class MBConv(nnx.Module):
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
         branch = self.bn1(self.conv_pw(x))
         branch = self.bn2(self.conv_dw(branch))
@@ -249,7 +263,9 @@ class MBConv(nnx.Module):
         return _add(x, branch, self.drop_path)
 
 
-def _conv(inputs, outputs, stride, dtype, rngs):
+def _conv(
+    inputs: int, outputs: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> layers.Conv:
     return layers.Conv(
         inputs,
         outputs,
@@ -262,7 +278,13 @@ def _conv(inputs, outputs, stride, dtype, rngs):
     )
 
 
-def _pointwise(inputs, outputs, dtype, rngs, use_bias=False):
+def _pointwise(
+    inputs: int,
+    outputs: int,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    use_bias: bool = False,
+) -> layers.Linear:
     return layers.Linear(
         inputs,
         outputs,
@@ -274,7 +296,11 @@ def _pointwise(inputs, outputs, dtype, rngs, use_bias=False):
     )
 
 
-def _norm(channels, dtype, activation=None):
+def _norm(
+    channels: int,
+    dtype: jnp.dtype,
+    activation: functional.Activation | None = None,
+) -> layers.BatchNorm:
     return layers.BatchNorm(
         channels,
         epsilon=BN_EPSILON,
@@ -284,14 +310,22 @@ def _norm(channels, dtype, activation=None):
     )
 
 
-def _shortcut(inputs, outputs, stride, drop_path_rate, rngs):
+def _shortcut(
+    inputs: int,
+    outputs: int,
+    stride: int,
+    drop_path_rate: float,
+    rngs: nnx.Rngs,
+) -> layers.DropPath | None:
     """The branch's stochastic depth; None where there is no shortcut."""
     if stride != 1 or inputs != outputs:
         return None
     return layers.DropPath(drop_path_rate, rngs=rngs)
 
 
-def _add(x, branch, drop_path):
+def _add(
+    x: jax.Array, branch: jax.Array, drop_path: layers.DropPath | None
+) -> jax.Array:
     """Adds a branch to its shortcut, where it has one."""
     return branch if drop_path is None else x + drop_path(branch)
 
@@ -359,11 +393,13 @@ class EfficientNetV2(ImageModel):
             rngs=rngs,
         )
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         """Maps `[B, H, W, 3]` to `[B, H / 2, W / 2, stem]`, rounded up."""
         return self.bn1(self.conv_stem(images))
 
-    def encode(self, embedded: jax.Array) -> list[jax.Array]:
+    def encode(
+        self, embedded: Float[Array, "B h w C"]
+    ) -> list[Float[Array, "B _ _ _"]]:
         """Maps the stem's output to the last map at each stride."""
         x, maps = embedded, []
         for index, blocks in enumerate(self.blocks):
@@ -373,7 +409,9 @@ class EfficientNetV2(ImageModel):
                 maps.append(x)
         return maps
 
-    def features(self, images: jax.Array) -> jax.Array:
+    def features(
+        self, images: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B h w C"]:
         """Maps `[B, H, W, 3]` to `[B, H / 32, W / 32, 1280]`, rounded up:
         the pyramid's last map after one more 1x1 convolution.
 
@@ -385,8 +423,14 @@ class EfficientNetV2(ImageModel):
 
 
 def _block(
-    stage, inputs, stride, drop_path_rate, se_from_expanded, dtype, rngs
-):
+    stage: Stage,
+    inputs: int,
+    stride: int,
+    drop_path_rate: float,
+    se_from_expanded: bool,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> ConvBlock | FusedMBConv | MBConv:
     shape = (inputs, stage.channels, stride)
     options = dict(dtype=dtype, rngs=rngs)
     match stage.kind:

@@ -25,7 +25,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
     """The exact GELU (Hendrycks & Gimpel 2016): `x * P(normal < x)`."""
     # On two axes, as the matrix products before and after it: XLA's CPU
     # backend does not vectorise a loop over both shapes at once.
@@ -52,7 +52,7 @@ def _two_axes(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def silu(x: Float[Array, ...]) -> Float[Array, ...]:
     """SiLU, or swish (Elfwing et al. 2017): `x * sigmoid(x)`."""
     return x * jax.nn.sigmoid(x)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from core import counter_rng
 from core.errors import UserError
@@ -272,7 +272,7 @@ class Dropout(nnx.Module):
         self.deterministic = False
         self.stream = rngs["dropout"].fork() if self.rate > 0 else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, " *B"]) -> Float[Array, " *B"]:
         """Maps `[B, ...]` to `[B, ...]`."""
         if self.deterministic or self.stream is None:
             return x
@@ -358,7 +358,9 @@ class Head(nnx.Module):
             start = jnp.asarray(self.head_bias, jnp.float32)
             self.fc.bias[...] = jnp.broadcast_to(start, self.fc.bias.shape)
 
-    def __call__(self, features: jax.Array) -> jax.Array:
+    def __call__(
+        self, features: Float[Array, "B h w C"]
+    ) -> Float[Array, "B num_classes"]:
         """Maps `[B, h, w, C]` to logits `[B, num_classes]`, float32."""
         x = at_least_float32(features).mean((1, 2))
         if self.norm is not None:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, UInt8
 
 from core.errors import UserError
 from jax_models import functional, initializers, layers
@@ -73,7 +74,11 @@ class MaskedAutoencoder(nnx.Module):
             self.norm = layers.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
             self.paint = layers.Linear(width, self.unit**2 * 3, **options)
 
-    def __call__(self, images: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        mask: Bool[Array, "B rows columns"],
+    ) -> Float[Array, "B rows columns pixels"]:
         """Predicts the pixels of every unit.
 
         Args:
@@ -124,7 +129,9 @@ class DecoderLayer(nnx.Module):
         self.fc2 = layers.Linear(mlp_width, width, **options)
         self.heads = heads
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B tokens width"]
+    ) -> Float[Array, "B tokens width"]:
         """Maps `[B, tokens, width]` to the same, each image on its own."""
         batch, tokens, width = x.shape
         qkv = self.qkv(self.norm1(x))
@@ -155,7 +162,7 @@ def units_of(size: tuple[int, int], unit: int) -> tuple[int, int]:
 
 def random_mask(
     key: jax.Array, batch: int, units: tuple[int, int], ratio: float = 0.75
-) -> jax.Array:
+) -> Bool[Array, "B rows columns"]:
     """Hides the same number of units in every image, at random.
 
     Args:
@@ -175,13 +182,17 @@ def random_mask(
     return (ranks < hidden).reshape(batch, *units)
 
 
-def hide(images: jax.Array, mask: jax.Array) -> jax.Array:
+def hide(
+    images: Float[Array, "B H W 3"], mask: Bool[Array, "B rows columns"]
+) -> Float[Array, "B H W 3"]:
     """Images `[B, H, W, 3]` with the pixels of hidden units set to zero."""
     unit = images.shape[1] // mask.shape[1]
     return jnp.where(_enlarge(mask, unit)[..., None], 0, images)
 
 
-def patchify(images: jax.Array, unit: int) -> jax.Array:
+def patchify(
+    images: Float[Array | np.ndarray, "B H W C"], unit: int
+) -> Float[Array | np.ndarray, "B rows columns pixels"]:
     """Cuts `[B, H, W, 3]` into `[B, H / unit, W / unit, unit * unit * 3]`."""
     batch, height, width, colours = images.shape
     rows, columns = height // unit, width // unit
@@ -189,7 +200,9 @@ def patchify(images: jax.Array, unit: int) -> jax.Array:
     return x.swapaxes(2, 3).reshape(batch, rows, columns, -1)
 
 
-def unpatchify(patches: jax.Array, unit: int) -> jax.Array:
+def unpatchify(
+    patches: Float[Array | np.ndarray, "B rows columns pixels"], unit: int
+) -> Float[Array | np.ndarray, "B H W C"]:
     """Joins what `patchify` cut."""
     batch, rows, columns, _ = patches.shape
     x = patches.reshape(batch, rows, columns, unit, unit, -1).swapaxes(2, 3)
@@ -197,13 +210,13 @@ def unpatchify(patches: jax.Array, unit: int) -> jax.Array:
 
 
 def reconstruction_loss(
-    predictions: jax.Array,
-    images: jax.Array,
-    mask: jax.Array,
+    predictions: Float[Array, "B rows columns pixels"],
+    images: Float[Array, "B H W 3"],
+    mask: Bool[Array, "B rows columns"],
     *,
     normalize_targets: bool = False,
-    weights: jax.Array | None = None,
-) -> jax.Array:
+    weights: Float[Array, " B"] | None = None,
+) -> Float[Array, ""]:
     """Mean squared error over the pixels of the hidden units alone.
 
     Args:
@@ -229,14 +242,14 @@ def reconstruction_loss(
 
 
 def picture(
-    images: np.ndarray,
-    mask: np.ndarray,
-    predictions: np.ndarray,
+    images: Float[Array | np.ndarray, "B H W 3"],
+    mask: Bool[Array | np.ndarray, "B rows columns"],
+    predictions: Float[Array | np.ndarray, "B rows columns pixels"],
     *,
-    mean: np.ndarray,
-    std: np.ndarray,
+    mean: Float[np.ndarray, " 3"],
+    std: Float[np.ndarray, " 3"],
     normalize_targets: bool = False,
-) -> np.ndarray:
+) -> UInt8[np.ndarray, "height width 3"]:
     """Original, masked and reconstructed, side by side, one row per image.
 
     The reconstruction shows the predictions where the image was hidden, and
@@ -262,7 +275,7 @@ def picture(
     painted = unpatchify(predictions, unit)
     hidden = np.repeat(np.repeat(mask, unit, 1), unit, 2)[..., None]
 
-    def pixels(normal):
+    def pixels(normal: np.ndarray) -> np.ndarray:
         unit_range = normal * np.asarray(std) + np.asarray(mean)
         return np.clip(np.rint(unit_range * 255), 0, 255).astype(np.uint8)
 
@@ -274,7 +287,9 @@ def picture(
     return rows.reshape(-1, *rows.shape[2:])
 
 
-def positions(height: int, width: int, channels: int) -> np.ndarray:
+def positions(
+    height: int, width: int, channels: int
+) -> Float[np.ndarray, "height width channels"]:
     """Sines and cosines of a cell's row and column (He et al., appendix A).
 
     Returns:
@@ -290,15 +305,15 @@ def positions(height: int, width: int, channels: int) -> np.ndarray:
     return np.concatenate(waves, -1).astype(np.float32)
 
 
-def _unit(images, mask):
+def _unit(images: Array | np.ndarray, mask: Array | np.ndarray) -> int:
     return images.shape[1] // mask.shape[1]
 
 
-def _enlarge(mask, times):
+def _enlarge(mask: Array | np.ndarray, times: int) -> Array:
     return jnp.repeat(jnp.repeat(mask, times, 1), times, 2)
 
 
-def _contrast(patches):
+def _contrast(patches: Array | np.ndarray) -> tuple[Array, Array]:
     mean = patches.mean(-1, keepdims=True)
     variance = patches.var(-1, keepdims=True)
     return mean, (variance + CONTRAST_EPSILON) ** 0.5

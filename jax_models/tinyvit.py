@@ -107,7 +107,9 @@ class ConvNorm(nnx.Module):
             )
         self.bn = _batch_norm(outputs, scale, activation, dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, ceil(h / stride), ..., outputs]`."""
         return self.bn(self.conv(x))
 
@@ -138,12 +140,17 @@ class DepthwiseConvNorm(nnx.Module):
         )
         self.bn = _batch_norm(channels, 1.0, activation, dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:
         """Maps `[B, h, w, C]` to `[B, ceil(h / stride), ..., C]`."""
         return self.bn(self.conv(x))
 
 
-def _batch_norm(channels, scale, activation, dtype):
+def _batch_norm(
+    channels: int,
+    scale: float,
+    activation: functional.Activation | None,
+    dtype: jnp.dtype,
+) -> layers.BatchNorm:
     return layers.BatchNorm(
         channels,
         epsilon=BN_EPSILON,
@@ -164,7 +171,9 @@ class PatchEmbed(nnx.Module):
         )
         self.conv2 = ConvNorm(outputs // 2, outputs, 3, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, H, W, 3]` to `[B, H / 4, W / 4, outputs]`, rounded up."""
         return self.conv2(self.conv1(x))
 
@@ -188,7 +197,7 @@ class MBConv(nnx.Module):
         self.conv3 = ConvNorm(4 * channels, channels, 1, scale=0.0, **options)
         self.drop_path = layers.DropPath(drop_path_rate, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         branch = self.conv3(self.conv2(self.conv1(x)))
         return functional.gelu(x + self.drop_path(branch))
@@ -206,7 +215,9 @@ class PatchMerging(nnx.Module):
         self.conv2 = DepthwiseConvNorm(outputs, stride=2, **bent)
         self.conv3 = ConvNorm(outputs, outputs, 1, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h / 2, w / 2, outputs]`."""
         return self.conv3(self.conv2(self.conv1(x)))
 
@@ -275,7 +286,7 @@ class Mlp(nnx.Module):
         self.fc1 = layers.Linear(channels, 4 * channels, **options)
         self.fc2 = layers.Linear(4 * channels, channels, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         if self.norm is not None:
             x = self.norm(x)
@@ -305,7 +316,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(channels, config.mlp_norm, **options)
         self.drop_path2 = layers.DropPath(drop_path_rate, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         x = x + self.drop_path1(self.attn(x))
         x = self.local_conv(x)
@@ -388,11 +399,13 @@ class TinyViT(ImageModel):
             rngs=rngs,
         )
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         """Maps `[B, H, W, 3]` to `[B, H / 4, W / 4, dims[0]]`, rounded up."""
         return self.patch_embed(images)
 
-    def encode(self, embedded: jax.Array) -> list[jax.Array]:
+    def encode(
+        self, embedded: Float[Array, "B h w C"]
+    ) -> list[Float[Array, "B _ _ _"]]:
         """Maps the stem's output to the maps of every stage."""
         x, maps = embedded, []
         for index, stage in enumerate(self.stages):

@@ -57,8 +57,8 @@ def report(
     lowered = lower(task.abstract_model, loss, stage, mesh, batch)
     compiled = lowered.compile(_quickly(mesh))
     counted = compiled
-    if dispatch.library() is not None:
-        # XLA cannot count what C++ does, which there is on one device alone.
+    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
+        # XLA cannot count what C++ computes.
         with cpu_kernels.xla_only():
             counted = lower(task.abstract_model, loss, stage, mesh, batch)
     # It counts what a loop does once.

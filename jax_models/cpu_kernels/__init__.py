@@ -12,6 +12,7 @@ from jax_models.cpu_kernels.conv import conv_general_dilated
 from jax_models.cpu_kernels.dispatch import (
     KERNELS,
     begin_build,
+    for_mesh,
     for_platform,
     lacks_compiler,
     without,
@@ -26,6 +27,7 @@ __all__ = [
     "batch_norm",
     "begin_build",
     "conv_general_dilated",
+    "for_mesh",
     "for_platform",
     "global_norm",
     "lacks_compiler",

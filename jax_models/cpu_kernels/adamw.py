@@ -26,17 +26,17 @@ def supports_adamw(*trees: Any) -> bool:
     ) and dispatch.in_cpp("adamw", *leaves)
 
 
-def global_norm(arrays: Sequence[Float[Array, "..."]]) -> Float[Array, ""]:
+def global_norm(arrays: Sequence[Float[Array, ...]]) -> Float[Array, ""]:
     """Returns the L2 norm of all numbers of float32 arrays together."""
     norm = jax.ShapeDtypeStruct((), jnp.float32)
     return dispatch.call("sextet_global_norm", norm, *arrays)
 
 
 def adamw(
-    params: Sequence[Float[Array, "..."]],
-    grads: Sequence[Float[Array, "..."]],
-    mu: Sequence[Float[Array, "..."]],
-    nu: Sequence[Float[Array, "..."]],
+    params: Sequence[Float[Array, ...]],
+    grads: Sequence[Float[Array, ...]],
+    mu: Sequence[Float[Array, ...]],
+    nu: Sequence[Float[Array, ...]],
     *,
     rates: Float[Array, " N"],
     decays: Sequence[float],

@@ -77,6 +77,20 @@ def for_platform(platform: str, num_devices: int) -> Iterator[None]:
         _target.reset(token)
 
 
+def for_mesh(
+    mesh: jax.sharding.Mesh,
+) -> contextlib.AbstractContextManager[None]:
+    """`for_platform` for the devices of a mesh; also a decorator.
+
+    Inside of a jitted function, where it holds whenever JAX traces that:
+
+        @jax.jit
+        @cpu_kernels.for_mesh(mesh)
+        def train_step(state, batch): ...
+    """
+    return for_platform(mesh.devices.flat[0].platform, mesh.size)
+
+
 @contextlib.contextmanager
 def without(*kernels: str) -> Iterator[None]:
     """Traces layers as if some of `KERNELS` did not exist."""

@@ -150,7 +150,7 @@ def export_torch(model: ImageModel) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _entries(model) -> dict[str, _Entry]:
+def _entries(model: ImageModel) -> dict[str, _Entry]:
     entries = {}
     for path, module in nnx.iter_modules(model):
         for name, entry in _layer_entries(module).items():
@@ -161,25 +161,25 @@ def _entries(model) -> dict[str, _Entry]:
     return entries
 
 
-def _layer_entries(module) -> dict[str, _Entry]:
+def _layer_entries(module: nnx.Module) -> dict[str, _Entry]:
     """The rules: what PyTorch calls a layer's arrays, how it turns them."""
 
-    def same(array):
+    def same(array: np.ndarray) -> np.ndarray:
         return array
 
-    def transpose(array):
+    def transpose(array: np.ndarray) -> np.ndarray:
         return array.T
 
-    def matrix_to_filter(array):
+    def matrix_to_filter(array: np.ndarray) -> np.ndarray:
         return array.T[:, :, None, None]
 
-    def filter_to_matrix(array):
+    def filter_to_matrix(array: np.ndarray) -> np.ndarray:
         return array[:, :, 0, 0].T
 
-    def conv_to_torch(array):
+    def conv_to_torch(array: np.ndarray) -> np.ndarray:
         return array.transpose(3, 2, 0, 1)
 
-    def conv_from_torch(array):
+    def conv_from_torch(array: np.ndarray) -> np.ndarray:
         return array.transpose(2, 3, 1, 0)
 
     scale = {"scale": ("weight", same, same)}
@@ -207,12 +207,12 @@ def _layer_entries(module) -> dict[str, _Entry]:
     return entries
 
 
-def _is_counter(name, entries):
+def _is_counter(name: str, entries: Mapping[str, _Entry]) -> bool:
     prefix, _, last = name.rpartition(".")
     return last == COUNTER and f"{prefix}.running_var" in entries
 
 
-def _is_other_head(model, entry, array):
+def _is_other_head(model: ImageModel, entry: _Entry, array: np.ndarray) -> bool:
     classifier = model.head.fc
     parts = (classifier.kernel, classifier.bias)
     return (
@@ -221,7 +221,7 @@ def _is_other_head(model, entry, array):
     )
 
 
-def _is_other_window(name, entry, array):
+def _is_other_window(name: str, entry: _Entry, array: np.ndarray) -> bool:
     return (
         name.endswith("attention_biases")
         and array.ndim == 2
@@ -233,7 +233,7 @@ def _is_other_window(name, entry, array):
     )
 
 
-def _resize_biases(array, shape):
+def _resize_biases(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     heads, cells = array.shape
     old, new = round(cells**0.5), round(shape[1] ** 0.5)
     square = jnp.asarray(array, jnp.float32).reshape(heads, old, old)
@@ -241,5 +241,5 @@ def _resize_biases(array, shape):
     return np.asarray(resized).reshape(shape)
 
 
-def _without_ones(shape):
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(length for length in shape if length != 1)
