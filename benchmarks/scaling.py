@@ -50,8 +50,7 @@ from flax import nnx
 import jax_models
 from configs import loading
 from input_pipeline.transforms.mixing import Mixing
-from jax_models import costs
-from jax_models.cpu_kernels import dispatch
+from jax_models import costs, cpu_kernels
 from training import memory_plan
 from training.loop import stages, state
 from training.multihost import sharding
@@ -120,7 +119,7 @@ def compiled_step(recipe: str, data: int, fsdp: int):
         "label": np.zeros(1, np.int32),
         "weight": np.zeros(1, np.float32),
     }
-    with dispatch.portable_forms():  # What accelerators compute.
+    with cpu_kernels.xla_only():  # What accelerators compute.
         lowered = memory_plan.lower(abstract_model, loss, stage, mesh, batch)
     return abstract_model, mesh, lowered.compile()
 

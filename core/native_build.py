@@ -1,43 +1,65 @@
 """C++ of this repository, compiled on the user's machine, for that machine.
 
-A shared library is compiled the first time that it is asked for, or in the
-background before that, and kept under a name that tells all that it depends
-on. Without a compiler, or wherever anything about it fails, there is none, and
-nothing is said: whoever asks has another form of the same in Python.
-SEXTET_NATIVE=0 asks for that form.
+`make setup` compiles every shared library; one that is missing is compiled
+when it is first needed, or in the background before that. Libraries are kept
+in the user's cache under a name that depends on sources, flags, compiler and
+processor. Without a compiler there is no library, and callers use their Python
+or JAX implementation instead; a build that fails says so on stderr, once, and
+then the same happens. SEXTET_NATIVE=0 turns all C++ off.
+
+    python -m core.native_build MODULE:LIBRARY ...
 """
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import hashlib
+import importlib
 import os
 import platform
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
+from typing import IO
 
 from core import atomic_files, signals
 
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-w")
-LONGEST_COMPILATION = 300  # seconds, on a machine that others use too
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fPIC",
+    "-Wall",
+    "-Wextra",
+)
+TIMEOUT = 300  # seconds for one compilation, on a machine that others use too
+ERROR_LINES = 12  # of the compiler's output that are shown
+
+
+class BuildError(Exception):
+    """A library could not be built; the message is for the user."""
 
 
 class Library:
-    """Code that is compiled where and when it is needed.
+    """A shared library that is compiled where and when it is needed.
 
     Args:
-      name: of the library, for people; its file's name begins with it.
+      name: for people; the file's name begins with it.
       sources: .cc files.
       headers: what they include from this repository.
       flags: of the compiler, besides `FLAGS`.
-      includes: folders of other people's headers.
+      includes: folders of third-party headers; the compiler does not warn
+        about those.
       versions: of those headers.
     """
 
@@ -57,8 +79,9 @@ class Library:
         self.flags = flags
         self.includes = includes
         self.versions = versions
-        self._begun: futures.Future[Path | None] | None = None
-        self._begun_by = 0  # Of the process; those forked off have no thread.
+        self._pending: futures.Future[Path | None] | None = None
+        self._pending_pid = 0  # Forked processes do not have the thread.
+        self._failed = False
 
     def begin(self) -> None:
         """Compiles in the background, if need be; `path` waits for it.
@@ -66,56 +89,81 @@ class Library:
         A process that ends, by itself or by Ctrl-C or SIGTERM, does not wait,
         and leaves no compiler behind.
         """
-        if self._begun is not None:
+        if self._pending is not None:
             return
         thread = threading.Thread(
-            target=self._compile_behind, name="compiler", daemon=True
+            target=self._build_in_background, name="compiler", daemon=True
         )
-        begun = self._begun = futures.Future()
-        self._begun_by = os.getpid()
+        pending = self._pending = futures.Future()
+        self._pending_pid = os.getpid()
         try:
             thread.start()
-        except RuntimeError:  # There are too many. `path` will do it.
-            self._begun = None
+        except RuntimeError:  # Too many threads. `path` will do it.
+            self._pending = None
             return
-        atexit.register(_stop, begun)
+        atexit.register(_stop, pending)
 
-    def _compile_behind(self) -> None:
+    def _build_in_background(self) -> None:
         path = None
-        with contextlib.suppress(Exception):  # Then there is none.
+        try:
             path = self._path()
-        self._begun.set_result(path)
+        finally:  # An unforeseen exception shows its traceback.
+            self._pending.set_result(path)
 
     def path(self) -> Path | None:
         """Returns the compiled library, compiling it if need be.
 
-        Its name differs for all that is compiled otherwise. None where there
-        is none.
+        None where there is no compiler, C++ is turned off, or the build
+        failed, which is then printed to stderr.
         """
-        if self._begun is None or self._begun_by != os.getpid():
+        if self._pending is None or self._pending_pid != os.getpid():
             return self._path()
-        return self._begun.result()
+        return self._pending.result()
 
     def _path(self) -> Path | None:
+        try:
+            return self.build()
+        except BuildError as error:
+            if not (self._failed or _ending):
+                print(
+                    f"warning: {error}\nGoing on without this C++ library, "
+                    "which is slower; SEXTET_NATIVE=0 silences this",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._failed = True
+            return None
+
+    def build(self) -> Path | None:
+        """Compiles the library unless it is in the cache, and returns it.
+
+        None without a compiler, or where C++ is turned off.
+
+        Raises:
+          BuildError: it does not compile, or cannot be stored.
+        """
         if os.environ.get("SEXTET_NATIVE") == "0":
             return None
         found = compiler()
         if found is None:
             return None
         command = [*found, *FLAGS, *self.flags]
+        inputs = (*self.headers, *self.sources)
         try:
-            inputs = (*self.headers, *self.sources)
-            mark = _mark(command, inputs, self.versions)
-            path = _folder() / f"{self.name}_{mark}.so"
+            key = _cache_key(command, inputs, self.versions)
+            path = _folder() / f"{self.name}_{key}.so"
             if not path.exists():
                 _compile(command, self.sources, self.includes, path)
-            return path
-        except (OSError, RuntimeError, subprocess.SubprocessError):
-            return None  # RuntimeError: nobody's home folder.
+        # RuntimeError: also where the home folder is unknown.
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            raise BuildError(
+                f"the C++ library {self.name} cannot be built: {error}"
+            ) from error
+        return path
 
 
 def compiler() -> list[str] | None:
-    """Returns the words that CXX, or else c++, stand for; None without one."""
+    """Returns the compiler's command: $CXX, or c++; None without one."""
     words = shlex.split(os.environ.get("CXX") or "c++")
     found = shutil.which(words[0]) if words else None
     return None if found is None else [found, *words[1:]]
@@ -126,10 +174,10 @@ def _folder() -> Path:
     return Path(cache) / "sextet" / "native"
 
 
-def _mark(
+def _cache_key(
     command: Sequence[str], files: Sequence[Path], versions: Sequence[str]
 ) -> str:
-    """Hashes all that the compiled code depends on."""
+    """Hashes everything that the compiled code depends on."""
     compiler, *flags = command
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=60
@@ -143,7 +191,7 @@ def _mark(
 
 
 def _processor() -> str:
-    """What the processor can do: a folder may be shared by machines."""
+    """Describes the processor: machines may share a cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -161,7 +209,7 @@ def _compile(
     path: Path,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    folders = [word for folder in includes for word in ("-I", folder)]
+    folders = [word for folder in includes for word in ("-isystem", folder)]
     with atomic_files.temporary_folder(path.parent) as folder:
         objects = [folder / f"{source.stem}.o" for source in sources]
         _run_together(
@@ -185,22 +233,39 @@ _starting = threading.Lock()
 
 
 def _run_together(commands: Sequence[Sequence[str | Path]]) -> None:
-    """Runs commands to their ends, which must be good ones, side by side."""
+    """Runs commands side by side until all have succeeded.
+
+    Raises:
+      RuntimeError: one of them failed; with the first lines of its output.
+    """
     compilers = []
-    try:
-        for command in commands:
-            compilers.append(_start(command))
-        for compiler in compilers:
-            if compiler.wait(LONGEST_COMPILATION):
-                raise subprocess.CalledProcessError(
-                    compiler.returncode, compiler.args
-                )
-    finally:
-        _kill(compilers)
-        _running.difference_update(compilers)
+    with tempfile.TemporaryFile("w+") as output:
+        try:
+            for command in commands:
+                compilers.append(_start(command, output))
+            failed = [one for one in compilers if one.wait(TIMEOUT)]
+        finally:
+            _kill(compilers)
+            _running.difference_update(compilers)
+        output.seek(0)
+        lines = output.read().splitlines()
+    if failed:
+        command = shlex.join(map(str, failed[0].args))
+        raise RuntimeError(_explain(command, failed[0].returncode, lines))
+    # Warnings are for developers, and a build is successful with them.
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
-def _start(command: Sequence[str | Path]) -> subprocess.Popen:
+def _explain(command: str, code: int, lines: Sequence[str]) -> str:
+    """Describes a failed build by the compiler's first error and its lines."""
+    errors = [i for i, line in enumerate(lines) if "error" in line]
+    first = errors[0] if errors else 0
+    shown = lines[first : first + ERROR_LINES]
+    return "\n".join([f"exit code {code} of {command}", *shown])
+
+
+def _start(command: Sequence[str | Path], output: IO[str]) -> subprocess.Popen:
     with _starting:
         if _ending:
             raise RuntimeError("this process is about to end")
@@ -208,8 +273,8 @@ def _start(command: Sequence[str | Path]) -> subprocess.Popen:
         compiler = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
             process_group=0,
         )
         _running.add(compiler)
@@ -224,17 +289,49 @@ def _kill(compilers: Sequence[subprocess.Popen]) -> None:
             compiler.wait()
 
 
-def _stop(begun: futures.Future | None = None) -> None:
-    """Ends compilers, and waits until what was begun has tidied up."""
+def _stop(pending: futures.Future | None = None) -> None:
+    """Ends compilers, and waits until the background build has cleaned up."""
     global _ending
-    if os.getpid() != _PID:  # What is forked off has begun nothing.
+    if os.getpid() != _PID:  # Forked processes have started nothing.
         return
     with _starting:
         _ending = True
         running = list(_running)
     _kill(running)
-    if begun is not None:
-        futures.wait([begun], timeout=5)
+    if pending is not None:
+        futures.wait([pending], timeout=5)
 
 
 signals.register_cleanup(_stop)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Builds the libraries named on the command line; for `make setup`.
+
+    Args:
+      arguments: "module:attribute" of each `Library`; from sys.argv when None.
+
+    Returns:
+      0. A failed build is printed: everything runs without C++, only slower.
+    """
+    parser = argparse.ArgumentParser(prog="python -m core.native_build")
+    parser.add_argument("libraries", nargs="+", metavar="MODULE:LIBRARY")
+    if compiler() is None:
+        print(
+            "warning: there is no C++ compiler (c++, or what CXX names); "
+            "training on a CPU is slower than it could be",
+            file=sys.stderr,
+        )
+        return 0
+    for name in parser.parse_args(arguments).libraries:
+        module, _, attribute = name.partition(":")
+        library = getattr(importlib.import_module(module), attribute)
+        start = time.monotonic()
+        path = library.path()
+        if path is not None:
+            print(f"{path} ({time.monotonic() - start:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

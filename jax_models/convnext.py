@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from jax_models import initializers, layers
-from jax_models.cpu_kernels import activations, mlp, norms
+from jax_models import cpu_kernels, functional, initializers, layers
 from jax_models.model import ImageModel
 
 EPSILON = 1e-6  # of every LayerNorm, and of GRN
@@ -56,28 +56,28 @@ class Config:
     grn: bool = True
     layer_scale: float | None = None
     torch_conv: bool = False
-    init: initializers.Initializer = initializers.TRUNC_NORMAL
+    init: initializers.Initializer = initializers.NORMAL_02
     drop_path_rate: float = 0.0
     dropout: float = 0.0
     head_bias: float | Sequence[float] | None = 0.0
     remat: bool | tuple[int, ...] = False
 
 
-def _narrow(depth, width, **options) -> Config:
+def _narrow(depth: int, width: int, **options: Any) -> Config:
     return Config(
         (2, 2, depth, 2), _doubling(width), torch_conv=True, **options
     )
 
 
-def _wide(depth, width, **options) -> Config:
+def _wide(depth: int, width: int, **options: Any) -> Config:
     return Config((3, 3, depth, 3), _doubling(width), **options)
 
 
-def _doubling(width):
+def _doubling(width: int) -> tuple[int, ...]:
     return width, 2 * width, 4 * width, 8 * width
 
 
-def _mini(depths, dims) -> Config:
+def _mini(depths: tuple[int, ...], dims: tuple[int, ...]) -> Config:
     # Narrow layers: deviations of .02 would start far below 1/sqrt(fan), and
     # a short training would spend itself on growing them.
     return Config(depths, dims, grn=False, init=initializers.Uniform())
@@ -101,11 +101,9 @@ VARIANTS = {
 
 
 class GlobalResponseNorm(nnx.Module):
-    """Competition between channels by their energy over the image.
+    """Global response normalisation (Woo et al. 2023, section 4).
 
-    Woo et al. 2023, section 4: `x + gamma * x * N(G(x)) + beta`, with G the
-    L2 norm of a channel over the image and N the division by the mean over
-    the channels. Starts as the identity.
+    Starts as the identity; see `functional.global_response_norm`.
     """
 
     def __init__(self, channels: int, *, dtype: jnp.dtype):
@@ -113,9 +111,11 @@ class GlobalResponseNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        return mlp.respond(x, self.scale[...], self.bias[...], EPSILON)
+        return functional.global_response_norm(
+            x, self.scale[...], self.bias[...], EPSILON
+        )
 
 
 class Mlp(nnx.Module):
@@ -142,9 +142,9 @@ class Mlp(nnx.Module):
             self.grn = None
         self.fc2 = layers.Linear(4 * channels, channels, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
-        x = activations.gelu(self.fc1(x))
+        x = functional.gelu(self.fc1(x))
         if self.grn is not None:
             x = self.grn(x)
         return self.fc2(x)
@@ -162,10 +162,16 @@ class Block(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.conv_dw = layers.DepthwiseConv(
-            channels, 7, init=config.init, dtype=dtype, rngs=rngs
+        self.conv_dw = layers.Conv(
+            channels,
+            channels,
+            7,
+            feature_group_count=channels,
+            init=config.init,
+            dtype=dtype,
+            rngs=rngs,
         )
-        self.norm = norms.LayerNorm(channels, epsilon=EPSILON, dtype=dtype)
+        self.norm = layers.LayerNorm(channels, epsilon=EPSILON, dtype=dtype)
         self.mlp = Mlp(channels, config, dtype=dtype, rngs=rngs)
         if config.layer_scale is None:
             self.gamma = None
@@ -175,26 +181,27 @@ class Block(nnx.Module):
             )
         self.drop_path = layers.DropPath(drop_path_rate, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         branch = self.conv_dw(x)
-        if self.drop_path.deterministic and self._is_served(branch):
-            return self._in_one_pass(branch, x)
+        if self.drop_path.deterministic and cpu_kernels.supports_residual_mlp(
+            branch, self.mlp.fc1.out_features, self.mlp.grn is not None
+        ):
+            return self._fused_mlp(branch, x)
         branch = self.mlp(self.norm(branch))
         if self.gamma is not None:
             branch = branch * self.gamma[...].astype(branch.dtype)
         return x + self.drop_path(branch)
 
-    def _is_served(self, x):
-        width = self.mlp.fc1.kernel.shape[1]
-        return mlp.serves(x, width, self.mlp.grn is not None)
-
-    def _in_one_pass(self, x, shortcut):
+    def _fused_mlp(
+        self, x: Float[Array, "B h w C"], shortcut: Float[Array, "B h w C"]
+    ) -> Float[Array, "B h w C"]:
+        """Everything after the depthwise convolution, in evaluation mode."""
         fc1, grn, fc2 = self.mlp.fc1, self.mlp.grn, self.mlp.fc2
         matrix, bias = fc2.kernel[...], fc2.bias[...]
         if self.gamma is not None:
             matrix, bias = matrix * self.gamma[...], bias * self.gamma[...]
-        return mlp.residual_mlp(
+        return cpu_kernels.residual_mlp(
             x,
             shortcut,
             (self.norm.scale[...], self.norm.bias[...]),
@@ -216,12 +223,21 @@ class Downsample(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.norm = norms.LayerNorm(inputs, epsilon=EPSILON, dtype=dtype)
-        self.conv = layers.PatchConv(
-            inputs, outputs, 2, init=config.init, dtype=dtype, rngs=rngs
+        self.norm = layers.LayerNorm(inputs, epsilon=EPSILON, dtype=dtype)
+        self.conv = layers.Conv(
+            inputs,
+            outputs,
+            2,
+            2,
+            padding="VALID",
+            init=config.init,
+            dtype=dtype,
+            rngs=rngs,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h // 2, w // 2, outputs]`."""
         return self.conv(self.norm(x))
 
@@ -231,12 +247,21 @@ class Stem(nnx.Module):
 
     def __init__(self, config: Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         outputs = config.dims[0]
-        self.conv = layers.PatchConv(
-            3, outputs, 4, init=config.init, dtype=dtype, rngs=rngs
+        self.conv = layers.Conv(
+            3,
+            outputs,
+            4,
+            4,
+            padding="VALID",
+            init=config.init,
+            dtype=dtype,
+            rngs=rngs,
         )
-        self.norm = norms.LayerNorm(outputs, epsilon=EPSILON, dtype=dtype)
+        self.norm = layers.LayerNorm(outputs, epsilon=EPSILON, dtype=dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, H, W, 3]` to `[B, H // 4, W // 4, outputs]`."""
         return self.norm(self.conv(x))
 
@@ -316,11 +341,13 @@ class ConvNeXt(ImageModel):
             rngs=rngs,
         )
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         """Maps `[B, H, W, 3]` to `[B, H // 4, W // 4, dims[0]]`."""
         return self.stem(images)
 
-    def encode(self, embedded: jax.Array) -> list[jax.Array]:
+    def encode(
+        self, embedded: Float[Array, "B h w C"]
+    ) -> list[Float[Array, "B _ _ _"]]:
         """Maps the stem's output to the maps of every stage."""
         x, maps = embedded, []
         for index, stage in enumerate(self.stages):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
-from jax_models.cpu_kernels import dispatch
+from jax_models import cpu_kernels
 from jax_models.model import ImageModel
 
 
@@ -41,7 +41,7 @@ def measure(model: ImageModel, size: int = 224) -> Costs:
         return nnx.merge(graphdef, params, rest)(image)
 
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    with dispatch.portable_forms():
+    with cpu_kernels.xla_only():
         program = jax.make_jaxpr(apply)(params, rest, image)
     leaves = jax.tree.leaves(params)
     return Costs(
@@ -50,7 +50,7 @@ def measure(model: ImageModel, size: int = 224) -> Costs:
     )
 
 
-def _multiply_adds(program) -> int:
+def _multiply_adds(program: core.Jaxpr) -> int:
     total = 0
     for step in program.eqns:
         output = step.outvars[0].aval if step.outvars else None

@@ -19,10 +19,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from jax_models import initializers, layers
-from jax_models.cpu_kernels import activations, batch_norm, norms
-from jax_models.cpu_kernels.pointwise import close, join, pointwise
+from jax_models import functional, initializers, layers
 from jax_models.model import ImageModel
 
 BN_EPSILON = 1e-3
@@ -151,26 +150,37 @@ class SqueezeExcite(nnx.Module):
             squeezed, channels, dtype, rngs, use_bias=True
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B 1 1 C"]:
         """Maps `[B, h, w, C]` to the factors `[B, 1, 1, C]`."""
-        mean = norms.widen(x).mean((1, 2), keepdims=True)
-        hidden = activations.silu(self.conv_reduce(mean))
+        mean = functional.at_least_float32(x).mean((1, 2), keepdims=True)
+        hidden = functional.silu(self.conv_reduce(mean))
         return jax.nn.sigmoid(self.conv_expand(hidden))
 
 
 class ConvBlock(nnx.Module):
     """A 3x3 convolution, BatchNorm and SiLU, around a shortcut."""
 
-    def __init__(self, inputs, outputs, stride, drop_path_rate, *, dtype, rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        drop_path_rate: float,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         self.conv = _conv(inputs, outputs, stride, dtype, rngs)
-        self.bn1 = _norm(outputs, dtype, activations.silu)
+        self.bn1 = _norm(outputs, dtype, functional.silu)
         self.drop_path = _shortcut(
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        return join(x, self.bn1(self.conv(x)), self.drop_path)
+        return _add(x, self.bn1(self.conv(x)), self.drop_path)
 
 
 class FusedMBConv(nnx.Module):
@@ -178,28 +188,31 @@ class FusedMBConv(nnx.Module):
 
     def __init__(
         self,
-        inputs,
-        outputs,
-        stride,
-        expansion,
-        drop_path_rate,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        expansion: int,
+        drop_path_rate: float,
         *,
-        dtype,
-        rngs,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         inside = inputs * expansion
         self.conv_exp = _conv(inputs, inside, stride, dtype, rngs)
-        self.bn1 = _norm(inside, dtype, activations.silu)
+        self.bn1 = _norm(inside, dtype, functional.silu)
         self.conv_pwl = _pointwise(inside, outputs, dtype, rngs)
         self.bn2 = _norm(outputs, dtype)
         self.drop_path = _shortcut(
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
         branch = self.bn1(self.conv_exp(x))
-        return close(x, self.conv_pwl, self.bn2, branch, self.drop_path)
+        branch = self.bn2(self.conv_pwl(branch))
+        return _add(x, branch, self.drop_path)
 
 
 class MBConv(nnx.Module):
@@ -207,29 +220,31 @@ class MBConv(nnx.Module):
 
     def __init__(
         self,
-        inputs,
-        outputs,
-        stride,
-        expansion,
-        squeezed,
-        drop_path_rate,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        expansion: int,
+        squeezed: int,
+        drop_path_rate: float,
         *,
-        dtype,
-        rngs,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         inside = inputs * expansion
         self.conv_pw = _pointwise(inputs, inside, dtype, rngs)
-        self.bn1 = _norm(inside, dtype, activations.silu)
-        self.conv_dw = layers.DepthwiseConv(
+        self.bn1 = _norm(inside, dtype, functional.silu)
+        self.conv_dw = layers.Conv(
+            inside,
             inside,
             3,
-            stride=stride,
+            stride,
+            feature_group_count=inside,
             use_bias=False,
-            init=initializers.FanOut(depthwise=True),
+            init=initializers.FanOutNormal(depthwise=True),
             dtype=dtype,
             rngs=rngs,
         )
-        self.bn2 = _norm(inside, dtype, activations.silu)
+        self.bn2 = _norm(inside, dtype, functional.silu)
         self.se = SqueezeExcite(inside, squeezed, dtype=dtype, rngs=rngs)
         self.conv_pwl = _pointwise(inside, outputs, dtype, rngs)
         self.bn3 = _norm(outputs, dtype)
@@ -237,41 +252,56 @@ class MBConv(nnx.Module):
             inputs, outputs, stride, drop_path_rate, rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = pointwise(self.conv_pw, self.bn1, x)
+        branch = self.bn1(self.conv_pw(x))
         branch = self.bn2(self.conv_dw(branch))
-        gate = self.se(branch)
-        return close(x, self.conv_pwl, self.bn3, branch, self.drop_path, gate)
+        branch = branch * self.se(branch)
+        branch = self.bn3(self.conv_pwl(branch))
+        return _add(x, branch, self.drop_path)
 
 
-def _conv(inputs, outputs, stride, dtype, rngs):
+def _conv(
+    inputs: int, outputs: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> layers.Conv:
     return layers.Conv(
         inputs,
         outputs,
         3,
-        stride=stride,
+        stride,
         use_bias=False,
-        init=initializers.FanOut(),
+        init=initializers.FanOutNormal(),
         dtype=dtype,
         rngs=rngs,
     )
 
 
-def _pointwise(inputs, outputs, dtype, rngs, use_bias=False):
+def _pointwise(
+    inputs: int,
+    outputs: int,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    use_bias: bool = False,
+) -> layers.Linear:
     return layers.Linear(
         inputs,
         outputs,
         use_bias=use_bias,
-        init=initializers.FanOut(),
+        init=initializers.FanOutNormal(),
         torch_conv=True,
         dtype=dtype,
         rngs=rngs,
     )
 
 
-def _norm(channels, dtype, activation=None):
-    return batch_norm.BatchNorm(
+def _norm(
+    channels: int,
+    dtype: jnp.dtype,
+    activation: functional.Activation | None = None,
+) -> layers.BatchNorm:
+    return layers.BatchNorm(
         channels,
         epsilon=BN_EPSILON,
         momentum=BN_MOMENTUM,
@@ -280,11 +310,24 @@ def _norm(channels, dtype, activation=None):
     )
 
 
-def _shortcut(inputs, outputs, stride, drop_path_rate, rngs):
+def _shortcut(
+    inputs: int,
+    outputs: int,
+    stride: int,
+    drop_path_rate: float,
+    rngs: nnx.Rngs,
+) -> layers.DropPath | None:
     """The branch's stochastic depth; None where there is no shortcut."""
     if stride != 1 or inputs != outputs:
         return None
     return layers.DropPath(drop_path_rate, rngs=rngs)
+
+
+def _add(
+    x: jax.Array, branch: jax.Array, drop_path: layers.DropPath | None
+) -> jax.Array:
+    """Adds a branch to its shortcut, where it has one."""
+    return branch if drop_path is None else x + drop_path(branch)
 
 
 class EfficientNetV2(ImageModel):
@@ -310,7 +353,7 @@ class EfficientNetV2(ImageModel):
         self.minimum_size = 1
         self.remat = config.remat
         self.conv_stem = _conv(3, config.stem, 2, dtype, rngs)
-        self.bn1 = _norm(config.stem, dtype, activations.silu)
+        self.bn1 = _norm(config.stem, dtype, functional.silu)
         rows = config.stages if config.last_stage else config.stages[:-1]
         total = sum(stage.depth for stage in rows)
         stages, last_of_stride = [], {}
@@ -338,7 +381,7 @@ class EfficientNetV2(ImageModel):
         self.channels = tuple(width for _, width in last_of_stride.values())
         self.taps = tuple(number for number, _ in last_of_stride.values())
         self.conv_head = _pointwise(inputs, config.features, dtype, rngs)
-        self.bn2 = _norm(config.features, dtype, activations.silu)
+        self.bn2 = _norm(config.features, dtype, functional.silu)
         self.head = layers.Head(
             config.features,
             num_classes,
@@ -350,11 +393,13 @@ class EfficientNetV2(ImageModel):
             rngs=rngs,
         )
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         """Maps `[B, H, W, 3]` to `[B, H / 2, W / 2, stem]`, rounded up."""
         return self.bn1(self.conv_stem(images))
 
-    def encode(self, embedded: jax.Array) -> list[jax.Array]:
+    def encode(
+        self, embedded: Float[Array, "B h w C"]
+    ) -> list[Float[Array, "B _ _ _"]]:
         """Maps the stem's output to the last map at each stride."""
         x, maps = embedded, []
         for index, blocks in enumerate(self.blocks):
@@ -364,7 +409,9 @@ class EfficientNetV2(ImageModel):
                 maps.append(x)
         return maps
 
-    def features(self, images: jax.Array) -> jax.Array:
+    def features(
+        self, images: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B h w C"]:
         """Maps `[B, H, W, 3]` to `[B, H / 32, W / 32, 1280]`, rounded up:
         the pyramid's last map after one more 1x1 convolution.
 
@@ -372,12 +419,18 @@ class EfficientNetV2(ImageModel):
           UserError: as `feature_pyramid`.
         """
         last = self.feature_pyramid(images)[-1]
-        return pointwise(self.conv_head, self.bn2, last)
+        return self.bn2(self.conv_head(last))
 
 
 def _block(
-    stage, inputs, stride, drop_path_rate, se_from_expanded, dtype, rngs
-):
+    stage: Stage,
+    inputs: int,
+    stride: int,
+    drop_path_rate: float,
+    se_from_expanded: bool,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> ConvBlock | FusedMBConv | MBConv:
     shape = (inputs, stage.channels, stride)
     options = dict(dtype=dtype, rngs=rngs)
     match stage.kind:

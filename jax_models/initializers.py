@@ -13,22 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jaxtyping import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
 class Normal:
-    """Normal with deviation `deviation`.
+    """Normal with standard deviation `std`."""
 
-    The published `trunc_normal_(std=.02)` is this one: it cuts at +-2 in
-    absolute terms, a hundred deviations away.
-    """
+    std: float
 
-    deviation: float
-
-    def __call__(self, uniform, normal, shape):
-        """A weight of `shape` from as much noise of either kind, flat."""
+    def __call__(
+        self,
+        uniform: Float[Array, " N"],
+        normal: Float[Array, " N"],
+        shape: tuple[int, ...],
+    ) -> Float[Array, " N"]:
+        """Returns a flat weight of `shape`, from as much noise of each kind."""
         del uniform, shape
-        return normal * self.deviation
+        return normal * self.std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,39 +43,48 @@ class Uniform:
 
     fan_out: bool = False
 
-    def __call__(self, uniform, normal, shape):
-        """A weight of `shape` from as much noise of either kind, flat."""
+    def __call__(
+        self,
+        uniform: Float[Array, " N"],
+        normal: Float[Array, " N"],
+        shape: tuple[int, ...],
+    ) -> Float[Array, " N"]:
+        """Returns a flat weight of `shape`, from as much noise of each kind."""
         del normal
         fan = shape[-1] if self.fan_out else math.prod(shape[:-1])
         return uniform / math.sqrt(fan)
 
 
 @dataclasses.dataclass(frozen=True)
-class FanOut:
-    """Normal with variance 2 / (height * width * outputs).
+class FanOutNormal:
+    """Normal with variance 2 / (height * width * outputs of a group).
 
-    A `depthwise` filter `[height, width, channels]` has one output.
+    He et al., "Delving Deep into Rectifiers", arXiv 1502.01852, section 2.2.
+    Each group of a `depthwise` convolution has one output.
     """
 
     depthwise: bool = False
 
-    def __call__(self, uniform, normal, shape):
-        """A weight of `shape` from as much noise of either kind, flat."""
+    def __call__(
+        self,
+        uniform: Float[Array, " N"],
+        normal: Float[Array, " N"],
+        shape: tuple[int, ...],
+    ) -> Float[Array, " N"]:
+        """Returns a flat weight of `shape`, from as much noise of each kind."""
         del uniform
-        if self.depthwise:
-            fan = math.prod(shape[:-1])
-        else:
-            fan = math.prod(shape[:-2]) * shape[-1]
+        fan = math.prod(shape[:-2]) * (1 if self.depthwise else shape[-1])
         return normal * math.sqrt(2 / fan)
 
 
-Initializer = Normal | Uniform | FanOut
+Initializer = Normal | Uniform | FanOutNormal
 
-# What transformers, and the ConvNeXts after them, are published with.
-TRUNC_NORMAL = Normal(0.02)
+# The published `trunc_normal_(std=.02)` of transformers and ConvNeXt, which
+# truncates at +-2 in absolute terms, a hundred deviations away.
+NORMAL_02 = Normal(0.02)
 
-_recorded: contextvars.ContextVar[list | None] = contextvars.ContextVar(
-    "recorded", default=None
+_deferred: contextvars.ContextVar[list | None] = contextvars.ContextVar(
+    "deferred", default=None
 )
 
 
@@ -81,13 +92,13 @@ def weight(
     rngs: nnx.Rngs, shape: tuple[int, ...], init: Initializer
 ) -> nnx.Param:
     """A random parameter of `shape`, float32, drawn now or by `one_draw`."""
-    recorded = _recorded.get()
-    if recorded is None:
+    deferred = _deferred.get()
+    if deferred is None:
         uniform, normal = _noise(rngs, math.prod(shape))
         value = init(uniform, normal, shape).reshape(shape)
         return nnx.Param(value)
     param = nnx.Param(jnp.zeros(shape, jnp.float32))
-    recorded.append((param, init))
+    deferred.append((param, init))
     return param
 
 
@@ -98,23 +109,30 @@ def one_draw(rngs: nnx.Rngs) -> Iterator[None]:
     A generator for each weight would be compiled for each weight: 20 seconds
     for a network of fifty layers, against less than one for a single draw.
     """
-    recorded = []
-    token = _recorded.set(recorded)
+    deferred = []
+    token = _deferred.set(deferred)
     try:
         yield
     finally:
-        _recorded.reset(token)
-    sizes = [math.prod(param.shape) for param, _ in recorded]
+        _deferred.reset(token)
+    sizes = [math.prod(param.shape) for param, _ in deferred]
     uniform, normal = _noise(rngs, sum(sizes))
     start = 0
-    for (param, init), size in zip(recorded, sizes, strict=True):
+    for (param, init), size in zip(deferred, sizes, strict=True):
         cut = slice(start, start + size)
         value = init(uniform[cut], normal[cut], param.shape)
         param.set_value(value.reshape(param.shape))
         start += size
 
 
-def _noise(rngs, size):
+class NoRngs:
+    """Given to layers of nnx whose weights `weight` replaces."""
+
+    def params(self) -> None:
+        """No key: nothing is drawn."""
+
+
+def _noise(rngs: nnx.Rngs, size: int) -> tuple[jax.Array, jax.Array]:
     """The same noise twice: uniform in (-1, 1), and standard normal."""
     # NumPy's, as Python's would become float64 where that is allowed.
     low, high = np.nextafter(np.float32(-1), np.float32(0)), np.float32(1)

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, UInt8
 
 from core.errors import UserError
-from jax_models import initializers, layers
-from jax_models.cpu_kernels import activations, norms
+from jax_models import functional, initializers, layers
 from jax_models.model import ImageModel
 
 LN_EPSILON = 1e-6
@@ -64,17 +64,21 @@ class MaskedAutoencoder(nnx.Module):
         with initializers.one_draw(rngs):
             shape = (encoder.stem_channels,)
             self.mask_token = initializers.weight(
-                rngs, shape, initializers.TRUNC_NORMAL
+                rngs, shape, initializers.NORMAL_02
             )
             self.enter = layers.Linear(encoder.channels[-1], width, **options)
             self.layers = nnx.List(
                 DecoderLayer(width, heads, mlp_width, **options)
                 for _ in range(depth)
             )
-            self.norm = norms.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
+            self.norm = layers.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
             self.paint = layers.Linear(width, self.unit**2 * 3, **options)
 
-    def __call__(self, images: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        mask: Bool[Array, "B rows columns"],
+    ) -> Float[Array, "B rows columns pixels"]:
         """Predicts the pixels of every unit.
 
         Args:
@@ -117,15 +121,17 @@ class DecoderLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, rngs=rngs)
-        self.norm1 = norms.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
+        self.norm1 = layers.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
         self.qkv = layers.Linear(width, 3 * width, **options)
         self.proj = layers.Linear(width, width, **options)
-        self.norm2 = norms.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
+        self.norm2 = layers.LayerNorm(width, epsilon=LN_EPSILON, dtype=dtype)
         self.fc1 = layers.Linear(width, mlp_width, **options)
         self.fc2 = layers.Linear(mlp_width, width, **options)
         self.heads = heads
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B tokens width"]
+    ) -> Float[Array, "B tokens width"]:
         """Maps `[B, tokens, width]` to the same, each image on its own."""
         batch, tokens, width = x.shape
         qkv = self.qkv(self.norm1(x))
@@ -133,7 +139,7 @@ class DecoderLayer(nnx.Module):
         query, key, value = jnp.moveaxis(qkv, 2, 0)
         branch = jax.nn.dot_product_attention(query, key, value)
         x = x + self.proj(branch.reshape(x.shape))
-        return x + self.fc2(activations.gelu(self.fc1(self.norm2(x))))
+        return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
 
 
 def units_of(size: tuple[int, int], unit: int) -> tuple[int, int]:
@@ -156,7 +162,7 @@ def units_of(size: tuple[int, int], unit: int) -> tuple[int, int]:
 
 def random_mask(
     key: jax.Array, batch: int, units: tuple[int, int], ratio: float = 0.75
-) -> jax.Array:
+) -> Bool[Array, "B rows columns"]:
     """Hides the same number of units in every image, at random.
 
     Args:
@@ -176,13 +182,17 @@ def random_mask(
     return (ranks < hidden).reshape(batch, *units)
 
 
-def hide(images: jax.Array, mask: jax.Array) -> jax.Array:
+def hide(
+    images: Float[Array, "B H W 3"], mask: Bool[Array, "B rows columns"]
+) -> Float[Array, "B H W 3"]:
     """Images `[B, H, W, 3]` with the pixels of hidden units set to zero."""
     unit = images.shape[1] // mask.shape[1]
     return jnp.where(_enlarge(mask, unit)[..., None], 0, images)
 
 
-def patchify(images: jax.Array, unit: int) -> jax.Array:
+def patchify(
+    images: Float[Array | np.ndarray, "B H W C"], unit: int
+) -> Float[Array | np.ndarray, "B rows columns pixels"]:
     """Cuts `[B, H, W, 3]` into `[B, H / unit, W / unit, unit * unit * 3]`."""
     batch, height, width, colours = images.shape
     rows, columns = height // unit, width // unit
@@ -190,7 +200,9 @@ def patchify(images: jax.Array, unit: int) -> jax.Array:
     return x.swapaxes(2, 3).reshape(batch, rows, columns, -1)
 
 
-def unpatchify(patches: jax.Array, unit: int) -> jax.Array:
+def unpatchify(
+    patches: Float[Array | np.ndarray, "B rows columns pixels"], unit: int
+) -> Float[Array | np.ndarray, "B H W C"]:
     """Joins what `patchify` cut."""
     batch, rows, columns, _ = patches.shape
     x = patches.reshape(batch, rows, columns, unit, unit, -1).swapaxes(2, 3)
@@ -198,13 +210,13 @@ def unpatchify(patches: jax.Array, unit: int) -> jax.Array:
 
 
 def reconstruction_loss(
-    predictions: jax.Array,
-    images: jax.Array,
-    mask: jax.Array,
+    predictions: Float[Array, "B rows columns pixels"],
+    images: Float[Array, "B H W 3"],
+    mask: Bool[Array, "B rows columns"],
     *,
     normalize_targets: bool = False,
-    weights: jax.Array | None = None,
-) -> jax.Array:
+    weights: Float[Array, " B"] | None = None,
+) -> Float[Array, ""]:
     """Mean squared error over the pixels of the hidden units alone.
 
     Args:
@@ -230,14 +242,14 @@ def reconstruction_loss(
 
 
 def picture(
-    images: np.ndarray,
-    mask: np.ndarray,
-    predictions: np.ndarray,
+    images: Float[Array | np.ndarray, "B H W 3"],
+    mask: Bool[Array | np.ndarray, "B rows columns"],
+    predictions: Float[Array | np.ndarray, "B rows columns pixels"],
     *,
-    mean: np.ndarray,
-    std: np.ndarray,
+    mean: Float[np.ndarray, " 3"],
+    std: Float[np.ndarray, " 3"],
     normalize_targets: bool = False,
-) -> np.ndarray:
+) -> UInt8[np.ndarray, "height width 3"]:
     """Original, masked and reconstructed, side by side, one row per image.
 
     The reconstruction shows the predictions where the image was hidden, and
@@ -263,7 +275,7 @@ def picture(
     painted = unpatchify(predictions, unit)
     hidden = np.repeat(np.repeat(mask, unit, 1), unit, 2)[..., None]
 
-    def pixels(normal):
+    def pixels(normal: np.ndarray) -> np.ndarray:
         unit_range = normal * np.asarray(std) + np.asarray(mean)
         return np.clip(np.rint(unit_range * 255), 0, 255).astype(np.uint8)
 
@@ -275,7 +287,9 @@ def picture(
     return rows.reshape(-1, *rows.shape[2:])
 
 
-def positions(height: int, width: int, channels: int) -> np.ndarray:
+def positions(
+    height: int, width: int, channels: int
+) -> Float[np.ndarray, "height width channels"]:
     """Sines and cosines of a cell's row and column (He et al., appendix A).
 
     Returns:
@@ -291,15 +305,15 @@ def positions(height: int, width: int, channels: int) -> np.ndarray:
     return np.concatenate(waves, -1).astype(np.float32)
 
 
-def _unit(images, mask):
+def _unit(images: Array | np.ndarray, mask: Array | np.ndarray) -> int:
     return images.shape[1] // mask.shape[1]
 
 
-def _enlarge(mask, times):
+def _enlarge(mask: Array | np.ndarray, times: int) -> Array:
     return jnp.repeat(jnp.repeat(mask, times, 1), times, 2)
 
 
-def _contrast(patches):
+def _contrast(patches: Array | np.ndarray) -> tuple[Array, Array]:
     mean = patches.mean(-1, keepdims=True)
     variance = patches.var(-1, keepdims=True)
     return mean, (variance + CONTRAST_EPSILON) ** 0.5

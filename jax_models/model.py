@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from core.errors import UserError
 from jax_models import layers
@@ -49,15 +50,19 @@ class ImageModel(nnx.Module):
     remat: bool | tuple[int, ...]
     head: layers.Head
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         """Maps images `[B, H, W, 3]` to the stem's `[B, h, w, C]`."""
         raise TypeError(f"{type(self).__name__} must define embed")
 
-    def encode(self, embedded: jax.Array) -> list[jax.Array]:
+    def encode(
+        self, embedded: Float[Array, "B h w C"]
+    ) -> list[Float[Array, "B _ _ _"]]:
         """Maps the stem's `[B, h, w, C]` to the maps of every stage."""
         raise TypeError(f"{type(self).__name__} must define encode")
 
-    def feature_pyramid(self, images: jax.Array) -> list[jax.Array]:
+    def feature_pyramid(
+        self, images: Float[Array, "B H W 3"]
+    ) -> list[Float[Array, "B _ _ _"]]:
         """Maps `[B, H, W, 3]` to a list of `[B, h, w, C]`, finest first.
 
         The maps' strides and widths are `self.strides`, `self.channels`.
@@ -69,7 +74,9 @@ class ImageModel(nnx.Module):
         self.check(images)
         return self.encode(self.embed(images))
 
-    def features(self, images: jax.Array) -> jax.Array:
+    def features(
+        self, images: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B h w C"]:
         """Maps `[B, H, W, 3]` to the last map `[B, h, w, C]`, which the head
         pools.
 
@@ -78,7 +85,9 @@ class ImageModel(nnx.Module):
         """
         return self.feature_pyramid(images)[-1]
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(
+        self, images: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B num_classes"]:
         """Maps `[B, H, W, 3]` to logits `[B, num_classes]`, float32.
 
         Raises:

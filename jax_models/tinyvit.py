@@ -6,7 +6,7 @@ stochastic depth of 0, .1 and .2 in the authors' configurations for training
 from scratch (microsoft/Cream, TinyViT/configs/1k).
 
 As published; padded windows are computed otherwise, with the same result
-(window_attention.py).
+(cpu_kernels/window_attention.py).
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from jax_models import initializers, layers
-from jax_models.cpu_kernels import activations, batch_norm, norms
-from jax_models.cpu_kernels.activations import Activation
-from jax_models.cpu_kernels.window_attention import LN_EPSILON, WindowAttention
+from jax_models import cpu_kernels, functional, initializers, layers
 from jax_models.model import ImageModel
 
+LN_EPSILON = 1e-5
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.9
 
@@ -87,7 +85,7 @@ class ConvNorm(nnx.Module):
         *,
         stride: int = 1,
         scale: float = 1.0,
-        activation: Activation | None = None,
+        activation: functional.Activation | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -103,13 +101,15 @@ class ConvNorm(nnx.Module):
                 inputs,
                 outputs,
                 size,
-                stride=stride,
+                stride,
                 padding=size // 2,
                 **options,
             )
         self.bn = _batch_norm(outputs, scale, activation, dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, ceil(h / stride), ..., outputs]`."""
         return self.bn(self.conv(x))
 
@@ -122,15 +122,17 @@ class DepthwiseConvNorm(nnx.Module):
         channels: int,
         *,
         stride: int = 1,
-        activation: Activation | None = None,
+        activation: functional.Activation | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.conv = layers.DepthwiseConv(
+        self.conv = layers.Conv(
+            channels,
             channels,
             3,
-            stride=stride,
+            stride,
             padding=1,
+            feature_group_count=channels,
             use_bias=False,
             init=initializers.Uniform(),
             dtype=dtype,
@@ -138,13 +140,18 @@ class DepthwiseConvNorm(nnx.Module):
         )
         self.bn = _batch_norm(channels, 1.0, activation, dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:
         """Maps `[B, h, w, C]` to `[B, ceil(h / stride), ..., C]`."""
         return self.bn(self.conv(x))
 
 
-def _batch_norm(channels, scale, activation, dtype):
-    return batch_norm.BatchNorm(
+def _batch_norm(
+    channels: int,
+    scale: float,
+    activation: functional.Activation | None,
+    dtype: jnp.dtype,
+) -> layers.BatchNorm:
+    return layers.BatchNorm(
         channels,
         epsilon=BN_EPSILON,
         momentum=BN_MOMENTUM,
@@ -160,11 +167,13 @@ class PatchEmbed(nnx.Module):
     def __init__(self, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         options = dict(stride=2, dtype=dtype, rngs=rngs)
         self.conv1 = ConvNorm(
-            3, outputs // 2, 3, activation=activations.gelu, **options
+            3, outputs // 2, 3, activation=functional.gelu, **options
         )
         self.conv2 = ConvNorm(outputs // 2, outputs, 3, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, H, W, 3]` to `[B, H / 4, W / 4, outputs]`, rounded up."""
         return self.conv2(self.conv1(x))
 
@@ -181,17 +190,17 @@ class MBConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, rngs=rngs)
-        bent = dict(activation=activations.gelu, **options)
+        bent = dict(activation=functional.gelu, **options)
         self.conv1 = ConvNorm(channels, 4 * channels, 1, **bent)
         self.conv2 = DepthwiseConvNorm(4 * channels, **bent)
         # The branch starts at zero.
         self.conv3 = ConvNorm(4 * channels, channels, 1, scale=0.0, **options)
         self.drop_path = layers.DropPath(drop_path_rate, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         branch = self.conv3(self.conv2(self.conv1(x)))
-        return activations.gelu(x + self.drop_path(branch))
+        return functional.gelu(x + self.drop_path(branch))
 
 
 class PatchMerging(nnx.Module):
@@ -201,14 +210,64 @@ class PatchMerging(nnx.Module):
         self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         options = dict(dtype=dtype, rngs=rngs)
-        bent = dict(activation=activations.gelu, **options)
+        bent = dict(activation=functional.gelu, **options)
         self.conv1 = ConvNorm(inputs, outputs, 1, **bent)
         self.conv2 = DepthwiseConvNorm(outputs, stride=2, **bent)
         self.conv3 = ConvNorm(outputs, outputs, 1, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B h w inputs"]
+    ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h / 2, w / 2, outputs]`."""
         return self.conv3(self.conv2(self.conv1(x)))
+
+
+class WindowAttention(nnx.Module):
+    """Self-attention inside windows, with a learned bias per offset.
+
+    The bias depends on the absolute offset between two cells (LeViT, Graham
+    et al. 2021) and starts at zero. With `swin_bias` it depends on the signed
+    offset (Swin, Liu et al. 2021) and starts normal with deviation .02.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        window: int,
+        swin_bias: bool,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = layers.LayerNorm(channels, epsilon=LN_EPSILON, dtype=dtype)
+        # For each head its queries, keys and values, then the next head's.
+        self.qkv = layers.Linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
+        self.proj = layers.Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.window = window
+        self.swin_bias = swin_bias
+        self.dtype = dtype
+        if swin_bias:
+            shape = (heads, (2 * window - 1) ** 2)
+            table = initializers.weight(rngs, shape, initializers.NORMAL_02)
+        else:
+            table = nnx.Param(jnp.zeros((heads, window**2), jnp.float32))
+        self.attention_biases = table
+
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+        """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
+        qkv = self.qkv(self.norm(x))
+        # Of a padded cell: normalising zeros leaves the bias.
+        padding = self.qkv(self.norm.bias[...])
+        x = cpu_kernels.window_attention(
+            qkv,
+            padding,
+            self.attention_biases[...],
+            window=self.window,
+            swin_bias=self.swin_bias,
+            dtype=self.dtype,
+        )
+        return self.proj(x)
 
 
 class Mlp(nnx.Module):
@@ -219,7 +278,7 @@ class Mlp(nnx.Module):
     ):
         options = dict(dtype=dtype, rngs=rngs)
         if norm:
-            self.norm = norms.LayerNorm(
+            self.norm = layers.LayerNorm(
                 channels, epsilon=LN_EPSILON, dtype=dtype
             )
         else:
@@ -227,11 +286,11 @@ class Mlp(nnx.Module):
         self.fc1 = layers.Linear(channels, 4 * channels, **options)
         self.fc2 = layers.Linear(4 * channels, channels, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         if self.norm is not None:
             x = self.norm(x)
-        return self.fc2(activations.gelu(self.fc1(x)))
+        return self.fc2(functional.gelu(self.fc1(x)))
 
 
 class Block(nnx.Module):
@@ -257,7 +316,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(channels, config.mlp_norm, **options)
         self.drop_path2 = layers.DropPath(drop_path_rate, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         """Maps `[B, h, w, C]` to `[B, h, w, C]`."""
         x = x + self.drop_path1(self.attn(x))
         x = self.local_conv(x)
@@ -340,11 +399,13 @@ class TinyViT(ImageModel):
             rngs=rngs,
         )
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         """Maps `[B, H, W, 3]` to `[B, H / 4, W / 4, dims[0]]`, rounded up."""
         return self.patch_embed(images)
 
-    def encode(self, embedded: jax.Array) -> list[jax.Array]:
+    def encode(
+        self, embedded: Float[Array, "B h w C"]
+    ) -> list[Float[Array, "B _ _ _"]]:
         """Maps the stem's output to the maps of every stage."""
         x, maps = embedded, []
         for index, stage in enumerate(self.stages):

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from jax_models.cpu_kernels import dispatch
+from jax_models import cpu_kernels
 from training.data import Data
 from training.loop import optimizer, param_groups
 from training.loop.stages import Stage
@@ -57,9 +57,9 @@ def report(
     lowered = lower(task.abstract_model, loss, stage, mesh, batch)
     compiled = lowered.compile(_quickly(mesh))
     counted = compiled
-    if dispatch.library() is not None:
-        # XLA cannot count what C++ does, which there is on one device alone.
-        with dispatch.portable_forms():
+    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
+        # XLA cannot count what C++ computes.
+        with cpu_kernels.xla_only():
             counted = lower(task.abstract_model, loss, stage, mesh, batch)
     # It counts what a loop does once.
     flops = _flops(counted) * stage.config.accumulate

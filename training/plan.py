@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 import reports
-from jax_models.cpu_kernels import dispatch
+from jax_models import cpu_kernels
 from run_folder import layout
 from training import runtime
 from training.cli import Arguments
@@ -65,7 +65,7 @@ def show(
             "give yours with --config.data.root=FOLDER. The estimated time "
             "follows after the first steps."
         )
-    if dispatch.lacks_compiler():
+    if cpu_kernels.lacks_compiler():
         print(
             "There is no C++ compiler (c++, or what CXX names), so training "
             "on this CPU is slower than it could be."

@@ -98,17 +98,16 @@ def connect(peers: Peers | None) -> None:
 
 
 def begin_compiling() -> None:
-    """Has the compiler at work while Python imports and traces.
+    """Compiles C++ in the background while Python imports and traces.
 
-    What is compiled is kept (core/native_build.py): this is for first starts.
-    Call it after `connect`, for it asks for devices.
+    It has nothing to do after `make setup`, or a first start. Call it after
+    `connect`, for it asks for devices.
     """
     from input_pipeline.backends import cpp
-    from jax_models.cpu_kernels import dispatch
-    from training.loop import adamw
+    from jax_models import cpu_kernels
 
     cpp.begin_compiling()
-    dispatch.begin_compiling(adamw.CODE)
+    cpu_kernels.begin_build()
 
 
 def _is_in_a_cluster() -> bool:

@@ -1,4 +1,4 @@
-// GELU and SiLU on vectors, and their gradients.
+// GELU and SiLU on vectors, and their derivatives.
 
 #ifndef SEXTET_ACTIVATIONS_H_
 #define SEXTET_ACTIVATIONS_H_
@@ -61,7 +61,7 @@ inline Vector NormalBelow(Vector x) {
 
 struct Gelu {
   static Vector Value(Vector x) { return x * NormalBelow(x); }
-  static Vector Slope(Vector x) {
+  static Vector Grad(Vector x) {
     const Vector density = Exp(-0.5f * x * x) * 0.39894228040143268f;
     return NormalBelow(x) + x * density;
   }
@@ -69,7 +69,7 @@ struct Gelu {
 
 struct Silu {
   static Vector Value(Vector x) { return x / (1.0f + Exp(-x)); }
-  static Vector Slope(Vector x) {
+  static Vector Grad(Vector x) {
     const Vector share = 1.0f / (1.0f + Exp(-x));
     return share * (1.0f + x * (1.0f - share));
   }
@@ -78,7 +78,7 @@ struct Silu {
 // No activation.
 struct Identity {
   static Vector Value(Vector x) { return x; }
-  static Vector Slope(Vector) { return Vector{} + 1.0f; }
+  static Vector Grad(Vector) { return Vector{} + 1.0f; }
 };
 
 // Calls work with the activation of that number in activations.py.

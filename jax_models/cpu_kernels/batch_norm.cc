@@ -137,19 +137,19 @@ void Forward(const Call& call) {
   });
 }
 
-// x, slope [rows, C], scale, bias, mean, variance [C]
-// -> to_x [rows, C], to_scale [C], to_bias [C].
+// x, grad [rows, C], scale, bias, mean, variance [C]
+// -> x_grad [rows, C], scale_grad [C], bias_grad [C].
 void Backward(const Call& call) {
   const Array x = call.arguments[0], scale = call.arguments[1];
   const Array bias = call.arguments[2], mean = call.arguments[3];
-  const Array variance = call.arguments[4], slope = call.arguments[5];
-  const Array to_x = call.results[0];
-  const Array to_scale = call.results[1], to_bias = call.results[2];
+  const Array variance = call.arguments[4], grad = call.arguments[5];
+  const Array x_grad = call.results[0];
+  const Array scale_grad = call.results[1], bias_grad = call.results[2];
   const float epsilon = call.Number<float>("epsilon");
   const Rows rows(x.dimensions[0], x.dimensions[1]);
   for (const Array& one : {scale, bias, mean, variance})
     Expect("scale, bias, mean or variance", one, {rows.channels});
-  Expect("slope", slope, {x.dimensions[0], rows.channels});
+  Expect("gradient", grad, {x.dimensions[0], rows.channels});
   const auto inverse = [&](int64_t c) {
     return 1.0f / std::sqrt(variance.data[c] + epsilon);
   };
@@ -158,12 +158,12 @@ void Backward(const Call& call) {
   Repeated stretch(rows, [&](int64_t c) { return scale.data[c]; });
   Repeated shift(rows, [&](int64_t c) { return bias.data[c]; });
   Scratch scratch(rows.parts * 2 * rows.vectors);
-  // The normalised input, and the slope before the activation.
+  // The normalised input, and the gradient before the activation.
   const auto at = [&](auto function, int64_t place, int64_t v) {
     const Vector normal = (Load(x.data + place) - middle[v]) * factor[v];
     const Vector before = normal * stretch[v] + shift[v];
-    const Vector given = Load(slope.data + place);
-    return std::make_pair(normal, given * function.Slope(before));
+    const Vector given = Load(grad.data + place);
+    return std::make_pair(normal, given * function.Grad(before));
   };
   With(call.Number<int32_t>("activation"), [&](auto function) {
     rows.InParts(call.pool, [&](int64_t part, int64_t begin, int64_t end) {
@@ -185,15 +185,15 @@ void Backward(const Call& call) {
           to_shift += sums[part * 2 * length + place];
           to_stretch += sums[(part * 2 + 1) * length + place];
         });
-      to_bias.data[c] = to_shift;
-      to_scale.data[c] = to_stretch;
+      bias_grad.data[c] = to_shift;
+      scale_grad.data[c] = to_stretch;
     }
     const float count = rows.groups * rows.together;
     Repeated all_shift(rows, [&](int64_t c) {
-      return to_bias.data[c] / count;
+      return bias_grad.data[c] / count;
     });
     Repeated all_stretch(rows, [&](int64_t c) {
-      return to_scale.data[c] / count;
+      return scale_grad.data[c] / count;
     });
     rows.InParts(call.pool, [&](int64_t, int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group)
@@ -201,28 +201,7 @@ void Backward(const Call& call) {
           const int64_t place = rows.PlaceOf(group, v);
           const auto [normal, given] = at(function, place, v);
           const Vector left = given - all_shift[v] - normal * all_stretch[v];
-          Store(to_x.data + place, left * (stretch[v] * factor[v]));
-        }
-    });
-  });
-}
-
-// As it is when evaluated: x [rows, C], factor, shift [C] -> out [rows, C].
-void Known(const Call& call) {
-  const Array x = call.arguments[0], factor = call.arguments[1];
-  const Array shift = call.arguments[2], out = call.results[0];
-  const Rows rows(x.dimensions[0], x.dimensions[1]);
-  Expect("factor", factor, {rows.channels});
-  Expect("shift", shift, {rows.channels});
-  Repeated factors(rows, [&](int64_t c) { return factor.data[c]; });
-  Repeated shifts(rows, [&](int64_t c) { return shift.data[c]; });
-  With(call.Number<int32_t>("activation"), [&](auto function) {
-    rows.InParts(call.pool, [&](int64_t, int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group)
-        for (int64_t v = 0; v < rows.vectors; ++v) {
-          const int64_t place = rows.PlaceOf(group, v);
-          const Vector value = Load(x.data + place) * factors[v] + shifts[v];
-          Store(out.data + place, function.Value(value));
+          Store(x_grad.data + place, left * (stretch[v] * factor[v]));
         }
     });
   });
@@ -231,5 +210,4 @@ void Known(const Call& call) {
 }  // namespace
 
 SEXTET_HANDLER(sextet_batch_norm, Forward)
-SEXTET_HANDLER(sextet_batch_norm_known, Known)
-SEXTET_HANDLER(sextet_batch_norm_slopes, Backward)
+SEXTET_HANDLER(sextet_batch_norm_grad, Backward)

@@ -1,7 +1,6 @@
 // Depthwise convolution for XLA's CPU backend, channels last, float32.
 //
-// Compiled on the user's machine for that machine (native.py). Work is cut
-// into (image, block of channels). The block's part of an image is copied
+// Work is divided into (image, block of channels). The block's part of an image is copied
 // into a slab with zeros around it, a vector of channels for each pixel, so
 // the loops below know no edges, and everything that they read is in cache.
 
@@ -116,12 +115,12 @@ void Convolve(const Vector* slab, int64_t width, const Vector* kernel,
 
 // Adds to sums [K, K] what Rows rows of the kernel get from one image.
 template <int K, int S, int Rows>
-inline void KernelRows(const Vector* slab, int64_t width, const Vector* slope,
+inline void KernelRows(const Vector* slab, int64_t width, const Vector* grad,
                        int64_t rows, int64_t columns, Vector* sums) {
   Vector parts[Rows][K] = {};
   for (int64_t y = 0; y < rows; ++y) {
     for (int64_t x = 0; x < columns; ++x) {
-      const Vector factor = slope[y * columns + x];
+      const Vector factor = grad[y * columns + x];
       const Vector* from = slab + y * S * width + x * S;
 #pragma GCC unroll 8
       for (int i = 0; i < Rows; ++i) {
@@ -138,16 +137,16 @@ inline void KernelRows(const Vector* slab, int64_t width, const Vector* slope,
 }
 
 template <int K, int S>
-void KernelSlope(const Vector* slab, int64_t width, const Vector* slope,
+void KernelGrad(const Vector* slab, int64_t width, const Vector* grad,
                  int64_t rows, int64_t columns, Vector* sums) {
   constexpr int kRows = K == 3 ? 3 : 2;
   int i = 0;
   for (; i + kRows <= K; i += kRows) {
-    KernelRows<K, S, kRows>(slab + i * width, width, slope, rows, columns,
+    KernelRows<K, S, kRows>(slab + i * width, width, grad, rows, columns,
                             sums + i * K);
   }
   if constexpr (K % kRows != 0) {
-    KernelRows<K, S, 1>(slab + i * width, width, slope, rows, columns,
+    KernelRows<K, S, 1>(slab + i * width, width, grad, rows, columns,
                         sums + i * K);
   }
 }
@@ -210,14 +209,14 @@ void ConvolveAll(const Call& call) {
   });
 }
 
-// images [B, H, W, C], slope [B, h, w, C] -> out [K, K, C].
-void KernelSlopeAll(const Call& call) {
-  const Array images = call.arguments[0], slope = call.arguments[1];
+// images [B, H, W, C], grad [B, h, w, C] -> out [K, K, C].
+void KernelGradAll(const Call& call) {
+  const Array images = call.arguments[0], grad = call.arguments[1];
   const Array out = call.results[0];
   const int64_t stride = call.Number<int64_t>("stride");
-  const int64_t *in = images.dimensions, *from = slope.dimensions;
+  const int64_t *in = images.dimensions, *from = grad.dimensions;
   const int64_t size = out.dimensions[0], taps = size * size;
-  Expect("slope", slope, {in[0], from[1], from[2], in[3]});
+  Expect("gradient", grad, {in[0], from[1], from[2], in[3]});
   const Blocks blocks(in[3]);
   const int64_t sums = (in[0] + kImagesPerSum - 1) / kImagesPerSum;
   const Placement place{
@@ -227,7 +226,7 @@ void KernelSlopeAll(const Call& call) {
   Scratch partial(sums * blocks.count * taps);
   WithConstants(size, stride, [&](auto k, auto s) {
     Parallel(call.pool, sums * blocks.count, [&](int64_t begin, int64_t end) {
-      Scratch slab(place.height * place.width), slopes(from[1] * from[2]);
+      Scratch slab(place.height * place.width), grads(from[1] * from[2]);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t sum = task / blocks.count;
         const int64_t first = blocks.First(task % blocks.count);
@@ -236,11 +235,11 @@ void KernelSlopeAll(const Call& call) {
           Fill(slab.get(),
                images.data + image * in[1] * in[2] * in[3] + first,
                in[1], in[2], in[3], place);
-          Fill(slopes.get(),
-               slope.data + image * from[1] * from[2] * from[3] +
+          Fill(grads.get(),
+               grad.data + image * from[1] * from[2] * from[3] +
                    first,
                from[1], from[2], from[3], whole);
-          KernelSlope<k, s>(slab.get(), place.width, slopes.get(), from[1],
+          KernelGrad<k, s>(slab.get(), place.width, grads.get(), from[1],
                             from[2], partial.get() + task * taps);
         }
       }
@@ -262,4 +261,4 @@ void KernelSlopeAll(const Call& call) {
 extern "C" int64_t sextet_lanes() { return kLanes; }
 
 SEXTET_HANDLER(sextet_depthwise, ConvolveAll)
-SEXTET_HANDLER(sextet_depthwise_kernel_slope, KernelSlopeAll)
+SEXTET_HANDLER(sextet_depthwise_kernel_grad, KernelGradAll)

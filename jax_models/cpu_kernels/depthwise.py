@@ -1,10 +1,8 @@
-"""Depthwise convolution that is fast on every backend.
+"""Depthwise convolution, one filter for every channel.
 
-XLA's grouped convolution on CPU is tens of times slower than the machine
-allows, so the CPU has forms of its own: C++ where the machine has a compiler
-(native.py), and in plain JAX, chosen by the size of the map, a sum of shifted
-products, and for small maps one matrix per channel. Other backends use their
-library's convolution.
+XLA's grouped convolution on a CPU is 60 to 125 times slower than oneDNN's, so
+the CPU has two implementations of its own: C++ (depthwise.cc), and where that
+cannot be, a sum of shifted products in JAX. Other platforms use XLA's.
 """
 
 from __future__ import annotations
@@ -13,172 +11,71 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 from jax_models.cpu_kernels import dispatch
-from jax_models.cpu_kernels.norms import widen
+from jax_models.functional import at_least_float32
 
-# Sizes and strides that depthwise.cc knows: those of the models.
-NATIVE = (3, 1), (3, 2), (7, 1)
+# Zeros (above, below), (left, right) of the images.
+Pads = tuple[tuple[int, int], tuple[int, int]]
 
-# Networks have tens of these in a few shapes. Compiled as functions of their
-# own they are traced once per shape; XLA inlines them again.
+# Kernel sizes and strides that depthwise.cc has: those of the models.
+CPP_SIZES = (3, 1), (3, 2), (7, 1)
+
+# Networks have tens of these in a few shapes: jitted to be traced once per
+# shape. XLA inlines them again.
 _trace_once = functools.partial(jax.jit, static_argnames=("stride", "pads"))
 
 
-def depthwise_conv(
-    images: jax.Array,
-    kernel: jax.Array,
-    stride: int = 1,
-    padding: str | int = "SAME",
-) -> jax.Array:
-    """Convolves every channel with its own filter.
-
-    Args:
-      images: `[B, H, W, C]`.
-      kernel: `[k, k, C]`, of the same dtype.
-      stride: the same for both axes.
-      padding: "SAME" (TensorFlow's: what is odd goes below and to the right),
-        "VALID", or the pixels added on every side.
-
-    Returns:
-      `[B, h, w, C]`.
-    """
-    pads = pads_of(padding, images.shape, kernel.shape[0], stride)
-    return _convolve(images, kernel, stride, pads)
-
-
-def pads_of(
-    padding: str | int, shape: tuple[int, ...], size: int, stride: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the zeros that a padding means: (top, bottom), (left, right).
-
-    Args:
-      padding: as for `depthwise_conv`.
-      shape: of the images, `[B, H, W, C]`.
-      size: of the kernel.
-      stride: of the convolution.
-    """
-    if not isinstance(padding, str):
-        return (padding, padding), (padding, padding)
-    rows, columns = lax.padtype_to_pads(
-        shape[1:3], (size, size), (stride, stride), padding
-    )
-    return tuple(rows), tuple(columns)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(images, kernel, stride, pads):
-    if not dispatch.on_cpu():
-        form = _grouped
-    elif _is_native(images, kernel, stride, pads):
-        form = _native
-    else:
-        form = _matrices if _is_small(images, kernel) else _shifts
-    return form(images, kernel, stride=stride, pads=pads)
+def depthwise_conv(
+    images: Float[Array, "B H W C"],
+    kernel: Float[Array, "k k 1 C"],
+    stride: int,
+    pads: Pads,
+) -> Float[Array, "B h w C"]:
+    """Convolves every channel with its own filter, of the same dtype."""
+    if not dispatch.for_cpu("depthwise"):
+        return _xla_conv(images, kernel, stride=stride, pads=pads)
+    if _is_for_cpp(images, kernel, stride, pads):
+        return _cpp_conv(images, kernel, stride=stride, pads=pads)
+    return _shifted_sum(images, kernel, stride=stride, pads=pads)
 
 
-def _forward(images, kernel, stride, pads):
-    return _convolve(images, kernel, stride, pads), (images, kernel)
+def _fwd(images, kernel, stride, pads):
+    return depthwise_conv(images, kernel, stride, pads), (images, kernel)
 
 
-def _backward(stride, pads, residuals, slope):
-    if not dispatch.on_cpu():
-        form = functools.partial(_slopes_by_transposition, _grouped)
-    elif _is_native(*residuals, stride, pads):
-        form = _native_slopes
-    elif _is_small(*residuals):
-        form = functools.partial(_slopes_by_transposition, _matrices)
-    else:
-        form = _shifts_slopes
-    return form(*residuals, slope, stride=stride, pads=pads)
+def _bwd(stride, pads, residuals, grad):
+    if not dispatch.for_cpu("depthwise"):
+        convolve = functools.partial(_xla_conv, stride=stride, pads=pads)
+        return jax.vjp(convolve, *residuals)[1](grad)
+    if _is_for_cpp(*residuals, stride, pads):
+        return _cpp_grads(*residuals, grad, stride=stride, pads=pads)
+    return _shifted_sum_grads(*residuals, grad, stride=stride, pads=pads)
 
 
-_convolve.defvjp(_forward, _backward)
+depthwise_conv.defvjp(_fwd, _bwd)
 
 
-def _is_native(images, kernel, stride, pads):
-    """Whether there is C++ for it."""
-    size, _, channels = kernel.shape
-    if (size, stride) not in NATIVE:
-        return False
-    if not all(0 <= pad < size for pad in np.ravel(pads)):
-        return False
-    return dispatch.serves(images) and channels >= dispatch.library().lanes
-
-
-def _is_small(images, kernel):
-    """Whether a matrix over the map costs less than shifts by the kernel."""
-    return images.shape[1] * images.shape[2] <= 2 * kernel[..., 0].size
-
-
-def _slopes_by_transposition(form, images, kernel, slope, **options):
-    """The gradients of a form that JAX can transpose well by itself."""
-    convolve = functools.partial(form, **options)
-    return jax.vjp(convolve, images, kernel)[1](slope)
+def _is_for_cpp(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> bool:
+    size, _, _, channels = kernel.shape
+    return (
+        (size, stride) in CPP_SIZES
+        and all(0 <= pad < size for pair in pads for pad in pair)
+        and dispatch.in_cpp("depthwise", images)
+        and channels >= dispatch.lanes()
+    )
 
 
 @_trace_once
-def _native(images, kernel, *, stride, pads):
-    """In C++, computed in float32."""
-    size = kernel.shape[0]
-    height, width = (
-        (length + low + high - size) // stride + 1
-        for length, (low, high) in zip(images.shape[1:3], pads, strict=True)
-    )
-    (top, _), (left, _) = pads
-    shape = (images.shape[0], height, width, images.shape[3])
-    return _native_convolve(
-        images, kernel, shape, stride=stride, top=top, left=left, spread=1
-    )
-
-
-def _native_convolve(images, kernel, shape, *, flip=False, **options):
-    convolved = dispatch.library().call(
-        "sextet_depthwise",
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        widen(images),
-        widen(kernel),
-        flip=flip,
-        **options,
-    )
-    return convolved.astype(images.dtype)
-
-
-@_trace_once
-def _native_slopes(images, kernel, slope, *, stride, pads):
-    """The gradients of `_native`."""
-    last = kernel.shape[0] - 1
-    (top, _), (left, _) = pads
-    to_images = _native_convolve(
-        slope,
-        kernel,
-        images.shape,
-        stride=1,
-        top=last - top,
-        left=last - left,
-        spread=stride,
-        flip=True,
-    )
-    to_kernel = dispatch.library().call(
-        "sextet_depthwise_kernel_slope",
-        jax.ShapeDtypeStruct(kernel.shape, jnp.float32),
-        widen(images),
-        widen(slope),
-        stride=stride,
-        top=top,
-        left=left,
-    )
-    return to_images, to_kernel.astype(kernel.dtype)
-
-
-@_trace_once
-def _grouped(images, kernel, *, stride, pads):
-    """The convolution of the backend's library."""
+def _xla_conv(images, kernel, *, stride, pads):
     return lax.conv_general_dilated(
         images,
-        kernel[:, :, None, :],
+        kernel,
         window_strides=(stride, stride),
         padding=pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -187,61 +84,82 @@ def _grouped(images, kernel, *, stride, pads):
 
 
 @_trace_once
-def _matrices(images, kernel, *, stride, pads):
-    """As one matrix per channel, from all cells of the map to all."""
-    batch, height, width, channels = images.shape
+def _cpp_conv(images, kernel, *, stride, pads):
     size = kernel.shape[0]
-    entries, outputs = _matrix_entries(height, width, size, stride, pads)
-    flat = kernel.reshape(size * size, channels).T
-    # 0/1 entries and a product, not a gather: the gradient of a gather is a
-    # scatter, which is slow.
-    matrix = flat @ jnp.asarray(entries, kernel.dtype)
-    matrix = matrix.reshape(channels, height * width, -1)
-    cells = images.reshape(batch, height * width, channels).transpose(2, 0, 1)
-    cells = (cells @ matrix).transpose(1, 2, 0)
-    return cells.reshape(batch, *outputs, channels)
+    height, width = (
+        (length + low + high - size) // stride + 1
+        for length, (low, high) in zip(images.shape[1:3], pads, strict=True)
+    )
+    (top, _), (left, _) = pads
+    shape = (images.shape[0], height, width, images.shape[3])
+    return _call_conv(
+        images, kernel, shape, stride=stride, top=top, left=left, spread=1
+    )
 
 
-@functools.cache
-def _matrix_entries(height, width, size, stride, pads):
-    """Which weight of the kernel connects which cells.
-
-    Returns:
-      0/1 `[k * k, (H * W) * (h * w)]`, and (h, w).
-    """
-    axes, outputs = [], []
-    for length, (low, high) in zip((height, width), pads, strict=True):
-        out = (length + low + high - size) // stride + 1
-        source = np.arange(length)[:, None]
-        first = np.arange(out)[None] * stride - low
-        offset = np.arange(size)[:, None, None]
-        axes.append(source - first == offset)  # [k, length, out]
-        outputs.append(out)
-    entries = axes[0][:, None, :, None, :, None] & axes[1][:, None, :, None]
-    return entries.reshape(size * size, -1), tuple(outputs)
+def _call_conv(images, kernel, shape, *, flip=False, **options):
+    convolved = dispatch.call(
+        "sextet_depthwise",
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        images,
+        kernel[:, :, 0],
+        flip=flip,
+        **options,
+    )
+    return convolved.astype(images.dtype)
 
 
 @_trace_once
-def _shifts(images, kernel, *, stride, pads):
-    """As the sum of k*k shifted products, which XLA fuses into one loop.
+def _cpp_grads(images, kernel, grad, *, stride, pads):
+    last = kernel.shape[0] - 1
+    (top, _), (left, _) = pads
+    # To the images: spread the gradient by the stride, then convolve with the
+    # kernel turned by 180 degrees.
+    images_grad = _call_conv(
+        grad,
+        kernel,
+        images.shape,
+        stride=1,
+        top=last - top,
+        left=last - left,
+        spread=stride,
+        flip=True,
+    )
+    size, _, _, channels = kernel.shape
+    kernel_grad = dispatch.call(
+        "sextet_depthwise_kernel_grad",
+        jax.ShapeDtypeStruct((size, size, channels), jnp.float32),
+        images,
+        grad,
+        stride=stride,
+        top=top,
+        left=left,
+    )
+    return images_grad, kernel_grad[:, :, None].astype(kernel.dtype)
 
-    The batch is taken in a few parts, one after the other: a loop is a wall
-    that XLA fuses nothing across. Fused with a LayerNorm that follows, it
-    would write each of the k*k shifted maps to memory.
+
+@_trace_once
+def _shifted_sum(images, kernel, *, stride, pads):
+    """The sum of k*k shifted products, which XLA fuses into one loop.
+
+    The batch is taken in a few parts, one after the other: XLA fuses nothing
+    across a loop. Fused with a LayerNorm that follows, it would write each of
+    the k*k shifted maps to memory.
     """
     batch = images.shape[0]
     parts = max(part for part in range(1, 9) if batch % part == 0)
     if parts == 1:
-        return _shifts_of_part(images, kernel, stride, pads)
+        return _shifted_sum_of_part(images, kernel, stride, pads)
     # Parts are strided, so a batch that is divided over devices stays so.
     split = images.reshape(batch // parts, parts, *images.shape[1:])
     shape = jax.eval_shape(
-        lambda part: _shifts_of_part(part, kernel, stride, pads), split[:, 0]
+        lambda part: _shifted_sum_of_part(part, kernel, stride, pads),
+        split[:, 0],
     ).shape
 
     def convolve_part(index, done):
         part = lax.dynamic_index_in_dim(split, index, 1, keepdims=False)
-        part = _shifts_of_part(part, kernel, stride, pads)
+        part = _shifted_sum_of_part(part, kernel, stride, pads)
         return lax.dynamic_update_index_in_dim(done, part, index, 1)
 
     done = jnp.zeros((shape[0], parts, *shape[1:]), images.dtype)
@@ -249,7 +167,7 @@ def _shifts(images, kernel, *, stride, pads):
     return done.reshape(batch, *shape[1:])
 
 
-def _shifts_of_part(images, kernel, stride, pads):
+def _shifted_sum_of_part(images, kernel, stride, pads):
     size = kernel.shape[0]
     padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
     height, width = (
@@ -263,42 +181,42 @@ def _shifts_of_part(images, kernel, stride, pads):
                 row : row + height : stride,
                 column : column + width : stride,
             ]
-            term = window * kernel[row, column]
+            term = window * kernel[row, column, 0]
             total = term if total is None else total + term
     return total
 
 
 @_trace_once
-def _shifts_slopes(images, kernel, slope, *, stride, pads):
-    """The gradients of `_shifts`."""
+def _shifted_sum_grads(images, kernel, grad, *, stride, pads):
     size = kernel.shape[0]
-    # To the images: spread the slope by the stride, then convolve with the
-    # kernel turned by 180 degrees.
+    # To the images: as in C++.
     borders = [(0, 0, 0)]
     for axis, (low, high) in enumerate(pads, start=1):
-        reached = (slope.shape[axis] - 1) * stride + size
+        reached = (grad.shape[axis] - 1) * stride + size
         unused = images.shape[axis] + low + high - reached
         borders.append((size - 1 - low, size - 1 - high + unused, stride - 1))
     borders.append((0, 0, 0))
-    spread = lax.pad(slope, jnp.zeros((), slope.dtype), borders)
-    to_images = _shifts(
+    spread = lax.pad(grad, jnp.zeros((), grad.dtype), borders)
+    images_grad = _shifted_sum(
         spread, kernel[::-1, ::-1], stride=1, pads=((0, 0), (0, 0))
     )
-    # To the kernel: every cell of the slope meets the k*k window of the
+    # To the kernel: every cell of the gradient meets the k*k window of the
     # images that it came from. A loop over the rows whose body is one fused
     # expression is several times faster than k*k reductions over everything.
     padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
-    batch, _, width, channels = slope.shape
+    batch, _, width, channels = grad.shape
 
     def add_row(row, total):
         windows = lax.dynamic_slice_in_dim(padded, row * stride, size, 1)
-        grads_of = lax.dynamic_slice_in_dim(slope, row, 1, 1)
+        of_row = lax.dynamic_slice_in_dim(grad, row, 1, 1)
         for column in range(width):
             left = column * stride
-            window = widen(windows[:, :, left : left + size])
-            total = total + window * grads_of[:, :, column : column + 1]
+            window = at_least_float32(windows[:, :, left : left + size])
+            total = total + window * of_row[:, :, column : column + 1]
         return total
 
-    zeros = widen(jnp.zeros((batch, size, size, channels), images.dtype))
-    to_kernel = lax.fori_loop(0, slope.shape[1], add_row, zeros).sum(0)
-    return to_images, to_kernel.astype(kernel.dtype)
+    zeros = at_least_float32(
+        jnp.zeros((batch, size, size, channels), images.dtype)
+    )
+    kernel_grad = lax.fori_loop(0, grad.shape[1], add_row, zeros).sum(0)
+    return images_grad, kernel_grad[:, :, None].astype(kernel.dtype)

@@ -1,9 +1,15 @@
-"""C++ for the CPU where XLA's own code is far from what the machine can do.
+"""Which implementation a layer takes, and how JAX calls the C++ ones.
 
-The .cc files here are compiled (core/native_build.py) when a model is first
-traced for a CPU, or in the background before that. Where there is nothing
-compiled, `library()` is None and the layers take their form in plain JAX:
-slower, the same numbers to rounding.
+A layer is traced for the platform that its computation will run on, which
+`for_platform` names; without it, that is JAX's default device. On a CPU, some
+layers have JAX code of their own, because XLA's is tens of times slower there;
+on a CPU with one device, most of those are in C++ (*.cc in this folder),
+compiled by `make setup` or at first use. What cannot be compiled is replaced
+by JAX code: slower, and equal up to rounding.
+
+Asked while tracing, since `lax.platform_dependent` would trace, lower and
+compile every implementation of every layer. So a function that asks must not
+be jitted by itself: JAX would keep what the first caller got.
 """
 
 from __future__ import annotations
@@ -13,8 +19,10 @@ import contextvars
 import ctypes
 import functools
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,178 +31,188 @@ import jaxlib
 from core import native_build
 
 HERE = Path(__file__).parent
-
-
-def code(
-    name: str,
-    sources: Sequence[Path],
-    headers: Sequence[str] = (),
-    flags: Sequence[str] = (),
-) -> native_build.Library:
-    """Returns C++ that XLA may call, ready to be compiled.
-
-    Args:
-      name: of the library.
-      sources: .cc files; they may include the headers of this folder.
-      headers: which they do, besides handler.h and native.h.
-      flags: of the compiler, besides its usual ones.
-    """
-    return native_build.Library(
-        name,
-        sources,
-        [HERE / header for header in ("handler.h", "native.h", *headers)],
-        flags=flags,
-        includes=[HERE, jax.ffi.include_dir()],
-        versions=[jaxlib.__version__],
-    )
-
-
-CODE = code(
+# The handlers use XLA's C interface: its C++ header (ffi.h) takes the compiler
+# several seconds for each file.
+CODE = native_build.Library(
     "models",
-    [
-        HERE / f"{name}.cc"
-        for name in (
-            "activations",
-            "batch_norm",
-            "convolution",
-            "depthwise",
-            "linear",
-            "mlp",
-            "norms",
-            "window_attention",
-        )
-    ],
-    headers=["activations.h", "norms.h", "gemm.h", "small_gemm.h"],
+    sorted(HERE.glob("*.cc")),
+    sorted(HERE.glob("*.h")),
+    flags=["-fno-math-errno"],  # Vectorises square roots.
+    includes=[jax.ffi.include_dir()],
+    versions=[jaxlib.__version__],
 )
-HANDLERS = (
-    "sextet_batch_norm",
-    "sextet_batch_norm_known",
-    "sextet_batch_norm_slopes",
-    "sextet_conv",
-    "sextet_depthwise",
-    "sextet_depthwise_kernel_slope",
-    "sextet_gelu",
-    "sextet_gelu_slope",
-    "sextet_layer_norm",
-    "sextet_layer_norm_slopes",
-    "sextet_linear",
-    "sextet_mlp",
-    "sextet_silu",
-    "sextet_silu_slope",
-    "sextet_window_attention",
-    "sextet_window_attention_slopes",
+# What `without` switches off, and its handlers in C++.
+KERNELS: Mapping[str, tuple[str, ...]] = {
+    "adamw": ("sextet_adamw", "sextet_global_norm"),
+    "batch_norm": ("sextet_batch_norm", "sextet_batch_norm_grad"),
+    "depthwise": ("sextet_depthwise", "sextet_depthwise_kernel_grad"),
+    "mlp": ("sextet_mlp",),
+    "window_attention": (
+        "sextet_window_attention",
+        "sextet_window_attention_grad",
+    ),
+}
+
+_target: contextvars.ContextVar[tuple[str, int] | None] = (
+    contextvars.ContextVar("target", default=None)
 )
-
-
-class Library:
-    """Compiled handlers, registered with XLA.
-
-    Args:
-      path: of the compiled library.
-      handlers: their names in it.
-    """
-
-    def __init__(self, path: Path, handlers: Sequence[str]):
-        loaded = self._loaded = ctypes.CDLL(str(path))
-        # What was compiled from other sources has other names, so that no
-        # program of the compilation cache meets handlers it does not know.
-        self._names = {name: f"{name}_{path.stem}" for name in handlers}
-        for name, target in self._names.items():
-            handler = jax.ffi.pycapsule(getattr(loaded, name))
-            jax.ffi.register_ffi_target(target, handler, platform="cpu")
-
-    @property
-    def lanes(self) -> int:
-        """Channels that the models' code takes at a time; its least."""
-        return self._loaded.sextet_lanes()
-
-    def call(self, name: str, result, *arrays, in_place=None, **options):
-        """Returns what handler `name` makes of arrays, as float32.
-
-        Args:
-          name: one of its handlers.
-          result: its `jax.ShapeDtypeStruct`, or a tuple of them.
-          *arrays: its arguments.
-          in_place: which results, by number, take the place of which
-            arguments: {argument: result}.
-          **options: its attributes.
-        """
-        call = jax.ffi.ffi_call(
-            self._names[name],
-            result,
-            vmap_method="sequential",
-            input_output_aliases=in_place,
-        )
-        # Parameters that a user has narrowed, beside wide images.
-        wide = [array.astype(jnp.float32) for array in arrays]
-        return call(*wide, **options)
-
-
-def on_cpu() -> bool:
-    """Whether layers take the forms that are fast on a CPU.
-
-    Asked while tracing: `lax.platform_dependent` would trace, lower and
-    compile every form of every layer.
-    """
-    return jax.default_backend() == "cpu" and not _PORTABLE.get()
-
-
-_PORTABLE: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "portable", default=False
+_disabled: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+    "disabled", default=frozenset()
 )
 
 
 @contextlib.contextmanager
-def portable_forms() -> Iterator[None]:
-    """Layers take the form of the backend's library, whatever that is."""
-    token = _PORTABLE.set(True)
+def for_platform(platform: str, num_devices: int) -> Iterator[None]:
+    """Traces layers for these devices, whatever JAX's default backend is.
+
+    Args:
+      platform: of the devices that it will run on: "cpu", "gpu", "tpu".
+      num_devices: that share the computation, in all processes. XLA divides
+        its own operations among devices, but no C++ of ours.
+    """
+    token = _target.set((platform, num_devices))
     try:
         yield
     finally:
-        _PORTABLE.reset(token)
+        _target.reset(token)
 
 
-def begin_compiling(*others: native_build.Library) -> None:
-    """Begins to compile what `load` will wait for, where it is of use.
+def for_mesh(
+    mesh: jax.sharding.Mesh,
+) -> contextlib.AbstractContextManager[None]:
+    """`for_platform` for the devices of a mesh; also a decorator.
 
-    It asks for devices: JAX must have met the other processes before.
+    Inside of a jitted function, where it holds whenever JAX traces that:
+
+        @jax.jit
+        @cpu_kernels.for_mesh(mesh)
+        def train_step(state, batch): ...
+    """
+    return for_platform(mesh.devices.flat[0].platform, mesh.size)
+
+
+@contextlib.contextmanager
+def without(*kernels: str) -> Iterator[None]:
+    """Traces layers as if some of `KERNELS` did not exist."""
+    unknown = set(kernels) - set(KERNELS)
+    if unknown:
+        raise ValueError(f"no kernel is called {', '.join(sorted(unknown))}")
+    token = _disabled.set(_disabled.get() | set(kernels))
+    try:
+        yield
+    finally:
+        _disabled.reset(token)
+
+
+def xla_only() -> contextlib.AbstractContextManager[None]:
+    """Traces layers to XLA's own operations, whose FLOPs XLA can count."""
+    return without(*KERNELS)
+
+
+def for_cpu(kernel: str) -> bool:
+    """Whether to take the CPU's implementation of one of `KERNELS`."""
+    platform, _ = _target.get() or (jax.default_backend(), 0)
+    return platform == "cpu" and kernel not in _disabled.get()
+
+
+def in_cpp(kernel: str, *arrays: jax.Array) -> bool:
+    """Whether one of `KERNELS` takes these arrays in C++.
+
+    That computes in float32: narrower arrays are converted, float64 is not
+    for it.
+    """
+    return (
+        for_cpu(kernel)
+        and all(
+            array.size > 0
+            and array.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+            for array in arrays
+        )
+        and _is_single_cpu()
+        and _library() is not None
+    )
+
+
+def _is_single_cpu() -> bool:
+    target = _target.get() or (jax.default_backend(), jax.device_count())
+    return target == ("cpu", 1)
+
+
+class _Library:
+    """The compiled handlers, registered with XLA."""
+
+    def __init__(self, path: Path):
+        self.loaded = ctypes.CDLL(str(path))
+        # Code from other sources has other names, so that no program in the
+        # compilation cache meets handlers that it was not compiled for.
+        self.targets = {
+            name: f"{name}_{path.stem}"
+            for handlers in KERNELS.values()
+            for name in handlers
+        }
+        for name, target in self.targets.items():
+            handler = jax.ffi.pycapsule(getattr(self.loaded, name))
+            jax.ffi.register_ffi_target(target, handler, platform="cpu")
+
+
+@functools.cache
+def _library() -> _Library | None:
+    path = CODE.path()
+    if path is None:
+        return None
+    try:
+        return _Library(path)
+    except (OSError, AttributeError) as error:
+        print(
+            f"warning: cannot load {path} ({error}); going on without this "
+            "C++ library, which is slower. Delete the file to build it again",
+            file=sys.stderr,
+        )
+        return None
+
+
+def lanes() -> int:
+    """Numbers in one of the C++ code's vectors: 4, 8 or 16."""
+    return _library().loaded.sextet_lanes()
+
+
+def call(
+    handler: str,
+    result: Any,
+    *arrays: jax.Array,
+    aliases: Mapping[int, int] | None = None,
+    **attributes: Any,
+) -> Any:
+    """Calls a C++ handler, where `in_cpp` holds.
 
     Args:
-      *others: what is needed besides the models' own.
+      handler: its name in `KERNELS`.
+      result: `jax.ShapeDtypeStruct` of its result, or a sequence of them.
+      *arrays: its arguments, converted to float32.
+      aliases: {argument: result}, for results that overwrite an argument.
+      **attributes: its static numbers and NumPy arrays.
     """
-    if _is_of_use():
-        for code in (CODE, *others):
-            code.begin()
+    function = jax.ffi.ffi_call(
+        _library().targets[handler],
+        result,
+        vmap_method="sequential",
+        input_output_aliases=dict(aliases or {}),
+    )
+    return function(
+        *(array.astype(jnp.float32) for array in arrays), **attributes
+    )
+
+
+def begin_build() -> None:
+    """Begins to compile in the background, where models will need it.
+
+    Asks JAX for devices: in a cluster, only once that is connected.
+    """
+    if _is_single_cpu():
+        CODE.begin()
 
 
 def lacks_compiler() -> bool:
     """Whether a C++ compiler would make models faster, and there is none."""
-    asked = os.environ.get("SEXTET_NATIVE") != "0"
-    return asked and _is_of_use() and native_build.compiler() is None
-
-
-def _is_of_use() -> bool:
-    # Several devices divide a batch among them; XLA can divide its own
-    # operations only.
-    return jax.device_count() == 1 and jax.default_backend() == "cpu"
-
-
-def load(code: native_build.Library, handlers: Sequence[str]) -> Library | None:
-    """Returns the handlers of some `code`, or None where there are none."""
-    path = code.path() if _is_of_use() else None
-    try:
-        return None if path is None else Library(path, handlers)
-    except (OSError, AttributeError):
-        return None
-
-
-@functools.cache
-def library() -> Library | None:
-    """Returns the models' handlers, or None where there are none."""
-    return load(CODE, HANDLERS)
-
-
-def serves(x: jax.Array) -> bool:
-    """Whether there is C++ for numbers like those of `x`."""
-    narrow = x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
-    return narrow and x.size > 0 and on_cpu() and library() is not None
+    wanted = os.environ.get("SEXTET_NATIVE") != "0" and _is_single_cpu()
+    return wanted and native_build.compiler() is None

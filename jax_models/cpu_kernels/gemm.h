@@ -1,9 +1,8 @@
-// The product of rows with a matrix, of which a tile is in registers while
-// the rows are in cache: what is done to the result, and what comes next, finds
-// it there.
+// A matrix product (GEMM) with a fused epilogue: tiles of the result are given
+// to the caller while they are in registers and the rows in cache.
 
-#ifndef SEXTET_PRODUCT_H_
-#define SEXTET_PRODUCT_H_
+#ifndef SEXTET_GEMM_H_
+#define SEXTET_GEMM_H_
 
 #include "native.h"
 
@@ -111,4 +110,4 @@ void Multiply(const float* from, int64_t stride, int64_t rows,
 
 }  // namespace
 
-#endif  // SEXTET_PRODUCT_H_
+#endif  // SEXTET_GEMM_H_

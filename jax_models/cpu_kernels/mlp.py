@@ -1,8 +1,8 @@
-"""LayerNorm and MLP of a block, with its shortcut, in one pass on a CPU.
+"""LayerNorm and MLP of a ConvNeXt block, with its shortcut, in one pass.
 
 What lies between the two matrices is four times as wide as what goes in and
-comes out. Where nothing asks for gradients, it need not be kept: in C++
-(mlp.cc) it is used up while it is near.
+comes out. Where nothing asks for gradients it need not be kept, and the C++
+(mlp.cc) uses it up while it is in cache.
 """
 
 from __future__ import annotations
@@ -13,103 +13,94 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from core.hardware import usable_cores
-from jax_models.cpu_kernels import activations, dispatch
-from jax_models.cpu_kernels.convolution import product
-from jax_models.cpu_kernels.norms import layer_norm, widen
+from jax_models.cpu_kernels import dispatch
+from jax_models.functional import gelu, global_response_norm, layer_norm
 
 # The matrices are first copied into another order: with fewer rows than these,
 # or than one for so many weights, that took longer than it saved.
-FEWEST_ROWS, WEIGHTS_PER_ROW = 128, 1200
+MIN_ROWS, WEIGHTS_PER_ROW = 128, 1200
 
-Grn = tuple[jax.Array, jax.Array]
+Grn = tuple[Float[Array, " inner"], Float[Array, " inner"]]
 
 
-def serves(x: jax.Array, inner: int, grn: bool) -> bool:
-    """Whether there is C++ that is faster than the layers one by one.
+def supports_residual_mlp(
+    x: Float[Array, "B h w C"], inner: int, grn: bool
+) -> bool:
+    """Whether `residual_mlp` is faster than one layer after the other.
 
     Args:
-      x: `[B, h, w, C]`.
+      x: its input.
       inner: width between the matrices.
-      grn: whether they have GRN between them, for which one thread takes a
-        whole image.
+      grn: whether there is global response normalisation, for which one
+        thread takes a whole image.
     """
-    if x.dtype != jnp.float32 or not dispatch.serves(x):
+    if x.dtype != jnp.float32 or not dispatch.in_cpp("mlp", x):
         return False
     if grn and x.shape[0] < usable_cores():
         return False
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
-    enough = rows >= max(FEWEST_ROWS, channels * inner / WEIGHTS_PER_ROW)
-    return enough and inner % dispatch.library().lanes == 0
-
-
-def respond(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> jax.Array:
-    """Global response normalisation; see `convnext.GlobalResponseNorm`."""
-    energy = jnp.square(widen(x)).sum((1, 2), keepdims=True)
-    # The root has no slope at 0, where a channel is silent.
-    silent = energy == 0
-    norm = jnp.sqrt(jnp.where(silent, jnp.ones_like(energy), energy))
-    norm = jnp.where(silent, jnp.zeros_like(energy), norm)
-    share = norm / (norm.mean(-1, keepdims=True) + epsilon)
-    return x * (1 + scale * share).astype(x.dtype) + bias.astype(x.dtype)
+    enough = rows >= max(MIN_ROWS, channels * inner / WEIGHTS_PER_ROW)
+    return enough and inner % dispatch.lanes() == 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def residual_mlp(
-    x: jax.Array,
-    shortcut: jax.Array,
-    norm: tuple[jax.Array, jax.Array],
-    matrices: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+    x: Float[Array, "B h w C"],
+    shortcut: Float[Array, "B h w C"],
+    norm: tuple[Float[Array, " C"], Float[Array, " C"]],
+    matrices: tuple[
+        Float[Array, "C inner"],
+        Float[Array, " inner"],
+        Float[Array, "inner C"],
+        Float[Array, " C"],
+    ],
     grn: Grn | None,
     epsilon: float,
-) -> jax.Array:
-    """Returns `shortcut + narrow(GRN(GELU(widen(LayerNorm(x)))))`.
+) -> Float[Array, "B h w C"]:
+    """Returns `shortcut + fc2(GRN(GELU(fc1(LayerNorm(x)))))`, in float32.
 
-    To be called where it `serves`. Its gradients are those of the plain form,
-    which is then what is computed.
+    Only where `supports_residual_mlp` holds. Where gradients are asked for,
+    the plain implementation is computed.
 
     Args:
-      x: float32 `[B, h, w, C]`.
-      shortcut: of the same shape.
-      norm: scale and bias `[C]`.
-      matrices: `[C, inner]`, its bias, `[inner, C]`, its bias.
-      grn: scale and bias `[inner]`; None for no GRN.
-      epsilon: of the norms.
+      x: the branch's input.
+      shortcut: added to the result.
+      norm: scale and bias of LayerNorm.
+      matrices: of fc1 and its bias, of fc2 and its bias.
+      grn: scale and bias; None for no GRN.
+      epsilon: of LayerNorm and GRN.
     """
-    return _native(x, shortcut, norm, matrices, grn, epsilon=epsilon)
+    return _cpp(x, shortcut, norm, matrices, grn, epsilon=epsilon)
 
 
-def _forward(*arguments):
+def _plain(epsilon, x, shortcut, norm, matrices, grn):
+    fc1, fc1_bias, fc2, fc2_bias = matrices
+    y = gelu(layer_norm(x, *norm, epsilon) @ fc1 + fc1_bias)
+    if grn is not None:
+        y = global_response_norm(y, *grn, epsilon)
+    return shortcut + (y @ fc2 + fc2_bias)
+
+
+def _fwd(*arguments):
     *arrays, epsilon = arguments
     return jax.vjp(functools.partial(_plain, epsilon), *arrays)
 
 
-def _plain(epsilon, x, shortcut, norm, matrices, grn):
-    first, first_bias, second, second_bias = matrices
-    y = layer_norm(x, *norm, epsilon).reshape(-1, x.shape[-1])
-    y = activations.gelu(product(y, first) + first_bias)
-    if grn is not None:
-        y = respond(y.reshape(*x.shape[:-1], -1), *grn, epsilon)
-        y = y.reshape(-1, y.shape[-1])
-    return shortcut + (product(y, second) + second_bias).reshape(x.shape)
-
-
-residual_mlp.defvjp(_forward, lambda _, back, slope: back(slope))
+residual_mlp.defvjp(_fwd, lambda _, vjp, grad: vjp(grad))
 
 
 @functools.partial(jax.jit, static_argnames="epsilon")  # Traced once.
-def _native(x, shortcut, norm, matrices, grn, *, epsilon):
-    batch, *_, channels = x.shape
-    rows = x.reshape(-1, channels)
-    y = dispatch.library().call(
+def _cpp(x, shortcut, norm, matrices, grn, *, epsilon):
+    rows = x.reshape(-1, x.shape[-1])
+    y = dispatch.call(
         "sextet_mlp",
         jax.ShapeDtypeStruct(rows.shape, jnp.float32),
         *(rows, shortcut.reshape(rows.shape)),
         *(*norm, *matrices, *(grn or ())),
         epsilon=np.float32(epsilon),
-        unit=rows.shape[0] // batch,
+        rows_per_image=rows.shape[0] // x.shape[0],
     )
     return y.reshape(x.shape)

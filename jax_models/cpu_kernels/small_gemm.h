@@ -3,8 +3,8 @@
 // gemm.h is for many rows and one matrix, which it cuts into panels first;
 // these are used once.
 
-#ifndef SEXTET_SMALL_PRODUCT_H_
-#define SEXTET_SMALL_PRODUCT_H_
+#ifndef SEXTET_SMALL_GEMM_H_
+#define SEXTET_SMALL_GEMM_H_
 
 #include <cstdint>
 
@@ -68,4 +68,4 @@ void Multiply(const Factors& a, Matrix& b, Matrix& out, int64_t rows,
 
 }  // namespace
 
-#endif  // SEXTET_SMALL_PRODUCT_H_
+#endif  // SEXTET_SMALL_GEMM_H_

@@ -231,49 +231,49 @@ class Head {
 };
 
 // The same with gradients.
-class HeadSlopes : public Head {
+class HeadGrad : public Head {
  public:
-  HeadSlopes(const Layer& layer, const Kind& kind, int64_t head)
+  HeadGrad(const Layer& layer, const Kind& kind, int64_t head)
       : Head(layer, kind, head),
-        slope_(cells_, layer.depth),
-        to_score_(cells_, keys_),
-        to_bias_(cells_, keys_),
-        to_padding_(2, layer.depth) {}
+        out_grad_(cells_, layer.depth),
+        score_grad_(cells_, keys_),
+        bias_grad_(cells_, keys_),
+        padding_grad_(2, layer.depth) {}
 
-  // slope [B, H, W, C] -> the window's part of to_qkv [B, H, W, 3C].
-  void Backward(int64_t index, const float* slope, float* to_qkv) {
+  // grad [B, H, W, C] -> the window's part of qkv_grad [B, H, W, 3C].
+  void Backward(int64_t index, const float* grad, float* qkv_grad) {
     const int64_t depth = layer_.depth;
     Read(index);
     Weigh();
     ForCells(index, [&](int64_t i, int64_t place) {
-      std::copy_n(slope + PlaceInOutput(place), depth, slope_.numbers(i));
+      std::copy_n(grad + PlaceInOutput(place), depth, out_grad_.numbers(i));
     });
     Turn(value_);
-    Multiply(slope_.as_it_is(), across_, to_score_, cells_, depth);
+    Multiply(out_grad_.as_it_is(), across_, score_grad_, cells_, depth);
     for (int64_t i = 0; i < cells_; ++i) {
-      Vector *row = to_score_.row(i), *weights = weights_.row(i);
+      Vector *row = score_grad_.row(i), *weights = weights_.row(i);
       Vector sums = {};
       for (int64_t v = 0; v < weights_.width; ++v) sums += row[v] * weights[v];
       const float mean = Total(sums);
       for (int64_t v = 0; v < weights_.width; ++v) {
         row[v] = weights[v] * (row[v] - mean);
-        to_bias_.row(i)[v] += row[v];
+        bias_grad_.row(i)[v] += row[v];
       }
     }
     const auto write = [&](Matrix& found, int64_t part, float scale) {
       ForCells(index, [&](int64_t i, int64_t place) {
-        float* to = to_qkv + 3 * PlaceInOutput(place) + part * depth;
+        float* to = qkv_grad + 3 * PlaceInOutput(place) + part * depth;
         for (int64_t d = 0; d < depth; ++d) to[d] = found.numbers(i)[d] * scale;
       });
       if (part == 0 || !is_cut_) return;
       for (int64_t v = 0; v < found.width; ++v)
-        to_padding_.row(part - 1)[v] += found.row(cells_)[v];
+        padding_grad_.row(part - 1)[v] += found.row(cells_)[v];
     };
-    Multiply(to_score_.as_it_is(), key_, out_, cells_, keys_);
+    Multiply(score_grad_.as_it_is(), key_, out_, cells_, keys_);
     write(out_, 0, scale_);
-    Multiply(to_score_.transposed(), query_, out_, keys_, cells_);
+    Multiply(score_grad_.transposed(), query_, out_, keys_, cells_);
     write(out_, 1, 1);
-    Multiply(weights_.transposed(), slope_, out_, keys_, cells_);
+    Multiply(weights_.transposed(), out_grad_, out_, keys_, cells_);
     write(out_, 2, 1);
   }
 
@@ -281,23 +281,23 @@ class HeadSlopes : public Head {
   void Sum(float* sums) {
     for (int64_t i = 0; i < cells_; ++i) {
       const int32_t* entries = EntriesOf(i);
-      const float* to_bias = to_bias_.numbers(i);
-      for (int64_t j = 0; j < cells_; ++j) sums[entries[j]] += to_bias[j];
+      const float* bias_grad = bias_grad_.numbers(i);
+      for (int64_t j = 0; j < cells_; ++j) sums[entries[j]] += bias_grad[j];
       if (!is_cut_) continue;
       const float together = bias_.numbers(i)[cells_];
       for (int64_t j = cells_; j < all_; ++j)
         sums[entries[j]] +=
-            to_bias[cells_] * std::exp(Bias(entries[j]) - together);
+            bias_grad[cells_] * std::exp(Bias(entries[j]) - together);
     }
     for (int part = 0; part < 2; ++part) {
       float* to = sums + layer_.entries + part * layer_.depth;
       for (int64_t d = 0; d < layer_.depth; ++d)
-        to[d] += to_padding_.numbers(part)[d];
+        to[d] += padding_grad_.numbers(part)[d];
     }
   }
 
  private:
-  Matrix slope_, to_score_, to_bias_, to_padding_;
+  Matrix out_grad_, score_grad_, bias_grad_, padding_grad_;
 };
 
 // Some windows of one size, and one head.
@@ -334,34 +334,34 @@ void Forward(const Call& call) {
   });
 }
 
-// The same and slope [B, H, W, C] -> to_qkv, to_padding and to_table.
+// The same and grad [B, H, W, C] -> qkv_grad, padding_grad and table_grad.
 void Backward(const Call& call) {
   const Layer layer(call);
   const std::vector<Kind> kinds = KindsOf(layer);
   const std::vector<Task> tasks = TasksOf(layer, kinds);
-  Expect("slope", call.arguments[3],
+  Expect("gradient", call.arguments[3],
          {layer.qkv.dimensions[0], layer.height, layer.width,
           layer.heads * layer.depth});
-  const float* slope = call.arguments[3].data;
-  float* to_qkv = call.results[0].data;
+  const float* grad = call.arguments[3].data;
+  float* qkv_grad = call.results[0].data;
   const int64_t depth = layer.depth, length = layer.entries + 2 * depth;
   std::vector<float> partial(tasks.size() * length);
   Parallel(call.pool, tasks.size(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      HeadSlopes head(layer, *tasks[i].kind, tasks[i].head);
+      HeadGrad head(layer, *tasks[i].kind, tasks[i].head);
       for (int64_t index = tasks[i].first; index < tasks[i].last; ++index)
-        head.Backward(index, slope, to_qkv);
+        head.Backward(index, grad, qkv_grad);
       head.Sum(partial.data() + i * length);
     }
   });
-  float *to_padding = call.results[1].data, *to_table = call.results[2].data;
-  std::fill_n(to_padding, layer.heads * 3 * depth, 0.0f);
-  std::fill_n(to_table, layer.heads * layer.entries, 0.0f);
+  float *padding_grad = call.results[1].data, *table_grad = call.results[2].data;
+  std::fill_n(padding_grad, layer.heads * 3 * depth, 0.0f);
+  std::fill_n(table_grad, layer.heads * layer.entries, 0.0f);
   for (size_t i = 0; i < tasks.size(); ++i) {
     const float* sums = partial.data() + i * length;
-    float* table = to_table + tasks[i].head * layer.entries;
+    float* table = table_grad + tasks[i].head * layer.entries;
     for (int64_t e = 0; e < layer.entries; ++e) table[e] += sums[e];
-    float* padding = to_padding + (tasks[i].head * 3 + 1) * depth;
+    float* padding = padding_grad + (tasks[i].head * 3 + 1) * depth;
     for (int64_t d = 0; d < 2 * depth; ++d)
       padding[d] += sums[layer.entries + d];
   }
@@ -370,4 +370,4 @@ void Backward(const Call& call) {
 }  // namespace
 
 SEXTET_HANDLER(sextet_window_attention, Forward)
-SEXTET_HANDLER(sextet_window_attention_slopes, Backward)
+SEXTET_HANDLER(sextet_window_attention_grad, Backward)

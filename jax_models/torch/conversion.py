@@ -20,7 +20,6 @@ from flax import nnx
 
 from core.errors import UserError
 from jax_models import convnext, layers
-from jax_models.cpu_kernels import batch_norm, norms
 from jax_models.model import ImageModel
 from jax_models.torch import files
 
@@ -151,7 +150,7 @@ def export_torch(model: ImageModel) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _entries(model) -> dict[str, _Entry]:
+def _entries(model: ImageModel) -> dict[str, _Entry]:
     entries = {}
     for path, module in nnx.iter_modules(model):
         for name, entry in _layer_entries(module).items():
@@ -162,32 +161,26 @@ def _entries(model) -> dict[str, _Entry]:
     return entries
 
 
-def _layer_entries(module) -> dict[str, _Entry]:
+def _layer_entries(module: nnx.Module) -> dict[str, _Entry]:
     """The rules: what PyTorch calls a layer's arrays, how it turns them."""
 
-    def same(array):
+    def same(array: np.ndarray) -> np.ndarray:
         return array
 
-    def transpose(array):
+    def transpose(array: np.ndarray) -> np.ndarray:
         return array.T
 
-    def matrix_to_filter(array):
+    def matrix_to_filter(array: np.ndarray) -> np.ndarray:
         return array.T[:, :, None, None]
 
-    def filter_to_matrix(array):
+    def filter_to_matrix(array: np.ndarray) -> np.ndarray:
         return array[:, :, 0, 0].T
 
-    def conv_to_torch(array):
+    def conv_to_torch(array: np.ndarray) -> np.ndarray:
         return array.transpose(3, 2, 0, 1)
 
-    def conv_from_torch(array):
+    def conv_from_torch(array: np.ndarray) -> np.ndarray:
         return array.transpose(2, 3, 1, 0)
-
-    def depthwise_to_torch(array):
-        return array.transpose(2, 0, 1)[:, None]
-
-    def depthwise_from_torch(array):
-        return array[:, 0].transpose(1, 2, 0)
 
     scale = {"scale": ("weight", same, same)}
     match module:
@@ -195,18 +188,14 @@ def _layer_entries(module) -> dict[str, _Entry]:
             rules = {"kernel": ("weight", matrix_to_filter, filter_to_matrix)}
         case layers.Linear():
             rules = {"kernel": ("weight", transpose, transpose)}
-        case layers.Conv() | layers.PatchConv():
+        case layers.Conv():
             rules = {"kernel": ("weight", conv_to_torch, conv_from_torch)}
-        case layers.DepthwiseConv():
-            rules = {
-                "kernel": ("weight", depthwise_to_torch, depthwise_from_torch)
-            }
-        case batch_norm.BatchNorm():
+        case layers.BatchNorm():
             rules = scale | {
                 "mean": ("running_mean", same, same),
                 "var": ("running_var", same, same),
             }
-        case norms.LayerNorm() | convnext.GlobalResponseNorm():
+        case layers.LayerNorm() | convnext.GlobalResponseNorm():
             rules = scale
         case _:
             rules = {}
@@ -218,12 +207,12 @@ def _layer_entries(module) -> dict[str, _Entry]:
     return entries
 
 
-def _is_counter(name, entries):
+def _is_counter(name: str, entries: Mapping[str, _Entry]) -> bool:
     prefix, _, last = name.rpartition(".")
     return last == COUNTER and f"{prefix}.running_var" in entries
 
 
-def _is_other_head(model, entry, array):
+def _is_other_head(model: ImageModel, entry: _Entry, array: np.ndarray) -> bool:
     classifier = model.head.fc
     parts = (classifier.kernel, classifier.bias)
     return (
@@ -232,7 +221,7 @@ def _is_other_head(model, entry, array):
     )
 
 
-def _is_other_window(name, entry, array):
+def _is_other_window(name: str, entry: _Entry, array: np.ndarray) -> bool:
     return (
         name.endswith("attention_biases")
         and array.ndim == 2
@@ -244,7 +233,7 @@ def _is_other_window(name, entry, array):
     )
 
 
-def _resize_biases(array, shape):
+def _resize_biases(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     heads, cells = array.shape
     old, new = round(cells**0.5), round(shape[1] ** 0.5)
     square = jnp.asarray(array, jnp.float32).reshape(heads, old, old)
@@ -252,5 +241,5 @@ def _resize_biases(array, shape):
     return np.asarray(resized).reshape(shape)
 
 
-def _without_ones(shape):
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(length for length in shape if length != 1)

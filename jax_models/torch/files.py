@@ -8,17 +8,17 @@ that tensors need and refuses every other one.
 from __future__ import annotations
 
 import collections
-import json
 import math
 import os
 import pickle
-import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
+import safetensors.numpy
 
 from core.errors import UserError
 
@@ -36,19 +36,6 @@ _STORAGES = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
-}
-
-_SAFETENSORS = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
 }
 
 
@@ -74,33 +61,17 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _read_safetensors(path):
-    """The format: length of the header, the header as JSON, the bytes."""
-    damaged = UserError(
-        f"{path} is no whole .safetensors file; download or export it again"
-    )
-    data = path.read_bytes()
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        (length,) = struct.unpack_from("<Q", data)
-        if 8 + length > len(data):
-            raise damaged
-        header = json.loads(data[8 : 8 + length])
-        header.pop("__metadata__", None)
-        body = memoryview(data)[8 + length :]
-        arrays = {}
-        for name, entry in header.items():
-            dtype = np.dtype(_SAFETENSORS[entry["dtype"]])
-            start, stop = entry["data_offsets"]
-            if not 0 <= start <= stop <= len(body):
-                raise damaged
-            array = np.frombuffer(body[start:stop], dtype)
-            arrays[name] = array.reshape(entry["shape"])
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        raise damaged from None
-    return arrays
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path} is no whole .safetensors file ({error}); download or "
+            "export it again"
+        ) from None
 
 
-def _read_torch(path):
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         is_archive = zipfile.is_zipfile(file)
     if not is_archive:
@@ -141,7 +112,7 @@ def _read_torch(path):
     return _state_dict(content, path)
 
 
-def _state_dict(content, path):
+def _state_dict(content: object, path: Path) -> dict[str, np.ndarray]:
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(
             content.get(wrapper), Mapping
@@ -162,19 +133,19 @@ def _state_dict(content, path):
 class _Storage:
     """Stands for torch.FloatStorage and its like: only names a dtype."""
 
-    def __init__(self, dtype):
+    def __init__(self, dtype: np.dtype):
         self.dtype = np.dtype(dtype)
 
 
 class _Unpickler(pickle.Unpickler):
     """Builds arrays and dictionaries; refuses to import anything."""
 
-    def __init__(self, file, archive, folder):
+    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, folder: str):
         super().__init__(file)
         self._archive = archive
         self._folder = folder
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         """The handful of names that a state dict needs."""
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
@@ -188,7 +159,7 @@ class _Unpickler(pickle.Unpickler):
             f"it wants to call {module}.{name}, which no state dict needs"
         )
 
-    def persistent_load(self, key):
+    def persistent_load(self, key: tuple) -> np.ndarray:
         """The bytes of one storage, as a flat array."""
         kind, storage, name, _, count = key
         if kind != "storage":
@@ -200,7 +171,13 @@ class _Unpickler(pickle.Unpickler):
         return array
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_):
+def _rebuild_tensor(
+    storage: np.ndarray,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    *_: Any,
+) -> np.ndarray:
     """A tensor as a view of its storage, checked against its bounds."""
     last = offset + sum(
         (length - 1) * stride
@@ -216,5 +193,5 @@ def _rebuild_tensor(storage, offset, shape, strides, *_):
     )
 
 
-def _rebuild_parameter(array, *_):
+def _rebuild_parameter(array: np.ndarray, *_: Any) -> np.ndarray:
     return array

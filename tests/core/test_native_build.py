@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import signal
 import subprocess
@@ -71,15 +72,30 @@ def test_nothing_where_it_is_not_wanted_or_there_is_no_compiler(
 
 
 @needs_compiler
-def test_what_does_not_compile_leaves_nothing(source, cache):
-    source.write_text("this is no C++\n")
-    assert path_of(source) is None
+def test_what_does_not_compile_leaves_nothing_and_is_told(source, cache, capfd):
+    library = library_of(source)
+    source.write_text("int good;\nthis is no C++\n")
+    for _ in range(2):
+        assert library.path() is None
     assert list(cache.iterdir()) == []
+    told = capfd.readouterr().err
+    assert told.count("the C++ library number cannot be built") == 1
+    assert f"{source}:2:1: error: " in told
+    assert "Going on without this C++ library" in told
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(source, cache):
+@needs_compiler
+def test_a_folder_that_cannot_be_written_is_told(source, cache, capfd):
     cache.parents[1].write_text("a file where a folder should be")
     assert path_of(source) is None
+    assert "number cannot be built" in capfd.readouterr().err
+
+
+@needs_compiler
+def test_warnings_are_shown_and_do_no_harm(source, capfd):
+    source.write_text(f"{source.read_text()}static int unused = 1;\n")
+    assert ctypes.CDLL(str(path_of(source))).number() == 7
+    assert "defined but not used" in capfd.readouterr().err
 
 
 @needs_compiler
@@ -93,14 +109,46 @@ def test_compiled_in_the_background_it_is_the_same(source, cache):
     assert path_of(source) == path
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
 def test_what_fails_in_the_background_is_nothing_worse(source, monkeypatch):
     def fail(*_):
         raise ValueError("of a kind that nobody thought of")
 
-    monkeypatch.setattr(native_build, "_mark", fail)
+    monkeypatch.setattr(native_build, "_cache_key", fail)
     library = library_of(source)
     library.begin()
     assert library.path() is None
+
+
+@needs_compiler
+def test_the_command_builds_and_tells_what_fails(tmp_path, cache):
+    (tmp_path / "made_up.py").write_text(
+        "from pathlib import Path\n"
+        "from core import native_build\n"
+        "GOOD, BAD = (\n"
+        "    native_build.Library(name, [Path(__file__).with_name(name)])\n"
+        "    for name in ('good.cc', 'bad.cc')\n"
+        ")\n"
+    )
+    (tmp_path / "good.cc").write_text("int good;\n")
+    (tmp_path / "bad.cc").write_text("no C++\n")
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "core.native_build"),
+            *("made_up:GOOD", "made_up:BAD"),
+        ],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (built,) = cache.iterdir()
+    assert ran.stdout.startswith(str(built))
+    assert "bad.cc cannot be built" in ran.stderr
 
 
 # Takes its time, as two processes of a group.
@@ -183,7 +231,7 @@ library = native_build.Library("forked", [])
 library._path = lambda: "here"
 library.begin()
 library.path()
-library._begun = native_build.futures.Future()
+library._pending = native_build.futures.Future()
 child = os.fork()
 if not child:
     os._exit(0 if library.path() == "here" else 1)

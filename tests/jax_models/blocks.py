@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 
-def value_and_slopes(block, x):
+def value_and_grads(block, x):
     """What `block(x)` gives, undifferentiated, and all its gradients."""
     graphdef, params, rest = nnx.split(block, nnx.Param, ...)
 

@@ -13,53 +13,57 @@ from scipy.special import expit
 from scipy.stats import norm
 
 import jax_models
-from jax_models import layers
-from jax_models.cpu_kernels import activations, batch_norm, dispatch, norms
-from jax_models.cpu_kernels.depthwise import depthwise_conv
-from jax_models.cpu_kernels.window_attention import WindowAttention
+from jax_models import functional, layers, tinyvit
 
 
 @pytest.mark.parametrize(
-    ("height", "size", "stride", "padding"),
+    ("height", "size", "strides", "padding", "groups", "dilation"),
     [
-        (20, 7, 1, 3),  # larger than the kernel: shifted products
-        (8, 7, 1, 3),  # small: one matrix per channel
-        (1, 7, 1, 3),
-        (17, 3, 2, 1),
-        (4, 3, 2, 1),
-        (16, 3, 2, "SAME"),
-        (15, 3, 2, "SAME"),
-        (9, 5, 1, "VALID"),
+        (20, 7, 1, 3, 6, 1),
+        (1, 7, 1, 3, 6, 1),
+        (17, 3, 2, 1, 6, 1),
+        (15, 3, 2, "SAME", 6, 1),
+        (9, 5, 1, "VALID", 6, 1),
+        (9, 3, 1, "SAME", 6, 2),
+        (15, 3, 2, "SAME", 1, 1),
+        (9, 3, 1, "SAME", 1, 3),
+        (9, 3, 1, "SAME", 3, 1),
+        (11, 4, 4, "VALID", 1, 1),  # matrices over patches, two rows left over
+        (8, 4, 4, "SAME", 1, 1),
     ],
+    ids=str,
 )
-def test_depthwise_conv_is_the_grouped_convolution(
-    height, size, stride, padding
-):
+def test_conv_is_that_of_nnx(height, size, strides, padding, groups, dilation):
+    """Depthwise, dense, dilated and grouped, with its gradients."""
+    options = dict(
+        padding=padding,
+        feature_group_count=groups,
+        kernel_dilation=dilation,
+        rngs=nnx.Rngs(0),
+    )
+    ours = layers.Conv(6, 6, size, strides, dtype=jnp.float32, **options)
+    theirs = nnx.Conv(6, 6, (size, size), strides, **options)
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((6, height, height + 1, 5)).astype(np.float32)
-    kernel = rng.standard_normal((size, size, 5)).astype(np.float32)
-    sides = padding if isinstance(padding, str) else [(padding, padding)] * 2
-
-    def grouped(images, kernel):
-        return jax.lax.conv_general_dilated(
-            images,
-            kernel[:, :, None],
-            (stride, stride),
-            sides,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=5,
-        )
-
-    def ours(images, kernel):
-        return depthwise_conv(images, kernel, stride, padding)
+    assert ours.kernel.shape == theirs.kernel.shape
+    kernel = rng.standard_normal(ours.kernel.shape, np.float32)
+    bias = rng.standard_normal(6, np.float32)
+    images = rng.standard_normal((6, height, height + 1, 6), np.float32)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def both_ways(convolve, images, kernel):
-        output, transpose = jax.vjp(convolve, images, kernel)
-        return output, *transpose(jnp.cos(output))
+    def value_and_grads(graphdef, *arrays):
+        def convolve(images, kernel, bias):
+            conv = nnx.merge(
+                graphdef, nnx.State(dict(kernel=kernel, bias=bias))
+            )
+            return conv(images)
 
-    found = both_ways(ours, images, kernel)
-    expected = both_ways(grouped, images, kernel)
+        output, vjp = jax.vjp(convolve, *arrays)
+        return output, *vjp(jnp.cos(output))
+
+    found, expected = (
+        value_and_grads(nnx.graphdef(conv), images, kernel, bias)
+        for conv in (ours, theirs)
+    )
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
@@ -67,11 +71,15 @@ def test_depthwise_conv_is_the_grouped_convolution(
 
 @pytest.mark.parametrize("batch", [1, 7, 11, 16])
 def test_depthwise_conv_takes_any_batch(batch):
+    conv = layers.Conv(
+        3, 3, 3, feature_group_count=3, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
+    conv.kernel[...] = jnp.ones((3, 3, 1, 3))
     images = (
         jnp.ones((batch, 20, 20, 3))
         * jnp.arange(1.0, batch + 1)[:, None, None, None]
     )
-    found = jax.jit(depthwise_conv)(images, jnp.ones((3, 3, 3)))
+    found = conv(images)
     np.testing.assert_allclose(found[:, 5, 5, 0], 9 * np.arange(1, batch + 1))
 
 
@@ -81,7 +89,7 @@ def test_window_attention_is_that_of_a_padded_map(size, swin_bias):
     """Against the plain way, cell by cell: pad with zeros, cut, attend."""
     window, heads, depth = 4, 2, 5
     channels = heads * depth
-    attention = WindowAttention(
+    attention = tinyvit.WindowAttention(
         channels,
         heads,
         window,
@@ -153,10 +161,9 @@ def test_a_layer_scale_of_zero_starts_blocks_as_identities():
     assert not np.allclose(block(x), x)
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["C++", "JAX"])
 @pytest.mark.parametrize("name", ["gelu", "silu"])
-def test_activations_and_their_slopes_are_exact(name, compiled, monkeypatch):
-    exact, slope_of = {
+def test_activations_and_their_gradients_are_exact(name):
+    exact, derivative = {
         "gelu": (
             lambda x: x * norm.cdf(x),
             lambda x: norm.cdf(x) + x * norm.pdf(x),
@@ -166,9 +173,7 @@ def test_activations_and_their_slopes_are_exact(name, compiled, monkeypatch):
             lambda x: expit(x) * (1 + x * (1 - expit(x))),
         ),
     }[name]
-    if not compiled:
-        monkeypatch.setattr(dispatch, "library", lambda: None)
-    function = getattr(activations, name)
+    function = getattr(functional, name)
     # A length that no vector divides; far ends, where exp would overflow.
     x = np.concatenate([np.linspace(-6, 6, 999), [-1e4, -100, 0, 100, 1e4]])
     x = x.reshape(4, 251).astype(np.float32)
@@ -177,15 +182,15 @@ def test_activations_and_their_slopes_are_exact(name, compiled, monkeypatch):
     scale = np.maximum(1, np.abs(x))
     np.testing.assert_array_less(np.abs(y - exact(wide)), 3e-7 * scale)
     given = np.linspace(0.5, 2, x.size, dtype=np.float32).reshape(x.shape)
-    expected = given * slope_of(wide)
+    expected = given * derivative(wide)
     np.testing.assert_allclose(back(given)[0], expected, atol=2e-6)
     x = np.linspace(-6, 6, 50)
     narrow, back = jax.vjp(function, jnp.asarray(x, jnp.bfloat16))
-    slope = back(jnp.ones_like(narrow))[0]
-    assert narrow.dtype == slope.dtype == jnp.bfloat16
+    grad = back(jnp.ones_like(narrow))[0]
+    assert narrow.dtype == grad.dtype == jnp.bfloat16
     x = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
     np.testing.assert_allclose(narrow, exact(x), rtol=0.01, atol=0.01)
-    np.testing.assert_allclose(slope, slope_of(x), rtol=0.01, atol=0.01)
+    np.testing.assert_allclose(grad, derivative(x), rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("kind", ["layer", "batch"])
@@ -204,9 +209,9 @@ def test_norms_and_their_gradients(kind):
 
     def ours(x, scale, bias):
         if kind == "layer":
-            norm = norms.LayerNorm(8, epsilon=1e-5, dtype=jnp.float32)
+            norm = layers.LayerNorm(8, epsilon=1e-5, dtype=jnp.float32)
         else:
-            norm = batch_norm.BatchNorm(
+            norm = layers.BatchNorm(
                 8, epsilon=1e-5, momentum=0.9, dtype=jnp.float32
             )
         norm.scale[...], norm.bias[...] = scale, bias
@@ -216,15 +221,13 @@ def test_norms_and_their_gradients(kind):
     found = jax.vjp(lambda *a: ours(*a) * weight, x, scale, bias)
     expected = jax.vjp(lambda *a: plain(*a) * weight, x, scale, bias)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-3)
-    slope = jnp.cos(expected[0])
-    for a, b in zip(found[1](slope), expected[1](slope), strict=True):
+    grad = jnp.cos(expected[0])
+    for a, b in zip(found[1](grad), expected[1](grad), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(b).max())
 
 
 def test_batch_norm_keeps_the_unbiased_variance():
-    norm = batch_norm.BatchNorm(
-        1, epsilon=1e-5, momentum=0.9, dtype=jnp.float32
-    )
+    norm = layers.BatchNorm(1, epsilon=1e-5, momentum=0.9, dtype=jnp.float32)
     norm(jnp.array([[1.0], [3.0]]))
     np.testing.assert_allclose(norm.mean[...], 0.1 * 2, rtol=1e-6)
     # Biased, the variance of 1 and 3 is 1; unbiased it is 2.

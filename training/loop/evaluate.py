@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jax_models import cpu_kernels
 from training.loop.state import AbstractModel
 from training.multihost import sharding
 
@@ -72,6 +73,7 @@ def make_eval_step(
         device, so all processes go by the very same scores.
     """
 
+    @cpu_kernels.for_mesh(mesh)
     def step(totals, params, batch_stats, batch, constants):
         model = abstract_model.merge(params, batch_stats)
         model.eval()

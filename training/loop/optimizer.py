@@ -10,7 +10,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from training.loop import adamw, param_groups, schedules
+from jax_models import cpu_kernels
+from training.loop import param_groups, schedules
 from training.loop.param_groups import ParamGroup
 
 # Rate tables have a multiple of this many entries.
@@ -65,8 +66,8 @@ def init(params: Any, groups: Any, stage: ConfigDict) -> optax.ScaleByAdamState:
 
 def global_norm(grads: Any) -> jax.Array:
     """Returns the norm of all numbers of a tree together: float32 []."""
-    if adamw.serves(grads):
-        return adamw.global_norm(jax.tree.leaves(grads))
+    if cpu_kernels.supports_adamw(grads):
+        return cpu_kernels.global_norm(jax.tree.leaves(grads))
     return optax.tree.norm(grads)
 
 
@@ -106,8 +107,8 @@ def advance(
     scale = jnp.float32(1.0)
     if stage.clip_norm:
         scale = jnp.where(norm < stage.clip_norm, 1.0, stage.clip_norm / norm)
-    if adamw.serves(params, grads, (state.mu, state.nu)):
-        return _advance_natively(
+    if cpu_kernels.supports_adamw(params, grads, (state.mu, state.nu)):
+        return _advance_in_cpp(
             stage, groups, rate_at, grads, scale, params, state, finite
         )
     if stage.clip_norm:
@@ -180,43 +181,30 @@ def _leaf_by_leaf(
     )
 
 
-def _advance_natively(
+def _advance_in_cpp(
     stage, groups, rate_at, grads, scale, params, state, finite
 ):
-    """`advance` by one call into C++, in place."""
+    """`advance` by one call, which overwrites parameters and moments."""
     leaves, structure = jax.tree.flatten(params)
+    grads = jax.tree.leaves(grads)
     group_of = jax.tree.leaves(groups)
     learning = [i for i, group in enumerate(group_of) if not group.frozen]
-    mu, nu = jax.tree.leaves(state.mu), jax.tree.leaves(state.nu)
-    grads = jax.tree.leaves(grads)
     count = optax.safe_increment(state.count)
-    rows = {
-        rate: [i for i in learning if group_of[i].rate == rate]
-        for rate in rate_at
-    }
-    place = {row: i for i, row in enumerate(learning)}
-    moments = [
-        adamw.Moments(
-            means=[mu[place[i]] for i in chosen],
-            squares=[nu[place[i]] for i in chosen],
-            rate=rate_at[rate],
-            count=count,
-            decays=[group_of[i].weight_decay for i in chosen],
-        )
-        for rate, chosen in rows.items()
-    ]
-    done = adamw.update(
-        [[leaves[i] for i in chosen] for chosen in rows.values()],
-        [[grads[i] for i in chosen] for chosen in rows.values()],
-        moments,
-        scale,
-        finite,
+    moved, mu, nu = cpu_kernels.adamw(
+        [leaves[i] for i in learning],
+        [grads[i] for i in learning],
+        jax.tree.leaves(state.mu),
+        jax.tree.leaves(state.nu),
+        rates=jnp.stack([rate_at[group_of[i].rate] for i in learning]),
+        decays=[group_of[i].weight_decay for i in learning],
+        scale=scale,
+        count=count,
+        finite=finite,
         betas=stage.betas,
         epsilon=EPSILON,
     )
-    for chosen, found in zip(rows.values(), done, strict=True):
-        for i, param, mean, square in zip(chosen, *found, strict=True):
-            leaves[i], mu[place[i]], nu[place[i]] = param, mean, square
+    for i, param in zip(learning, moved, strict=True):
+        leaves[i] = param
     like = jax.tree.structure(state.mu)
     return jax.tree.unflatten(structure, leaves), state._replace(
         count=count,

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jax_models import cpu_kernels
 from training.loop import grad_accumulation, optimizer, param_groups
 from training.loop import state as state_lib
 from training.loop.state import AbstractModel, TrainState
@@ -94,6 +95,7 @@ def make_train_step(
     params_shape = nnx.to_pure_dict(abstract_model.params)
     groups = param_groups.assign(params_shape, stage)
 
+    @cpu_kernels.for_mesh(mesh)
     def train_step(state: TrainState, batch: Batch, constants: Any, tables):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         model_key, loss_key = jax.random.split(key)

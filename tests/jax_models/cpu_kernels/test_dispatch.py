@@ -10,193 +10,125 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax import lax
 
+import jax_models
 from core import native_build
-from jax_models.cpu_kernels import (
-    activations,
-    batch_norm,
-    convolution,
-    depthwise,
-    dispatch,
-    norms,
-)
+from jax_models import cpu_kernels
+from jax_models.cpu_kernels import dispatch
 
-SHAPES = [
-    # batch, height, width, channels, kernel, stride, padding
-    (5, 9, 11, 24, 3, 1, 1),
-    (3, 9, 10, 40, 3, 2, "SAME"),
-    (2, 8, 8, 16, 3, 2, 1),
-    (2, 12, 13, 33, 3, 1, "VALID"),
-    (2, 7, 6, 17, 3, 2, "SAME"),
-    (9, 10, 19, 48, 7, 1, "SAME"),
-    (2, 9, 9, 32, 7, 1, "VALID"),
-    (1, 1, 2, 16, 7, 1, 3),
-]
+
+def program(name="tinyvit_demo"):
+    """The text of a model's forward and backward pass, as lowered here."""
+    model = nnx.eval_shape(lambda: jax_models.create_model(name, 4))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    images = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
+
+    def loss(params, rest, images):
+        return nnx.merge(graphdef, params, rest, copy=True)(images).sum()
+
+    return str(jax.make_jaxpr(jax.grad(loss))(params, rest, images))
 
 
 def test_there_is_compiled_code_where_there_is_a_compiler():
-    assert (dispatch.library() is None) == (shutil.which("c++") is None)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_depthwise_in_cpp_equals_the_librarys_convolution(shape):
-    *image, size, stride, padding = shape
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal(image, np.float32)
-    kernel = rng.standard_normal((size, size, image[-1]), np.float32)
-    pads = (
-        lax.padtype_to_pads(image[1:3], (size, size), (stride,) * 2, padding)
-        if isinstance(padding, str)
-        else ((padding, padding),) * 2
-    )
-    pads = tuple(map(tuple, pads))
-    if dispatch.library() is not None:
-        assert depthwise._is_native(images, kernel, stride, pads)
-
-    def expected(images, kernel):
-        return depthwise._grouped(images, kernel, stride=stride, pads=pads)
-
-    def found(images, kernel):
-        return depthwise.depthwise_conv(images, kernel, stride, padding)
-
-    def value_and_slopes(function):
-        value, back = jax.vjp(function, images, kernel)
-        slope = rng_slope.standard_normal(value.shape, np.float32)
-        return value, *back(slope)
-
-    rng_slope = np.random.default_rng(1)
-    right = jax.jit(lambda: value_and_slopes(expected))()
-    rng_slope = np.random.default_rng(1)
-    mine = jax.jit(lambda: value_and_slopes(found))()
-    for one, other in zip(mine, right, strict=True):
-        scale = np.abs(other).max()
-        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * scale)
+    assert (dispatch._library() is None) == (shutil.which("c++") is None)
 
 
 @pytest.mark.parametrize(
-    ("image", "outputs", "size", "stride", "pads"),
-    [
-        ((3, 9, 11, 24), 40, 3, 1, ((1, 1), (1, 1))),
-        ((5, 10, 7, 3), 24, 3, 2, ((0, 1), (1, 1))),
-        ((2, 5, 6, 8), 70, 3, 1, ((0, 0), (0, 0))),
-        ((4, 1, 2, 16), 16, 3, 2, ((1, 1), (0, 1))),
-        ((2, 8, 8, 20), 50, 1, 1, ((0, 0), (0, 0))),
-    ],
-    ids=str,
+    ("platform", "devices"), [("cpu", 2), ("tpu", 1), ("gpu", 1)]
 )
-def test_convolution_in_cpp_equals_the_librarys(
-    image, outputs, size, stride, pads
-):
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.standard_normal(image, np.float32))
-    shape = (size, size, image[-1], outputs)
-    kernel = jnp.asarray(rng.standard_normal(shape, np.float32))
-    if dispatch.library() is not None:
-        assert convolution._is_native(images, kernel, stride, pads)
-    found = convolution.conv(images, kernel, stride, pads)
-    right = convolution._library(images, kernel, stride, pads)
-    room = 2e-6 * np.abs(right).max()
-    np.testing.assert_allclose(found, right, rtol=0, atol=room)
+def test_other_devices_than_one_cpu_take_no_cpp(platform, devices):
+    if dispatch._library() is not None:
+        assert "ffi_call" in program()
+        with cpu_kernels.for_platform("cpu", 1):
+            assert "ffi_call" in program()
+    with cpu_kernels.for_platform(platform, devices):
+        text = program()
+    assert "ffi_call" not in text
+    # Grouped convolutions are slow on any CPU, and right elsewhere.
+    assert ("feature_group_count=128" in text) == (platform != "cpu")
 
 
-@pytest.mark.parametrize("channels", [8, 16, 40, 96])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_layer_norm_in_cpp_equals_the_plain_one(channels, dtype):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(3 + 2 * rng.standard_normal((3, 10, 11, channels)), dtype)
-    scale, bias = rng.standard_normal((2, channels), np.float32)
-    slope = rng.standard_normal(x.shape, np.float32)
-
-    def mine(x, scale, bias):
-        return norms.layer_norm(x, scale, bias, 1e-6)
-
-    def plain(x, scale, bias):
-        return norms.normalize(x, -1, 1e-6)[0] * scale + bias
-
-    def value_and_slopes(function):
-        value, back = jax.vjp(function, x, scale, bias)
-        return value, *back(slope)
-
-    found = jax.jit(lambda: value_and_slopes(mine))()
-    right = jax.jit(lambda: value_and_slopes(plain))()
-    for one, other in zip(found, right, strict=True):
-        assert one.dtype == other.dtype
-        one, other = (np.asarray(value, np.float32) for value in (one, other))
-        narrow = dtype == jnp.bfloat16
-        np.testing.assert_allclose(
-            one, other, rtol=1e-2 if narrow else 1e-5, atol=2e-5
-        )
+def test_what_is_switched_off_stays_off_whatever_the_platform():
+    with cpu_kernels.xla_only(), cpu_kernels.for_platform("cpu", 1):
+        assert "ffi_call" not in program()
+    with cpu_kernels.without("window_attention"):
+        text = program()
+    assert "sextet_window_attention" not in text
+    if dispatch._library() is not None:
+        assert "sextet_batch_norm" in text
+    with (
+        pytest.raises(ValueError, match="no kernel is called attention"),
+        cpu_kernels.without("attention"),
+    ):
+        pass
 
 
-@pytest.mark.parametrize("rows", [(2, 3, 4), (17, 30, 20)], ids=str)
-@pytest.mark.parametrize("channels", [8, 24, 64])
-@pytest.mark.parametrize("activation", [None, "gelu", "silu"])
-def test_batch_norm_in_cpp_equals_the_plain_one_in_float64(
-    rows, channels, activation
-):
-    """Also where the rows are of several parts, the last of them smaller."""
-    rng = np.random.default_rng(0)
-    x, slope = rng.standard_normal((2, *rows, channels), np.float32)
-    x = x * 2 + 5
-    scale, bias = rng.uniform(0.5, 2, (2, channels)).astype(np.float32)
-    if dispatch.library() is not None:
-        assert batch_norm._fills_vectors(x)
-
-    def apply(x, scale, bias):
-        norm = batch_norm.BatchNorm(
-            channels,
-            epsilon=1e-3,
-            momentum=0.5,
-            activation=activation and getattr(activations, activation),
-            dtype=x.dtype,
-        )
-        norm.scale = nnx.Param(scale)
-        norm.bias = nnx.Param(bias)
-        return norm(x), (norm.mean[...], norm.var[...])
+def test_a_jitted_function_keeps_the_platform_of_its_mesh():
+    mesh = jax.make_mesh((1,), ("data",))
 
     @jax.jit
-    def value_and_slopes(slope, *inputs):
-        value, back, statistics = jax.vjp(apply, *inputs, has_aux=True)
-        return value, *statistics, *back(slope)
+    @cpu_kernels.for_mesh(mesh)
+    def ask():
+        return jnp.array(dispatch._target.get() == ("cpu", 1))
 
-    inputs = slope, x, scale, bias
-    found = value_and_slopes(*inputs)
-    with jax.enable_x64(True):
-        right = value_and_slopes(*(np.float64(array) for array in inputs))
-    for one, other in zip(found, right, strict=True):
-        assert one.dtype == jnp.float32
-        assert other.dtype == jnp.float64
-        room = 2e-6 * np.abs(other).max()
-        np.testing.assert_allclose(one, other, rtol=0, atol=room)
+    with cpu_kernels.for_platform("tpu", 4):
+        assert ask()
 
 
 def test_without_a_compiler_everything_works_and_nothing_is_said(tmp_path):
     code = (
+        "import jax_models, jax.numpy as jnp;"
         "from jax_models.cpu_kernels import dispatch;"
-        "assert dispatch.library() is None;"
-        "import jax.numpy as jnp;"
-        "from jax_models.cpu_kernels.depthwise import *;"
-        "print(depthwise_conv(jnp.ones((1, 4, 4, 16)), jnp.ones((3, 3, 16)))"
-        "[0, 1, 1, 0])"
+        "model = jax_models.create_model('miniconvnext_demo', 3);"
+        "print(model(jnp.ones((1, 16, 16, 3))).shape);"
+        "assert dispatch._library() is None"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | {"CXX": "no-such-compiler"},
+        env=os.environ
+        | {
+            "CXX": "no-such-compiler",
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        },
         capture_output=True,
         text=True,
         check=True,
     )
-    assert ran.stdout == "9.0\n"
+    assert ran.stdout == "(1, 3)\n"
     assert ran.stderr == ""
 
 
-def test_what_does_not_compile_is_left_alone(tmp_path, monkeypatch):
+@pytest.mark.skipif(not shutil.which("c++"), reason="there is no compiler")
+def test_what_does_not_compile_is_told_and_done_without(
+    tmp_path, monkeypatch, capfd
+):
     broken = tmp_path / "broken.cc"
     broken.write_text("this is no C++\n")
     monkeypatch.setattr(
         dispatch, "CODE", native_build.Library("broken", [broken])
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert dispatch.library.__wrapped__() is None
+    assert dispatch._library.__wrapped__() is None
     assert list((tmp_path / "sextet" / "native").iterdir()) == []
+    told = capfd.readouterr().err
+    assert "the C++ library broken cannot be built" in told
+    assert "error: " in told and "broken.cc:1" in told
+
+
+def test_a_library_that_does_not_load_is_told_and_done_without(
+    tmp_path, monkeypatch, capfd
+):
+    damaged = tmp_path / "damaged.so"
+    damaged.write_bytes(b"no library")
+    monkeypatch.setattr(dispatch.CODE, "path", lambda: damaged)
+    assert dispatch._library.__wrapped__() is None
+    assert f"cannot load {damaged}" in capfd.readouterr().err
+
+
+def test_narrow_arrays_are_taken_and_wide_or_empty_ones_are_not():
+    if dispatch._library() is None:
+        pytest.skip("nothing is compiled here")
+    for dtype in (jnp.float32, jnp.bfloat16):
+        assert dispatch.in_cpp("depthwise", jnp.ones(3, dtype))
+    assert not dispatch.in_cpp("depthwise", np.ones(3))
+    assert not dispatch.in_cpp("depthwise", jnp.ones((0, 3)))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from blocks import assert_close, value_and_slopes
+from blocks import assert_close, value_and_grads
 from flax import nnx
 
 from jax_models import convnext
@@ -19,7 +19,7 @@ V2 = dict(grn=True)
 @pytest.fixture(autouse=True)
 def small_maps_too(monkeypatch):
     monkeypatch.setattr(mlp, "usable_cores", lambda: 1)
-    monkeypatch.setattr(mlp, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(mlp, "MIN_ROWS", 1)
 
 
 def make_block(channels, kind):
@@ -52,11 +52,13 @@ def make_block(channels, kind):
 def test_in_one_pass_it_is_the_same(kind, shape):
     block = make_block(shape[-1], kind)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
-    if dispatch.library() is not None:
-        assert block._is_served(jnp.asarray(x))
-    found = value_and_slopes(block, x)
-    with dispatch.portable_forms():
-        right = value_and_slopes(block, x)
+    if dispatch._library() is not None:
+        assert mlp.supports_residual_mlp(
+            jnp.asarray(x), 4 * shape[-1], kind["grn"]
+        )
+    found = value_and_grads(block, x)
+    with dispatch.without("mlp"):
+        right = value_and_grads(block, x)
     assert_close(found[0], right[0], 2e-6)
     assert_close(found[1], right[1], 1e-5)
 
@@ -66,20 +68,22 @@ def test_no_energy_is_no_division_by_nothing():
     for of_fc1 in (block.mlp.fc1.kernel, block.mlp.fc1.bias):
         of_fc1.set_value(jnp.zeros_like(of_fc1[...]))
     x = np.ones((2, 4, 4, 32), np.float32)
-    found, grads_of = value_and_slopes(block, x)
+    found, grads_of = value_and_grads(block, x)
     assert np.isfinite(found).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads_of))
 
 
 def test_only_where_it_is_faster(monkeypatch):
-    if dispatch.library() is None:
+    if dispatch._library() is None:
         pytest.skip("nothing is compiled")
     monkeypatch.setattr(mlp, "usable_cores", lambda: 3)
-    monkeypatch.setattr(mlp, "FEWEST_ROWS", 32)
+    monkeypatch.setattr(mlp, "MIN_ROWS", 32)
     images = jnp.ones((2, 4, 4, 32))
-    assert not mlp.serves(images[:1], 128, grn=False)
-    assert not mlp.serves(images, 128 * 32, grn=False)
-    assert mlp.serves(images, 128, grn=False)
-    assert not mlp.serves(images, 128, grn=True)
-    assert not mlp.serves(images.astype(jnp.bfloat16), 128, grn=False)
-    assert not mlp.serves(images, 128 + 1, grn=False)
+    assert not mlp.supports_residual_mlp(images[:1], 128, grn=False)
+    assert not mlp.supports_residual_mlp(images, 128 * 32, grn=False)
+    assert mlp.supports_residual_mlp(images, 128, grn=False)
+    assert not mlp.supports_residual_mlp(images, 128, grn=True)
+    assert not mlp.supports_residual_mlp(
+        images.astype(jnp.bfloat16), 128, grn=False
+    )
+    assert not mlp.supports_residual_mlp(images, 128 + 1, grn=False)

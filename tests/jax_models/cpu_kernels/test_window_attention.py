@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_models.cpu_kernels import dispatch, window_attention
+from jax_models import cpu_kernels
+from jax_models.cpu_kernels import dispatch
 
 CASES = [
     # batch, height, width, window, heads, depth
@@ -33,22 +34,21 @@ def inputs(case, swin_bias):
     return [rng.standard_normal(shape, np.float32) for shape in shapes]
 
 
-def value_and_slopes(case, swin_bias, arrays):
-    *_, window, heads, _ = case
+def value_and_grads(case, swin_bias, arrays):
+    window = case[3]
 
     @jax.jit
-    def compute(qkv, padding, table, slope):
+    def compute(qkv, padding, table, grad):
         def attend(*three):
-            return window_attention.attend(
+            return cpu_kernels.window_attention(
                 *three,
                 window=window,
                 swin_bias=swin_bias,
-                heads=heads,
                 dtype=qkv.dtype,
             )
 
         value, back = jax.vjp(attend, qkv, padding, table)
-        return value, *back(slope)
+        return value, *back(grad)
 
     return compute(*arrays)
 
@@ -58,10 +58,10 @@ def value_and_slopes(case, swin_bias, arrays):
 def test_cpp_is_exact(case, swin_bias):
     """Float32 in C++ against float64 in JAX, in values and all gradients."""
     arrays = inputs(case, swin_bias)
-    found = value_and_slopes(case, swin_bias, arrays)
+    found = value_and_grads(case, swin_bias, arrays)
     with jax.enable_x64(True):
         wide = [np.float64(array) for array in arrays]
-        expected = value_and_slopes(case, swin_bias, wide)
+        expected = value_and_grads(case, swin_bias, wide)
     names = "value", "qkv", "padding", "table"
     for name, one, other in zip(names, found, expected, strict=True):
         assert one.dtype == jnp.float32 and other.dtype == jnp.float64
@@ -70,21 +70,21 @@ def test_cpp_is_exact(case, swin_bias):
 
 
 def test_it_is_cpp_that_is_tested_where_there_is_a_compiler():
-    if dispatch.library() is None:
+    if dispatch._library() is None:
         pytest.skip("nothing is compiled here")
     arrays = inputs(CASES[0], False)
     text = jax.jit(
-        lambda *arrays: value_and_slopes(CASES[0], False, arrays)
+        lambda *arrays: value_and_grads(CASES[0], False, arrays)
     ).lower(*arrays)
-    assert "sextet_window_attention_slopes" in text.as_text()
+    assert "sextet_window_attention_grad" in text.as_text()
 
 
 def test_scores_of_any_size_stay_finite():
     arrays = inputs(CASES[1], False)
     arrays[0] = arrays[0] * 100
-    found = value_and_slopes(CASES[1], False, arrays)
-    with dispatch.portable_forms():
-        expected = value_and_slopes(CASES[1], False, arrays)
+    found = value_and_grads(CASES[1], False, arrays)
+    with cpu_kernels.without("window_attention"):
+        expected = value_and_grads(CASES[1], False, arrays)
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=2e-2)
     assert all(np.isfinite(array).all() for array in found)
 
@@ -98,9 +98,9 @@ def test_what_is_not_finite_comes_out_not_finite(part, value):
     if not part:
         keys = arrays[0].reshape(-1, 2, 3, 32)[:, :, 1]
         keys[:] = value
-    found = value_and_slopes(CASES[0], False, arrays)
-    with dispatch.portable_forms():
-        expected = value_and_slopes(CASES[0], False, arrays)
+    found = value_and_grads(CASES[0], False, arrays)
+    with cpu_kernels.without("window_attention"):
+        expected = value_and_grads(CASES[0], False, arrays)
     for one, other in zip(found, expected, strict=True):
         assert np.isfinite(one).all() == np.isfinite(other).all()
 
@@ -110,15 +110,15 @@ def test_a_score_beyond_all_numbers_is_not_lost():
     heads = arrays[0].reshape(-1, 2, 3, 32)
     heads[0, 0, 0] = 3e38
     heads[:, 0, 1] = -1e3
-    found = value_and_slopes(CASES[0], False, arrays)
+    found = value_and_grads(CASES[0], False, arrays)
     assert not np.isfinite(found[0]).all()
 
 
 def test_the_result_does_not_depend_on_the_division_of_the_batch():
     arrays = inputs(CASES[2], True)
-    whole = value_and_slopes(CASES[2], True, arrays)[0]
-    qkv, padding, table, slope = arrays
-    part = value_and_slopes(
-        CASES[2], True, (qkv[3:5], padding, table, slope[3:5])
+    whole = value_and_grads(CASES[2], True, arrays)[0]
+    qkv, padding, table, grad = arrays
+    part = value_and_grads(
+        CASES[2], True, (qkv[3:5], padding, table, grad[3:5])
     )[0]
     np.testing.assert_array_equal(whole[3:5], part)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from jax_models.cpu_kernels import dispatch
-from training.loop import adamw, optimizer, param_groups
+from jax_models import cpu_kernels
+from training.loop import optimizer, param_groups
 
 SHAPES = {
     "stem": {"kernel": (3, 3, 3, 17), "bias": (17,)},
@@ -46,7 +46,7 @@ def tree_of(seed):
     )
 
 
-def steps(stage, flags, portable=False):
+def steps(stage, flags, without=False):
     """Parameters and state after as many steps, finite or not."""
     params = tree_of(0)
     groups = param_groups.assign(params, stage)
@@ -63,8 +63,8 @@ def steps(stage, flags, portable=False):
     norms = []
     for number, finite in enumerate(flags, 1):
         grads = tree_of(number)
-        if portable:
-            with dispatch.portable_forms():
+        if without:
+            with cpu_kernels.without("adamw"):
                 norm, params, opt_state = step(params, opt_state, grads, finite)
         else:
             norm, params, opt_state = step(params, opt_state, grads, finite)
@@ -73,7 +73,9 @@ def steps(stage, flags, portable=False):
 
 
 def test_there_is_compiled_code_where_there_is_a_compiler():
-    assert adamw.serves(tree_of(0)) == (shutil.which("c++") is not None)
+    assert cpu_kernels.supports_adamw(tree_of(0)) == (
+        shutil.which("c++") is not None
+    )
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -81,7 +83,7 @@ def test_it_is_the_adamw_of_optax(name):
     stage = common.one_cycle(1e-3, **STAGES[name])
     flags = [True, True, False, True]
     found, expected = (
-        steps(stage, flags, portable) for portable in (False, True)
+        steps(stage, flags, without) for without in (False, True)
     )
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for (path, one), other in zip(
@@ -126,28 +128,23 @@ def test_the_norm_is_that_of_all_numbers():
     assert np.isnan(jax.jit(optimizer.global_norm)(grads))
 
 
-@pytest.mark.parametrize("wrong", ["grads", "params", "means", "squares"])
+@pytest.mark.parametrize("wrong", ["params", "grads", "mu", "nu"])
 def test_arrays_that_do_not_go_together_are_refused(wrong):
-    if not adamw.serves(tree_of(0)):
+    if not cpu_kernels.supports_adamw(tree_of(0)):
         pytest.skip("nothing is compiled here")
-    many = [jnp.ones(1 << 17)]
-    arrays = {"grads": many, "params": many, "means": many, "squares": many}
-    arrays[wrong] = [jnp.ones(1 << 16)]
-    moments = adamw.Moments(
-        arrays["means"],
-        arrays["squares"],
-        jnp.float32(0.1),
-        jnp.int32(1),
-        [0.0],
-    )
+    arrays = {
+        name: [jnp.ones(1 << (16 if name == wrong else 17))]
+        for name in ("params", "grads", "mu", "nu")
+    }
     with pytest.raises(jax.errors.JaxRuntimeError, match="sextet_adamw: arg"):
         jax.block_until_ready(
-            adamw.update(
-                [arrays["params"]],
-                [arrays["grads"]],
-                [moments],
-                1.0,
-                jnp.bool_(True),
+            cpu_kernels.adamw(
+                **arrays,
+                rates=jnp.array([0.1]),
+                decays=[0.0],
+                scale=1.0,
+                count=jnp.int32(1),
+                finite=jnp.bool_(True),
                 betas=(0.9, 0.999),
                 epsilon=1e-8,
             )
@@ -179,7 +176,7 @@ def test_donated_state_is_changed_in_its_place():
         .lower(params, opt_state, tree_of(1))
         .compile()
     )
-    if adamw.serves(params):
+    if cpu_kernels.supports_adamw(params):
         text = compiled.as_text()
         copied = [line for line in text.splitlines() if " copy(" in line]
         wide = [line for line in copied if "[]" not in line]

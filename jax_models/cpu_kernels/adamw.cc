@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "native.h"
@@ -68,39 +69,37 @@ void GlobalNorm(const Call& call) {
   call.results[0].data[0] = std::sqrt(total);
 }
 
-// What the parameters of one group have in common.
-struct Group {
-  float rate, mean_share, square_share;  // The last two correct the bias.
+// What a step is made with, the same for all parameters.
+struct Scalars {
+  float finite;  // 1 to make the step, 0 to leave everything as it is.
+  float scale;   // Of the gradients.
+  float mu_correction, nu_correction;  // Of the averages' bias towards zero.
 };
 
-// numbers [2 + 3 groups]: 1 to make the step and 0 to leave all as it is, what
-// the gradients are multiplied by, then what each group has.
-// Then all gradients, all parameters, all means, all squares
-// -> parameters, means and squares, in their place.
-void Step(const Call& call) {
-  const int64_t count = (call.arguments.size() - 1) / 4;
-  const float* numbers = call.arguments[0].data;
-  const auto* groups = reinterpret_cast<const Group*>(numbers + 2);
-  const auto group_of = call.Numbers<int32_t>("groups");
-  const auto decay_of = call.Numbers<float>("decays");
-  // Of the old average and of the new gradient. What is left of .999 to 1 is
-  // not what single precision makes of it.
-  const auto of_mean = call.Numbers<float>("of_mean");
-  const auto of_square = call.Numbers<float>("of_square");
+// scalars [4], rates [N], then N gradients, N parameters, N moving averages of
+// gradients (mu) and N of their squares (nu)
+// -> parameters, mu and nu, in place.
+void Update(const Call& call) {
+  const int64_t count = (call.arguments.size() - 2) / 4;
+  Expect("scalars", call.arguments[0], {4});
+  Expect("rates", call.arguments[1], {count});
+  Scalars scalars;
+  std::memcpy(&scalars, call.arguments[0].data, sizeof(scalars));
+  const float* rates = call.arguments[1].data;
+  const auto decays = call.Numbers<float>("decays");
+  // Of the old average and of the new value.
+  const auto mu_weights = call.Numbers<float>("mu_weights");
+  const auto nu_weights = call.Numbers<float>("nu_weights");
   const float epsilon = call.Number<float>("epsilon");
-  if (group_of.size != count || decay_of.size != count) {
-    Refuse("there are not as many groups and decays as parameters");
-  }
-  const std::vector<Array> before = Take(call.arguments, 1, 4 * count);
+  if (decays.size != count) Refuse("there are other decays than parameters");
+  const std::vector<Array> before = Take(call.arguments, 2, 4 * count);
   const std::vector<Array> after = Take(call.results, 0, 3 * count);
   for (int64_t i = 0; i < 4 * count; ++i) {
     if (before[i].size() != before[i % count].size()) {
       Refuse("argument %d is not of its gradient's size",
-             static_cast<int>(i + 1));
+             static_cast<int>(i + 2));
     }
   }
-  const bool good = numbers[0] != 0;
-  const float scale = numbers[1];
   const std::vector<Task> tasks =
       Cut({before.begin(), before.begin() + count});
   ForEach(call, tasks, [&](int64_t i) {
@@ -113,23 +112,22 @@ void Step(const Call& call) {
         std::copy(old + begin, old + end, place[kind] + begin);
       }
     }
-    if (!good) return;
-    float *params = place[0], *means = place[1], *squares = place[2];
-    const float* slopes = before[array].data;
-    const Group group = groups[group_of[array]];
-    const float decay = decay_of[array];
+    if (scalars.finite == 0) return;
+    float *params = place[0], *mu = place[1], *nu = place[2];
+    const float* grads = before[array].data;
+    const float rate = rates[array], decay = decays[array];
 #pragma GCC ivdep
     for (int64_t at = begin; at < end; ++at) {
-      const float slope = slopes[at] * scale;
-      const float mean = of_mean[0] * means[at] + of_mean[1] * slope;
+      const float grad = grads[at] * scalars.scale;
+      const float mean = mu_weights[0] * mu[at] + mu_weights[1] * grad;
       const float square =
-          of_square[0] * squares[at] + of_square[1] * (slope * slope);
+          nu_weights[0] * nu[at] + nu_weights[1] * (grad * grad);
       const float direction =
-          (mean / group.mean_share) /
-          (std::sqrt(square / group.square_share) + epsilon);
-      params[at] -= group.rate * (direction + decay * params[at]);
-      means[at] = mean;
-      squares[at] = square;
+          (mean / scalars.mu_correction) /
+          (std::sqrt(square / scalars.nu_correction) + epsilon);
+      params[at] -= rate * (direction + decay * params[at]);
+      mu[at] = mean;
+      nu[at] = square;
     }
   });
 }
@@ -137,4 +135,4 @@ void Step(const Call& call) {
 }  // namespace
 
 SEXTET_HANDLER(sextet_global_norm, GlobalNorm)
-SEXTET_HANDLER(sextet_adamw, Step)
+SEXTET_HANDLER(sextet_adamw, Update)
