@@ -40,6 +40,15 @@ def main(argv: Sequence[str]) -> int:
     Raises:
       SystemExit: a mistake in the command, told in one sentence.
     """
+    with exit_on_user_error():
+        known = make_parser().parse_args(argv)
+        paths = list(find_photos(known.photos))
+        bad = write(predict(Path(known.run), paths), known.format)
+        return int(bad > 0)
+
+
+def make_parser() -> loading.Parser:
+    """Returns the parser of the command line."""
     parser = loading.Parser(
         prog="predict.py",
         description="Predicts photos with the best checkpoint of a run.",
@@ -47,11 +56,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--run", required=True, metavar="DIR")
     parser.add_argument("photos", nargs="+", help="files, or folders of them")
     parser.add_argument("--format", choices=FORMATS, default="table")
-    with exit_on_user_error():
-        known = parser.parse_args(argv)
-        paths = list(find_photos(known.photos))
-        bad = write(predict(Path(known.run), paths), known.format)
-        return int(bad > 0)
+    return parser
 
 
 def find_photos(names: Sequence[str]) -> Iterator[Path]:

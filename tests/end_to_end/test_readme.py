@@ -8,6 +8,7 @@ import sys
 import pytest
 from commands import ROOT
 
+import predict
 from training import cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,6 +33,12 @@ def test_training_commands_parse(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = cli.parse(shlex.split(command)[2:])
     assert arguments.config.stages
+
+
+@pytest.mark.parametrize("command", of("python predict.py"))
+def test_prediction_commands_parse(command):
+    known = predict.make_parser().parse_args(shlex.split(command)[2:])
+    assert known.run and known.photos
 
 
 @pytest.mark.parametrize("command", of("make"))
