@@ -4,16 +4,18 @@ Compiled steps are shared between runs of one recipe, as they would be if
 tracing them took no time; all else is what the command does.
 """
 
+import contextlib
 import json
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from commands import CACHE, ROOT
+from ml_collections import ConfigDict
 
 import train
 from configs import loading
-from training.loop import state
+from training.loop import evaluate, step
 from training.tasks import classify
 
 # Two stages of eight steps, four evaluations.
@@ -26,13 +28,14 @@ _kept = {}
 
 def training(workdir: Path, *arguments: str) -> int:
     """Returns the exit code of `train.py --workdir=<workdir> <arguments>`."""
-    steps = mock.patch.object(
-        state, "make_train_step", _once(state.make_train_step)
-    )
-    predictions = mock.patch.object(
-        classify, "make_predict_step", _once(classify.make_predict_step)
-    )
-    with steps, predictions:
+    with contextlib.ExitStack() as patches:
+        for owner, name in (
+            (step, "make_train_step"),
+            (evaluate, "make_eval_step"),
+            (classify, "make_predict_step"),
+        ):
+            make = _once(getattr(owner, name))
+            patches.enter_context(mock.patch.object(owner, name, make))
         try:
             return train.main([*TINY, f"--workdir={workdir}", *arguments])
         except SystemExit as end:
@@ -59,4 +62,8 @@ def _content(value):
         return np.asarray(value).tobytes()
     if callable(value):
         return None
-    return json.dumps(loading.plain(value))
+    if isinstance(value, ConfigDict):
+        return json.dumps(loading.plain(value))
+    if hasattr(value, "__dict__"):  # An evaluator.
+        return type(value).__name__, _content(vars(value))
+    return value

@@ -11,19 +11,20 @@ def get_config(variant: str = ""):
     config.eval.every_epochs = 0.18
     config.eval.tta = ("center",)
     config.log_every_steps = 2
+    frozen = (common.group("^(conv|norm)/", frozen=True),)
     shared = {"batch_size": 16, "schedule": "constant"}
     config.stages = (
         common.stage(
             epochs=0.4,
             learning_rate=3e-3,
-            frozen=("conv", "norm"),
+            param_groups=frozen,
             ema_decay=0.9,
             **shared,
         ),
         common.stage(
             epochs=1.0,
             learning_rate=1e-12,
-            frozen=("conv", "norm"),
+            param_groups=frozen,
             patience=2,
             **shared,
         ),

@@ -7,7 +7,7 @@ import pytest
 from commands import CACHE, records
 
 import train
-from training import config as config_lib
+from training import cli
 from training.loop.recorder import RATE_AFTER_ROLLBACK, Diverged
 from training.tasks import classify
 
@@ -43,7 +43,7 @@ def fragile(monkeypatch):
 
 
 def run(workdir):
-    arguments = config_lib.parse(
+    arguments = cli.parse(
         [
             "--config=configs/miniconvnext.py:demo",
             f"--workdir={workdir}",

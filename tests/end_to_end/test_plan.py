@@ -13,7 +13,7 @@ RECIPES = {
         "convnextv2_demo",
         "--config.mesh.fsdp=-1",
         "--config.stages[0].accumulate=4",
-        "--config.stages[0].momentum_dtype=bfloat16",
+        "--config.stages[0].layer_decay=0.9",
         "--config.remat=True",
     ),
 }
