@@ -221,14 +221,8 @@ def fit(
         )
 
     library = _fit_catboost if spec.kind == "catboost" else _fit_lightgbm
-    model = library(
-        rows(kept),
-        rows(held),
-        len(present),
-        dict(parameters),
-        spec.seed,
-        progress,
-    )
+    train, stop, callback = rows(kept), rows(held), _Callback(progress)
+    model = library(train, stop, len(present), parameters, spec.seed, callback)
     return Fit(spec.kind, model, present, temperature)
 
 
@@ -288,7 +282,7 @@ class _Rows(NamedTuple):
     start: np.ndarray  # float32 [n, P], log-probabilities
 
 
-def _fit_catboost(train, stop, classes, parameters, seed, progress) -> bytes:
+def _fit_catboost(train, stop, classes, parameters, seed, callback) -> bytes:
     import catboost
 
     settings = {
@@ -319,18 +313,18 @@ def _fit_catboost(train, stop, classes, parameters, seed, progress) -> bytes:
             pool(train),
             eval_set=pool(stop),
             use_best_model=True,
-            callbacks=[_Callback(progress)],
+            callbacks=[callback],
         )
     else:
         model.set_params(iterations=_ITERATIONS_UNSTOPPED)
-        model.fit(pool(train), callbacks=[_Callback(progress)])
+        model.fit(pool(train), callbacks=[callback])
     with temporary_folder() as folder:
         path = folder / "model.cbm"
         model.save_model(str(path))
         return path.read_bytes()
 
 
-def _fit_lightgbm(train, stop, classes, parameters, seed, progress) -> bytes:
+def _fit_lightgbm(train, stop, classes, parameters, seed, callback) -> bytes:
     import lightgbm
 
     settings = {
@@ -365,7 +359,7 @@ def _fit_lightgbm(train, stop, classes, parameters, seed, progress) -> bytes:
             valid_sets=[held],
             callbacks=[
                 lightgbm.early_stopping(_PATIENCE, verbose=False),
-                _Callback(progress),
+                callback,
             ],
         )
     else:
@@ -373,7 +367,7 @@ def _fit_lightgbm(train, stop, classes, parameters, seed, progress) -> bytes:
             settings,
             data,
             _ITERATIONS_UNSTOPPED,
-            callbacks=[_Callback(progress)],
+            callbacks=[callback],
         )
     text = model.model_to_string(num_iteration=model.best_iteration)
     return text.encode()
@@ -399,9 +393,7 @@ def _raw_scores(kind, model: bytes, features, threads: int) -> np.ndarray:
         import catboost
 
         found = loaded.predict(
-            catboost.Pool(features),
-            prediction_type="RawFormulaVal",
-            thread_count=threads,
+            catboost.Pool(features), "RawFormulaVal", thread_count=threads
         )
     else:
         found = loaded.predict(features, raw_score=True, num_threads=threads)

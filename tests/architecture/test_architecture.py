@@ -31,8 +31,6 @@ MAX_LINES = 400
 LONG_FILES = {
     "benchmarks/accelerator.py": "one script that is copied to the card",
     "tests/input_pipeline/test_bad_input.py": "a table of wrong input",
-    "tests/stacking/test_align.py": "a table of wrong input",
-    "tests/stacking/test_members.py": "one test per kind of member",
 }
 
 
