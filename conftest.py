@@ -13,10 +13,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 from absl import flags  # noqa: E402 (after the environment is set)
 from jaxtyping import install_import_hook  # noqa: E402
 
+from tests import typechecker  # noqa: E402
+
 # Shapes and dtypes in signatures are checked at every call, in the tests.
 install_import_hook(
-    ["metrics", "training.tasks.losses"],
-    "beartype.beartype",
+    ["input_pipeline.transforms", "metrics", "training.tasks.losses"],
+    f"{typechecker.__name__}.check",
 )
 
 flags.FLAGS.mark_as_parsed()  # grain's worker pool asks.

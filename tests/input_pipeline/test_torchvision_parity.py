@@ -167,10 +167,11 @@ def test_randaugment_draws_every_op_and_sign():
         assert 100 < counts[one] * signs < 190, one
 
 
-class Replay:
+class Replay(np.random.Generator):
     """A generator that gives out numbers which torchvision drew."""
 
     def __init__(self, uniform, integers):
+        super().__init__(np.random.Philox())
         self._uniform = iter(uniform)
         self._integers = iter(integers)
 

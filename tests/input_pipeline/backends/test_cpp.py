@@ -87,6 +87,52 @@ def test_resizes_to_the_same_bits(width, height, size, seed, mirrored):
 
 
 @needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(sides, sides, st.integers(1, 70), seeds, st.booleans())
+def test_masks_are_resized_to_the_same_bits(
+    width, height, size, seed, mirrored
+):
+    rng = np.random.default_rng(seed)
+    mask = picture(width, height, seed)[..., 0]
+    starts = rng.integers(0, (width, height))
+    ends = rng.integers(starts, (width, height)) + 1
+    starts_within = rng.uniform(0, (width, height))
+    ends_within = rng.uniform(starts_within, (width, height))
+    for box in (
+        (0, 0, width, height),
+        (*starts.tolist(), *ends.tolist()),
+        (*starts_within.tolist(), *ends_within.tolist()),
+    ):
+        np.testing.assert_array_equal(
+            cpp.resized_mask(mask, size, box, mirrored),
+            pillow.resized_mask(mask, size, box, mirrored),
+        )
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(
+    sides,
+    sides,
+    st.sampled_from(sorted(geometry.MATRICES)),
+    st.floats(-1, 1),
+    st.integers(0, 255),
+    seeds,
+)
+def test_masks_are_moved_to_the_same_bits(
+    width, height, name, strength, fill, seed
+):
+    unit = 100 if name.startswith(("translate", "rotate")) else 1
+    value = int(unit * strength) if "translate" in name else unit * strength
+    matrix = geometry.MATRICES[name](value, width, height)
+    mask = picture(width, height, seed)[..., 0]
+    np.testing.assert_array_equal(
+        cpp.affine_mask(mask, matrix, fill),
+        pillow.affine_mask(mask, matrix, fill),
+    )
+
+
+@needs_compiler
 def test_both_orders_of_width_and_height_are_seen():
     rng = np.random.default_rng(0)
     orders = set()
@@ -261,7 +307,10 @@ def test_magnitudes_stay_where_sixteen_places_suffice():
 
 
 @needs_compiler
-@pytest.mark.parametrize("differs", ["resized", "affine", "saturation"])
+@pytest.mark.parametrize(
+    "differs",
+    ["resized", "affine", "saturation", "resized_mask", "affine_mask"],
+)
 def test_a_pillow_that_computes_otherwise_is_left_alone(differs, monkeypatch):
     assert cpp._agrees()
     usual = getattr(pillow, differs)
@@ -269,7 +318,7 @@ def test_a_pillow_that_computes_otherwise_is_left_alone(differs, monkeypatch):
     def other(*arguments):
         pixels = np.array(usual(*arguments))
         pixels[7, 7] ^= 1
-        return Image.fromarray(pixels)
+        return pixels if "mask" in differs else Image.fromarray(pixels)
 
     monkeypatch.setattr(pillow, differs, other)
     assert not cpp._agrees()
