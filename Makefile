@@ -23,6 +23,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+BUILT := $(VENV)/.built
 DEMO := runs/demo
 
 help:
@@ -35,7 +36,7 @@ help:
 	@echo 'make setup     only make $(VENV);  make clean  remove it'
 
 # ---- Set-up -----------------------------------------------------------------
-setup: $(READY)
+setup: $(BUILT)
 
 # The first Python on this machine that Sextet is tested with. A name alone
 # does not tell: version managers leave names behind that do not run.
@@ -58,6 +59,17 @@ $(READY): requirements.txt constraints.txt stacking/requirements.txt
 	@touch $@
 	@echo '$(VENV) is ready'
 
+# C++ for this processor, kept in the user's cache. What does not compile is
+# printed, and everything runs without it.
+LIBRARIES := jax_models.cpu_kernels.dispatch:CODE \
+  input_pipeline.backends.cpp:CODE
+CPP := $(wildcard $(foreach folder,jax_models/cpu_kernels \
+  input_pipeline/backends,$(folder)/*.cc $(folder)/*.h))
+
+$(BUILT): $(READY) $(CPP) core/native_build.py
+	@$(PY) -m core.native_build $(LIBRARIES)
+	@touch $@
+
 # Stacks the models in folder $(1) that have logits into $(2), unless that is
 # newer than all of them. The report is the last thing that stacking writes.
 define stack
@@ -70,7 +82,7 @@ fi
 endef
 
 # ---- The demo: digits, small models, one stacked answer ----------------------
-demo: $(READY)
+demo: $(BUILT)
 	@for model in $(MODELS); do \
 	  echo "== $$model"; \
 	  $(PY) train.py --config=configs/$$model.py:demo \
@@ -79,7 +91,7 @@ demo: $(READY)
 	@$(call stack,$(DEMO),$(DEMO))
 
 # ---- The real thing: stop it and start it again as you like ------------------
-ensemble: $(READY)
+ensemble: $(BUILT)
 	@if [ -z "$$DATA" ]; then \
 	  echo 'error: say where the photos are: make ensemble DATA=FOLDER' >&2; \
 	  exit 2; \
@@ -109,20 +121,20 @@ format: $(READY)
 # each holds a JAX of its own, near 1 GB.
 PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-test: lint
+test: lint $(BUILT)
 	@$(PYTEST) -m 'not slow and not full'
 
-test-slow: $(READY)
+test-slow: $(BUILT)
 	@$(PYTEST) -m slow
 
 # Every model of every size: hours on two cores.
-test-full: $(READY)
+test-full: $(BUILT)
 	@$(PY) -m pytest -q -m full
 
 # ---- Beside PyTorch: tables into docs/performance.md -------------------------
 # BENCHES are scripts of benchmarks/, each the owner of one section there. They
 # need both sides in one environment; BENCH_PY names one that you have already.
-BENCHES ?= train_step inference step_growth startup \
+BENCHES ?= train_step inference kernels step_growth startup \
   input_operations input_pipeline input_growth \
   starvation $(if $(shell command -v nvidia-smi),accelerator)
 BENCH_VENV := .venv-bench

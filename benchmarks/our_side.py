@@ -12,8 +12,8 @@ from flax import nnx
 import jax_models
 from configs import common
 from core import hardware
-from jax_models import convnext, efficientnetv2, mae, tinyvit
-from training.loop import optimizer, state
+from jax_models import convnext, cpu_kernels, efficientnetv2, mae, tinyvit
+from training.loop import optimizer, param_groups, state, step
 from training.multihost import sharding
 from training.tasks import losses
 
@@ -91,11 +91,14 @@ class ModelAtWork:
             )
             return rows.mean()
 
-        step = state.make_train_step(
+        groups = param_groups.assign(
+            nnx.to_pure_dict(self.abstract_model.params), stage
+        )
+        train_step = step.make_train_step(
             self.abstract_model,
-            state.Loss(loss, {}),
+            step.Loss(loss, {}),
             stage,
-            optimizer.rate_tables(stage, optimizer.TABLE_UNIT, 1),
+            optimizer.rate_tables(stage, groups, optimizer.TABLE_UNIT, 1),
             self._mesh,
             seed=0,
             log_every_steps=LOG_EVERY,
@@ -113,7 +116,7 @@ class ModelAtWork:
         def advance(steps: int = 1) -> float:
             nonlocal now
             for _ in range(steps):
-                now, measured = step(now, batch)
+                now, measured = train_step(now, batch)
             jax.block_until_ready(now)
             return float(measured["loss"])
 
@@ -123,6 +126,7 @@ class ModelAtWork:
         """Returns a function that gives the logits of `images`."""
 
         @jax.jit
+        @cpu_kernels.for_mesh(self._mesh)
         def logits(params, batch_stats, images):
             model = self.abstract_model.merge(params, batch_stats)
             model.eval()

@@ -162,17 +162,20 @@ def describe_machine(*packages: str) -> str:
     )
 
 
-def parse(doc: str, rounds: int, **extra: dict) -> argparse.Namespace:
+def parse(
+    doc: str, rounds: int, clock: str = "wall", **extra: dict
+) -> argparse.Namespace:
     """Reads a benchmark's flags: --rounds, --clock, --write and its own.
 
     Args:
       doc: of the script; the first line describes it.
       rounds: by default.
+      clock: by default.
       extra: flag name -> options of `add_argument`.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default=clock)
     parser.add_argument(
         "--write",
         action="store_true",
