@@ -13,6 +13,7 @@ from input_pipeline import folds
 from run_folder import layout
 from run_folder.predictions import read_logits, write_logits
 from stacking import __main__ as stacking
+from stacking import pipeline
 from training.checkpointing import manager
 from training.loop import recorder
 from training.tasks import classify
@@ -181,9 +182,10 @@ def test_a_stack_that_cannot_be_written_leaves_the_one_before(
     assert stack() == 0, capsys.readouterr().err
     before = contents(out)
     capsys.readouterr()
-    for moment in ("artifact.save", "ensemble_report"):
-        owner, _, name = f"session.{moment}".rpartition(".")
-        owner = eval(owner, vars(stacking))
+    for owner, name in (
+        (pipeline.serialization, "save"),
+        (pipeline, "ensemble_report"),
+    ):
         real = getattr(owner, name)
 
         def filling(*args, real=real, **named):

@@ -119,7 +119,9 @@ def test_scores_are_those_of_all_rows_at_once(classes, size, seed, data):
     logits = 3 * rng.normal(size=(len(order), classes)).astype(np.float32)
     labels = rng.integers(0, classes, len(order))
     found = scores_of(logits, labels, order, bad, size)
-    assert found == pytest.approx(expected_of(logits, labels, bad), rel=1e-5)
+    expected = expected_of(logits, labels, bad)
+    # A row that the model is sure of costs less than float32 resolves.
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_two_evaluations_do_not_add_up():
