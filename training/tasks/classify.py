@@ -108,7 +108,7 @@ class Classification(Task):
         ]
         alphas = dict.fromkeys((mix.mixup_alpha, mix.cutmix_alpha))
         words.append("alpha " + " and ".join(f"{a:g}" for a in alphas))
-        if c.loss not in ("", "cross_entropy"):
+        if c.loss:
             words.append(f"{c.loss} loss")
         if c.class_weight:
             words.append(f"class weights to the power {c.class_weight:g}")
@@ -127,17 +127,14 @@ class Classification(Task):
             lambda: layout.read_data(workdir).get("teachers") or {}
         )
         fold = self.config.data.fold
-        for stage in self.config.stages:
-            if name := stage.distill_from:
-                run = init_from.open_run(
-                    name, workdir, fold, "distill_from", pins.get(name)
-                )
-                _check_teacher(run, identity, fold)
-                self._teachers[name] = run, self._abstract_model_of(run)
-        if not self._teachers:
-            return {}
+        for name in filter(None, (s.distill_from for s in self.config.stages)):
+            run = init_from.open_run(
+                name, workdir, fold, "distill_from", pins.get(name)
+            )
+            _check_teacher(run, identity, fold)
+            self._teachers[name] = run, self._abstract_model_of(run)
         pins = {name: run.pin for name, (run, _) in self._teachers.items()}
-        return {"teachers": pins}
+        return {"teachers": pins} if pins else {}
 
     def loss(
         self, stage: Stage, mesh: Mesh, *, shapes_only: bool = False
@@ -272,8 +269,8 @@ class Classification(Task):
         )
 
     def _abstract_model_of(self, run: init_from.Run) -> AbstractModel:
-        classes = len(self.classes)
-        return make_abstract_model(lambda: build_encoder(run.config, classes))
+        count = len(self.classes)
+        return make_abstract_model(lambda: build_encoder(run.config, count))
 
     def _logits(
         self, data: Data, examples: Examples, rows, logits, fold
