@@ -177,4 +177,7 @@ def run_stage(
             )
             if recorder.out_of_patience:
                 break  # Early stopping (Prechelt 1998).
-    return Outcome(stage.end)
+        # A signal during the last evaluation: what is done is saved.
+        if number := agreed_stop(run.stop.received):
+            run.checkpoints.wait()
+    return Outcome(stage.end, number)
