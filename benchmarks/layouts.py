@@ -76,8 +76,11 @@ def losses(recipe: str, layout: Layout, steps: int, float64: bool) -> list:
 
     from configs import loading
     from training import runtime
-    from training.loop import optimizer, stages, state
+    from training.data import Data
+    from training.loop import optimizer, param_groups, stages, state
+    from training.loop.step import make_train_step
     from training.multihost import sharding
+    from training.tasks.base import Statistics
     from training.tasks.classify import Classification
 
     jax.config.update("jax_enable_x64", float64)
@@ -89,24 +92,30 @@ def losses(recipe: str, layout: Layout, steps: int, float64: bool) -> list:
         layout.fsdp, jax.devices()[: layout.data * layout.fsdp]
     )
     with tempfile.TemporaryDirectory() as folder:
-        task = Classification(config, Path(folder), mesh, workers=0)
-        task.prepare(cache)
-    stage = stages.plan_stages(config, task.num_train)[0]
+        data = Data(config, Path(folder), mesh, 0, Classification.features)
+        measured = data.prepare(cache)
+    task = Classification(config, data.source.classes)
+    task.statistics = Statistics(*measured, data.class_prior)
+    stage = stages.plan_stages(config, len(data.train_rows))[0]
     weights = state.init_weights(task.abstract_model, mesh)
     if float64:
         weights = jax.tree.map(lambda x: x.astype(jnp.float64), weights)
     now = state.start_stage(0, *weights, stage.config, mesh)
-    step = state.make_train_step(
+    groups = param_groups.assign(weights[0], stage.config)
+    step = make_train_step(
         task.abstract_model,
-        task.loss(stage),
+        task.loss(stage, mesh),
         stage.config,
-        optimizer.rate_tables(stage.config, stage.steps, stage.steps_per_epoch),
+        optimizer.rate_tables(
+            stage.config, groups, stage.steps, stage.steps_per_epoch
+        ),
         mesh,
         seed=config.seed,
         log_every_steps=1,
     )
     found = []
-    with task.batches(stage, 0) as batches:
+    sampler = task.sampler(data, data.stage_seed(stage))
+    with data.train(stage, 0, sampler) as batches:
         for _ in range(steps):
             now, measured = step(now, sharding.put_batch(next(batches), mesh))
             found.append(float(measured["loss"]))

@@ -53,8 +53,10 @@ from input_pipeline.transforms.mixing import Mixing
 from jax_models import costs, cpu_kernels
 from training import memory_plan
 from training.loop import stages, state
+from training.loop.step import Loss
 from training.multihost import sharding
-from training.tasks.classify import make_loss, make_prepare
+from training.tasks.classify import make_prepare
+from training.tasks.losses import make_loss
 
 ROWS_PER_DEVICE = 8
 CLASSES = 16
@@ -110,9 +112,7 @@ def compiled_step(recipe: str, data: int, fsdp: int):
         "log_prior": jax.numpy.zeros(CLASSES),
         "class_weights": jax.numpy.ones(CLASSES),
     }
-    loss = state.Loss(
-        make_loss(stage.config), constants, make_prepare(Mixing())
-    )
+    loss = Loss(make_loss(stage.config), constants, make_prepare(Mixing()))
     side = config.image_size
     batch = {
         "image": np.zeros((1, side, side, 3), np.uint8),

@@ -25,7 +25,8 @@ from sklearn.preprocessing import StandardScaler
 
 from configs import common
 from input_pipeline.decoding import decode
-from training import dataset
+from input_pipeline.folds import folds_for
+from input_pipeline.sources import open_source
 
 SIDE, CELL, ORIENTATIONS, COLOURS = 64, 8, 9, 8
 STRENGTHS = (3e-4, 1e-3, 3e-3)
@@ -80,12 +81,16 @@ def main(root: str) -> None:
     """Prints accuracy and macro-F1 on the validation rows."""
     config = common.data()
     config.root = root
-    rows = dataset.load(config, Path("no folds file"))
-    images = rows.source.labelled
+    source = open_source(config)
+    folds = folds_for(
+        source, config.folds, config.folds_seed, Path("no folds file")
+    )
+    images = source.labelled
     described = np.stack(
         [features(images.read(i)["image"]) for i in range(len(images))]
     )
-    train, val = rows.train_rows, rows.val_rows
+    train = np.flatnonzero(folds != config.fold)
+    val = np.flatnonzero(folds == config.fold)
     search = model_selection.GridSearchCV(
         pipeline.make_pipeline(
             StandardScaler(),
