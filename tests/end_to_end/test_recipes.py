@@ -45,7 +45,7 @@ def test_fine_tuning_takes_the_encoder_and_names_what_it_did_not_find(
     assert f"starts from the encoder in {pretrained[0]}" in process.stdout
     told = process.stdout.partition("initialised anew: ")[2].splitlines()[0]
     assert {name.split("/")[0] for name in told.split(", ")} == {"head"}
-    assert "^(?!head/) frozen" in process.stdout
+    assert "encoder frozen" in process.stdout
     # A second start needs the pretraining no more.
     hidden = pretrained[0].rename(pretrained[0].parent / "elsewhere")
     try:

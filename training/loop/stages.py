@@ -7,8 +7,12 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from configs import common
 from training import config as config_lib
 from training.loop import schedules
+
+# Patterns of parameter groups that have a name.
+_NAMES = {common.HEAD: "head", common.ENCODER: "encoder"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Stage:
         ]
         for row in c.param_groups:
             kind = "frozen" if row.frozen else f"at {row.rate:g} times the rate"
-            words.append(f"{row.match} {kind}")
+            words.append(f"{_NAMES.get(row.match, row.match)} {kind}")
         if c.layer_decay != 1:
             words.append(f"layer decay {c.layer_decay:g}")
         if c.patience:

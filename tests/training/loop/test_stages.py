@@ -63,3 +63,26 @@ def test_lookups_at_the_seams():
     assert stages.stage_of(plan, 11) is plan[1]
     assert stages.images_until(plan, 12) == 10 * 10 + 2 * 20
     assert stages.images_until(plan, 15) == 200
+
+
+def test_a_stage_is_described_in_one_line():
+    config = common.base()
+    config.stages = (
+        common.one_cycle(
+            1e-3,
+            epochs=2.0,
+            batch_size=10,
+            layer_decay=0.75,
+            param_groups=(
+                common.group("^stem/", frozen=True),
+                common.group(common.HEAD, rate=10.0),
+                common.group(common.ENCODER, frozen=True),
+            ),
+        ),
+    )
+    (stage,) = stages.plan_stages(config, 1000)
+    assert stage.describe() == (
+        "2 epochs = 200 steps of 10, one_cycle lr 0.0001 -> 0.001 -> 2e-07, "
+        "weight decay 0.0001, ^stem/ frozen, head at 10 times the rate, "
+        "encoder frozen, layer decay 0.75"
+    )
