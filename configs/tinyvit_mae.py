@@ -56,4 +56,6 @@ def get_config(variant: str = ""):
         )
     else:
         raise ValueError(f"variant {variant!r} is not one of short, demo")
+    # The photo is its own target: nothing is erased or mixed.
+    config.mixing.update(prob=0.0, erase_prob=0.0)
     return config

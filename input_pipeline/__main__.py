@@ -1,4 +1,4 @@
-"""Shows what training sees, and what is wrong with the data.
+"""Shows the augmented images of a recipe, and audits data.
 
     python -m input_pipeline --config=configs/tinyvit.py \
         --config.data.root=/data/poses --out=contact_sheet.png
@@ -10,7 +10,7 @@ draws a contact sheet of augmented images with their labels.
 
 decodes every image once and lists bad files, copies, odd sizes and doubtful
 labels. Exit code 0: everything can be used; 1: something would be left out;
-2: a mistake in the command or in the csv, told in one sentence.
+2: a mistake in the command or in the csv, in one sentence.
 
     python -m input_pipeline convert --config=configs/tinyvit.py \
         --config.data.root=/data/poses --out=/data/poses-records
@@ -30,9 +30,9 @@ if __name__ == "__main__":
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from configs import loading
+from configs import common, loading
 from core.errors import UserError, exit_on_user_error
 from input_pipeline import audit
 from input_pipeline.contact_sheet import write_contact_sheet
@@ -40,8 +40,6 @@ from input_pipeline.sources import open_source
 from input_pipeline.transforms.policy import Augment
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
     from input_pipeline.transforms.mixing import Mixing
 
 
@@ -53,9 +51,9 @@ def draw(argv: list[str]) -> None:
     """
     parser = loading.Parser(
         prog="python -m input_pipeline",
-        description="Draws a contact sheet of what training sees.",
-        epilog="python -m input_pipeline audit --help: what is wrong with "
-        "the data.",
+        description="Draws a contact sheet of a recipe's augmentations.",
+        epilog="python -m input_pipeline audit --help: finds bad images, "
+        "copies and doubtful labels.",
     )
     parser.add_argument("--out", default="contact_sheet.png", metavar="PNG")
     parser.add_argument("--rows", type=int, default=8, help="images")
@@ -80,16 +78,18 @@ def draw(argv: list[str]) -> None:
     if known.batches < 0 or known.seed < 0:
         raise UserError("--batches and --seed must be 0 or more")
     stage = config.stages[known.stage - 1] if config.stages else None
-    augment = {**config.augment, **(stage.augment if stage else {})}
-    mixing = None
-    # Masked pretraining has no labels to mix.
-    if known.batches and stage is not None and config.task != "mae":
-        mixing = _mixing(config, stage)
-    source = open_source(config.data)
+    settings = {name: dict(config[name]) for name in ("augment", "mixing")}
+    if stage is not None:
+        settings = {
+            name: common.merged(config, stage, name) for name in settings
+        }
+    source, mixing = open_source(config.data), None
+    if known.batches and source.classes:
+        mixing = _mixing(settings["mixing"])
     chosen = write_contact_sheet(
         known.out,
         source,
-        Augment(**augment),
+        Augment(**settings["augment"]),
         size=config.image_size,
         seed=known.seed,
         rows=known.rows,
@@ -110,17 +110,14 @@ def draw(argv: list[str]) -> None:
     )
 
 
-def _mixing(config: ConfigDict, stage: ConfigDict) -> Mixing:
+def _mixing(settings: dict[str, Any]) -> Mixing | None:
+    """What happens to batches; None if nothing does."""
     # A picture needs no accelerator, which another run may be busy with.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from input_pipeline.transforms.mixing import Mixing
 
-    return Mixing(
-        mixup_prob=stage.mixup_prob,
-        mixup_alpha=stage.mixup_alpha,
-        cutmix_alpha=stage.cutmix_alpha,
-        **{**config.mixing, **stage.mixing},
-    )
+    mixing = Mixing(**settings)
+    return mixing if mixing.prob or mixing.erase_prob else None
 
 
 def check(argv: list[str]) -> int:

@@ -166,7 +166,7 @@ def _small_classes(
 def _copies(
     splits: dict[str, Examples], looks: dict[str, list[_Look]]
 ) -> Iterator[Finding]:
-    """Examples of the same pixels, whatever their files look like."""
+    """Images of the same pixels, whatever their files look like."""
     places = defaultdict(list)
     for split, found in looks.items():
         for row, look in enumerate(found):

@@ -1,4 +1,4 @@
-"""A picture of what training sees: augmented images with their labels."""
+"""A contact sheet: augmented images and mixed batches with their labels."""
 
 from __future__ import annotations
 
@@ -122,11 +122,11 @@ class _Grid:
             for column, text in enumerate(captions):
                 if len(captions) > 1:
                     text = _fitted(text, font, self._cell)
-                place = (_MARGIN + column * step, top)
-                draw.multiline_text(place, text, color, font, spacing=2)
+                corner = (_MARGIN + column * step, top)
+                draw.multiline_text(corner, text, color, font, spacing=2)
             for column, pixels in enumerate(images):
-                place = (_MARGIN + column * step, top + height - step)
-                sheet.paste(self._enlarged(pixels), place)
+                corner = (_MARGIN + column * step, top + height - step)
+                sheet.paste(self._enlarged(pixels), corner)
             top += height
         return sheet
 
@@ -139,7 +139,7 @@ class _Grid:
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text with the start of each line cut to what fits `width`.
+    """The text, each line shortened at its start to fit `width`.
 
     The end of a line is its share, which must be seen.
     """
@@ -160,8 +160,8 @@ def _one_of_each_class(
     # How many of the same class come before it: first one of each class.
     seen: dict[int, int] = {}
     turn = [seen.setdefault(label, 0) for label in labels.tolist()]
-    for place, label in enumerate(labels.tolist()):
-        turn[place] = seen[label]
+    for index, label in enumerate(labels.tolist()):
+        turn[index] = seen[label]
         seen[label] += 1
     return order[np.argsort(turn, kind="stable")[:count]]
 
@@ -211,28 +211,18 @@ def _mixed(
     """The batch after erasing and mixing.
 
     Returns:
-      Examples uint8 `[size, size, 3]` and soft labels float `[count, C]`.
+      Images uint8 `[size, size, 3]` and soft labels float `[count, C]`.
     """
-    import jax
-
-    from input_pipeline.transforms.mixing import prepare_train
+    from input_pipeline.transforms.mixing import prepare_once
 
     # Training takes the mean of all its images; here it only tints the noise.
     mean = batch["image"].mean(axis=(0, 1, 2)) / 255
     std = batch["image"].std(axis=(0, 1, 2)) / 255 + 1e-3
-    key = jax.random.key(int(rng.integers(2**31)))
-    prepare = jax.jit(prepare_train, static_argnames=("mixing", "num_classes"))
-    images, targets, _ = prepare(
-        batch,
-        mixing=mixing,
-        mean=mean,
-        std=std,
-        num_classes=num_classes,
-        key=key,
-    )
-    pixels = (np.asarray(images) * std + mean) * 255
+    seed = int(rng.integers(2**31))
+    images, targets = prepare_once(batch, mixing, mean, std, num_classes, seed)
+    pixels = (images * std + mean) * 255
     pixels = np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
-    return list(pixels), np.asarray(targets)
+    return list(pixels), targets
 
 
 def _soft_label(source: Source, target: np.ndarray) -> str:
@@ -247,5 +237,6 @@ def _soft_label(source: Source, target: np.ndarray) -> str:
 
 
 def _caption(source: Source, row: int) -> str:
-    label = source.classes[source.labelled.labels[row]]
-    return f"{label}   (id {source.labelled.ids[row]})"
+    name = f"(id {source.labelled.ids[row]})"
+    label = source.labelled.labels[row]
+    return f"{source.classes[label]}   {name}" if label >= 0 else name

@@ -26,7 +26,7 @@ def channel_stats(
     """Mean and standard deviation of every pixel of the training part.
 
     Global, not averaged per image: a large image counts for more than a small
-    one, and the deviation includes the differences between images. Examples
+    one, and the deviation includes the differences between images. Images
     that cannot be read are left out.
 
     Args:
@@ -89,7 +89,7 @@ def _measure(
         )
     mean = total @ _VALUES / pixels
     variance = total @ _VALUES**2 / pixels - mean**2
-    # Examples of one colour would divide by zero.
+    # Images of one colour would divide by zero.
     return mean, np.sqrt(np.maximum(variance, 1e-6))
 
 

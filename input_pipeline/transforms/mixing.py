@@ -373,3 +373,28 @@ def prepare_train(
     features = erase(features, kinds, mixing, key)
     features = mix(features, kinds, mixing, key, weights)
     return features["image"], features["label"], weights
+
+
+def prepare_once(
+    batch: Mapping[str, AnyArray],
+    mixing: Mixing,
+    mean: Float[AnyArray, 3],
+    std: Float[AnyArray, 3],
+    num_classes: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `prepare_train`, outside a train step; a seed for the key.
+
+    Returns:
+      images float32 `[B, H, W, 3]` and targets float32 `[B, C]`.
+    """
+    prepare = jax.jit(prepare_train, static_argnames=("mixing", "num_classes"))
+    images, targets, _ = prepare(
+        batch,
+        mixing=mixing,
+        mean=mean,
+        std=std,
+        num_classes=num_classes,
+        key=jax.random.key(seed),
+    )
+    return np.asarray(images), np.asarray(targets)
