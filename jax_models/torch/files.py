@@ -8,13 +8,14 @@ that tensors need and refuses every other one.
 from __future__ import annotations
 
 import collections
+import io
 import math
 import os
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -140,7 +141,9 @@ class _Storage:
 class _Unpickler(pickle.Unpickler):
     """Builds arrays and dictionaries; refuses to import anything."""
 
-    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, folder: str):
+    def __init__(
+        self, file: io.BufferedIOBase, archive: zipfile.ZipFile, folder: str
+    ):
         super().__init__(file)
         self._archive = archive
         self._folder = folder
