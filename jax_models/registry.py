@@ -43,7 +43,8 @@ def create_model(
         `drop_path_rate`, `head_bias` or `remat`.
 
     Raises:
-      UserError: no model has that name, or its `Config` has no such field.
+      UserError: no model has that name, or its `Config` has no such field,
+        or a number is replaced by something else.
     """
     found = [family for family in _FAMILIES if name in family[1]]
     if not found:
@@ -62,6 +63,15 @@ def create_model(
             f"{name} has no option {', '.join(unknown)}; its options are "
             f"{', '.join(fields)}"
         )
+    for key, value in overrides.items():
+        default = getattr(config, key)
+        if isinstance(default, (int, float)) and not isinstance(
+            value, (int, float)
+        ):
+            raise UserError(
+                f"{name} has no option {key}={value!r}; give a number, or True "
+                "or False, as its default has"
+            )
     # Modules keep options as static attributes, which must be hashable.
     overrides = {
         key: tuple(value) if isinstance(value, (list, np.ndarray)) else value

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import fields, loading
 from run_folder import identity
 from training.tasks import registry
+
+# Arguments of `jax_models.create_model` with fields of their own, or none.
+_NOT_OPTIONS = {
+    "name": "config.model",
+    "num_classes": "the data",
+    "rngs": "config.seed",
+    "dtype": "config.dtype",
+    "remat": "config.remat",
+}
 
 
 def problems(config: ConfigDict) -> Iterator[str]:
@@ -41,6 +49,11 @@ def problems(config: ConfigDict) -> Iterator[str]:
         yield (
             f"data.fold is {data.fold}: with {data.folds} folds it runs from "
             f"0 to {data.folds - 1}"
+        )
+    for name in sorted(_NOT_OPTIONS.keys() & config.model_options.keys()):
+        yield (
+            f"model_options.{name} cannot be set: it follows from "
+            f"{_NOT_OPTIONS[name]}"
         )
     if not config.eval.tta:
         yield "eval.tta is empty: name at least the view 'center'"
@@ -86,18 +99,3 @@ def scaled_stages(config: ConfigDict) -> list[ConfigDict]:
         stage.step_epochs = stage.step_epochs * scale
         stages.append(stage)
     return stages
-
-
-def config_hash(config: ConfigDict) -> str:
-    """Returns `run_folder.identity.config_hash` of a config."""
-    return identity.config_hash(loading.plain(config))
-
-
-def differences(config: ConfigDict, earlier: dict[str, Any]) -> list[str]:
-    """Returns `run_folder.identity.differences` of a config.
-
-    Args:
-      config: the config of this command.
-      earlier: the plain config that `config.json` of the run folder holds.
-    """
-    return identity.differences(loading.plain(config), earlier)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from configs import common, loading
+from run_folder import identity
 from training import config as config_lib
 
 DEMO = "configs/miniconvnext.py:demo"
@@ -89,7 +90,9 @@ def with_overrides(**fields):
 
 
 def test_hash_changes_with_what_shapes_the_run_and_with_nothing_else():
-    hash_of = config_lib.config_hash
+    def hash_of(config):
+        return identity.config_hash(loading.plain(config))
+
     plain = hash_of(with_overrides())
     assert hash_of(with_overrides(workers=3, cache_dir="/x")) == plain
     faster = with_overrides(remat=True)
@@ -108,14 +111,21 @@ def test_hash_changes_with_what_shapes_the_run_and_with_nothing_else():
 def test_differences_name_field_and_both_values():
     config = loading.load(DEMO)
     earlier = json.loads(json.dumps(loading.plain(config)))
-    assert config_lib.differences(config, earlier) == []
+    now = loading.plain(config)
+    assert identity.differences(now, earlier) == []
     earlier["seed"] = 7
     earlier["stages"][0]["epochs"] = 1.5
     earlier["workers"] = 12
-    assert config_lib.differences(config, earlier) == [
+    assert identity.differences(now, earlier) == [
         "seed: 7 -> 42",
         "stages.0.epochs: 1.5 -> 18.0",
     ]
+
+
+@pytest.mark.parametrize("name", ["num_classes", "dtype", "rngs", "remat"])
+def test_what_has_a_field_of_its_own_is_no_model_option(name):
+    (told,) = problems_of(model_options={name: 1})
+    assert told.startswith(f"model_options.{name} cannot be set")
 
 
 def test_epochs_scale_all_stages_in_proportion():
