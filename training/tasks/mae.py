@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -129,17 +128,23 @@ class MaskedAutoencoding(Task):
           A sentence that says how to go on from here.
         """
         batch = next(iter(data.validation()))
-        views = {"image": batch["image"][:, 0]}
-        placed = sharding.put_batch(views, data.mesh)["image"]
+        views = {"image": batch["image"][:, 0], "row": batch["row"]}
+        placed = sharding.put_batch(views, data.mesh)
         painting = ReconstructionEvaluator(self.config, self._units).paint
 
         @jax.jit
-        def paint(params, batch_stats, images, constants):
+        def paint(params, batch_stats, images, rows, constants):
             model = self.abstract_model.merge(params, batch_stats)
             model.eval()
-            return painting(model, images, jnp.int32(0), constants)
+            return painting(model, images, rows, constants)
 
-        found = paint(params, batch_stats, placed, self.statistics.channels)
+        found = paint(
+            params,
+            batch_stats,
+            placed["image"],
+            placed["row"],
+            self.statistics.channels,
+        )
         images, mask, predictions = (
             array[:PICTURED] for array in sharding.to_host(found)
         )
@@ -172,15 +177,15 @@ class ReconstructionEvaluator:
         self._config, self._units = config, units
 
     def init(self) -> dict[str, np.ndarray]:
-        """Returns the sums over no image, and the number of no batch."""
+        """Returns the sums over no image."""
         zero = np.zeros((), np.float32)
-        return {"loss": zero, "rows": zero, "batch": np.zeros((), np.int32)}
+        return {"loss": zero, "rows": zero}
 
     def paint(
         self,
         model: nnx.Module,
         images: jax.Array,
-        number: jax.Array,
+        rows: jax.Array,
         constants: dict[str, jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns normalised images, what is hidden, and the predictions.
@@ -188,13 +193,18 @@ class ReconstructionEvaluator:
         Args:
           model: the autoencoder.
           images: uint8 [B, H, W, 3].
-          number: int32 [], of the batch: its masks follow from it.
+          rows: int32 [B]. An image's mask follows from its row alone, so
+            scores do not depend on how rows are divided into batches.
           constants: `mean` and `std`.
         """
-        key = jax.random.fold_in(jax.random.key(self._config.seed), number)
         images = mixing.normalize(images, constants["mean"], constants["std"])
         ratio = self._config.mae.mask_ratio
-        mask = mae.random_mask(key, len(images), self._units, ratio)
+
+        def mask_of(row: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(self._config.seed), row)
+            return mae.random_mask(key, 1, self._units, ratio)[0]
+
+        mask = jax.vmap(mask_of)(rows)
         return images, mask, model(images, mask)
 
     def update(
@@ -207,7 +217,7 @@ class ReconstructionEvaluator:
         """Adds the first views of a batch; see `Evaluator`."""
         weights = batch["weight"] * ~batch["bad"]
         images, mask, predictions = self.paint(
-            model, batch["image"][:, 0], totals["batch"], constants
+            model, batch["image"][:, 0], batch["row"], constants
         )
         loss = mae.reconstruction_loss(
             predictions,
@@ -219,7 +229,6 @@ class ReconstructionEvaluator:
         return {
             "loss": totals["loss"] + loss * weights.sum(),
             "rows": totals["rows"] + weights.sum(),
-            "batch": totals["batch"] + 1,
         }
 
     def compute(self, totals: dict[str, Any]) -> dict[str, float]:

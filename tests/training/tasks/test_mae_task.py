@@ -117,25 +117,42 @@ def test_every_evaluation_hides_the_same_and_counts_each_row_once(
     constants = task.statistics.channels
 
     @jax.jit
-    def errors(weights, images, key):
+    def errors(weights, images, rows):
         model = task.abstract_model.merge(*weights)
         model.eval()
         images = (images / 255 - constants["mean"]) / constants["std"]
-        hidden = mae.random_mask(key, len(images), task._units, 0.75)
-        rows = (model(images, hidden), images, hidden)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(42), rows)
+        hidden = jax.vmap(
+            lambda key: mae.random_mask(key, 1, task._units, 0.75)[0]
+        )(keys)
+        shown = (model(images, hidden), images, hidden)
         return jax.vmap(mae.reconstruction_loss)(
-            *jax.tree.map(lambda array: array[:, None], rows)
+            *jax.tree.map(lambda array: array[:, None], shown)
         )
 
     total, count = 0.0, 0
-    for number, batch in enumerate(data.validation()):
-        key = jax.random.fold_in(jax.random.key(42), number)
-        rows = errors(weights, batch["image"][:, 0].astype(np.float32), key)
+    for batch in data.validation():
+        images = batch["image"][:, 0].astype(np.float32)
+        rows = errors(weights, images, batch["row"])
         real = batch["row"] >= 0
         total += float(rows[real].sum())
         count += real.sum()
     assert count == len(data.val_rows)
     assert found["val_loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_a_mask_does_not_depend_on_the_batch_around_it(task, data):
+    batch = data.validation()[0]
+    images, rows = batch["image"][:8, 0], batch["row"][:8]
+
+    def mask_of(images, rows):
+        constants = task.statistics.channels
+        paint = task.evaluator().paint
+        return paint(lambda images, mask: images, images, rows, constants)[1]
+
+    whole, part = mask_of(images, rows), mask_of(images[3:5], rows[3:5])
+    assert (np.asarray(whole) != np.asarray(whole)[0]).any()
+    np.testing.assert_array_equal(part, whole[3:5])
 
 
 def test_the_encoder_is_the_classifier_without_its_head(task, stage):
