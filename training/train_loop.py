@@ -171,7 +171,7 @@ def run_stage(
                 run.mesh,
             )
             merit = run.task.merit(scores)
-            recorder.evaluation(step, scores, merit)
+            recorder.evaluation(step, scores, run.task.metric, merit)
             run.checkpoints.save(
                 step, state, recorder.history(step), {**scores, "merit": merit}
             )

@@ -160,14 +160,15 @@ class Recorder:
         return finite
 
     def evaluation(
-        self, step: int, scores: dict[str, float], merit: float
+        self, step: int, scores: dict[str, float], metric: str, merit: float
     ) -> None:
         """Logs an evaluation and says whether it is the best so far.
 
         Args:
           step: after which it was made.
           scores: by name.
-          merit: the one that ranks checkpoints; more is better.
+          metric: name of the score that ranks checkpoints.
+          merit: that score, with its sign changed where less is better.
 
         Raises:
           Diverged: a score is not finite.
@@ -177,15 +178,15 @@ class Recorder:
         best = self._best is None or merit > self._best["merit"]
         self._stale["evaluations"] += 1
         if best:
-            self._best = {"step": step, "merit": merit}
+            value = scores[metric]
+            self._best = {"step": step, "merit": merit, "value": value}
             self._stale["evaluations"] = 0
         self._write("eval", step, {**scores, "best": best})
         listed = "  ".join(f"{name} {v:.4f}" for name, v in scores.items())
         remark = (
             "best so far"
             if best
-            else f"best {abs(self._best['merit']):.4f} at step "
-            f"{self._best['step']}"
+            else f"best {self._best['value']:.4f} at step {self._best['step']}"
         )
         print(f"{self._where(step)}  {listed}  ({remark})", flush=True)
 

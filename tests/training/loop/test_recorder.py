@@ -35,7 +35,7 @@ def measured(loss=1.0, grad_norm=2.0, skipped=0, in_a_row=0):
 
 
 def evaluate(log, step, f1):
-    log.evaluation(step, {"f1": f1}, f1)
+    log.evaluation(step, {"f1": f1}, "f1", f1)
 
 
 def lines(path):
@@ -75,9 +75,17 @@ def test_of_a_loss_the_lowest_is_best(tmp_path):
     path = tmp_path / "m.jsonl"
     log = make_recorder(path, {})
     for step, loss in ((5, 2.0), (10, 1.5), (15, 1.7)):
-        log.evaluation(step, {"val_loss": loss}, -loss)
+        log.evaluation(step, {"val_loss": loss}, "val_loss", -loss)
     assert [line["best"] for line in lines(path)] == [True, True, False]
-    assert log.history(15)["best"] == {"step": 10, "merit": -1.5}
+    best = {"step": 10, "merit": -1.5, "value": 1.5}
+    assert log.history(15)["best"] == best
+
+
+def test_the_best_score_keeps_its_sign(tmp_path, capsys):
+    log = make_recorder(tmp_path / "m.jsonl", {})
+    for step, score in ((5, -0.2), (10, -0.3)):
+        log.evaluation(step, {"correlation": score}, "correlation", score)
+    assert "(best -0.2000 at step 5)" in capsys.readouterr().out
 
 
 def test_patience_ends_a_stage_also_when_it_was_continued(tmp_path):
@@ -195,7 +203,8 @@ def test_a_rollback_forgets_what_came_after_and_happens_once(tmp_path):
 def test_a_score_that_is_not_finite_is_an_error(tmp_path):
     log = make_recorder(tmp_path / "m.jsonl", {})
     with pytest.raises(UserError, match="learning_rate"):
-        log.evaluation(5, {"f1": 0.1, "val_loss": float("nan")}, 0.1)
+        scores = {"f1": 0.1, "val_loss": float("nan")}
+        log.evaluation(5, scores, "f1", 0.1)
     assert (tmp_path / "m.jsonl").read_text() == ""
 
 
