@@ -183,38 +183,6 @@ def keep_in_bucket(
         resources.enter_context(kept)
 
 
-def train_all_folds(
-    arguments: cli.Arguments, resources: contextlib.ExitStack
-) -> int:
-    """Trains one model per fold and joins what they predict.
-
-    Folds that are finished are passed over, so that the same command goes on
-    where it was stopped.
-
-    Args:
-      arguments: of the command line.
-      resources: closed by the caller; each fold has some of its own.
-
-    Returns:
-      The exit code.
-
-    Raises:
-      UserError: as `train`.
-    """
-    from training import cross_validation
-    from training.multihost import comm
-
-    comm.run_on_primary(lambda: cross_validation.check(arguments))
-    for fold in cross_validation.arguments_of(arguments):
-        print(f"fold {fold.config.data.fold} of {fold.config.data.folds}")
-        with contextlib.ExitStack() as of_fold:
-            code = train(fold, of_fold)
-        if code or arguments.plan:
-            return code
-    print(comm.run_on_primary(lambda: cross_validation.join(arguments)))
-    return 0
-
-
 def start(arguments: cli.Arguments) -> None:
     """Meets the other processes, if there are any, and trains.
 
@@ -222,7 +190,7 @@ def start(arguments: cli.Arguments) -> None:
       SystemExit: the exit code, if it is not 0.
       UserError: as `train`.
     """
-    from training import runtime
+    from training import cross_validation, runtime
     from training.multihost import comm, coordinated_shutdown
 
     runtime.start(arguments.config.cache_dir)
@@ -238,8 +206,10 @@ def start(arguments: cli.Arguments) -> None:
         arguments = dataclasses.replace(arguments, workdir=workdir)
         if arguments.remote:
             keep_in_bucket(arguments, resources)
-        action = train_all_folds if arguments.all_folds else train
-        code = action(arguments, resources)
+        if arguments.all_folds:
+            code = cross_validation.train_all_folds(arguments, train)
+        else:
+            code = train(arguments, resources)
         if code:  # What fails from now on is told, and does not change it.
             sys.exit(code)
 

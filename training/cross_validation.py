@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import reports
 from core.errors import UserError
 from run_folder import layout
 from run_folder.artifacts import ArtifactWriter
 from training.cli import Arguments
+from training.multihost import comm
 from training.tasks import registry
+
+
+def train_all_folds(
+    arguments: Arguments,
+    train: Callable[[Arguments, contextlib.ExitStack], int],
+) -> int:
+    """Trains one model per fold and joins what they predict.
+
+    Folds that are finished are passed over, so that the same command
+    continues where it was stopped. To be called in all processes.
+
+    Args:
+      arguments: of the command line.
+      train: trains one fold and returns an exit code; what it opens is closed
+        after each fold.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UserError: as `train`, `check` and `join`.
+    """
+    comm.run_on_primary(lambda: check(arguments))
+    for fold in arguments_of(arguments):
+        print(f"fold {fold.config.data.fold} of {fold.config.data.folds}")
+        with contextlib.ExitStack() as resources:
+            code = train(fold, resources)
+        if code or arguments.plan:
+            return code
+    print(comm.run_on_primary(lambda: join(arguments)))
+    return 0
 
 
 def check(arguments: Arguments) -> None:
