@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from input_pipeline.transforms import mixing
+from jax_models import cpu_kernels
 from training.loop.state import AbstractModel
 from training.multihost import sharding
 
@@ -48,7 +49,10 @@ PredictStep = Callable[[dict, dict, jax.Array], jax.Array]
 
 
 def make_predict_step(
-    abstract_model: AbstractModel, mean: np.ndarray, std: np.ndarray
+    abstract_model: AbstractModel,
+    mean: np.ndarray,
+    std: np.ndarray,
+    mesh: Mesh,
 ) -> PredictStep:
     """Returns the jitted step: (params, batch_stats, images) -> logits.
 
@@ -57,6 +61,7 @@ def make_predict_step(
     """
 
     @jax.jit
+    @cpu_kernels.for_mesh(mesh)
     def predict_step(params, batch_stats, images, mean, std):
         model = abstract_model.merge(params, batch_stats)
         model.eval()

@@ -34,12 +34,7 @@ from training.loop.state import (
 )
 from training.loop.step import Loss
 from training.multihost import comm
-from training.tasks.base import (
-    LOSS_FIELDS,
-    Direction,
-    Task,
-    build_encoder,
-)
+from training.tasks.base import LOSS_FIELDS, Direction, Task, build_encoder
 from training.tasks.losses import loss_constants, make_loss
 
 if TYPE_CHECKING:
@@ -261,8 +256,9 @@ class Classification(Task):
         self, batches, rows, params: dict, batch_stats: dict, mesh: Mesh
     ) -> Prediction:
         if self._predict_step is None:
+            channels = self.statistics.mean, self.statistics.std
             self._predict_step = make_predict_step(
-                self.abstract_model, self.statistics.mean, self.statistics.std
+                self.abstract_model, *channels, mesh
             )
         return predict(
             self._predict_step, params, batch_stats, batches, rows, mesh
