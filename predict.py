@@ -94,17 +94,20 @@ def predict(
     """
     import numpy as np
 
+    from configs import common
     from input_pipeline import loader
     from input_pipeline.sources.base import FileExamples
     from input_pipeline.transforms.views import EvalTransform
     from training import runtime, saved_run
     from training.multihost import sharding
 
+    # The run may come from a machine whose cache folder does not exist here.
+    runtime.start(common.CACHE_DIR)
     mesh = sharding.make_mesh()
     run = saved_run.open_run(run_folder, mesh)
-    runtime.start(run.task.config.cache_dir)
-    config = run.task.config
-    size = -(-min(config.eval.batch_size, len(paths)) // mesh.size) * mesh.size
+    transform = EvalTransform(run.spec.views, run.spec.image_size)
+    size = min(run.task.config.eval.batch_size, len(paths))
+    size = -(-size // mesh.size) * mesh.size  # Devices share it evenly.
     for start in range(0, len(paths), PHOTOS_AT_ONCE):
         chunk = paths[start : start + PHOTOS_AT_ONCE]
         names = [str(path.absolute()) for path in chunk]
@@ -113,7 +116,7 @@ def predict(
         batches = loader.eval_batches(
             FileExamples(np.array(names), unknown, folder="/", names=names),
             rows,
-            EvalTransform(tuple(config.eval.tta), config.image_size),
+            transform,
             batch_size=size,
         )
         records = run.task.predict(batches, rows, *run.weights, mesh)

@@ -35,6 +35,11 @@ SCHEDULES = (
     "constant",
 )
 
+# Compiled steps and channel statistics, unless `cache_dir` says otherwise.
+CACHE_DIR = os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sextet"
+)
+
 # Parameter paths of the classifier, and of all the rest.
 HEAD, ENCODER = r"^head/", r"^(?!head/)"
 
@@ -94,9 +99,7 @@ def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
         # Loader processes; -1 asks the machine.
         workers=Field(-1, at_least_or_all(0)),
         # Compiled steps, channel statistics.
-        cache_dir=os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sextet"
-        ),
+        cache_dir=CACHE_DIR,
         **groups,
     )
     fields.lock()  # A misspelt field in a recipe is an error.

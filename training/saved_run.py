@@ -22,10 +22,13 @@ class SavedRun(NamedTuple):
 
     Attributes:
       task: of the run, with the statistics of its training rows.
+      spec: how to feed it. The views are those of its last export, which may
+        be others than its config had.
       weights: (params, batch_stats) of its best checkpoint.
     """
 
     task: Task
+    spec: inference.InferenceSpec
     weights: tuple[dict, dict]
 
 
@@ -39,6 +42,7 @@ def open_run(folder: Path, mesh: Mesh) -> SavedRun:
     Raises:
       UserError: it is no run folder, or has no evaluated checkpoint.
     """
+    folder = folder.absolute()  # A bare name is a folder here, not beside.
     run = init_from.open_run(str(folder), folder, 0, "--run")
     spec = inference.read(run.folder)
     task = registry.get(spec.task)(run.config, spec.classes)
@@ -49,4 +53,4 @@ def open_run(folder: Path, mesh: Mesh) -> SavedRun:
         # A photo that cannot be read gets this answer, and is told of.
         np.full(classes, 1 / max(classes, 1)),
     )
-    return SavedRun(task, run.weights(task.abstract_model, mesh))
+    return SavedRun(task, spec, run.weights(task.abstract_model, mesh))

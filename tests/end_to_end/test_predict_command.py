@@ -58,6 +58,23 @@ def test_it_answers_as_the_run_did_without_photos_and_cache(orphan):
         assert record["class"] == str(best)
 
 
+def test_it_takes_the_views_of_the_last_export(orphan, tmp_path):
+    """`--export` may use other views than those in config.json."""
+    shutil.copytree(orphan / "run", tmp_path / "run")
+    path = tmp_path / "run/inference.json"
+    spec = json.loads(path.read_text())
+    assert spec["views"] == ["center"]
+    path.write_text(json.dumps({**spec, "views": ["center_flip"]}))
+    photo = next((orphan / "photos").iterdir())
+    flipped, straight = (
+        predict("--run", run, photo, "--format", "json").stdout
+        for run in (tmp_path / "run", orphan / "run")
+    )
+    flipped, straight = json.loads(flipped), json.loads(straight)
+    assert flipped["photo"] == straight["photo"]
+    assert flipped["probabilities"] != straight["probabilities"]
+
+
 def test_a_bad_photo_is_told_and_the_others_go_on(orphan, tmp_path):
     good = next((orphan / "photos").iterdir())
     (tmp_path / "bad.jpg").write_bytes(b"no photo")

@@ -251,6 +251,15 @@ class Task(abc.ABC):
     ) -> list[dict[str, Any]]:
         """Returns one JSON-able record per row, for predict.py.
 
+        `bad` in a record is True where the photo could not be read.
+
+        Args:
+          batches: of test-time views, as `Data.rows` gives them.
+          rows: int [N], in the order of the records.
+          params: of the model.
+          batch_stats: of the same.
+          mesh: to lay the batches out on.
+
         Raises:
           UserError: the task has nothing to say of single photos.
         """
