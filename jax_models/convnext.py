@@ -24,6 +24,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_models import cpu_kernels, functional, initializers, layers
@@ -106,7 +107,7 @@ class GlobalResponseNorm(nnx.Module):
     Starts as the identity; see `functional.global_response_norm`.
     """
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype):
+    def __init__(self, channels: int, *, dtype: DTypeLike):
         self.scale = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.dtype = dtype
@@ -126,7 +127,7 @@ class Mlp(nnx.Module):
         channels: int,
         config: Config,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         options = dict(
@@ -159,7 +160,7 @@ class Block(nnx.Module):
         drop_path_rate: float,
         config: Config,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.conv_dw = layers.Conv(
@@ -220,7 +221,7 @@ class Downsample(nnx.Module):
         outputs: int,
         config: Config,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.norm = layers.LayerNorm(inputs, epsilon=EPSILON, dtype=dtype)
@@ -245,7 +246,7 @@ class Downsample(nnx.Module):
 class Stem(nnx.Module):
     """A matrix over patches of 4x4 pixels, then LayerNorm."""
 
-    def __init__(self, config: Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
         outputs = config.dims[0]
         self.conv = layers.Conv(
             3,
@@ -276,7 +277,7 @@ class Stage(nnx.Module):
         drop_path_rates: Sequence[float],
         config: Config,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         if inputs is None:
@@ -314,7 +315,7 @@ class ConvNeXt(ImageModel):
         config: Config,
         num_classes: int,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.channels = tuple(config.dims)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_models import functional, initializers, layers
@@ -140,7 +141,7 @@ class SqueezeExcite(nnx.Module):
         channels: int,
         squeezed: int,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.conv_reduce = _pointwise(
@@ -167,7 +168,7 @@ class ConvBlock(nnx.Module):
         stride: int,
         drop_path_rate: float,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.conv = _conv(inputs, outputs, stride, dtype, rngs)
@@ -194,7 +195,7 @@ class FusedMBConv(nnx.Module):
         expansion: int,
         drop_path_rate: float,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         inside = inputs * expansion
@@ -227,7 +228,7 @@ class MBConv(nnx.Module):
         squeezed: int,
         drop_path_rate: float,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         inside = inputs * expansion
@@ -264,7 +265,7 @@ class MBConv(nnx.Module):
 
 
 def _conv(
-    inputs: int, outputs: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    inputs: int, outputs: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> layers.Conv:
     return layers.Conv(
         inputs,
@@ -281,7 +282,7 @@ def _conv(
 def _pointwise(
     inputs: int,
     outputs: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
     use_bias: bool = False,
 ) -> layers.Linear:
@@ -298,7 +299,7 @@ def _pointwise(
 
 def _norm(
     channels: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     activation: functional.Activation | None = None,
 ) -> layers.BatchNorm:
     return layers.BatchNorm(
@@ -345,7 +346,7 @@ class EfficientNetV2(ImageModel):
         config: Config,
         num_classes: int,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.stem_stride = 2
@@ -428,7 +429,7 @@ def _block(
     stride: int,
     drop_path_rate: float,
     se_from_expanded: bool,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> ConvBlock | FusedMBConv | MBConv:
     shape = (inputs, stage.channels, stride)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from core import counter_rng
@@ -46,7 +47,7 @@ class Linear(nnx.Linear):
         init: initializers.Initializer = initializers.NORMAL_02,
         bias_init: float | Sequence[float] = 0.0,
         torch_conv: bool = False,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         super().__init__(
@@ -102,7 +103,7 @@ class Conv(nnx.Conv):
         feature_group_count: int = 1,
         use_bias: bool = True,
         init: initializers.Initializer = initializers.NORMAL_02,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         super().__init__(
@@ -129,7 +130,7 @@ class LayerNorm(nnx.Module):
     statistics, and compiles in a quarter of the time.
     """
 
-    def __init__(self, channels: int, *, epsilon: float, dtype: jnp.dtype):
+    def __init__(self, channels: int, *, epsilon: float, dtype: DTypeLike):
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.epsilon = epsilon
@@ -167,7 +168,7 @@ class BatchNorm(nnx.Module):
         momentum: float,
         scale: float = 1.0,
         activation: Activation | None = None,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
     ):
         self.scale = nnx.Param(jnp.full((channels,), scale, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
@@ -329,7 +330,7 @@ class Head(nnx.Module):
         dropout: float,
         head_bias: float | Sequence[float] | None,
         init: initializers.Initializer = initializers.NORMAL_02,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         dtype = jnp.promote_types(dtype, jnp.float32)

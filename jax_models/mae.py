@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
 from core.errors import UserError
@@ -55,7 +56,7 @@ class MaskedAutoencoder(nnx.Module):
         depth: int = 4,
         heads: int = 8,
         mlp_width: int = 2048,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.encoder = encoder
@@ -117,7 +118,7 @@ class DecoderLayer(nnx.Module):
         heads: int,
         mlp_width: int,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, rngs=rngs)
@@ -313,7 +314,9 @@ def _enlarge(mask: Array | np.ndarray, times: int) -> Array:
     return jnp.repeat(jnp.repeat(mask, times, 1), times, 2)
 
 
-def _contrast(patches: Array | np.ndarray) -> tuple[Array, Array]:
+def _contrast(
+    patches: Array | np.ndarray,
+) -> tuple[Array | np.ndarray, Array | np.ndarray]:
     mean = patches.mean(-1, keepdims=True)
     variance = patches.var(-1, keepdims=True)
     return mean, (variance + CONTRAST_EPSILON) ** 0.5

@@ -9,6 +9,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from core.errors import UserError
 from jax_models import convnext, costs, efficientnetv2, initializers, tinyvit
@@ -26,7 +27,7 @@ def create_model(
     num_classes: int,
     rngs: nnx.Rngs | None = None,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     **overrides,
 ) -> ImageModel:
     """Makes a freshly initialised model, in training mode.

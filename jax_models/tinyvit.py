@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_models import cpu_kernels, functional, initializers, layers
@@ -86,7 +87,7 @@ class ConvNorm(nnx.Module):
         stride: int = 1,
         scale: float = 1.0,
         activation: functional.Activation | None = None,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         options = dict(
@@ -123,7 +124,7 @@ class DepthwiseConvNorm(nnx.Module):
         *,
         stride: int = 1,
         activation: functional.Activation | None = None,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.conv = layers.Conv(
@@ -149,7 +150,7 @@ def _batch_norm(
     channels: int,
     scale: float,
     activation: functional.Activation | None,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> layers.BatchNorm:
     return layers.BatchNorm(
         channels,
@@ -164,7 +165,7 @@ def _batch_norm(
 class PatchEmbed(nnx.Module):
     """Two 3x3 convolutions with stride 2, GELU between them."""
 
-    def __init__(self, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         options = dict(stride=2, dtype=dtype, rngs=rngs)
         self.conv1 = ConvNorm(
             3, outputs // 2, 3, activation=functional.gelu, **options
@@ -186,7 +187,7 @@ class MBConv(nnx.Module):
         channels: int,
         drop_path_rate: float,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, rngs=rngs)
@@ -207,7 +208,7 @@ class PatchMerging(nnx.Module):
     """1x1, 3x3 depthwise with stride 2, 1x1: halves the map, rounded up."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         options = dict(dtype=dtype, rngs=rngs)
         bent = dict(activation=functional.gelu, **options)
@@ -237,7 +238,7 @@ class WindowAttention(nnx.Module):
         window: int,
         swin_bias: bool,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.norm = layers.LayerNorm(channels, epsilon=LN_EPSILON, dtype=dtype)
@@ -274,7 +275,7 @@ class Mlp(nnx.Module):
     """LayerNorm, widen four times, GELU, narrow."""
 
     def __init__(
-        self, channels: int, norm: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, channels: int, norm: bool, *, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         options = dict(dtype=dtype, rngs=rngs)
         if norm:
@@ -304,7 +305,7 @@ class Block(nnx.Module):
         drop_path_rate: float,
         config: Config,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, rngs=rngs)
@@ -332,7 +333,7 @@ class Stage(nnx.Module):
         drop_path_rates: Sequence[float],
         config: Config,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         channels = config.dims[index]
@@ -374,7 +375,7 @@ class TinyViT(ImageModel):
         config: Config,
         num_classes: int,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.channels = tuple(config.dims)

@@ -14,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_models.cpu_kernels import dispatch
@@ -27,7 +28,7 @@ def window_attention(
     *,
     window: int,
     swin_bias: bool,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> Float[Array, "B h w C"]:
     """Attends in all windows of a map, those that its edges cut included.
 

@@ -8,13 +8,14 @@ that tensors need and refuses every other one.
 from __future__ import annotations
 
 import collections
+import io
 import math
 import os
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -133,14 +134,19 @@ def _state_dict(content: object, path: Path) -> dict[str, np.ndarray]:
 class _Storage:
     """Stands for torch.FloatStorage and its like: only names a dtype."""
 
-    def __init__(self, dtype: np.dtype):
+    def __init__(self, dtype: type[np.generic]):
         self.dtype = np.dtype(dtype)
 
 
 class _Unpickler(pickle.Unpickler):
     """Builds arrays and dictionaries; refuses to import anything."""
 
-    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, folder: str):
+    def __init__(
+        self,
+        file: io.BufferedIOBase,
+        archive: zipfile.ZipFile,
+        folder: str,
+    ):
         super().__init__(file)
         self._archive = archive
         self._folder = folder

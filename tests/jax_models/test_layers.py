@@ -178,12 +178,12 @@ def test_activations_and_their_gradients_are_exact(name):
     x = np.concatenate([np.linspace(-6, 6, 999), [-1e4, -100, 0, 100, 1e4]])
     x = x.reshape(4, 251).astype(np.float32)
     wide = x.astype(np.float64)
-    y, back = jax.vjp(function, x)
+    y, back = jax.vjp(function, jnp.asarray(x))
     scale = np.maximum(1, np.abs(x))
     np.testing.assert_array_less(np.abs(y - exact(wide)), 3e-7 * scale)
     given = np.linspace(0.5, 2, x.size, dtype=np.float32).reshape(x.shape)
     expected = given * derivative(wide)
-    np.testing.assert_allclose(back(given)[0], expected, atol=2e-6)
+    np.testing.assert_allclose(back(jnp.asarray(given))[0], expected, atol=2e-6)
     x = np.linspace(-6, 6, 50)
     narrow, back = jax.vjp(function, jnp.asarray(x, jnp.bfloat16))
     grad = back(jnp.ones_like(narrow))[0]
@@ -197,7 +197,7 @@ def test_activations_and_their_gradients_are_exact(name):
 def test_norms_and_their_gradients(kind):
     rng = np.random.default_rng(0)
     # A mean far from zero, which a one-pass variance would not survive.
-    x = rng.standard_normal((4, 3, 2, 8)).astype(np.float32) * 0.1 + 100
+    x = jnp.asarray(rng.standard_normal((4, 3, 2, 8)) * 0.1 + 100)
     scale = rng.uniform(0.5, 2, 8).astype(np.float32)
     bias = rng.standard_normal(8).astype(np.float32)
     axes = -1 if kind == "layer" else (0, 1, 2)

@@ -260,7 +260,7 @@ def test_impossible_images_are_refused_in_a_sentence(name):
     model = abstract(name)
     for shape in ((32, 32, 3), (1, 3, 32, 32), (1, 32, 32, 1)):
         with pytest.raises(UserError, match="put the channels last"):
-            model(jnp.zeros(shape))
+            model.check(jnp.zeros(shape))
     too_small = model.minimum_size - 1
     with pytest.raises(UserError, match="make the images larger"):
         model(jnp.zeros((1, 300, too_small, 3)))

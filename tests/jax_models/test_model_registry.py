@@ -105,7 +105,7 @@ def test_a_wrong_name_suggests_the_nearest():
         jax_models.create_model("tinyvit11m", 16)
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.0, 10])
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 10.0])
 def test_an_impossible_rate_is_refused(rate):
     with pytest.raises(UserError, match="from 0 to below 1"):
         jax_models.create_model("convnextv2_demo", 16, drop_path_rate=rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
@@ -36,8 +37,9 @@ def pads_of(image, size, stride, padding):
 def test_it_equals_the_convolution_of_xla(shape, library, monkeypatch):
     *image, size, stride, padding = shape
     rng = np.random.default_rng(0)
-    images = rng.standard_normal(image, np.float32)
-    kernel = rng.standard_normal((size, size, 1, image[-1]), np.float32)
+    images = jnp.asarray(rng.standard_normal(image, np.float32))
+    shape = (size, size, 1, image[-1])
+    kernel = jnp.asarray(rng.standard_normal(shape, np.float32))
     pads = pads_of(image, size, stride, padding)
     if library == "JAX":
         monkeypatch.setattr(dispatch, "_library", lambda: None)
