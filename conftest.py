@@ -17,7 +17,12 @@ from tests import typechecker  # noqa: E402
 
 # Shapes and dtypes in signatures are checked at every call, in the tests.
 install_import_hook(
-    ["input_pipeline.transforms", "metrics", "training.tasks.losses"],
+    [
+        "input_pipeline.transforms",
+        "jax_models",
+        "metrics",
+        "training.tasks.losses",
+    ],
     f"{typechecker.__name__}.check",
 )
 

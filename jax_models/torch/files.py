@@ -134,7 +134,7 @@ def _state_dict(content: object, path: Path) -> dict[str, np.ndarray]:
 class _Storage:
     """Stands for torch.FloatStorage and its like: only names a dtype."""
 
-    def __init__(self, dtype: np.dtype):
+    def __init__(self, dtype: type[np.generic]):
         self.dtype = np.dtype(dtype)
 
 
@@ -142,7 +142,10 @@ class _Unpickler(pickle.Unpickler):
     """Builds arrays and dictionaries; refuses to import anything."""
 
     def __init__(
-        self, file: io.BufferedIOBase, archive: zipfile.ZipFile, folder: str
+        self,
+        file: io.BufferedIOBase,
+        archive: zipfile.ZipFile,
+        folder: str,
     ):
         super().__init__(file)
         self._archive = archive
