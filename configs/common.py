@@ -121,6 +121,9 @@ def data() -> ConfigDict:
         answers="train_answers.csv",
         id_column="img_id",
         target_column="target_feature",
+        # Column of the csv with a group, such as a person: its examples are
+        # all in one fold. '' makes every row a group of its own.
+        group_column="",
         train_images="img_train",
         test_images="img_test",
         extension=".jpg",

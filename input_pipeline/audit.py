@@ -156,7 +156,8 @@ def _small_classes(
     )
     for label, name in enumerate(source.classes):
         detail = f"class '{name}' has {readable[label]} images to train on"
-        if listed[label] < MIN_PER_CLASS or not readable[label]:
+        too_few = listed[label] < MIN_PER_CLASS and source.groups is None
+        if too_few or not readable[label]:
             yield Finding("train", "", "", "class too small", detail)
         elif readable[label] < folds:
             detail += f", in {folds} folds"

@@ -6,13 +6,13 @@ with its predictions, and with the folds file in its folder if there is one.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from core.errors import UserError
+from run_folder.folds_file import read_folds
 from run_folder.layout import logits_path
 from run_folder.predictions import Logits
 from stacking.runs import Run, held_out_fold
@@ -52,7 +52,8 @@ def check_held_out(run: Run) -> None:
 def _check_against_file(
     run: Run, logits: Logits, held_out: int | None, path: Path
 ) -> None:
-    fold_of = _read_folds(path)
+    ids, folds, _ = read_folds(path)
+    fold_of = dict(zip(ids.tolist(), folds.tolist(), strict=True))
     own = zip(logits.ids.tolist(), logits.fold.tolist(), strict=True)
     moved = [name for name, fold in own if fold_of.get(name) != fold]
     if moved:
@@ -73,21 +74,6 @@ def _check_against_file(
             f"{run.path} never predicts {named(missing)}, which {path} "
             "lists as held out; export its logits again"
         )
-
-
-def _read_folds(path: Path) -> dict[str, int]:
-    """id -> fold, of a csv file `id,fold` that may begin with a comment."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
-            if next(rows)[0].startswith("#"):
-                next(rows)
-            return {name: int(fold) for name, fold in rows}
-    except (OSError, ValueError, IndexError, StopIteration, csv.Error) as error:
-        raise UserError(
-            f"the folds file {path} cannot be read ({error}); it needs the "
-            "columns id,fold: restore it or take it away"
-        ) from error
 
 
 def named(ids: Sequence[str] | np.ndarray) -> str:

@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 
 from configs import common
 from core.errors import UserError
-from input_pipeline import folds as folds_lib
 from input_pipeline import loader, statistics
+from input_pipeline.folds import folds_for
 from input_pipeline.samplers import Sampler
 from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Examples, Kind
 from input_pipeline.transforms.policy import Augment, TrainTransform
 from input_pipeline.transforms.views import EvalTransform
-from run_folder import layout
+from run_folder import folds_file, layout
 from training.loop.stages import Stage
 from training.multihost import comm, sharding
 
@@ -63,7 +63,7 @@ class Data:
         data = config.data
         self.source = open_source(data)
         _check_features(self.source.labelled, self.source.name, features)
-        self.folds = folds_lib.folds_for(
+        self.folds = folds_for(
             self.source, data.folds, data.folds_seed, self._folds_path
         )
         self.fold = data.fold
@@ -99,7 +99,7 @@ class Data:
     @property
     def folds_hash(self) -> str:
         """Names the division; equal in every run that may be stacked."""
-        return folds_lib.folds_hash(self.source.labelled.ids, self.folds)
+        return folds_file.folds_hash(self.source.labelled.ids, self.folds)
 
     def identity(self) -> dict[str, object]:
         """Returns what must not change while the run lives, as JSON.
@@ -147,11 +147,12 @@ class Data:
         def prepare() -> list[list[float]]:
             labelled = self.source.labelled
             if not self._folds_path.exists():
-                folds_lib.write_folds(
+                folds_file.write_folds(
                     self._folds_path,
                     labelled.ids,
                     self.folds,
                     self._config.data.folds_seed,
+                    self.source.groups,
                 )
             measured = statistics.channel_stats(
                 labelled,

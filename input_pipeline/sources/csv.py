@@ -48,6 +48,15 @@ def open_csv(data: Any, root: Path) -> Source:
                 f"id '{ids[row]}' in column '{data.target_column}', which is "
                 f"no class's name; shorten it to {csv_table.MAX_ID_LENGTH}"
             )
+    groups = None
+    if data.group_column:
+        groups = answers.column(data.group_column, "data.group_column")
+        if "" in groups:
+            raise UserError(
+                f"{answers.path} has no group for id "
+                f"'{ids[groups.index('')]}' in column '{data.group_column}'; "
+                "fill it in or remove the row"
+            )
     classes, labels = encode_labels(targets)
     if len(classes) < 2:
         raise UserError(
@@ -84,6 +93,7 @@ def open_csv(data: Any, root: Path) -> Source:
         id_column=data.submission_id_column,
         target_column=data.target_column,
         fingerprint=fingerprint(ids, labels, train_folder.sizes(names)),
+        groups=None if groups is None else np.array(groups),
     )
 
 

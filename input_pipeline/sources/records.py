@@ -5,7 +5,8 @@ a shard is one file that gives any of its records at once. `python -m
 input_pipeline convert` writes the folder:
 
     records.json                            what it is, and the classes
-    labelled.npz                            ids str [N], labels int32 [N]
+    labelled.npz                            ids str [N], labels int32 [N],
+                                            perhaps groups str [N]
     labelled-00000-of-00004.array_record    photos, N over all shards
     test.npz, test-00000-of-00001.array_record         if there are test rows
     sample_submission.csv                              if there was one
@@ -85,7 +86,7 @@ def open_records(data: Any) -> Source:
     """
     root = epath.Path(data.root)
     about = _about(root)
-    splits = {}
+    splits, groups = {}, None
     for split, count in about["splits"].items():
         names = _shard_names(split, about["shards"][split])
         absent = [name for name in names if not (root / name).exists()]
@@ -97,6 +98,8 @@ def open_records(data: Any) -> Source:
             index = np.load(io.BytesIO(file.read()), allow_pickle=False)
         shards = tuple(str(root / name) for name in names)
         splits[split] = RecordExamples(index["ids"], index["labels"], shards)
+        if "groups" in index:
+            groups = index["groups"]
         found = len(_records(shards))
         if not found == len(splits[split]) == count:
             raise UserError(
@@ -113,6 +116,7 @@ def open_records(data: Any) -> Source:
         id_column=about["id_column"],
         target_column=about["target_column"],
         fingerprint=about["fingerprint"],
+        groups=groups,
     )
 
 
@@ -167,7 +171,8 @@ def convert(source: Source, out: str, rows_per_shard: int) -> str:
     shards, size = {}, 0
     for split, examples in splits.items():
         shards[split] = -(-len(examples) // rows_per_shard)
-        size += _write_split(folder, split, examples, shards[split])
+        groups = source.groups if split == "labelled" else None
+        size += _write_split(folder, split, examples, shards[split], groups)
     if source.sample_submission:
         text = Path(source.sample_submission).read_bytes()
         with _arriving(folder / _SAMPLE) as path:
@@ -194,7 +199,11 @@ def convert(source: Source, out: str, rows_per_shard: int) -> str:
 
 
 def _write_split(
-    folder: epath.Path, split: str, examples: Examples, shards: int
+    folder: epath.Path,
+    split: str,
+    examples: Examples,
+    shards: int,
+    groups: np.ndarray | None,
 ) -> int:
     """Writes the shards and the index of a split; returns bytes of photos."""
     size = 0
@@ -212,10 +221,14 @@ def _write_split(
                 writer.write(photo)
             writer.close()
         print(f"{name}: {len(rows):,} photos", file=sys.stderr, flush=True)
+    index = {
+        "ids": np.asarray(examples.ids, np.str_),
+        "labels": examples.labels,
+    }
+    if groups is not None:
+        index["groups"] = groups
     with _arriving(folder / f"{split}.npz") as path, open(path, "wb") as file:
-        np.savez_compressed(
-            file, ids=np.asarray(examples.ids, np.str_), labels=examples.labels
-        )
+        np.savez_compressed(file, **index)
     return size
 
 

@@ -27,8 +27,20 @@ def open_source(data: Any) -> Source:
       The source, checked: every labelled row has a file and a known class.
 
     Raises:
-      UserError: a missing folder or file, a wrong column, a bad id or label.
+      UserError: a missing folder or file, a wrong column, a bad id or label,
+        or `group_column` of a source without columns.
     """
+    source = _open(data)
+    if data.group_column and source.groups is None:
+        raise UserError(
+            f"data.group_column is '{data.group_column}', but the source "
+            f"'{source.name}' has no groups; leave it empty, or use a csv "
+            "with that column"
+        )
+    return source
+
+
+def _open(data: Any) -> Source:
     kind = data.source
     if not kind and not data.root:
         kind = "digits"

@@ -9,8 +9,7 @@ from in_process import TINY, training
 from small_disk import limit_file_size, small_disk
 
 import reports
-from input_pipeline import folds
-from run_folder import layout
+from run_folder import folds_file, layout
 from run_folder.predictions import read_logits, write_logits
 from stacking import __main__ as stacking
 from stacking import pipeline
@@ -67,7 +66,7 @@ def log_can_take_ten_bytes_more(workdir):
 # Where the disk fills up, how many calls pass before, what the error names.
 MOMENTS = [
     (layout, "write_text", 0, "config.json"),
-    (folds, "write_folds", 0, "folds.csv"),
+    (folds_file, "write_folds", 0, "folds.csv"),
     (manager.CheckpointManager, "save", 0, "checkpoint"),
     (recorder.Recorder, "evaluation", 1, "metrics.jsonl"),
     (manager.CheckpointManager, "save", 2, "checkpoint"),

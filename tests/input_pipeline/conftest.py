@@ -20,6 +20,7 @@ def data_config():
             "answers": "train_answers.csv",
             "id_column": "img_id",
             "target_column": "target_feature",
+            "group_column": "",
             "train_images": "img_train",
             "test_images": "img_test",
             "extension": ".jpg",

@@ -289,7 +289,7 @@ from input_pipeline import sources
 data = SimpleNamespace(
     root=sys.argv[1], source="csv", answers="train_answers.csv",
     id_column="img_id", target_column="target_feature",
-    train_images="img_train", extension=".jpg")
+    train_images="img_train", extension=".jpg", group_column="")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     sources.open_source(data)

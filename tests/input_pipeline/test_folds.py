@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from input_pipeline import folds
-from input_pipeline.sources import open_source
+from input_pipeline.sources import open_source, records
+from run_folder import folds_file
 
 
 @given(
@@ -32,7 +33,7 @@ def test_folds_are_stratified_and_blind_to_row_order(counts, k, seed, order):
     order.shuffle(shuffled)
     again = folds.make_folds(ids[shuffled], labels[shuffled], k, seed)
     np.testing.assert_array_equal(again, result[shuffled])
-    assert folds.folds_hash(ids[shuffled], again) == folds.folds_hash(
+    assert folds_file.folds_hash(ids[shuffled], again) == folds_file.folds_hash(
         ids, result
     )
 
@@ -66,26 +67,6 @@ def test_one_fold_is_no_split():
         folds.make_folds(np.array(["a", "b"]), np.array([0, 0]), 1, 0)
 
 
-def test_hash_tells_changes_apart():
-    ids = np.array(["a", "b", "c"])
-    base = folds.folds_hash(ids, np.array([0, 1, 0]))
-    assert len(base) == 16
-    assert base != folds.folds_hash(ids, np.array([0, 1, 1]))
-    assert base != folds.folds_hash(np.array(["a", "b", "d"]), [0, 1, 0])
-
-
-def test_file_round_trip_with_awkward_ids(tmp_path):
-    ids = np.array(["1", "with, comma", 'a "quote"', "фото", "a\u2028b", "#x"])
-    values = np.array([0, 1, 2, 0, 1, 2], np.int32)
-    path = tmp_path / "folds.csv"
-    folds.write_folds(path, ids, values, 42)
-    read_ids, read_values = folds.read_folds(path)
-    np.testing.assert_array_equal(read_ids, ids)
-    np.testing.assert_array_equal(read_values, values)
-    lines = path.read_text().splitlines()
-    assert lines[1] == "id,fold" and lines[2] == "1,0"
-
-
 @pytest.fixture
 def source(competition, data_config):
     return open_source(data_config(root=str(competition)))
@@ -94,7 +75,7 @@ def source(competition, data_config):
 def make_file(source, path):
     made = folds.folds_for(source, 3, 42, path)
     assert not path.exists(), "asking must not write"
-    folds.write_folds(path, source.labelled.ids, made, 42)
+    folds_file.write_folds(path, source.labelled.ids, made, 42)
     return made
 
 
@@ -139,7 +120,7 @@ def test_a_wrong_folds_file_is_an_error(source, tmp_path, change, message):
 def test_a_folds_file_for_more_images_is_an_error(source, tmp_path):
     path = tmp_path / "folds.csv"
     ids = np.append(source.labelled.ids, "stranger")
-    folds.write_folds(path, ids, np.arange(13) % 3, 42)
+    folds_file.write_folds(path, ids, np.arange(13) % 3, 42)
     with pytest.raises(UserError, match="'stranger' is only in it"):
         folds.folds_for(source, 3, 42, path)
 
@@ -149,3 +130,127 @@ def test_another_number_of_folds_is_an_error(source, tmp_path):
     make_file(source, path)
     with pytest.raises(UserError, match=r"has 3 folds but data\.folds is 4"):
         folds.folds_for(source, 4, 42, path)
+
+
+@st.composite
+def grouped(draw):
+    """Labels and groups; a group may hold several classes."""
+    sizes = draw(st.lists(st.integers(1, 9), min_size=5, max_size=30))
+    labels = draw(
+        st.lists(st.integers(0, 3), min_size=sum(sizes), max_size=sum(sizes))
+    )
+    names = [f"person {number}" for number in range(len(sizes))]
+    return np.repeat(names, sizes), np.array(labels)
+
+
+@given(
+    data=grouped(),
+    k=st.integers(2, 5),
+    seed=st.integers(0, 2**31),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_group_is_in_one_fold_whatever_the_row_order(data, k, seed, order):
+    groups, labels = data
+    ids = np.array([f"image {row}" for row in range(len(labels))])
+    result = folds.make_folds(ids, labels, k, seed, groups=groups)
+    assert result.dtype == np.int32
+    assert set(result) == set(range(k))
+    for group in np.unique(groups):
+        assert len(set(result[groups == group])) == 1
+    # Balanced up to one group for each class and one for the whole.
+    sizes = np.bincount(result, minlength=k)
+    largest = max(np.unique(groups, return_counts=True)[1])
+    classes = len(np.unique(labels))
+    assert sizes.max() - sizes.min() <= (classes + 1) * largest
+
+    shuffled = list(range(len(ids)))
+    order.shuffle(shuffled)
+    again = folds.make_folds(
+        ids[shuffled], labels[shuffled], k, seed, groups=groups[shuffled]
+    )
+    np.testing.assert_array_equal(again, result[shuffled])
+
+
+def test_groups_are_stratified_as_far_as_they_allow():
+    """Sixty people with two to six photos, the classes 4 : 1."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(2, 7, 60)
+    groups = np.repeat([f"p{number}" for number in range(60)], sizes)
+    labels = np.repeat((np.arange(60) % 5 == 0).astype(int), sizes)
+    result = folds.make_folds(groups, labels, 5, 0, groups=groups)
+    for label in (0, 1):
+        counts = np.bincount(result[labels == label], minlength=5)
+        assert counts.max() - counts.min() <= sizes.max()
+    other = folds.make_folds(groups, labels, 5, 1, groups=groups)
+    assert (other != result).any()
+
+
+def test_groups_that_are_the_classes_may_have_one_example():
+    """Identities, to be told apart by examples of other identities."""
+    names = np.array([f"person {number}" for number in range(9)])
+    result = folds.make_folds(names, np.arange(9), 3, 0, groups=names)
+    np.testing.assert_array_equal(np.bincount(result), [3, 3, 3])
+
+
+def test_fewer_groups_than_folds_are_refused():
+    groups = np.array(["a", "a", "b", "b"])
+    with pytest.raises(
+        UserError, match=r"2 groups, which cannot fill 3.*--config\.data\.folds"
+    ):
+        folds.make_folds(
+            np.arange(4).astype(str), np.zeros(4), 3, 0, groups=groups
+        )
+
+
+@pytest.fixture
+def with_people(competition, data_config):
+    """The competition's answers with a column of six people."""
+    path = competition / "train_answers.csv"
+    header, *lines = path.read_text().splitlines()
+    lines = [f"{line},p{row % 6}" for row, line in enumerate(lines)]
+    path.write_text("\n".join([f"{header},person", *lines]) + "\n")
+    return data_config(root=str(competition), group_column="person")
+
+
+def test_a_column_of_the_csv_groups_its_rows(with_people, tmp_path):
+    source = open_source(with_people)
+    assert source.groups.tolist() == [f"p{row % 6}" for row in range(12)]
+    found = folds.folds_for(source, 3, 42, tmp_path / "folds.csv")
+    np.testing.assert_array_equal(found[:6], found[6:])
+
+
+def test_records_keep_the_groups(with_people, data_config, tmp_path):
+    source = open_source(with_people)
+    records.convert(source, str(tmp_path / "records"), 100)
+    copy = open_source(
+        data_config(source="records", root=str(tmp_path / "records"))
+    )
+    np.testing.assert_array_equal(copy.groups, source.groups)
+    assert copy.test is not None
+
+
+def test_a_group_column_that_is_not_there(with_people, data_config, tmp_path):
+    with_people.group_column = "persn"
+    with pytest.raises(UserError, match="did you mean 'person'"):
+        open_source(with_people)
+    with pytest.raises(
+        UserError, match="'person', but the source 'digits' has no groups"
+    ):
+        open_source(data_config(group_column="person"))
+
+
+def test_a_row_without_a_group_is_named(with_people, competition):
+    path = competition / "train_answers.csv"
+    path.write_text(path.read_text().replace("\n3,3,p3", "\n3,3,"))
+    with pytest.raises(UserError, match=r"no group for id '3' in column"):
+        open_source(with_people)
+
+
+def test_a_file_that_tears_a_group_apart_is_an_error(with_people, tmp_path):
+    source = open_source(with_people)
+    path = tmp_path / "folds.csv"
+    rows = [f"{name},{row % 4 // 2}" for row, name in enumerate(range(12))]
+    path.write_text("\n".join(["id,fold", *rows]))
+    with pytest.raises(UserError, match="group 'p0' in folds 0 and 1"):
+        folds.folds_for(source, 2, 42, path)

@@ -29,6 +29,7 @@ def digits():
         source="digits",
         submission_id_column="id",
         target_column="target_feature",
+        group_column="",
     )
     return open_source(data).labelled
 
@@ -335,6 +336,7 @@ from input_pipeline.transforms.policy import Augment, TrainTransform
 if __name__ == "__main__":
     images = sources.open_source(SimpleNamespace(
         root="", source="", submission_id_column="id", target_column="t",
+        group_column="",
     )).labelled
     stream = loader.train_batches(
         images, TrainTransform(Augment(), 32),

@@ -113,9 +113,7 @@ def write_folds_of(folder, seed, logits, labels, test, *, join=False):
             **shared,
         )
         lines = [f"{name},{k}" for name, k in zip(ids, fold, strict=True)]
-        (folder / "folds.csv").write_text(
-            "# seed 42, hash 0\nid,fold\n" + "\n".join(lines) + "\n"
-        )
+        (folder / "folds.csv").write_text("id,fold\n" + "\n".join(lines) + "\n")
 
 
 def table_of(folder, splits=("val", "test")):

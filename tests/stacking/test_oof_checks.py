@@ -44,9 +44,9 @@ def test_row_that_the_folds_file_puts_elsewhere(tmp_path):
 def test_folds_file_that_is_none(tmp_path):
     joined_run(tmp_path)
     (tmp_path / "a" / "folds.csv").write_text("id,fold\n000,first\n")
-    refused(tmp_path, r"folds file .*/a/folds\.csv cannot be read")
+    refused(tmp_path, r"folds file .*/a/folds\.csv has no 'id,number'")
     (tmp_path / "a" / "folds.csv").write_bytes(b"\xff\xfe")
-    refused(tmp_path, r"folds file .*/a/folds\.csv cannot be read")
+    refused(tmp_path, r"cannot read the folds file .*/a/folds\.csv")
 
 
 def test_val_fold_minus_one_is_all_folds_and_text_is_refused(tmp_path):

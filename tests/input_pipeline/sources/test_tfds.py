@@ -100,7 +100,7 @@ from input_pipeline import sources
 source = sources.open_source(SimpleNamespace(
     root={prepared!r}, source="tfds:tiny_animals", tfds_split_train="train",
     tfds_split_test="", tfds_image="image", tfds_label="label",
-    submission_id_column="id", target_column="label"))
+    submission_id_column="id", target_column="label", group_column=""))
 assert source.test is None
 print(len(source.labelled.read(0)["image"]) > 0, "tensorflow" in sys.modules)
 """
