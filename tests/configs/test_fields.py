@@ -69,26 +69,27 @@ def test_a_group_has_the_defaults_of_its_fields():
 def test_a_field_is_checked_under_the_path_of_its_group():
     fields.declare("test_paths", n=fields.Field(1, fields.at_least(1)))
     fields.declare("test_paths.inner", n=fields.Field(1, fields.at_least(5)))
-    told = list(fields.complaints({"test_paths.n": 0, "test_paths.inner.n": 4}))
-    assert told == [
+    plain = {"test_paths.n": 0, "test_paths.inner.n": 4}
+    assert list(fields.complaints(plain)) == [
         "test_paths.n is 0: take 1 or more",
         "test_paths.inner.n is 4: take 5 or more",
     ]
     assert not list(fields.complaints({"elsewhere.n": 0}))
 
 
-def test_what_has_no_number_where_one_belongs_is_told_and_no_crash():
+def test_text_in_place_of_a_number_is_a_complaint_and_no_crash():
     fields.declare("test_types", x=fields.Field((1.0, 2.0), fields.ascending()))
-    (told,) = fields.complaints({"test_types.x": [1.0, "two"]})
-    assert told == "test_types.x is [1.0, 'two']: it must hold numbers"
+    (message,) = fields.complaints({"test_types.x": [1.0, "two"]})
+    assert message == "test_types.x is [1.0, 'two']: it must hold numbers"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_no_number_of_a_config_may_be_infinite(value):
     """Also in a field that has no check of its own, and inside of lists."""
-    told = list(fields.complaints({"unknown.a": value, "b": [1.0, value]}))
-    assert len(told) == 2
-    assert all("it must be finite" in line for line in told)
+    plain = {"unknown.a": value, "b": [1.0, value]}
+    messages = list(fields.complaints(plain))
+    assert len(messages) == 2
+    assert all("it must be finite" in message for message in messages)
 
 
 def test_the_defaults_pass_their_own_checks():
@@ -135,8 +136,8 @@ WRONG = {
 def test_a_stages_field_is_checked_and_named_with_its_number(field):
     config = common.base()
     config.stages = (common.stage(), common.stage(**{field: WRONG[field]}))
-    (told,) = complaints(config)
-    assert told.startswith(f"stages[1].{field} is "), told
+    (message,) = complaints(config)
+    assert message.startswith(f"stages[1].{field} is "), message
 
 
 def test_all_fields_of_a_stage_are_checked_but_those_that_take_anything():
@@ -151,7 +152,7 @@ def test_all_fields_of_a_stage_are_checked_but_those_that_take_anything():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         ({"augment": {"flip": 7.0}}, "stages[0].augment.flip is 7.0: it must"),
         (
@@ -166,16 +167,16 @@ def test_all_fields_of_a_stage_are_checked_but_those_that_take_anything():
     ],
 )
 def test_what_a_stage_overrides_is_checked_as_the_whole_configs(
-    overrides, told
+    overrides, message
 ):
     config = common.base()
     config.stages = (common.stage(**overrides),)
     (found,) = complaints(config)
-    assert found.startswith(told)
+    assert found.startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("group", "told"),
+    ("group", "message"),
     [
         (
             common.group("^head/", rate=0.0),
@@ -188,11 +189,11 @@ def test_what_a_stage_overrides_is_checked_as_the_whole_configs(
         ),
     ],
 )
-def test_parameter_groups_are_checked(group, told):
+def test_parameter_groups_are_checked(group, message):
     config = common.base()
     rows = (common.group("a"), group)
     config.stages = (common.stage(param_groups=rows),)
-    assert complaints(config) == [told]
+    assert complaints(config) == [message]
 
 
 def test_a_stage_has_no_fields_but_its_own():

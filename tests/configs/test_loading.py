@@ -35,7 +35,7 @@ def refusal(override):
         ("stages[0].cutmix_alpha=0.5", "config.stages[0].mixing.cutmix_alpha?"),
     ],
 )
-def test_a_field_of_an_earlier_version_leads_to_the_one_of_today(earlier, now):
+def test_a_renamed_field_is_reported_with_its_new_name(earlier, now):
     assert refusal(earlier).endswith(f"did you mean {now}")
 
 
@@ -72,7 +72,7 @@ def test_the_fields_that_replace_them_can_be_set():
         ),
     ],
 )
-def test_a_misspelt_field_is_told_with_the_nearest(override, nearest):
+def test_a_misspelt_field_is_reported_with_the_nearest(override, nearest):
     assert f"did you mean {nearest}?" in refusal(override)
 
 

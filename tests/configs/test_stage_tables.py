@@ -99,11 +99,11 @@ def test_a_recipe_has_the_stages_of_its_table(name):
         for field, expected in zip(FIELDS, row, strict=True):
             if expected is None:  # The task does not mix.
                 continue
-            told = f"{field} of stage {index}"
+            message = f"{field} of stage {index}"
             if isinstance(expected, str):
-                assert found[field] == expected, told
+                assert found[field] == expected, message
             else:
-                assert found[field] == pytest.approx(expected), told
+                assert found[field] == pytest.approx(expected), message
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -57,7 +57,7 @@ def test_a_mistake_is_named_with_its_remedy(argv, parts):
         assert part in sentence
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_mistakes_are_reported_at_once():
     with pytest.raises(UserError) as caught:
         cli.parse(
             [
@@ -70,7 +70,7 @@ def test_all_mistakes_are_told_at_once():
                 "--config.stages[0].schedule=one_cicle",
             ]
         )
-    told = str(caught.value)
+    message = str(caught.value)
     for part in (
         "did you mean --workdir",
         "did you mean config.data.root",
@@ -79,8 +79,8 @@ def test_all_mistakes_are_told_at_once():
         "0 to 4",
         "stages[0].schedule is 'one_cicle'",
     ):
-        assert part in told
-    assert "\n" not in told
+        assert part in message
+    assert "\n" not in message
 
 
 def test_what_a_pretraining_would_ignore_is_refused():
@@ -143,7 +143,7 @@ def test_values_that_cannot_work_are_refused(override, words):
     assert words in str(caught.value)
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     with pytest.raises(UserError) as caught:
         cli.parse(
             [DEMO, "--config.data.fold=9", "--config.stages[0].epochs=-1"]

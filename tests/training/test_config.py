@@ -23,7 +23,7 @@ def test_the_recipes_own_fields_are_fine():
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"data__fold": 9}, "data.fold is 9: with 5 folds it runs from 0 to 4"),
         ({"task": "clasify"}, "task is 'clasify': choose one of classify, mae"),
@@ -31,13 +31,13 @@ def test_the_recipes_own_fields_are_fine():
         ({"eval__tta": ()}, "eval.tta is empty: name at least the view"),
     ],
 )
-def test_fields_that_do_not_go_together_are_named(fields, told):
+def test_fields_that_do_not_go_together_are_named(fields, message):
     (found,) = problems_of(**fields)
-    assert found.startswith(told)
+    assert found.startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         (
             {"batch_size": 64, "accumulate": 5},
@@ -60,14 +60,14 @@ def test_fields_that_do_not_go_together_are_named(fields, told):
         ({"mixing": {"alpha": 0.5}}, "mixing.alpha is no field of"),
     ],
 )
-def test_what_is_wrong_with_a_stage_is_told_with_its_number(fields, told):
+def test_a_mistake_in_a_stage_is_reported_with_its_number(fields, message):
     config = loading.load(DEMO)
     config.stages = (common.stage(), common.stage(**fields))
     (found,) = config_lib.problems(config)
-    assert found.startswith(f"stages[1].{told}")
+    assert found.startswith(f"stages[1].{message}")
 
 
-def test_what_is_no_sound_number_is_not_compared():
+def test_values_that_are_wrong_alone_are_not_compared():
     config = loading.load(DEMO)
     config.stages = (
         common.stage(accumulate=0, batch_size=1),
@@ -75,7 +75,7 @@ def test_what_is_no_sound_number_is_not_compared():
     )
     config.data.folds = 1
     found = list(config_lib.problems(config))
-    assert [told.partition(" ")[0] for told in found] == [
+    assert [message.partition(" ")[0] for message in found] == [
         "data.folds",
         "stages[0].accumulate",
         "stages[0].batch_size",
@@ -124,8 +124,8 @@ def test_differences_name_field_and_both_values():
 
 @pytest.mark.parametrize("name", ["num_classes", "dtype", "rngs", "remat"])
 def test_what_has_a_field_of_its_own_is_no_model_option(name):
-    (told,) = problems_of(model_options={name: 1})
-    assert told.startswith(f"model_options.{name} cannot be set")
+    (message,) = problems_of(model_options={name: 1})
+    assert message.startswith(f"model_options.{name} cannot be set")
 
 
 def test_epochs_scale_all_stages_in_proportion():

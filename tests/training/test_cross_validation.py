@@ -69,7 +69,7 @@ def replace(workdir, fold, split, **fields):
 
 
 def test_every_row_comes_from_the_model_that_did_not_see_it(whole):
-    told = cross_validation.join(arguments_in(whole))
+    message = cross_validation.join(arguments_in(whole))
     joined = read_logits(logits_path(whole, "val"))
     assert sorted(joined.ids) == [f"row{row:02}" for row in range(ROWS)]
     for fold in range(FOLDS):
@@ -80,7 +80,7 @@ def test_every_row_comes_from_the_model_that_did_not_see_it(whole):
         assert set(joined.fold[at]) == {fold}
     assert "val_fold" not in joined.metadata
     assert joined.metadata["fold_runs"] == ["fold-0", "fold-1", "fold-2"]
-    assert f"over {ROWS} rows" in told
+    assert f"over {ROWS} rows" in message
     assert artifacts.is_complete(whole)
 
 

@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 # ---- What is refused --------------------------------------------------------
 
 
-def test_a_feature_that_the_source_lacks_is_told_in_one_sentence(tmp_path):
+def test_a_feature_that_the_source_lacks_is_reported_in_one_sentence(tmp_path):
     features = {**IMAGE, "label": Kind.LABEL, "mask": Kind.MASK}
     with pytest.raises(UserError) as caught:
         open_data(tmp_path, features=features)
@@ -47,12 +47,12 @@ def test_a_feature_that_the_source_lacks_is_told_in_one_sentence(tmp_path):
     )
 
 
-def test_a_feature_of_another_kind_is_none(tmp_path):
+def test_a_feature_of_another_kind_does_not_count(tmp_path):
     with pytest.raises(UserError, match="has no label"):
         open_data(tmp_path, features={"label": Kind.MASK})
 
 
-def test_a_test_time_view_that_there_is_not_is_refused_at_once(tmp_path):
+def test_an_unknown_test_time_view_is_refused_at_once(tmp_path):
     config = digits()
     config.eval.tta = ("centre",)
     with pytest.raises(UserError, match="centre"):

@@ -235,9 +235,9 @@ def refusal(*rows):
     return str(caught.value)
 
 
-def test_a_pattern_that_matches_nothing_is_told_with_what_there_is():
-    told = refusal(common.group("^stem/"), common.group("^hed/", rate=2.0))
-    assert told == (
+def test_a_pattern_that_matches_nothing_is_reported_with_what_there_is():
+    message = refusal(common.group("^stem/"), common.group("^hed/", rate=2.0))
+    assert message == (
         "stages[1].param_groups has match '^hed/', which no parameter of the "
         "model has in its path; paths begin with head, stages, stem"
     )
@@ -245,11 +245,11 @@ def test_a_pattern_that_matches_nothing_is_told_with_what_there_is():
 
 def test_a_stage_in_which_nothing_learns_is_refused():
     assert "freezes every parameter" in refusal(common.group("", frozen=True))
-    told = refusal(
+    message = refusal(
         common.group(common.HEAD, frozen=True),
         common.group(common.ENCODER, frozen=True),
     )
-    assert told.startswith("stages[1].param_groups freezes every")
+    assert message.startswith("stages[1].param_groups freezes every")
 
 
 def test_rows_that_match_are_fine():

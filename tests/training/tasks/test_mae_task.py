@@ -179,5 +179,5 @@ def test_a_decoder_whose_heads_do_not_divide_it_is_refused():
 
 
 def test_something_is_hidden_and_something_is_left():
-    (told,) = config_lib.problems(small(mae_mask_ratio=1.0))
-    assert told == "mae.mask_ratio is 1.0: it must lie between 0 and 1"
+    (message,) = config_lib.problems(small(mae_mask_ratio=1.0))
+    assert message == "mae.mask_ratio is 1.0: it must lie between 0 and 1"

@@ -55,7 +55,7 @@ def test_every_task_has_its_name_and_a_metric():
         assert registry.check(config_of(name)) is task
 
 
-def test_a_task_that_there_is_not_is_told_with_those_that_there_are():
+def test_an_unknown_task_is_reported_with_the_known_ones():
     with pytest.raises(UserError, match=r"'clasify': choose one of classify"):
         registry.get("clasify")
 
@@ -70,8 +70,8 @@ def test_a_registered_task_is_found_and_checked(monkeypatch):
 
     assert registry.get("count") is Counting
     assert registry.names()[-1] == "count"
-    told = refusal(config_of("count", loss="focal"))
-    assert told == (
+    message = refusal(config_of("count", loss="focal"))
+    assert message == (
         "stages[1].loss has no effect on the count task: leave it out"
     )
 
@@ -79,16 +79,16 @@ def test_a_registered_task_is_found_and_checked(monkeypatch):
 @pytest.mark.parametrize("field", LOSS_FIELDS)
 def test_a_field_that_a_task_does_not_read_must_stay_as_it_is(field):
     change = {field: CHANGED[field]}
-    told = refusal(config_of("mae", **change))
-    assert f"stages[1].{field} has no effect on the mae task" in told
+    message = refusal(config_of("mae", **change))
+    assert f"stages[1].{field} has no effect on the mae task" in message
     assert registry.check(config_of("classify", **change)).name == "classify"
 
 
 def test_a_metric_that_the_task_does_not_measure_is_refused():
     config = config_of("mae")
     config.checkpoint.metric = "val_macro_f1"
-    told = refusal(config)
-    assert told == (
+    message = refusal(config)
+    assert message == (
         "checkpoint.metric is 'val_macro_f1': the mae task has val_loss"
     )
     config = config_of("classify")
@@ -99,9 +99,9 @@ def test_a_metric_that_the_task_does_not_measure_is_refused():
 def test_all_complaints_of_a_task_come_at_once():
     config = config_of("classify", loss="focall")
     config.checkpoint.metric = "val_f1"
-    told = refusal(config)
-    assert "stages[1].loss is 'focall': choose one of cross_entropy" in told
-    assert "checkpoint.metric" in told
+    message = refusal(config)
+    assert "stages[1].loss is 'focall': choose one of cross_entropy" in message
+    assert "checkpoint.metric" in message
 
 
 @pytest.mark.parametrize(
