@@ -208,45 +208,40 @@ class BatchNorm(nnx.Module):
         running.set_value(new)
 
 
-# Which part of a batch the layers see, and of how many parts.
-_PART: contextvars.ContextVar[tuple[jax.Array, int] | None] = (
-    contextvars.ContextVar("part", default=None)
+# Index and number of the microbatch that layers see; None for a whole batch.
+_MICROBATCH: contextvars.ContextVar[tuple[jax.Array, int] | None] = (
+    contextvars.ContextVar("microbatch", default=None)
 )
 
 
 @contextlib.contextmanager
-def part_of_batch(index: jax.Array, count: int) -> Iterator[None]:
-    """Tells layers that they see rows index, index + count, … of a batch.
-
-    Every row is then dropped as it would be in the whole batch.
+def microbatch(index: jax.Array, count: int) -> Iterator[None]:
+    """Layers drop rows index, index + count, … as in the whole batch.
 
     Args:
-      index: int32 [], which part; may be traced.
-      count: how many parts the batch has.
+      index: int32 [], of the microbatch that they see; may be traced.
+      count: of the batch's microbatches.
     """
-    token = _PART.set((index, count))
+    token = _MICROBATCH.set((index, count))
     try:
         yield
     finally:
-        _PART.reset(token)
+        _MICROBATCH.reset(token)
 
 
-def part_of_rows(rows: jax.Array, index: jax.Array, count: int) -> jax.Array:
+def take_microbatch(rows: jax.Array, index: jax.Array, count: int) -> jax.Array:
     """Rows index, index + count, … of `[B, ...]`: `[B / count, ...]`."""
     rows = rows.reshape(rows.shape[0] // count, count, *rows.shape[1:])
     return lax.dynamic_index_in_dim(rows, index, 1, keepdims=False)
 
 
-def _places(shape: tuple[int, ...]) -> jax.Array:
-    """Numbers the values `[b, ...]` of the rows that are seen: uint32.
-
-    As they are numbered in the whole batch, of which this may be a part.
-    """
-    index, count = _PART.get() or (0, 1)
+def _indices(shape: tuple[int, ...]) -> jax.Array:
+    """Index of each value `[b, ...]` in the whole batch, flat: uint32."""
+    index, count = _MICROBATCH.get() or (0, 1)
     rows = jnp.uint32(index) + count * jnp.arange(shape[0], dtype=jnp.uint32)
     width = math.prod(shape[1:])
-    places = rows[:, None] * width + jnp.arange(width, dtype=jnp.uint32)
-    return places.reshape(shape)
+    indices = rows[:, None] * width + jnp.arange(width, dtype=jnp.uint32)
+    return indices.reshape(shape)
 
 
 class Dropout(nnx.Module):
@@ -284,7 +279,7 @@ class Dropout(nnx.Module):
     def _draw(self, shape: tuple[int, ...]) -> jax.Array:
         """Uniform numbers, others at every call: float32 of `shape`."""
         key, count = self.stream.key, self.stream.count
-        numbers = counter_rng.uniform(key[...], _places(shape), count[...])
+        numbers = counter_rng.uniform(key[...], _indices(shape), count[...])
         # Not `count[...] += 1`, which traces a slice, a sum and a scatter.
         count.set_value(count[...] + 1)
         return numbers

@@ -3,7 +3,7 @@
 He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022,
 arXiv 2111.06377, carried over to networks with a feature pyramid as SimMIM
 (Xie et al., arXiv 2111.09886) and ConvNeXt V2 (Woo et al., arXiv 2301.00808)
-do: the map keeps its shape, and a learned token stands where pixels are
+do: the map keeps its shape, and a learned token replaces the pixels that are
 hidden. Images are hidden in units of the encoder's output stride (32 pixels),
 so that no cell of the last map sees both kinds of pixels directly.
 

@@ -2,7 +2,7 @@
 // head from queries to its part of the output while all of it is in cache.
 //
 // A window that the map cuts short has one key more, which stands for all of
-// its padding; window_attention.py tells why.
+// its padding; window_attention.py says why.
 
 #include <algorithm>
 #include <cmath>

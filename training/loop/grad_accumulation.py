@@ -63,9 +63,9 @@ def accumulate_grads(loss_of: LossOf, count: int) -> Callable[[Any, Any], Any]:
         def add(sums, index):
             # Rows index, index + count, ...: a device's rows stay with it.
             part = jax.tree.map(
-                lambda rows: layers.part_of_rows(rows, index, count), batch
+                lambda rows: layers.take_microbatch(rows, index, count), batch
             )
-            with layers.part_of_batch(index, count):
+            with layers.microbatch(index, count):
                 (value, aux), grads = whole(params, part)
             share = part["weight"].sum() / total
             sums = jax.tree.map(

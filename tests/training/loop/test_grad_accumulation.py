@@ -23,7 +23,7 @@ def test_a_row_is_dropped_alike_in_a_part_and_in_the_whole():
         found = np.zeros((12, 3))
         for index in range(parts):
             drop = layers.DropPath(0.5, rngs=nnx.Rngs(0))
-            with layers.part_of_batch(jnp.int32(index), parts):
+            with layers.microbatch(jnp.int32(index), parts):
                 found[index::parts] = drop(rows[index::parts])
         return found
 
