@@ -65,9 +65,7 @@ def create_model(
         )
     for key, value in overrides.items():
         default = getattr(config, key)
-        if isinstance(default, (int, float)) and not isinstance(
-            value, (int, float)
-        ):
+        if isinstance(default, (int, float)) and isinstance(value, str):
             raise UserError(
                 f"{name} has no option {key}={value!r}; give a number, or True "
                 "or False, as its default has"
