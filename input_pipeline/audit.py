@@ -26,7 +26,7 @@ from input_pipeline.sources.base import Examples, Source
 # A side so many times longer or shorter than the split's median is unusual.
 SIZE_FACTOR = 4.0
 
-# A crop sees less than this much of a longer image's sides.
+# Of a longer image, a crop shows less than a quarter.
 LONGEST_RATIO = 4.0
 
 # Medians of training and test images further apart are two kinds of images.
@@ -39,7 +39,7 @@ LOSSES = {
     "class too small": "cannot be divided into folds: training refuses",
 }
 
-# Problems to look at, and what they mean.
+# Problems to check by eye, and what they mean.
 DOUBTS = {
     "copy": "has the same pixels as another image of its split",
     "copy across splits": "is a test image with the pixels of a training image",
@@ -72,8 +72,8 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Look:
-    """What decoding an image tells: a reason why it fails, or its pixels'."""
+class _Decoded:
+    """Size and hash of an image's pixels, or the reason why it fails."""
 
     reason: str = ""
     width: int = 0
@@ -94,33 +94,33 @@ def audit(source: Source, folds: int) -> list[Finding]:
     splits = {"train": source.labelled}
     if source.test is not None:
         splits["test"] = source.test
-    looks = {
+    decoded = {
         split: list(
             parallel_scan.every_image(
-                _look, images, np.arange(len(images)), f"{split} images"
+                _inspect, images, np.arange(len(images)), f"{split} images"
             )
         )
         for split, images in splits.items()
     }
     found = [
-        *_bad(splits, looks),
-        *_small_classes(source, looks["train"], folds),
-        *_copies(splits, looks),
-        *_sizes(splits, looks),
+        *_bad(splits, decoded),
+        *_small_classes(source, decoded["train"], folds),
+        *_copies(splits, decoded),
+        *_sizes(splits, decoded),
         *_labels_alike(source),
     ]
     return sorted(found, key=lambda finding: finding.problem not in LOSSES)
 
 
-def _look(images: Examples, row: int) -> _Look:
+def _inspect(images: Examples, row: int) -> _Decoded:
     try:
         pixels = decode(images.read(row)["image"])
     except BadImage as error:
-        return _Look(reason=str(error))
+        return _Decoded(reason=str(error))
     height, width, _ = pixels.shape
     digest = hashlib.blake2b(f"{width} {height} ".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels))
-    return _Look("", width, height, digest.digest())
+    return _Decoded("", width, height, digest.digest())
 
 
 def _finding(
@@ -133,26 +133,28 @@ def _finding(
 
 
 def _bad(
-    splits: dict[str, Examples], looks: dict[str, list[_Look]]
+    splits: dict[str, Examples], decoded: dict[str, list[_Decoded]]
 ) -> Iterator[Finding]:
     problems = {"train": "bad training image", "test": "bad test image"}
-    for split, found in looks.items():
-        for row, look in enumerate(found):
-            if look.reason:
-                yield _finding(splits, split, row, problems[split], look.reason)
+    for split, found in decoded.items():
+        for row, image in enumerate(found):
+            if image.reason:
+                yield _finding(
+                    splits, split, row, problems[split], image.reason
+                )
 
 
 def _small_classes(
-    source: Source, looks: list[_Look], folds: int
+    source: Source, decoded: list[_Decoded], folds: int
 ) -> Iterator[Finding]:
     """Classes that a stratified split cannot or can hardly divide."""
     listed = Counter(source.labelled.labels.tolist())
     readable = Counter(
         label
-        for label, look in zip(
-            source.labelled.labels.tolist(), looks, strict=True
+        for label, image in zip(
+            source.labelled.labels.tolist(), decoded, strict=True
         )
-        if not look.reason
+        if not image.reason
     )
     for label, name in enumerate(source.classes):
         detail = f"class '{name}' has {readable[label]} images to train on"
@@ -165,15 +167,15 @@ def _small_classes(
 
 
 def _copies(
-    splits: dict[str, Examples], looks: dict[str, list[_Look]]
+    splits: dict[str, Examples], decoded: dict[str, list[_Decoded]]
 ) -> Iterator[Finding]:
     """Images of the same pixels, whatever their files look like."""
-    places = defaultdict(list)
-    for split, found in looks.items():
-        for row, look in enumerate(found):
-            if not look.reason:
-                places[look.digest].append((split, row))
-    for same in places.values():
+    rows_of = defaultdict(list)
+    for split, found in decoded.items():
+        for row, image in enumerate(found):
+            if not image.reason:
+                rows_of[image.digest].append((split, row))
+    for same in rows_of.values():
         (first_split, first), *others = same
         for split, row in others:
             images, original = splits[split], splits[first_split]
@@ -189,21 +191,23 @@ def _copies(
 
 
 def _sizes(
-    splits: dict[str, Examples], looks: dict[str, list[_Look]]
+    splits: dict[str, Examples], decoded: dict[str, list[_Decoded]]
 ) -> Iterator[Finding]:
     medians = {}
-    for split, found in looks.items():
+    for split, found in decoded.items():
         sizes = np.array(
-            [(look.width, look.height) for look in found if not look.reason]
+            [(image.width, image.height) for image in found if not image.reason]
         )
         if not len(sizes):
             continue
         median = medians[split] = np.median(sizes, axis=0)
-        for row, look in enumerate(found):
-            if look.reason:
+        for row, image in enumerate(found):
+            if image.reason:
                 continue
-            size = np.array([look.width, look.height])
-            detail = f"{look.width}x{look.height}, the median is {_by(median)}"
+            size = np.array([image.width, image.height])
+            detail = (
+                f"{image.width}x{image.height}, the median is {_by(median)}"
+            )
             if max(size) > LONGEST_RATIO * min(size):
                 yield _finding(splits, split, row, "long and narrow", detail)
             elif _factor(size, median) > SIZE_FACTOR:

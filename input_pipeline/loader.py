@@ -229,7 +229,7 @@ def _checked(
 
 
 def _chain(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
-    # One thread: it works while the device does, and Pillow lets go of the
+    # One thread: it works while the device does, and Pillow releases the
     # interpreter lock. More parallelism is what worker processes are for.
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     chain = batches.to_iter_dataset(read)
@@ -308,7 +308,7 @@ class _TrainBatch(_MakeBatch):
     def __call__(self, step: int) -> dict[str, Any]:
         positions = self.positions(step)
         rows = [self.sampler.row(position) for position in positions]
-        rngs = [generator(self.seed, AUGMENT, place) for place in positions]
+        rngs = [generator(self.seed, AUGMENT, number) for number in positions]
         batch, bad = self.load(np.array(rows, np.int32), rngs)
         return {**batch, "weight": (~bad).astype(np.float32)}
 

@@ -1,4 +1,4 @@
-"""Going through every image once, on all cores, saying how long it takes."""
+"""One pass over all images, on all cores, with progress on stderr."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from input_pipeline.sources.base import Examples
 
 T = TypeVar("T")
 
-# Without a word for longer than this, a person thinks that it hangs.
+# Silent for longer than this, a program seems to hang.
 _SILENCE_SECONDS = 5.0
 
 
 def every_image(
-    what: Callable[[Examples, int], T],
-    images: Examples,
+    function: Callable[[Examples, int], T],
+    examples: Examples,
     rows: np.ndarray,
     title: str,
 ) -> Iterator[T]:
-    """Yields `what(images, row)` for every row, in order.
+    """Yields `function(examples, row)` for every row, in order.
 
-    In threads, as Pillow lets go of the interpreter lock. How far it is and
-    how long it will take is told on stderr: by a bar on a terminal, elsewhere
-    by a line every few seconds; not at all if it is done sooner.
+    In threads, as Pillow releases the interpreter lock. Progress and the time
+    left go to stderr: a bar on a terminal, elsewhere a line every few seconds,
+    nothing if it is done sooner.
 
     Args:
-      what: called in a thread.
-      images: the images.
+      function: called in a thread.
+      examples: its first argument.
       rows: int `[N]`.
-      title: what the person waits for.
+      title: of the work, for the progress.
     """
     with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
-        # In portions, for the pool queues everything that it is handed.
+        # In portions, as the pool queues all that it is given.
         answers = (
             answer
             for portion in np.array_split(rows, len(rows) // 1024 + 1)
             for answer in pool.map(
-                functools.partial(what, images), portion.tolist()
+                functools.partial(function, examples), portion.tolist()
             )
         )
-        yield from _told(answers, len(rows), title)
+        yield from _with_progress(answers, len(rows), title)
 
 
-def _told(answers: Iterator[T], total: int, title: str) -> Iterator[T]:
+def _with_progress(answers: Iterator[T], total: int, title: str) -> Iterator[T]:
     if sys.stderr.isatty():
         # Here, for loader processes import this module and draw no bar.
         from rich import progress

@@ -16,7 +16,7 @@
 
 namespace {
 
-// ITU-R 601 luminance in 16 binary places, rounded.
+// ITU-R 601 luminance with 16 fractional bits, rounded.
 inline uint32_t Grey(uint32_t pixel) {
   return (Red(pixel) * 19595 + Green(pixel) * 38470 + Blue(pixel) * 7471 +
           0x8000) >> 16;
@@ -53,7 +53,7 @@ void sextet_histograms(const uint32_t* image, int64_t count,
 
 // ---- Colours ---------------------------------------------------------------
 
-// Replaces every value by that of a table, [256]. The next channel's begins
+// Reindices every value by that of a table, [256]. The next channel's begins
 // `step` values on.
 void sextet_look_up(const uint32_t* image, int64_t count,
                     const uint8_t* table, int step, uint32_t* result) {
@@ -121,7 +121,7 @@ void sextet_hue(const uint32_t* image, int64_t count, int shift,
                 const uint8_t* hues, const uint32_t* deductions,
                 uint32_t* result) {
   constexpr int kAtOnce = 512;
-  int32_t places[kAtOnce], spreads[kAtOnce];
+  int32_t indices[kAtOnce], spreads[kAtOnce];
   for (int64_t begin = 0; begin < count; begin += kAtOnce) {
     const int many = std::min<int64_t>(kAtOnce, count - begin);
     const uint32_t* from = image + begin;
@@ -134,12 +134,12 @@ void sextet_hue(const uint32_t* image, int64_t count, int shift,
       const int middle = red + green + blue - high - 2 * low;
       const int order = 3 * (green >= blue) + (red >= green) + (red >= blue);
       spreads[i] = (high - low) << 8;
-      places[i] = order << 16 | spreads[i] | middle;
+      indices[i] = order << 16 | spreads[i] | middle;
       to[i] = high * 0x010101;
     }
     // None borrows, as the spread is never above the highest.
     for (int i = 0; i < many; ++i) {
-      const int turned = (hues[places[i]] + shift) & 255;
+      const int turned = (hues[indices[i]] + shift) & 255;
       to[i] -= deductions[spreads[i] | turned];
     }
   }

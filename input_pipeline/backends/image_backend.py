@@ -25,7 +25,7 @@ def resized(
     box: tuple[float, float, float, float] | None = None,
     mirrored: bool = False,
 ) -> AnyImage:
-    """Shows a part of an image: see `pillow.resized`."""
+    """Resizes a part of an image: see `pillow.resized`."""
     return _for_size(size).resized(image, size, crop, box, mirrored)
 
 
@@ -35,7 +35,7 @@ def resized_mask(
     box: tuple[float, float, float, float],
     mirrored: bool = False,
 ) -> np.ndarray:
-    """Shows a part of a mask: see `pillow.resized_mask`."""
+    """Resizes a part of a mask: see `pillow.resized_mask`."""
     return _for_size(size).resized_mask(mask, size, box, mirrored)
 
 

@@ -27,7 +27,7 @@ void CopyMoved(const Pixel* image, int width, int height, int x, int y,
 template <typename Pixel>
 void Affine(const Pixel* image, int width, int height, const double* matrix,
             Pixel fill, Pixel* result) {
-  const auto fixed = [](double value) {  // with 16 binary places
+  const auto fixed = [](double value) {  // with 16 fractional bits
     return static_cast<int>(std::floor(value * 65536.0 + 0.5));
   };
   const int x_by_x = fixed(matrix[0]), x_by_y = fixed(matrix[1]);
@@ -59,10 +59,10 @@ std::vector<int> Nearest(int old_size, float low, float high, int new_size) {
   std::vector<int> found(new_size);
   // Summed up pixel by pixel, as Pillow does: the last bits count.
   const double step = static_cast<double>(high - low) / new_size;
-  double place = low + step * 0.5;
+  double position = low + step * 0.5;
   for (int& nearest : found) {
-    nearest = place < 0 || place >= old_size ? -1 : static_cast<int>(place);
-    place += step;
+    nearest = position < 0 || position >= old_size ? -1 : static_cast<int>(position);
+    position += step;
   }
   return found;
 }

@@ -20,15 +20,15 @@ def resized(
     box: tuple[float, float, float, float] | None = None,
     mirrored: bool = False,
 ) -> Image.Image:
-    """Shows a part of an image, smoothed where it becomes smaller.
+    """Resizes a part of an image, smoothed where it becomes smaller.
 
     Args:
       image: mode RGB, or uint8 `[H, W, 3]`.
       size: side of the result in pixels.
-      crop: left, top, right, bottom of what may be seen; None: everything.
+      crop: left, top, right, bottom of what is used; None: everything.
       box: the same of what is shown, in pixels of the crop; None: all of it.
         Pixels of the crop beyond it are smoothed into its border.
-      mirrored: whether left and right change places.
+      mirrored: whether it is flipped left to right.
     """
     if isinstance(image, np.ndarray):
         left, top, right, bottom = crop or (0, 0, *image.shape[1::-1])
@@ -49,13 +49,13 @@ def resized_mask(
     box: tuple[float, float, float, float],
     mirrored: bool = False,
 ) -> np.ndarray:
-    """Shows a part of a mask: each pixel the nearest one.
+    """Resizes a part of a mask by nearest neighbour.
 
     Args:
       mask: uint8 `[H, W]`.
       size: side of the result in pixels.
       box: left, top, right, bottom of what is shown.
-      mirrored: whether left and right change places.
+      mirrored: whether it is flipped left to right.
     """
     image = Image.fromarray(mask)
     image = image.resize((size, size), Image.Resampling.NEAREST, box)
@@ -114,7 +114,7 @@ def affine(image: Image.Image, matrix: pixel_math.Matrix) -> Image.Image:
 
 
 def look_up(image: Image.Image, table: np.ndarray) -> Image.Image:
-    """Replaces every value by the table's, uint8 `[256]` or `[3, 256]`."""
+    """Reindices every value by the table's, uint8 `[256]` or `[3, 256]`."""
     values = table.ravel().tolist()
     if table.ndim == 1:
         values *= 3
@@ -181,16 +181,16 @@ def hue(image: Image.Image, shift: float) -> Image.Image:
     order += (red >= green).view(np.uint8)
     order += (red >= blue).view(np.uint8)
 
-    # Bytes written into the places of an integer are an index at no cost.
+    # Bytes of an integer, written one by one, are an index at no cost.
     index = np.zeros((len(red), 8), np.uint8)
-    places = index.view("<i8").ravel()
+    indices = index.view("<i8").ravel()
     index[:, 0], index[:, 1], index[:, 2] = middle, high - low, order
-    turned = hues.take(places)
+    turned = hues.take(indices)
     turned += np.uint8(pixel_math.hue_steps(shift))
     index[:, 0], index[:, 2] = turned, 0
     # Four bytes at once; none borrows, as the spread is never above high.
     pixels = high * np.uint32(0x01010101)
-    pixels -= deductions.take(places)
+    pixels -= deductions.take(indices)
     return Image.frombytes("RGB", image.size, pixels, "raw", "RGBX")
 
 

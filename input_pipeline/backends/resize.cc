@@ -1,4 +1,4 @@
-// Pillow's resize by the triangle filter, and its nearest neighbour, to the bit: see cpp.py.
+// Pillow's resize by the triangle filter, to the bit: see cpp.py.
 
 #include <algorithm>
 #include <cmath>
@@ -67,7 +67,7 @@ struct Weights {
 };
 
 // The weights of a pixel are at least 0 and add up to 1, but for rounding:
-// what comes out lies between 0 and 255.
+// results are between 0 and 255.
 struct Sums {
   Vector red = Vector{} + kHalf, green = red, blue = red;
 
@@ -111,7 +111,7 @@ struct Source {
   int64_t bytes_a_row;
   int bytes_a_pixel;
 
-  // Copies pixels `begin` to `end` of a row to every `step`-th place.
+  // Copies pixels `begin` to `end` of a row to every `step`-th element.
   void Copy(int y, int begin, int end, int step, uint32_t* to) const {
     const uint8_t* from =
         pixels + y * bytes_a_row + static_cast<int64_t>(begin) * bytes_a_pixel;
@@ -128,7 +128,7 @@ struct Source {
 };
 
 // Changes the width of `rows` rows from `first` on, `kLanes` of them at a time,
-// with the pixels that stand above each other side by side.
+// with pixels of one column side by side.
 void Across(const Source& source, int first, int rows, const Weights& weights,
             bool mirrored, Image& result) {
   const int width = weights.first.size();

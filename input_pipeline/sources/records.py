@@ -46,7 +46,7 @@ from input_pipeline.sources.base import Examples, Source
 INDEX = "records.json"
 VERSION = 1
 
-# Photos in one shard, at the most, unless told otherwise.
+# Photos in one shard, at the most, by default.
 ROWS_PER_SHARD = 10_000
 
 _SAMPLE = "sample_submission.csv"

@@ -58,7 +58,7 @@ def open_tfds(data: Any) -> Source:
     test = None
     if data.tfds_split_test:
         test = _examples(data, builder, data.tfds_split_test)
-        # A test split's labels are for nobody to see before the end.
+        # A test split's labels must not reach training.
         test = dataclasses.replace(test, labels=np.full_like(test.labels, -1))
     return Source(
         name=data.source,

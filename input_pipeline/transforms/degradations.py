@@ -146,7 +146,7 @@ def sample_holes(
     """Draws the rectangles of `coarse_dropout`.
 
     `HOLES` in number, each side uniform in `HOLE_SIDES` of the image's, the
-    place uniform among those wholly inside.
+    position uniform among those wholly inside.
 
     Returns:
       int `[n, 4]`, left, top, right, bottom.

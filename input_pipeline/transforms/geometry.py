@@ -152,7 +152,7 @@ def resized_crop(
       image: from `open_sized`.
       size: side of the result in pixels.
       crop: left, top, right, bottom, of the image in full.
-      mirrored: whether left and right change places.
+      mirrored: whether it is flipped left to right.
 
     Raises:
       BadImage: the pixel data is damaged or cut off.
@@ -186,7 +186,7 @@ def resized_mask(
       image_size: width and height of the image, the right way up.
       size: side of the result in pixels.
       box: what is shown.
-      mirrored: whether left and right change places.
+      mirrored: whether it is flipped left to right.
 
     Raises:
       BadImage: the mask cannot be read, or is of another size than its image.

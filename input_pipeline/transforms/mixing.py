@@ -223,8 +223,8 @@ def mix(
       mixing: what to draw.
       key: a JAX random key.
       weight: of the examples; one is left unmixed where its own or its
-        partner's weight is 0, so that no label stands for an image that could
-        not be read.
+        partner's weight is 0, so that an image that could not be read leaves
+        no trace in a label.
 
     Returns:
       The features, of the same shapes.

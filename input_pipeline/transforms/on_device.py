@@ -63,7 +63,7 @@ def _blend(images: jax.Array, base: jax.Array | float, factor: jax.Array):
 
 
 def _grey(images: jax.Array) -> jax.Array:
-    """Pillow's grey, int32 `[B, H, W, 1]`: luminance in 16 binary places."""
+    """Pillow's grey, int32 `[B, H, W, 1]`: 16-bit luminance."""
     red, green, blue = _channels(images.astype(jnp.int32))
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
