@@ -209,9 +209,11 @@ def test_photos_with_an_image_of_two_labels_are_found(shared_data, data_config):
     """The sample photos have three such pairs."""
     source = open_source(data_config(root=str(shared_data / "photos16")))
     rows = np.isin(source.labelled.ids, ["448", "4442", "589", "4682"])
-    looks = [audit._look(source.labelled, row) for row in np.flatnonzero(rows)]
+    inspected = [
+        audit._inspect(source.labelled, row) for row in np.flatnonzero(rows)
+    ]
     labels = source.labelled.labels[rows]
-    assert len({look.digest for look in looks}) == 2
+    assert len({image.digest for image in inspected}) == 2
     assert len(set(labels.tolist())) > 1
 
 
