@@ -210,7 +210,7 @@ def start(arguments: cli.Arguments) -> None:
             code = cross_validation.train_all_folds(arguments, train)
         else:
             code = train(arguments, resources)
-        if code:  # What fails from now on is told, and does not change it.
+        if code:  # Errors while closing are printed and do not change it.
             sys.exit(code)
 
 

@@ -287,7 +287,7 @@ class Side:
 
     def send(self, kind: str, batch: int, steps: int) -> None:
         """Asks for some steps of a kind of work: a method of the worker."""
-        # One whose process died is told about by `receive`.
+        # `receive` reports a process that died.
         with contextlib.suppress(OSError):
             self._orders.send((kind, batch, steps))
 

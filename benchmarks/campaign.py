@@ -30,6 +30,7 @@ from benchmarks import pairs
 from configs import loading
 from core.errors import UserError, exit_on_user_error
 from training.loop import stages
+from training.tasks import registry
 
 RECIPES = (
     "miniconvnext",
@@ -107,7 +108,8 @@ def cost_of(
       UserError: the recipe's network was not measured.
     """
     config = loading.load(str(pairs.ROOT / "configs" / f"{recipe}.py"))
-    network = config.model + (" mae" if config.task == "mae" else "")
+    classifies = registry.get(config.task).learns_labels
+    network = config.model if classifies else f"{config.model} {config.task}"
     ours = measured.get(network, {}).get("ours", {})
     if not ours.get("train"):
         raise UserError(
@@ -127,7 +129,7 @@ def cost_of(
         # Loading overlaps the step; what is left over is waited for.
         waiting += max(0.0, images / given["input_images_per_s"] - seconds)
     evaluations = sum(math.ceil(s.steps / s.eval_every) for s in plan)
-    views = len(config.eval.tta) if config.task == "classify" else 0
+    views = len(config.eval.tta) if classifies else 0
     looked_at = evaluations * PHOTOS["validation"]
     looked_at += views * (PHOTOS["validation"] + PHOTOS["test"])
     slowest = min(evaluation, given["decode_images_per_s"])

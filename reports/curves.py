@@ -148,7 +148,7 @@ def rate_chart(histories: Sequence[History]) -> list[Chart]:
     train, lines = _train(histories), []
     names = [n for n in _names(train) if n.startswith("learning_rate")]
     for number, name in enumerate(names):
-        # The lines of groups of parameters are told apart by their dash.
+        # Parameter groups after the first have dashed lines.
         colour = "var(--accent)" if number else "var(--second)"
         label = name.replace("_", " ")
         dashed = number > 1

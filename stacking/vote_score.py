@@ -6,7 +6,7 @@ import numpy as np
 
 from metrics import classification
 
-# Votes of the same macro-F1 are told apart by their log-loss. On a few
+# Log-loss breaks ties between votes of the same macro-F1. On a few
 # hundred rows most weights tie, and the likelier vote is the safer one.
 TIE_BREAK = 1e-6
 
