@@ -1,7 +1,9 @@
 """Convolutions, as nnx.Conv calls them.
 
 XLA's CPU backend uses one thread for a dense convolution inside of a larger
-program. Where nothing asks for gradients, it is in C++ (conv.cc).
+program. Where nothing asks for gradients, it is in C++ (conv.cc). A map of
+fewer places than the kernel has XLA takes for the kernel, and convolves fifty
+times slower than the matrix product that it is here.
 """
 
 from __future__ import annotations
@@ -76,6 +78,10 @@ def conv_general_dilated(
         and pads == ((0, 0), (0, 0))
     ):
         return _conv_by_patches(images, kernel)
+    if regular and feature_group_count == 1 and dispatch.for_cpu("conv"):
+        rows, columns = _output_size(images, kernel, stride, pads)
+        if 0 < rows * columns <= height * width:
+            return _conv_by_windows(images, kernel, stride, pads)
     if (
         regular
         and feature_group_count == 1
@@ -109,6 +115,37 @@ def _conv_by_patches(images: jax.Array, kernel: jax.Array) -> jax.Array:
     return x.reshape(batch, h, w, outputs)
 
 
+def _conv_by_windows(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> jax.Array:
+    """One matrix over all windows, which are copied side by side."""
+    size, _, inputs, outputs = kernel.shape
+    height, width = _output_size(images, kernel, stride, pads)
+    x = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+    shifted = [
+        x[
+            :,
+            row : row + (height - 1) * stride + 1 : stride,
+            column : column + (width - 1) * stride + 1 : stride,
+        ]
+        for row in range(size)
+        for column in range(size)
+    ]
+    x = jnp.concatenate(shifted, -1)  # [B, h, w, k k I]
+    x = x.reshape(-1, size * size * inputs) @ kernel.reshape(-1, outputs)
+    return x.reshape(-1, height, width, outputs)
+
+
+def _output_size(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> tuple[int, int]:
+    height, width = (
+        max(0, (length + low + high - kernel.shape[0]) // stride + 1)
+        for length, (low, high) in zip(images.shape[1:3], pads, strict=True)
+    )
+    return height, width
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dense_conv(
     images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
@@ -133,12 +170,8 @@ def _in_cpp(
 
 @functools.partial(jax.jit, static_argnames=("stride", "pads"))  # Traced once.
 def _cpp(images, kernel, *, stride, pads):
-    size = kernel.shape[0]
-    height, width = (
-        max(0, (length + low + high - size) // stride + 1)
-        for length, (low, high) in zip(images.shape[1:3], pads, strict=True)
-    )
-    shape = (images.shape[0], height, width, kernel.shape[3])
+    size = _output_size(images, kernel, stride, pads)
+    shape = (images.shape[0], *size, kernel.shape[3])
     return dispatch.call(
         "sextet_conv",
         jax.ShapeDtypeStruct(shape, jnp.float32),
