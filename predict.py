@@ -4,14 +4,16 @@
 
 Needs the run folder alone: neither the training photos nor a cache. A photo
 that cannot be read is reported, and the others go on. Exit codes: 0 all photos
-were predicted; 1 some could not be read; 2 a mistake in the command.
+were predicted; 1 some could not be read; 2 a mistake in the command; 141 stdout
+is a pipe that was closed, as by `head`.
 """
 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from core import hardware, signals
+    from core import hardware, output, signals
 
+    output.install(results=True)
     hardware.keep_freed_memory()  # Before there is any other thread.
     signals.install()  # And before the imports below, which take seconds.
 

@@ -6,15 +6,16 @@
 Without a `data.root` it trains on the digits inside scikit-learn. Run the
 same command again to continue where a run was stopped. Exit codes: 0 done;
 2 a mistake in the command or the data, or a full disk; 75 something is missing
-for now (a bucket, another process), try again; 130 and 143 stopped by Ctrl-C or
-SIGTERM, with what was done saved.
+for now (a bucket, another process), try again; 130, 143 and 129 stopped by
+Ctrl-C, SIGTERM or SIGHUP, with what was done saved.
 """
 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from core import hardware, signals
+    from core import hardware, output, signals
 
+    output.install()
     hardware.keep_freed_memory()  # Before there is any other thread.
     signals.install()  # And before the imports below, which take seconds.
 

@@ -32,7 +32,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import IO
 
-from core import atomic_files, signals
+from core import atomic_files, output, signals
 
 FLAGS = (
     "-O3",
@@ -164,7 +164,10 @@ class Library:
 
 def compiler() -> list[str] | None:
     """Returns the compiler's command: $CXX, or c++; None without one."""
-    words = shlex.split(os.environ.get("CXX") or "c++")
+    try:
+        words = shlex.split(os.environ.get("CXX") or "c++")
+    except ValueError:  # A quote that is not closed.
+        return None
     found = shutil.which(words[0]) if words else None
     return None if found is None else [found, *words[1:]]
 
@@ -193,7 +196,7 @@ def _cache_key(
 def _processor() -> str:
     """Describes the processor: machines may share a cache folder."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     wanted = ("model name", "flags", "Features", "CPU part")
@@ -239,16 +242,19 @@ def _run_together(commands: Sequence[Sequence[str | Path]]) -> None:
       RuntimeError: one of them failed; with the first lines of its output.
     """
     compilers = []
-    with tempfile.TemporaryFile("w+") as output:
+    # Compilers quote in UTF-8, or in the locale's encoding, and name files.
+    with tempfile.TemporaryFile(
+        "w+", encoding="utf-8", errors="backslashreplace"
+    ) as said:
         try:
             for command in commands:
-                compilers.append(_start(command, output))
+                compilers.append(_start(command, said))
             failed = [one for one in compilers if one.wait(TIMEOUT)]
         finally:
             _kill(compilers)
             _running.difference_update(compilers)
-        output.seek(0)
-        lines = output.read().splitlines()
+        said.seek(0)
+        lines = said.read().splitlines()
     if failed:
         command = shlex.join(map(str, failed[0].args))
         raise RuntimeError(_explain(command, failed[0].returncode, lines))
@@ -265,7 +271,7 @@ def _explain(command: str, code: int, lines: Sequence[str]) -> str:
     return "\n".join([f"exit code {code} of {command}", *shown])
 
 
-def _start(command: Sequence[str | Path], output: IO[str]) -> subprocess.Popen:
+def _start(command: Sequence[str | Path], said: IO[str]) -> subprocess.Popen:
     with _starting:
         if _ending:
             raise RuntimeError("this process is about to end")
@@ -273,8 +279,8 @@ def _start(command: Sequence[str | Path], output: IO[str]) -> subprocess.Popen:
         compiler = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=said,
+            stderr=said,
             process_group=0,
         )
         _running.add(compiler)
@@ -334,4 +340,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    output.install()
+    signals.install()
     sys.exit(main())

@@ -1,18 +1,22 @@
-"""SIGINT (Ctrl-C) and SIGTERM (preemption), whatever the process is doing.
+"""Signals that ask a process to stop, whatever it is doing.
 
-Every package may import this module. It imports nothing heavy: a command calls
-`install` before its own imports.
+SIGINT (Ctrl-C), SIGTERM (preemption, `timeout`) and SIGHUP (a closed
+terminal). Every package may import this module. It imports nothing heavy: a
+command calls `install` before its own imports.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from core import atomic_files
 
@@ -20,29 +24,104 @@ from core import atomic_files
 # longer, as a compilation may, is given up. Schedulers send SIGKILL after 30 s.
 SECONDS_TO_STOP = 25.0
 
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+# A Ctrl-C so long after the last one was answered is a new wish. Below it,
+# signals are a burst: schedulers and `timeout` signal a process and its group,
+# a terminal every process in it, and a key that is held repeats.
+SECONDS_OF_A_BURST = 1.0
+
+_NAMES = {
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGHUP: "SIGHUP",
+}
+STOP_SIGNALS = frozenset(_NAMES)
+
+
+# ---- What a signal means ----------------------------------------------------
+
+
+class Stop(NamedTuple):
+    """What signals have asked of a loop so far.
+
+    Attributes:
+      number: of the first signal; 0 until one comes.
+      since: when it came, in seconds.
+      told: when a person was told that another Ctrl-C stops at once; None if
+        nobody was.
+    """
+
+    number: int = 0
+    since: float = 0.0
+    told: float | None = None
+
+    def seconds_left(self, now: float) -> float | None:
+        """Returns the time until the loop is given up; None without a stop."""
+        if not self.number:
+            return None
+        return max(self.since + SECONDS_TO_STOP - now, 0.0)
+
+
+class Action(enum.Enum):
+    """What to do about a signal."""
+
+    SAVE = "ask the loop to save and stop"
+    TELL = "tell that another Ctrl-C stops at once"
+    IGNORE = "nothing: it belongs to a wish that is being fulfilled"
+    EXIT = "stop at once"
+
+
+def decide(stop: Stop, number: int, now: float) -> tuple[Stop, Action]:
+    """Decides what a signal means while a loop can save.
+
+    One wish to stop may come as several signals, so repeated ones shorten
+    nothing: only a person who was told of it, a second ago or more, stops the
+    saving, and only by Ctrl-C.
+
+    Args:
+      stop: what was asked for before.
+      number: of the signal.
+      now: in seconds, of a clock that never goes back.
+
+    Returns:
+      What is asked for now, and what to do.
+    """
+    by_hand = number == signal.SIGINT
+    if not stop.number:
+        return Stop(number, now, now if by_hand else None), Action.SAVE
+    if not by_hand:
+        return stop, Action.IGNORE
+    if stop.told is None:
+        return stop._replace(told=now), Action.TELL
+    if now - stop.told < SECONDS_OF_A_BURST:
+        return stop, Action.IGNORE
+    return stop, Action.EXIT
+
+
+# ---- Handlers ---------------------------------------------------------------
 
 # Wake-up pipe: the system writes each signal's number; None before `install`.
 _pipe: int | None = None
 _deferring: StopSignals | None = None
+_deciding = threading.Lock()
 _cleanups: list[Callable[[], None]] = []
 
 
 def install() -> None:
-    """Installs handlers with which SIGINT and SIGTERM end the process at once.
+    """Installs handlers with which a signal ends the process at once.
 
-    With exit code 130 or 143 (as a shell reports those signals), one line and
-    no traceback. File writes are atomic, so nothing on disk is half written;
-    temporary files are removed. A thread does it, because Python runs no
-    signal handler before a long call into compiled code (a compilation, a
-    booster's fit) has returned.
+    With exit code 130, 143 or 129 (as a shell reports SIGINT, SIGTERM and
+    SIGHUP), one line and no traceback. A signal that was ignored at the start,
+    as after `nohup`, stays ignored. File writes are atomic, so nothing on disk
+    is half written; temporary files are removed. A thread does it, because
+    Python runs no signal handler before a long call into compiled code (a
+    compilation, a booster's fit) has returned.
 
     To be called once, in the main thread.
     """
     global _pipe
     reading, _pipe = os.pipe()
     os.set_blocking(_pipe, False)
-    for number in _NAMES:
+    for number in STOP_SIGNALS:
         # As the shell does for what it starts in the background.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _in_main_thread)
@@ -65,23 +144,34 @@ def run_cleanups() -> None:
 
 
 def exit_code(number: int) -> int:
-    """Returns what a shell reports: 130 for SIGINT, 143 for SIGTERM."""
+    """Returns what a shell reports, such as 130 for SIGINT."""
     return 128 + number
 
 
 class StopSignals:
-    """Defers the first signal, so that a loop can save and stop in order.
+    """Defers signals, so that a loop can save and stop in order.
 
-    A reusable context manager. A second signal ends the process at once, and
-    so does a stop that takes longer than `SECONDS_TO_STOP`. Without `install`,
-    signals keep Python's default behaviour and nothing is deferred.
-
-    Attributes:
-      received: number of the first signal; 0 until one comes.
+    A reusable context manager; `decide` says what further signals mean, also
+    after the context, for what is left to do until the process ends. A stop
+    that takes longer than `SECONDS_TO_STOP` ends the process at once. Without
+    `install`, signals keep Python's default behaviour and nothing is deferred.
     """
 
     def __init__(self):
-        self.received = 0
+        self._stop = Stop()
+
+    @property
+    def received(self) -> int:
+        """Number of the first signal; 0 until one comes."""
+        return self._stop.number
+
+    def agree(self, number: int) -> None:
+        """Notes a stop that another process was asked for.
+
+        The same wish may then still reach this process as a signal.
+        """
+        if not self.received:
+            self._stop = Stop(number, time.monotonic())
 
     def __enter__(self) -> StopSignals:
         global _deferring
@@ -90,7 +180,20 @@ class StopSignals:
 
     def __exit__(self, *exception) -> None:
         global _deferring
-        _deferring = None
+        with _deciding:
+            if not self.received:
+                _deferring = None
+
+    def _handle(self, number: int) -> None:
+        self._stop, action = decide(self._stop, number, time.monotonic())
+        if action is Action.EXIT:
+            _end(number)
+        if action is Action.TELL or (
+            action is Action.SAVE and number == signal.SIGINT
+        ):
+            _say("saving; Ctrl-C again to stop at once")
+        elif action is Action.SAVE:
+            _say(f"{_NAMES[number]}: saving")
 
 
 def _in_main_thread(number: int, frame) -> None:
@@ -102,29 +205,36 @@ def _in_main_thread(number: int, frame) -> None:
 
 
 def _listen(pipe: int) -> None:
-    received, seconds_left = 0, None
     while True:
-        ready, _, _ = select.select([pipe], [], [], seconds_left)
+        with _deciding:
+            stop = Stop() if _deferring is None else _deferring._stop
+        left = stop.seconds_left(time.monotonic())
+        ready, _, _ = select.select([pipe], [], [], left)
         if not ready:
             _end(
-                received, f"; the step took longer than {SECONDS_TO_STOP:.0f} s"
+                stop.number,
+                f"; the step took longer than {SECONDS_TO_STOP:.0f} s",
             )
         for number in os.read(pipe, 64):
-            if number not in _NAMES:
+            if number not in STOP_SIGNALS:
                 continue
-            loop = _deferring  # Read once: the main thread may reset it.
-            if received or loop is None:
-                _end(number)
-            received, seconds_left = number, SECONDS_TO_STOP
-            loop.received = number
+            with _deciding:
+                if _deferring is None:
+                    _end(number)
+                _deferring._handle(number)
 
 
 def _end(number: int, how: str = "") -> None:
     run_cleanups()
-    text = f"stopped by {_NAMES[number]}{how}\n"
-    if sys.stderr.isatty():
-        text = "\x1b[?25h\n" + text  # A progress line hides the cursor.
+    _say(f"stopped by {_NAMES[number]}{how}", end=True)
+    os._exit(exit_code(number))
+
+
+def _say(text: str, end: bool = False) -> None:
+    text += "\n"
+    if sys.stderr is not None and sys.stderr.isatty():
+        # After the echo of ^C; a progress line hides the cursor.
+        text = ("\x1b[?25h" if end else "") + "\n" + text
     with contextlib.suppress(OSError):  # stderr may be a closed pipe.
         # Not by print: the main thread may hold the stream's lock.
         os.write(2, text.encode())
-    os._exit(exit_code(number))

@@ -24,8 +24,9 @@ digits that ship inside scikit-learn.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from core import signals
+    from core import output, signals
 
+    output.install()
     signals.install()  # First of all: the imports below take seconds.
 
 import os

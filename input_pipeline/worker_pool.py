@@ -15,7 +15,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-from core import atomic_files
+from core import atomic_files, signals
 from core.errors import UserError
 
 
@@ -65,18 +65,19 @@ def _load(path: Path) -> Callable[[int], Any]:
 
 @contextlib.contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """Processes that start inside ignore Ctrl-C and SIGTERM.
+    """Processes that start inside ignore Ctrl-C, SIGTERM and SIGHUP.
 
     In a terminal, or from a scheduler, these reach every process of a job;
     the one that trains then finishes its step, for which it needs its
     loaders. A signal that is blocked here stays blocked in a child from its
     first moment on; other threads of this process receive it meanwhile.
     """
-    # Starting the tracker, which a worker's start may do, would unblock them.
-    resource_tracker.ensure_running()
-    stops = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
     try:
+        # Starting the tracker, which a worker's start may do, would unblock
+        # some of them. The tracker itself would end by SIGHUP.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

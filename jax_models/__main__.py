@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from core import output, signals
+
+    output.install(results=True)
+    signals.install()  # First of all: the imports below take seconds.
+
 import argparse
 
 import jax_models
+from core.errors import exit_on_user_error
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Prints the table."""
     argparse.ArgumentParser(
         prog="python -m jax_models",
         description="Prints every model's parameters and multiply-adds.",
     ).parse_args()
     print(jax_models.list_models())
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -7,8 +7,9 @@ python -m stacking predict --stack runs/stack --runs 'runs/*' --out new.csv
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from core import signals
+    from core import output, signals
 
+    output.install()
     signals.install()  # First of all: the imports below take seconds.
 
 import argparse

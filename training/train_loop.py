@@ -147,6 +147,7 @@ def run_stage(
         while step < stage.end:
             # All processes learn of a signal at the same step.
             if number := agreed_stop(run.stop.received):
+                run.stop.agree(number)
                 # Between skipped steps there is nothing good to save.
                 if recorder.finish_steps() and step > begin:
                     run.checkpoints.save(step, state, recorder.history(step))
@@ -177,7 +178,8 @@ def run_stage(
             )
             if recorder.out_of_patience:
                 break  # Early stopping (Prechelt 1998).
-        # A signal during the last evaluation: what is done is saved.
-        if number := agreed_stop(run.stop.received):
-            run.checkpoints.wait()
+    # A signal during the last evaluation: what is done is saved.
+    if number := agreed_stop(run.stop.received):
+        run.stop.agree(number)
+        run.checkpoints.wait()
     return Outcome(stage.end, number)

@@ -1,5 +1,6 @@
 """Signals, in small processes that do what a command does."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -7,8 +8,18 @@ import sys
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-SIGNALS = [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+from core import signals
+from core.signals import Action, Stop
+
+SIGNALS = [
+    (signal.SIGINT, 130, "Ctrl-C"),
+    (signal.SIGTERM, 143, "SIGTERM"),
+    (signal.SIGHUP, 129, "SIGHUP"),
+]
+AGAIN = "saving; Ctrl-C again to stop at once\n"
 BEGIN = "import sys, time; from core import signals; signals.install()\n"
 READY = "print('ready', flush=True)\n"
 BUSY = "while True: pass\n"
@@ -28,7 +39,7 @@ sys.exit(signals.exit_code(stop.received))
 
 class Script:
     def __init__(self, text):
-        words = ["env", "--default-signal=INT", sys.executable, "-c", text]
+        words = ["env", "--default-signal=INT,HUP", sys.executable, "-c", text]
         self.process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -62,16 +73,150 @@ def test_a_loop_finishes_its_step(number, code, name):
     script.wait_for("ready")
     script.send(number)
     script.wait_for("asked")
-    assert script.end() == (code, "")
+    said = AGAIN if name == "Ctrl-C" else f"{name}: saving\n"
+    assert script.end() == (code, said)
 
 
-def test_a_second_signal_ends_a_loop_at_once():
+def test_a_second_ctrl_c_a_second_later_ends_a_loop_at_once():
     script = Script(BEGIN + LOOP.replace("SECONDS", "1000"))
+    script.wait_for("ready")
+    script.send(signal.SIGINT)
+    script.wait_for("asked")
+    time.sleep(signals.SECONDS_OF_A_BURST + 0.1)
+    script.send(signal.SIGINT)
+    assert script.end() == (130, AGAIN + "stopped by Ctrl-C\n")
+
+
+@pytest.mark.parametrize("number", signals.STOP_SIGNALS)
+def test_a_burst_is_one_wish(number):
+    script = Script(BEGIN + LOOP.replace("SECONDS", "0.6"))
+    script.wait_for("ready")
+    for _ in range(5):
+        script.send(number)
+        time.sleep(0.05)
+    assert script.end()[0] == 128 + number
+
+
+def test_ctrl_c_then_sigterm_then_hangup_is_one_wish():
+    """As a scheduler does that gives up step by step."""
+    script = Script(BEGIN + LOOP.replace("SECONDS", "2.5"))
+    script.wait_for("ready")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        script.send(number)
+        time.sleep(0.8)
+    assert script.end() == (130, AGAIN)
+
+
+def test_the_same_wish_may_arrive_after_the_loop():
+    """What is left to do then, such as closing files, is not cut short."""
+    loop = LOOP.replace("SECONDS", "0")
+    after = "print('saved', flush=True); time.sleep(0.5)\nsys.exit("
+    script = Script(BEGIN + loop.replace("sys.exit(", after))
     script.wait_for("ready")
     script.send(signal.SIGTERM)
     script.wait_for("asked")
-    script.send(signal.SIGINT)
-    assert script.end() == (130, "stopped by Ctrl-C\n")
+    script.wait_for("saved")
+    script.send(signal.SIGTERM)
+    assert script.end() == (143, "SIGTERM: saving\n")
+
+
+@pytest.mark.parametrize("flags", [(), ("--foreground",)])
+def test_the_command_timeout_lets_a_loop_save(flags):
+    """It signals its child, and then the whole group with the child in it."""
+    text = BEGIN + LOOP.replace("SECONDS", "0.5")
+    timeout = ["timeout", *flags, "--preserve-status", "1"]
+    done = subprocess.run(
+        [*timeout, sys.executable, "-c", text],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        start_new_session=True,
+    )
+    assert (done.returncode, done.stderr) == (143, "SIGTERM: saving\n")
+
+
+@pytest.mark.parametrize("work", [BUSY, LOOP.replace("SECONDS", "0.2")])
+def test_nohup_keeps_a_command_from_hearing_that_its_terminal_closed(work):
+    process = subprocess.Popen(
+        ["nohup", sys.executable, "-c", BEGIN + READY + work],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
+
+
+# ---- The decision -----------------------------------------------------------
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(sorted(signals.STOP_SIGNALS)),
+        st.floats(0, 40, allow_nan=False),  # seconds since the one before
+    ),
+    min_size=1,
+)
+
+
+def decisions(events):
+    """(state before, number, time, state after, action) of each event."""
+    stop, now = Stop(), 1000.0
+    for number, seconds in events:
+        now += seconds
+        before = stop
+        stop, action = signals.decide(stop, number, now)
+        yield before, number, now, stop, action
+        if action is Action.EXIT:
+            return
+
+
+@given(EVENTS)
+def test_only_a_person_who_was_told_stops_the_saving(events):
+    told = None
+    for before, number, now, after, action in decisions(events):
+        if not before.number:
+            assert action is Action.SAVE
+            assert (after.number, after.since) == (number, now)
+        else:  # The first wish stands, with its time and its exit code.
+            assert action is not Action.SAVE
+            assert after[:2] == before[:2]
+        if action is Action.EXIT:
+            assert number == signal.SIGINT
+            assert told is not None
+            assert now - told >= signals.SECONDS_OF_A_BURST
+        elif action is Action.TELL or (
+            action is Action.SAVE and number == signal.SIGINT
+        ):
+            assert told is None
+            told = now
+
+
+@given(EVENTS)
+def test_a_person_is_heard_at_the_second_ctrl_c(events):
+    """However many other signals came in between."""
+    calls = [
+        (now, action)
+        for _, number, now, _, action in decisions(events)
+        if number == signal.SIGINT
+    ]
+    for (first, _), (second, action) in itertools.pairwise(calls):
+        if second - first >= signals.SECONDS_OF_A_BURST:
+            assert action is Action.EXIT
+
+
+@given(EVENTS, st.floats(0, 100))
+def test_nothing_moves_the_time_limit(events, seconds):
+    first = None
+    for _, _, now, stop, _ in decisions(events):
+        first = now if first is None else first
+        left = stop.seconds_left(now + seconds)
+        limit = first + signals.SECONDS_TO_STOP
+        assert left == max(limit - (now + seconds), 0.0)
+    assert Stop().seconds_left(seconds) is None
 
 
 def test_a_loop_that_takes_too_long_is_given_up():
@@ -81,7 +226,8 @@ def test_a_loop_that_takes_too_long_is_given_up():
     script.send(signal.SIGTERM)
     script.wait_for("asked")
     code, said = script.end()
-    assert code == 143 and said.startswith("stopped by SIGTERM; the step took")
+    assert code == 143
+    assert "\nstopped by SIGTERM; the step took longer" in said
 
 
 def test_after_the_loop_a_process_exits_at_once_again():

@@ -56,7 +56,7 @@ def in_background(words: list[str], stdout) -> subprocess.Popen:
     Ctrl-C is ignored, and would hand it on.
     """
     return subprocess.Popen(
-        ["env", "--default-signal=INT", *words],
+        ["env", "--default-signal=INT,HUP", *words],
         cwd=ROOT,
         env=environment(),
         stdout=stdout,

@@ -106,7 +106,11 @@ def test_same_command_same_numbers_elsewhere(whole, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "code", "workers"),
-    [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 1)],
+    [
+        (signal.SIGTERM, 143, 0),
+        (signal.SIGINT, 130, 1),
+        (signal.SIGHUP, 129, 1),
+    ],
 )
 def test_asked_to_stop_it_saves_and_continues_later(
     whole, tmp_path, number, code, workers
@@ -114,7 +118,9 @@ def test_asked_to_stop_it_saves_and_continues_later(
     workdir = tmp_path / "stopped"
     process = start(workdir, f"--config.workers={workers}")
     wait_for_step(workdir, process, 0)
-    os.killpg(process.pid, number)  # Loader processes hear it too.
+    for _ in range(3):  # A burst is one wish.
+        os.killpg(process.pid, number)  # Loader processes hear it too.
+        time.sleep(0.05)
     assert process.wait(timeout=30) == code
     output = (tmp_path / "stopped.out").read_text()
     stopped = re.search(r"stopped at step (\d+)", output)

@@ -265,7 +265,7 @@ def test_closing_leaves_no_process_and_no_thread(digits, workers, read, how):
     assert wait_for(lambda: threading.active_count() <= threads + 4)
 
 
-def test_workers_hear_neither_ctrl_c_nor_sigterm(digits):
+def test_workers_hear_no_wish_to_stop(digits):
     """A signal to the whole group must not take the loaders away."""
     own, before = signal.pthread_sigmask(signal.SIG_BLOCK, ()), children()
     with train_stream(digits, workers=2) as batches:
@@ -276,7 +276,7 @@ def test_workers_hear_neither_ctrl_c_nor_sigterm(digits):
             with open(f"/proc/{worker}/status") as file:
                 status = file.read()
             blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 assert blocked & 1 << (number - 1)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == own
 
