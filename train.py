@@ -76,13 +76,10 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     identity = data.identity()
     identity |= task.open_teachers(workdir, identity)
     schedule = stages.plan_stages(config, len(data.train_rows))
-    encoder = None
-    begun = comm.run_on_primary(lambda: layout.has_checkpoint(workdir))
-    if config.init_from and not begun:
-        encoder = init_from.open_encoder(
-            config, workdir, identity, task.abstract_model
-        )
-        identity["init_from"] = encoder.pin
+    encoder, pin = init_from.find_encoder(
+        config, workdir, identity, task.abstract_model
+    )
+    identity |= pin
     if arguments.plan:
         task.statistics = base.Statistics.unknown(data.class_prior)
         plan.show(arguments, task, data, schedule, 0, mesh)

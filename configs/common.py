@@ -8,6 +8,7 @@ its own group), so a misspelt `--config.a.b=` is caught before anything runs.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -25,6 +26,7 @@ from configs.fields import (
     share,
     up_to,
 )
+from core.errors import UserError
 
 SCHEDULES = (
     "one_cycle",
@@ -42,6 +44,31 @@ CACHE_DIR = os.path.join(
 
 # Parameter paths of the classifier, and of all the rest.
 HEAD, ENCODER = r"^head/", r"^(?!head/)"
+
+
+# Before the names of test-time views: the best of them, see `view_sets`.
+AUTO = "auto"
+
+
+def view_sets(tta: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the sets of test-time views that may be averaged.
+
+    Args:
+      tta: `config.eval.tta`, names of views: these alone; with `AUTO` before
+        them, the first of them, the first two, and so on.
+
+    Raises:
+      UserError: it names no view.
+    """
+    views = tuple(name for name in tta if name != AUTO)
+    if not views:
+        raise UserError(
+            "eval.tta names no view; give one or more, such as "
+            f"({AUTO!r}, 'center', 'center_flip')"
+        )
+    if AUTO not in tta:
+        return [views]
+    return [views[: count + 1] for count in range(len(views))]
 
 
 def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
@@ -86,6 +113,9 @@ def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
             batch_size=Field(128, at_least(1)),
             every_epochs=Field(1.0, positive),
             # The reference's three test-time views; logits are averaged.
+            # With "auto" before them, as many of the first of them as are
+            # best on the validation rows (training/tasks/test_time_views.py);
+            # --config.eval.tta=auto chooses so among the recipe's.
             tta=("center", "center_flip", "crop_flip"),
         ),
         checkpoint=declare(

@@ -1,6 +1,6 @@
 """Atomic file writes: to a temporary name, which is then renamed.
 
-Every package may import this module; of Sextet it imports only `core.errors`.
+Every package may import this module.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core.errors import UserError
+from core.output import ESCAPE
 
 # Temporary files and folders of this process.
 _temporaries: set[Path] = set()
@@ -56,9 +57,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` as UTF-8 to `path` atomically."""
+    """Writes `text` as UTF-8 to `path` atomically.
+
+    Paths in it that are not UTF-8 are written as the bytes that they are.
+    """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", ESCAPE))
 
 
 @contextlib.contextmanager

@@ -27,7 +27,9 @@ from core.errors import UserError
 # What a shell reports of a process that SIGPIPE ended.
 CLOSED_PIPE_EXIT_CODE = 141
 
-_ERRORS = "sextet-escape"
+# How to encode text (`errors`) that an encoding lacks, or that is no text:
+# bytes of file names as they are, all else escaped.
+ESCAPE = "sextet-escape"
 
 # What we, a compiler or a library print, for encodings without it.
 _ASCII = str.maketrans(
@@ -61,7 +63,6 @@ def install(*, results: bool = False) -> None:
         except OSError:  # Closed: else the next file to be opened took its
             # number, and prints went into it. Nothing can be written to it.
             os.open(os.devnull, os.O_RDONLY)
-    codecs.register_error(_ERRORS, _escape)
     sys.stdout = _stream(sys.stdout, 1, results)
     sys.stderr = _stream(sys.stderr, 2, False)
 
@@ -72,7 +73,7 @@ def _stream(old: io.TextIOBase | None, descriptor: int, results: bool):
     return io.TextIOWrapper(
         io.BufferedWriter(_Descriptor(descriptor, results)),
         encoding=getattr(old, "encoding", None) or "utf-8",
-        errors=errors if asked else _ERRORS,  # PYTHONIOENCODING may ask.
+        errors=errors if asked else ESCAPE,  # PYTHONIOENCODING may ask.
         line_buffering=True,
     )
 
@@ -129,3 +130,6 @@ def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
     if ord(text[0]) > 127:
         text = text.encode("ascii", "backslashreplace").decode()
     return text, error.start + 1
+
+
+codecs.register_error(ESCAPE, _escape)

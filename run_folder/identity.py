@@ -1,6 +1,8 @@
 """When two configs are of the same run, and when of the same model.
 
-Works on plain configs, the content of `config.json`: dicts, lists, scalars.
+Works on the content of `config.json` (dicts, lists, scalars) and of
+`data.json`, which says what the paths in a config led to. Paths themselves
+tell no runs apart: the same data, or the same weights, elsewhere are the same.
 """
 
 from __future__ import annotations
@@ -8,16 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # Fields that are not part of a run's identity: they may differ between a run
 # and its continuation, because the same weights come out. `*` is a number.
 FREE_FIELDS = frozenset(
     {
-        # Where data and caches are; what the data are is kept in data.json.
+        # Where data and caches are, and in which form; what the data are
+        # (ids, labels, folds) is kept in data.json.
         "cache_dir",
         "data.root",
+        "data.source",
+        "data.answers",
+        "data.train_images",
+        "data.test_images",
+        "data.test_folder",
+        "data.sample_submission",
         "data.folds_file",
+        # Where other runs are; which of their weights is kept in data.json.
+        "init_from",
+        "stages.*.distill_from",
         # Speed and memory. Sums are then taken in another order, to the same
         # result within rounding.
         "workers",
@@ -54,14 +67,27 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def config_hash(config: dict[str, Any]) -> str:
-    """Returns 16 hex digits of SHA-256 over a run's identity."""
-    return _digest(config, FREE_FIELDS)
+def config_hash(config: dict[str, Any], data: Mapping[str, Any]) -> str:
+    """Returns 16 hex digits of SHA-256 over a run's identity.
+
+    Args:
+      config: content of config.json.
+      data: content of data.json.
+    """
+    return _digest(config, FREE_FIELDS, _learned_from(data, "fingerprint"))
 
 
-def family_hash(config: dict[str, Any]) -> str:
-    """Returns the same digits for all seeds and folds of one model."""
-    return _digest(config, _FAMILY_FREE_FIELDS)
+def family_hash(config: dict[str, Any], data: Mapping[str, Any]) -> str:
+    """Returns the same digits for all seeds and folds of one model.
+
+    Also where each fold began with, or learned from, another run: if those
+    are of one family.
+
+    Args:
+      config: content of config.json.
+      data: content of data.json.
+    """
+    return _digest(config, _FAMILY_FREE_FIELDS, _learned_from(data, "family"))
 
 
 def differences(config: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
@@ -81,11 +107,24 @@ def differences(config: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
     ]
 
 
-def _digest(config: dict[str, Any], free: frozenset[str]) -> str:
+def _learned_from(
+    data: Mapping[str, Any], what: str
+) -> Iterator[tuple[str, Any]]:
+    """What data.json says of the runs that this one took weights from."""
+    if "init_from" in data:
+        yield "init_from", data["init_from"].get(what)
+    for stage, pin in sorted(data.get("teachers", {}).items()):
+        yield f"{stage}.distill_from", pin.get(what)
+
+
+def _digest(
+    config: dict[str, Any],
+    free: frozenset[str],
+    learned_from: Iterator[tuple[str, Any]],
+) -> str:
     fields = flatten(config)
-    text = json.dumps(
-        {key: fields[key] for key in sorted(fields) if not _is_free(key, free)}
-    )
+    told = {k: v for k, v in fields.items() if not _is_free(k, free)}
+    text = json.dumps(dict(sorted({**told, **dict(learned_from)}.items())))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

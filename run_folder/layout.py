@@ -119,12 +119,17 @@ def claim(
             "choose another --workdir, or delete the folder to start over"
         )
     earlier = _read(workdir / DATA)
-    changed = [name for name in identity if identity[name] != earlier.get(name)]
+    changed = [
+        name
+        for name in sorted(identity.keys() | earlier.keys())
+        if identity.get(name) != earlier.get(name)
+    ]
     if changed:
         raise UserError(
             f"{' and '.join(changed)} of the data are not those that the run "
-            f"in {workdir} began with; restore the data and the folds file, "
-            "choose another --workdir, or delete the folder to start over"
+            f"in {workdir} began with; restore the data, the folds file and "
+            "the runs that it learns from, choose another --workdir, or "
+            "delete the folder to start over"
         )
     return held
 

@@ -181,7 +181,9 @@ def _as_text(array: np.ndarray) -> np.ndarray:
         return np.char.decode(array, "utf-8")
     if array.dtype.kind not in "Uiu":
         raise ValueError(f"{array.dtype}, not text or integers")
-    return array.astype(str)
+    text = array.astype(str)
+    "".join(text.tolist()).encode()  # Half a surrogate pair is no text.
+    return text
 
 
 def _checked(path: str | os.PathLike, given: Logits) -> Logits:

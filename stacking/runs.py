@@ -146,9 +146,10 @@ def check_parts(runs: Sequence[Run]) -> None:
 def group(runs: Sequence[Run]) -> tuple[Family, ...]:
     """Sorts runs into families.
 
-    One family is: the same `family` in the metadata; or else a `config.json`
-    that differs only in seed, fold and fields outside a run's identity; or
-    else, without that file, the same `model` and `config_hash`.
+    One family is: the same `family` in the metadata; or else the same
+    `family_hash`, which is that of all seeds and folds of a model, wherever
+    their data and folders lie (`run_folder.identity`), in the metadata or of
+    `config.json`; or else, without either, the same `model` and `config_hash`.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -182,10 +183,10 @@ def _family_key(run: Run) -> str:
     model = str(run.metadata["model"])
     if "family" in run.metadata:
         return f"family {run.metadata['family']}"
-    config = layout.read_config(run.path)
-    if config is None:
-        return f"{model} {run.metadata['config_hash']}"
-    return f"{model} {identity.family_hash(config)}"
+    found = run.metadata.get("family_hash")
+    if found is None and (config := layout.read_config(run.path)) is not None:
+        found = identity.family_hash(config, layout.read_data(run.path))
+    return f"{model} {found or run.metadata['config_hash']}"
 
 
 def seed_of(run: Run) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import loading
+from configs.common import AUTO
 from core.errors import UserError
 from training.config import problems
 
@@ -105,6 +106,9 @@ def parse(argv: Sequence[str]) -> Arguments:
         "--process-id", type=int, metavar="I", help="from 0 to N - 1"
     )
     known, config = loading.parse(parser, argv, problems)
+    if config.eval.tta == (AUTO,):  # Of the recipe's views.
+        recipe = loading.load(known.config).eval.tta
+        config.eval.tta = (AUTO, *(name for name in recipe if name != AUTO))
     workdir = known.workdir or f"runs/{_default_name(known.config)}"
     remote = workdir.rstrip("/") if "://" in workdir else ""
     if remote:

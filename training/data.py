@@ -17,6 +17,7 @@ from input_pipeline.folds import folds_for
 from input_pipeline.samplers import Sampler
 from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Examples, Kind
+from input_pipeline.stratified_split import split, split_groups
 from input_pipeline.transforms.policy import Augment, TrainTransform
 from input_pipeline.transforms.views import EvalTransform
 from run_folder import folds_file, layout
@@ -59,7 +60,8 @@ class Data:
     ):
         self._config, self.mesh, self._workers = config, mesh, workers
         self._folds_path = _folds_path(config, workdir)
-        EvalTransform(config.eval.tta, config.image_size)  # Refuses a view.
+        # Refuses a view.
+        EvalTransform(common.view_sets(config.eval.tta)[-1], config.image_size)
         data = config.data
         self.source = open_source(data)
         _check_features(self.source.labelled, self.source.name, features)
@@ -100,6 +102,13 @@ class Data:
     def folds_hash(self) -> str:
         """Names the division; equal in every run that may be stacked."""
         return folds_file.folds_hash(self.source.labelled.ids, self.folds)
+
+    def halves(self, rows: np.ndarray) -> np.ndarray:
+        """Divides labelled rows `[n]` evenly by class; int32 `[n]`, 0 or 1."""
+        known, groups = self.source.labelled, self.source.groups
+        if groups is not None:
+            return split_groups(groups[rows], known.labels[rows], 2, seed=1)
+        return split(known.ids[rows], known.labels[rows], 2, seed=1)
 
     def identity(self) -> dict[str, object]:
         """Returns what must not change while the run lives, as JSON.

@@ -33,7 +33,7 @@ def save_inference_spec(task: Task, source: Source, workdir: Path) -> None:
         std=tuple(statistics.std.tolist()),
         image_size=config.image_size,
         resize="center_crop",
-        views=tuple(config.eval.tta),
+        views=task.views,
         dtype=str(runtime.compute_dtype(config.dtype)),
         id_column=source.id_column,
         target_column=source.target_column,
@@ -68,6 +68,8 @@ def finish(run: Run, workdir: Path) -> None:
     print(f"predicting with the best checkpoint, step {step}")
     writer = artifacts.ArtifactWriter(workdir, step)
     print(run.task.export(run.data, writer, *weights))
+    # Once more: the export may have chosen the views.
+    save_inference_spec(run.task, run.data.source, workdir)
 
     def report() -> str:
         sections = run.task.report_sections(workdir)

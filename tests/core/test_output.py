@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from core import atomic_files
+
 BEGIN = (
     "import sys; from core import output; output.install(results={results})\n"
 )
@@ -13,7 +15,7 @@ BEGIN = (
 TEXT = "1 × 2 → 3… caf\udce9.jpg 日本 🦊 \ud800"
 PRINT = f"""
 for stream in (sys.stdout, sys.stderr):
-    print({ascii(TEXT)}, file=stream)
+    print({TEXT!a}, file=stream)
 """
 
 
@@ -129,6 +131,13 @@ sys.exit(file.fileno() < 3)
     done = run(text, False, '"$@" <&- >&- 2>&-')
     assert done.returncode == 0
     assert path.read_text() == "written"
+
+
+def test_a_file_takes_every_text(tmp_path):
+    path = tmp_path / "file"
+    atomic_files.write_text(path, TEXT)
+    expected = "1 × 2 → 3… caf\udce9.jpg 日本 🦊 \\ud800"
+    assert path.read_text("utf-8", "surrogateescape") == expected
 
 
 def test_what_was_printed_is_there_when_a_process_is_killed():

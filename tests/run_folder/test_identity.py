@@ -34,13 +34,17 @@ def changed(name, value):
     [
         ("workers", 3),
         ("data.root", "/moved"),
+        ("data.source", "records"),
+        ("data.answers", "/moved/answers.csv"),
+        ("init_from", "/moved/mae"),
+        ("stages.1.distill_from", "/moved/teacher"),
         ("eval.tta", ["center", "crop"]),
         ("stages.1.accumulate", 4),
     ],
 )
 def test_free_fields_leave_the_run_the_same(name, value):
     other = changed(name, value)
-    assert identity.config_hash(other) == identity.config_hash(CONFIG)
+    assert identity.config_hash(other, {}) == identity.config_hash(CONFIG, {})
     assert identity.differences(other, CONFIG) == []
 
 
@@ -54,16 +58,35 @@ def test_free_fields_leave_the_run_the_same(name, value):
 )
 def test_all_other_fields_make_another_run_and_model(name, value, told):
     other = changed(name, value)
-    assert identity.config_hash(other) != identity.config_hash(CONFIG)
-    assert identity.family_hash(other) != identity.family_hash(CONFIG)
+    assert identity.config_hash(other, {}) != identity.config_hash(CONFIG, {})
+    assert identity.family_hash(other, {}) != identity.family_hash(CONFIG, {})
     assert identity.differences(other, CONFIG) == [told]
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", 7), ("data.fold", 3)])
 def test_seeds_and_folds_are_runs_of_one_model(name, value):
     other = changed(name, value)
-    assert identity.config_hash(other) != identity.config_hash(CONFIG)
-    assert identity.family_hash(other) == identity.family_hash(CONFIG)
+    assert identity.config_hash(other, {}) != identity.config_hash(CONFIG, {})
+    assert identity.family_hash(other, {}) == identity.family_hash(CONFIG, {})
+
+
+def learned_from(fingerprint, family):
+    pin = {"step": 1, "fingerprint": fingerprint, "family": family}
+    return {"init_from": pin, "teachers": {"stages.1": pin}}
+
+
+def test_runs_that_began_from_other_weights_are_others():
+    a, b = learned_from("a", "x"), learned_from("b", "x")
+    hashes = {identity.config_hash(CONFIG, data) for data in ({}, a, b)}
+    assert len(hashes) == 3
+
+
+def test_folds_that_learned_from_the_folds_of_one_model_are_one_model():
+    a, b = learned_from("a", "x"), learned_from("b", "x")
+    other = learned_from("a", "y")
+    hashes = [identity.family_hash(CONFIG, data) for data in (a, b, other, {})]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
 
 
 def test_every_free_field_is_a_field():

@@ -74,6 +74,7 @@ def test_other_tools_dtypes_are_converted(tmp_path, logits):
         ({"metadata": {"model": "m"}}, "no 'config_hash'"),
         ({"ids": np.array([0.5, 1, 2])}, "no text .float64"),
         ({"ids": np.array([b"\xff", b"b", b"c"])}, "no text .'utf-8' codec"),
+        ({"ids": np.array(["\udcff", "b", "c"])}, "no text .'utf-8' codec"),
         ({"fold": np.array([0, 1, 2**40])}, "fold do not fit into 32 bits"),
     ],
 )

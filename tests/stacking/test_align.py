@@ -61,7 +61,9 @@ def test_test_rows_keep_the_order_of_the_first_run(tmp_path):
     np.testing.assert_array_equal(table.test.logits, logits[:, rows])
 
 
-def test_folds_of_one_model_are_one_family(tmp_path):
+@pytest.mark.parametrize("with_config", [True, False])
+def test_folds_of_one_model_are_one_family(tmp_path, with_config):
+    """Wherever their data lay, and however fast they were computed."""
     logits, labels = made_up(60, 4, 2, seed=0)
     test, _ = made_up(20, 4, 3, seed=1)
     unknown = np.full(20, -1, np.int32)
@@ -69,6 +71,20 @@ def test_folds_of_one_model_are_one_family(tmp_path):
     for fold in range(3):
         part = slice(20 * fold, 20 * fold + 20)
         for index, model in enumerate(("vit", "conv")):
+            config = {
+                "model": model,
+                "seed": 0,
+                "workers": fold,
+                "remat": fold == 1,
+                "eval": {"tta": ["center"] * fold, "batch_size": 16 << fold},
+                "init_from": f"/machine-{fold}/mae",
+                "data": {
+                    "fold": fold,
+                    "root": f"/machine-{fold}",
+                    "answers": f"/home-{fold}/answers.csv",
+                },
+            }
+            as_config = {"config": config}
             write_run(
                 tmp_path / f"{model}_{fold}",
                 (logits[index, part], labels[part]),
@@ -77,11 +93,7 @@ def test_folds_of_one_model_are_one_family(tmp_path):
                 fold=fold,
                 val_fold=fold,
                 model=model,
-                config={
-                    "model": model,
-                    "seed": 0,
-                    "data": {"fold": fold, "root": "photos"},
-                },
+                **(as_config if with_config else {"family_hash": model}),
             )
     table = table_of(tmp_path)
     assert table.names == ("conv", "vit")

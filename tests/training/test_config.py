@@ -91,7 +91,7 @@ def with_overrides(**fields):
 
 def test_hash_changes_with_what_shapes_the_run_and_with_nothing_else():
     def hash_of(config):
-        return identity.config_hash(loading.plain(config))
+        return identity.config_hash(loading.plain(config), {})
 
     plain = hash_of(with_overrides())
     assert hash_of(with_overrides(workers=3, cache_dir="/x")) == plain

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from configs import loading
 from core.errors import UserError
 from jax_models.model import HEAD
+from run_folder import identity as identity_lib
 from run_folder import layout
 from training.checkpointing.reader import CheckpointReader
 from training.loop.state import AbstractModel, abstract_weights
@@ -44,8 +45,13 @@ class Run:
     @property
     def pin(self) -> dict[str, Any]:
         """What names the weights, as JSON: the run may train on."""
-        fingerprint = self._checkpoints.fingerprint(self.step)
-        return {"step": self.step, "fingerprint": fingerprint}
+        return {
+            "step": self.step,
+            "fingerprint": self._checkpoints.fingerprint(self.step),
+            "family": identity_lib.family_hash(
+                loading.plain(self.config), self.identity
+            ),
+        }
 
     def weights(
         self, abstract_model: AbstractModel, mesh: Mesh
@@ -216,8 +222,8 @@ def _find(name: str, workdir: Path, fold: int) -> Path:
 def _read(run: Path, field: str) -> tuple[str, dict, dict]:
     """Where a run lies, its config and its identity, as JSON."""
     try:
-        config = json.loads((run / "config.json").read_text())
-        identity = json.loads((run / "data.json").read_text())
+        config = json.loads((run / "config.json").read_text("utf-8"))
+        identity = json.loads((run / "data.json").read_text("utf-8"))
         # All that is asked of a run later must be there.
         _ = config["task"], config["model"]
         _ = identity["classes"], identity["folds_hash"], identity["rows_hash"]
@@ -229,11 +235,53 @@ def _read(run: Path, field: str) -> tuple[str, dict, dict]:
     return str(run), config, identity
 
 
+def find_encoder(
+    config: ConfigDict,
+    workdir: Path,
+    identity: dict,
+    abstract_model: AbstractModel,
+) -> tuple[Run | None, dict[str, Any]]:
+    """Finds the run that this one starts from, or that it has started from.
+
+    A run that has begun needs it no more; if the config names another place
+    now, the very same weights must lie there.
+
+    Args:
+      config: of this run.
+      workdir: this run's folder.
+      identity: of this run's data.
+      abstract_model: of this run's model.
+
+    Returns:
+      The run to start from, or None; and `init_from` of the run's identity, or
+      nothing.
+
+    Raises:
+      UserError: as `open_encoder`, or the weights are others.
+    """
+
+    def begun() -> list[Any]:
+        named = (layout.read_config(workdir) or {}).get("init_from", "")
+        pin = layout.read_data(workdir).get("init_from")
+        return [layout.has_checkpoint(workdir), named, pin]
+
+    has_begun, named, pin = comm.run_on_primary(begun)
+    if not config.init_from:
+        return None, {}
+    if has_begun and named == config.init_from:
+        return None, {"init_from": pin}
+    run = open_encoder(
+        config, workdir, identity, abstract_model, pin if has_begun else None
+    )
+    return None if has_begun else run, {"init_from": run.pin}
+
+
 def open_encoder(
     config: ConfigDict,
     workdir: Path,
     identity: dict,
     abstract_model: AbstractModel,
+    pin: dict[str, Any] | None = None,
 ) -> Run:
     """Opens the run that `init_from` names, and checks that it may be used.
 
@@ -242,12 +290,15 @@ def open_encoder(
       workdir: this run's folder.
       identity: of this run's data.
       abstract_model: of this run's model.
+      pin: as `open_run`.
 
     Raises:
       UserError: it is no run, of another architecture, or a classifier that
         has learned the labels of rows that validate here.
     """
-    run = open_run(config.init_from, workdir, config.data.fold, "init_from")
+    run = open_run(
+        config.init_from, workdir, config.data.fold, "init_from", pin
+    )
     run.match(
         nnx.to_pure_dict(abstract_model.params),
         nnx.to_pure_dict(abstract_model.batch_stats),

@@ -27,22 +27,17 @@ class Prediction:
     logits: np.ndarray
     bad: np.ndarray
 
-    def mean(self, prior: np.ndarray) -> np.ndarray:
+    def mean(self, prior: np.ndarray, views: int | None = None) -> np.ndarray:
         """Returns logits [N, C], averaged over views.
 
         Args:
           prior: float [C], class frequencies; an unreadable image gets their
             logarithm, so that its row is kept and says nothing more.
+          views: as many of the first; None takes all.
         """
-        return self._or_prior(self.logits.mean(axis=1), prior)
-
-    def first(self, prior: np.ndarray) -> np.ndarray:
-        """Returns logits [N, C] of the first view alone; see `mean`."""
-        return self._or_prior(self.logits[:, 0], prior)
-
-    def _or_prior(self, logits: np.ndarray, prior: np.ndarray) -> np.ndarray:
         log_prior = np.log(np.maximum(prior, 1e-6)).astype(np.float32)
-        return np.where(self.bad[:, None], log_prior, logits)
+        mean = self.logits[:, :views].mean(axis=1)
+        return np.where(self.bad[:, None], log_prior, mean)
 
 
 PredictStep = Callable[[dict, dict, jax.Array], jax.Array]

@@ -90,9 +90,12 @@ class Task(abc.ABC):
       metrics: what an evaluation gives, with the direction of better; the
         first ranks checkpoints unless `checkpoint.metric` names another.
       loss_fields: those of `LOSS_FIELDS` that its loss reads.
+      chooses_views: whether its export obeys `eval.tta=auto`.
       learns_labels: whether it learns what the labels say, so that a model
         of it must not be shown rows that validate elsewhere.
       abstract_model: the model without its numbers.
+      views: test-time views for new images; under `eval.tta=auto` the first
+        alone, until `export` has chosen.
       statistics: of the training rows; set by `train.py` once they are known,
         before anything is computed.
 
@@ -104,12 +107,14 @@ class Task(abc.ABC):
     features: ClassVar[Mapping[str, Kind]] = {"image": Kind.IMAGE}
     metrics: ClassVar[Mapping[str, Direction]]
     loss_fields: ClassVar[frozenset[str]] = frozenset()
+    chooses_views: ClassVar[bool] = False
     learns_labels: ClassVar[bool] = False
 
     statistics: Statistics
 
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
         self.config, self.classes = config, tuple(classes)
+        self.views = common.view_sets(config.eval.tta)[0]
         self.abstract_model: AbstractModel = make_abstract_model(self.build)
         grad_accumulation.check(config, self.abstract_model.batch_stats)
         param_groups.check(
@@ -170,6 +175,11 @@ class Task(abc.ABC):
             yield (
                 f"checkpoint.metric is {metric!r}: the {cls.name} task has "
                 f"{', '.join(cls.metrics)}"
+            )
+        if common.AUTO in config.eval.tta and not cls.chooses_views:
+            yield (
+                f"eval.tta is {common.AUTO!r}: the {cls.name} task chooses no "
+                "views; name those to average"
             )
         default = common.stage()
         for index, stage in enumerate(config.stages):

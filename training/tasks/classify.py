@@ -34,6 +34,7 @@ from training.loop.state import (
 )
 from training.loop.step import Loss
 from training.multihost import comm
+from training.tasks import test_time_views
 from training.tasks.base import LOSS_FIELDS, Direction, Task, build_encoder
 from training.tasks.losses import loss_constants, make_loss
 
@@ -62,6 +63,7 @@ class Classification(Task):
         "val_loss": "min",
     }
     loss_fields: ClassVar[frozenset[str]] = frozenset(LOSS_FIELDS)
+    chooses_views: ClassVar[bool] = True
     learns_labels: ClassVar[bool] = True
 
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
@@ -122,14 +124,18 @@ class Classification(Task):
             lambda: layout.read_data(workdir).get("teachers") or {}
         )
         fold = self.config.data.fold
-        for name in filter(None, (s.distill_from for s in self.config.stages)):
+        found = {}
+        for index, stage in enumerate(self.config.stages):
+            name, place = stage.distill_from, f"stages.{index}"
+            if not name:
+                continue
             run = init_from.open_run(
-                name, workdir, fold, "distill_from", pins.get(name)
+                name, workdir, fold, "distill_from", pins.get(place)
             )
             _check_teacher(run, identity, fold)
             self._teachers[name] = run, self._abstract_model_of(run)
-        pins = {name: run.pin for name, (run, _) in self._teachers.items()}
-        return {"teachers": pins} if pins else {}
+            found[place] = run.pin
+        return {"teachers": found} if found else {}
 
     def loss(
         self, stage: Stage, mesh: Mesh, *, shapes_only: bool = False
@@ -162,36 +168,32 @@ class Classification(Task):
         Returns:
           A sentence on the validation score, without and with TTA.
         """
-        source, views = data.source, tuple(self.config.eval.tta)
+        source, tta = data.source, self.config.eval.tta
         prior = self.statistics.class_prior
-        splits = [("val", source.labelled, data.val_rows)]
-        if source.test is not None:
-            splits.append(("test", source.test, np.arange(len(source.test))))
-        for split, examples, rows in splits:
-            prediction = self._predict(
-                data.rows(examples, rows, views),
-                rows,
-                params,
-                batch_stats,
-                data.mesh,
-            )
-            logits = prediction.mean(prior)
-            fold = np.full(len(rows), -1, np.int32)
-            if split == "val":
-                fold = data.folds[rows]
-                labels = examples.labels[rows]
-                one_view = _macro_f1(labels, prediction.first(prior))
-                all_views = _macro_f1(labels, logits)
-            found = self._logits(data, examples, rows, logits, fold)
-            comm.run_on_primary(
-                lambda split=split, found=found: str(
-                    writer.logits(split, found)
-                )
-            )
-        return (
-            f"validation macro-F1 {one_view:.4f} with one view, "
-            f"{all_views:.4f} with TTA ({', '.join(views)})"
-        )
+
+        def predicted(examples, rows, views) -> Prediction:
+            batches = data.rows(examples, rows, views)
+            return self._predict(batches, rows, params, batch_stats, data.mesh)
+
+        rows, known = data.val_rows, source.labelled
+        labels, halves = known.labels[rows], data.halves(rows)
+        found = predicted(known, rows, common.view_sets(tta)[-1])
+        averaged = test_time_views.average(found, prior, labels, halves, tta)
+        self.views = averaged.views
+        splits = [("val", known, rows, averaged.logits, data.folds[rows])]
+        if (test := source.test) is not None:
+            rows = np.arange(len(test))
+            logits = predicted(test, rows, self.views).mean(prior)
+            nowhere = np.full(len(rows), -1, np.int32)
+            splits.append(("test", test, rows, logits, nowhere))
+
+        def write() -> None:
+            learned_from = layout.read_data(writer.workdir)
+            for split, *found in splits:
+                writer.logits(split, self._logits(data, learned_from, *found))
+
+        comm.run_on_primary(write)
+        return averaged.told
 
     def predict(
         self,
@@ -246,7 +248,9 @@ class Classification(Task):
         writer.logits("val", whole)
         if test is not None:
             writer.logits("test", test)
-        score = _macro_f1(whole.labels, whole.logits)
+        score = classification.macro_f1(
+            whole.labels, whole.logits.argmax(1), len(whole.classes)
+        )
         return (
             f"out-of-fold macro-F1 {score:.4f} over {len(whole):,} rows; "
             f"logits in {workdir / 'logits'}"
@@ -269,9 +273,10 @@ class Classification(Task):
         return make_abstract_model(lambda: build_encoder(run.config, count))
 
     def _logits(
-        self, data: Data, examples: Examples, rows, logits, fold
+        self, data: Data, learned_from, examples: Examples, rows, logits, fold
     ) -> Logits:
         config, source = self.config, data.source
+        plain = loading.plain(config)
         return Logits(
             ids=examples.ids[rows],
             logits=logits.astype(np.float32),
@@ -281,15 +286,17 @@ class Classification(Task):
             metadata={
                 "model": config.model,
                 "seed": config.seed,
-                "config_hash": identity_lib.config_hash(loading.plain(config)),
+                "config_hash": identity_lib.config_hash(plain, learned_from),
+                "family_hash": identity_lib.family_hash(plain, learned_from),
                 "folds_hash": data.folds_hash,
                 "val_fold": config.data.fold,
                 "tta_views": list(config.eval.tta),
+                "views": list(self.views),
                 "source": source.name,
                 "sample_submission": source.sample_submission,
                 "id_column": source.id_column,
                 "target_column": source.target_column,
-                "data": loading.plain(config.data),
+                "data": plain["data"],
             },
         )
 
@@ -369,10 +376,6 @@ def make_prepare(mix: mixing.Mixing):
         return {"image": images, "target": targets, "weight": counts}
 
     return prepare
-
-
-def _macro_f1(labels: np.ndarray, logits: np.ndarray) -> float:
-    return classification.macro_f1(labels, logits.argmax(1), logits.shape[1])
 
 
 def _check_teacher(

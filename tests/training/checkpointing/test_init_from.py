@@ -8,6 +8,7 @@ from tiny import Run
 
 from configs import common, loading
 from core.errors import UserError
+from run_folder import layout
 from training.checkpointing import init_from
 from training.checkpointing.manager import CheckpointManager
 
@@ -68,3 +69,54 @@ def test_a_teacher_with_other_weights_under_the_step_is_refused(teacher):
     pin = {**open_run(folder).pin, "fingerprint": "0" * 16}
     with pytest.raises(UserError, match="gone or another one"):
         open_run(folder, pin)
+
+
+@pytest.fixture
+def student(teacher):
+    """A run that started from the teacher; finds its encoder again."""
+    folder, save, run = teacher
+    save(1, 0.25)
+    workdir = folder.parent / "student"
+    workdir.mkdir()
+    data = {"classes": [], "folds_hash": "", "rows_hash": ""}
+    config = common.base()
+    config.init_from = str(folder)
+
+    def find(name=str(folder)):
+        config.init_from = name
+        return init_from.find_encoder(config, workdir, data, run.abstract_model)
+
+    encoder, pin = find()
+    assert encoder.folder == folder
+    layout.claim(workdir, loading.plain(config), {**data, **pin}).close()
+    (workdir / "checkpoints/1").mkdir(parents=True)
+
+    def resume(name):
+        _, found = find(name)
+        now = loading.plain(config)
+        layout.claim(workdir, now, {**data, **found}).close()
+
+    return folder, save, resume
+
+
+def test_a_run_goes_on_without_the_one_it_started_from(student):
+    folder, _, resume = student
+    (folder / "config.json").unlink()
+    resume(str(folder))
+
+
+def test_the_run_it_started_from_may_have_moved(student):
+    folder, _, resume = student
+    moved = folder.rename(folder.parent / "moved")
+    resume(str(moved))
+
+
+@pytest.mark.parametrize("other", ["trained on", "nothing", "nowhere"])
+def test_it_has_not_started_from_another_run(student, other):
+    folder, save, resume = student
+    name = "" if other == "nothing" else "nowhere"
+    if other == "trained on":
+        save(2, 0.5)
+        name = str(folder.rename(folder.parent / "moved"))
+    with pytest.raises(UserError, match="init_from"):
+        resume(name)
