@@ -186,6 +186,16 @@ class Batches(Iterator[dict[str, np.ndarray]]):
                 f"--config.workers={self._workers // 2}, which goes on with "
                 "the same batches"
             ) from error
+        except OSError as error:
+            # No image raises one: the system refuses queues or processes.
+            if not self._workers:
+                raise
+            raise WorkerDied(
+                f"loader processes ({self._workers}) cannot be started "
+                f"({error.strerror}): /dev/shm, memory or a limit on "
+                "processes or files is too small; start again with "
+                "--config.workers=0, which goes on with the same batches"
+            ) from error
         for row, reason in batch.pop(_REASONS):
             if row not in self._reported:
                 self._reported.add(row)

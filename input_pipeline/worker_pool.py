@@ -76,11 +76,27 @@ def stop_signals_blocked() -> Iterator[None]:
     try:
         # Starting the tracker, which a worker's start may do, would unblock
         # some of them. The tracker itself would end by SIGHUP.
-        resource_tracker.ensure_running()
+        with _quiet_tracker():
+            resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _quiet_tracker() -> Iterator[None]:
+    """What it removes after a killed worker is nothing to warn of."""
+    before = os.environ.get("PYTHONWARNINGS")
+    quiet = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def exit_with_parent(index: int, count: int) -> None:

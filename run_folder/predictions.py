@@ -130,7 +130,9 @@ def join_folds(runs: Sequence[Path]) -> tuple[Logits, Logits | None]:
     ids = np.concatenate([part.ids for part in parts])
     if len(np.unique(ids)) < len(ids):
         raise RuntimeError("a row was held out by two folds")
-    metadata = {k: v for k, v in parts[0].metadata.items() if k != "val_fold"}
+    metadata = dict(parts[0].metadata)
+    for of_one_fold in ("val_fold", "views"):
+        metadata.pop(of_one_fold, None)
     metadata["fold_runs"] = [run.name for run in runs]
     whole = Logits(
         ids=ids,
@@ -146,7 +148,8 @@ def join_folds(runs: Sequence[Path]) -> tuple[Logits, Logits | None]:
     _check_same_data(runs, parts)
     mean = np.mean([part.logits for part in parts], axis=0)
     test_metadata = {**parts[0].metadata, "fold_runs": metadata["fold_runs"]}
-    test_metadata.pop("val_fold", None)
+    for of_one_fold in ("val_fold", "views"):
+        test_metadata.pop(of_one_fold, None)
     return whole, replace(parts[0], logits=mean, metadata=test_metadata)
 
 

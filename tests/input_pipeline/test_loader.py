@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 import types
+from multiprocessing import resource_tracker
 
 import numpy as np
 import pytest
@@ -238,6 +241,17 @@ def children():
     return found
 
 
+@contextlib.contextmanager
+def small_files(limit):
+    """No file grows beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def wait_for(condition, seconds=10):
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
@@ -307,6 +321,20 @@ def test_a_killed_worker_is_an_error_not_a_hang(digits):
     assert time.monotonic() - start < 15
     stream.close()
     assert not children() - before
+
+
+def test_workers_that_cannot_start_are_an_error_with_a_remedy(digits):
+    """Their locks are files in /dev/shm, which may be tiny in a container."""
+    stream = train_stream(digits, workers=1)
+    resource_tracker.ensure_running()
+    with (
+        small_files(0),
+        pytest.raises(
+            loader.WorkerDied, match=r"be started \(File too .*workers=0,"
+        ),
+    ):
+        next(stream)
+    stream.close()
 
 
 class Explosive(ArrayExamples):

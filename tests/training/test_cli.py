@@ -27,6 +27,13 @@ def test_overrides_reach_fields_stages_and_options_of_the_model():
     assert str(arguments.workdir) == "runs/miniconvnext-demo"
 
 
+def test_auto_chooses_among_the_views_of_the_recipe():
+    config = cli.parse([DEMO, "--config.eval.tta=auto"]).config
+    assert config.eval.tta == ("auto", "center", "crop")
+    listed = "--config.eval.tta=('auto', 'center')"
+    assert cli.parse([DEMO, listed]).config.eval.tta == ("auto", "center")
+
+
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [

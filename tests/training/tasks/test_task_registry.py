@@ -84,6 +84,15 @@ def test_a_field_that_a_task_does_not_read_must_stay_as_it_is(field):
     assert registry.check(config_of("classify", **change)).name == "classify"
 
 
+def test_a_task_that_chooses_no_views_is_not_asked_to():
+    config = config_of("mae")
+    config.eval.tta = ("auto", "center")
+    assert "the mae task chooses no views" in refusal(config)
+    config = config_of("classify")
+    config.eval.tta = ("auto", "center")
+    assert registry.check(config).chooses_views
+
+
 def test_a_metric_that_the_task_does_not_measure_is_refused():
     config = config_of("mae")
     config.checkpoint.metric = "val_macro_f1"
