@@ -157,10 +157,9 @@ def _stack_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--search-storage",
-        type=Path,
         metavar="FILE",
-        help="where the search is kept and resumed (default: "
-        "OUT/search.journal)",
+        help="where the search is kept and resumed, also the URL of a "
+        "database as Optuna takes it (default: OUT/search.journal)",
     )
     parser.add_argument(
         "--no-leak-check",

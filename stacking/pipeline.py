@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from metrics import classification
 from reports.classification import Predictions
 from reports.ensemble import ensemble_report
 from reports.thumbnails import Pictures
-from stacking import leaks, serialization, submission
+from stacking import leaks, search, serialization, submission
 from stacking.align import Rows, Table, make_table
 from stacking.atomic_dir import REPORT, check_writable, staged
 from stacking.nested_cv import Scored, out_of_fold, predict_scored
@@ -91,8 +90,7 @@ def stack(
         )
     check_writable(job.out, "--out")
     if job.settings.search_seconds:
-        storage = Path(job.settings.search_storage)
-        check_writable(storage.parent, "--search-storage in")
+        search.check_storage(job.settings.search_storage)
 
     logits, labels = table.val.logits, table.val.labels
     found = out_of_fold(logits, labels, job.settings, progress=progress)
@@ -335,7 +333,7 @@ def _results(job, table, model, found, test_found, leak_scores):
             }
             for family in table.families
         ],
-        "settings": dataclasses.asdict(job.settings),
+        "settings": job.settings.described(),
         "most_common_class": {
             "macro_f1": classification.macro_f1(
                 labels, np.full(len(labels), most_common), classes

@@ -8,17 +8,20 @@ searches cannot mix them up.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal._file import get_lock_file
 
 from core.errors import UserError
 from stacking import boosters, calibration
@@ -26,6 +29,9 @@ from stacking.boosters import PARAMETERS
 from stacking.thread_pool import thread_pool
 
 _SPENT = "seconds spent"
+
+# How every journal of Optuna's begins.
+_JOURNAL = b'{"op_code":'
 
 
 def best_parameters(
@@ -37,7 +43,7 @@ def best_parameters(
     row_weights: np.ndarray,
     *,
     seconds: float,
-    storage: Path,
+    storage: str,
     seed: int,
     threads: int,
     progress: Callable[[str], None] = lambda step: None,
@@ -56,13 +62,25 @@ def best_parameters(
       folds: int [N], the inner folds.
       row_weights: float [N], mean one.
       seconds: to spend in all; a trial that has begun is finished.
-      storage: file of the searches; is made if absent.
+      storage: file of the searches, made if absent, or the URL of a database.
       seed: of sampler and boosters.
       threads: fits side by side.
       progress: called with a few words after each trial.
+
+    Raises:
+      UserError: the storage cannot be used.
     """
     name = _name(kind, (features, base, labels, folds, row_weights), seed)
-    study = _open(storage, name, seed)
+    with _using(storage):
+        study = optuna.create_study(
+            direction="minimize",
+            sampler=optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, n_startup_trials=8
+            ),
+            storage=_open(storage),
+            study_name=name,
+            load_if_exists=True,
+        )
     specs = boosters.fit_specs((kind,), folds, 1, seed)
 
     def loss(parameters: dict[str, Any]) -> float:
@@ -92,12 +110,17 @@ def best_parameters(
         if done and spent >= seconds:
             break
         started = time.monotonic()
-        trial = study.ask()
-        parameters = _suggest(kind, trial) if done else dict(PARAMETERS[kind])
-        trial.set_user_attr("parameters", parameters)
-        study.tell(trial, loss(parameters))
-        spent += time.monotonic() - started
-        study.set_user_attr(_SPENT, spent)
+        with _using(storage):
+            trial = study.ask()
+            parameters = (
+                _suggest(kind, trial) if done else dict(PARAMETERS[kind])
+            )
+            trial.set_user_attr("parameters", parameters)
+        value = loss(parameters)
+        with _using(storage):
+            study.tell(trial, value)
+            spent += time.monotonic() - started
+            study.set_user_attr(_SPENT, spent)
         progress(
             f"{kind} search, trial {len(done) + 1}, log-loss "
             f"{study.best_value:.4f}, {max(seconds - spent, 0):.0f} s left"
@@ -132,25 +155,64 @@ def _name(kind, arrays, seed) -> str:
     return f"{kind} seed {seed} {digest.hexdigest()[:16]}"
 
 
-def _open(storage: Path, name: str, seed: int) -> optuna.Study:
+def check_storage(storage: str) -> None:
+    """Opens a storage once, before hours of work are lost.
+
+    Args:
+      storage: as `best_parameters`.
+
+    Raises:
+      UserError: it cannot be used.
+    """
+    with _using(storage):
+        optuna.get_all_study_names(_open(storage))
+
+
+def without_password(storage: str) -> str:
+    """Returns a storage's name as people may read it."""
+    return re.sub(r"(//[^/:@]*):[^@]*@", r"\1:***@", storage)
+
+
+@contextlib.contextmanager
+def _using(storage: str) -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        storage.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", optuna.exceptions.ExperimentalWarning
             )
-            return optuna.create_study(
-                direction="minimize",
-                sampler=optuna.samplers.TPESampler(
-                    seed=seed, multivariate=True, n_startup_trials=8
-                ),
-                storage=JournalStorage(JournalFileBackend(str(storage))),
-                study_name=name,
-                load_if_exists=True,
-            )
-    except (OSError, ValueError, KeyError) as error:
+            yield
+    # Files, databases and their drivers fail each in its own way.
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"the search storage {storage} cannot be used ({error}); delete "
-            "it to search anew, or name another with --search-storage"
+            f"the search storage {without_password(storage)} cannot be used "
+            f"({without_password(reason)}); name another file, or a database "
+            "that Optuna takes, such as sqlite:///search.db, with "
+            "--search-storage"
         ) from error
+
+
+def _open(storage: str) -> BaseStorage:
+    if "://" in storage:
+        return optuna.storages.get_storage(storage)
+    path = Path(storage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    backend = JournalFileBackend(storage)
+    _drop_cut_line(path)
+    return JournalStorage(backend)
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Removes the end of a line that a killed process left in a journal.
+
+    Optuna would write the next line behind it, and lose both and the file.
+    """
+    with (
+        open(path, "rb+") as file,
+        get_lock_file(JournalFileSymlinkLock(str(path))),
+    ):
+        lines = file.read()
+        end = lines.rfind(b"\n") + 1
+        if end < len(lines) and lines.startswith(_JOURNAL[: len(lines)]):
+            file.truncate(end)

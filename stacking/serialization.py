@@ -121,7 +121,7 @@ def save(
             }
             for family in table.families
         ],
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.described(),
         "meta_learners": meta_learners,
         "blend_weights": dict(stack.blend_weights),
         "blend_temperature": stack.blend_temperature,

@@ -10,9 +10,9 @@ predict the others.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class Settings:
       decision: one of `decision_rule.RULES`.
       search_seconds: for each search over one booster's parameters; 0 for
         none.
-      search_storage: file of the searches.
+      search_storage: file of the searches, or the URL of a database.
       threads: at most so many for the boosters.
     """
 
@@ -66,6 +66,11 @@ class Settings:
     search_seconds: float = 0.0
     search_storage: str = ""
     threads: int = 2
+
+    def described(self) -> dict[str, Any]:
+        """Returns all of it by name, for files: without a password."""
+        storage = search.without_password(self.search_storage)
+        return {**dataclasses.asdict(self), "search_storage": storage}
 
 
 @dataclass(frozen=True)
@@ -278,7 +283,7 @@ def _parameters(
         folds,
         row_weights,
         seconds=settings.search_seconds,
-        storage=Path(settings.search_storage),
+        storage=settings.search_storage,
         seed=settings.seed,
         threads=settings.threads,
         progress=progress,

@@ -7,6 +7,7 @@ import pytest
 from made_up_runs import made_up, make_calibrated
 from sklearn.metrics import log_loss
 
+from core.errors import UserError
 from metrics import classification
 from stacking import (
     boosters,
@@ -139,7 +140,7 @@ def test_search_stops_in_time_and_resumes(tmp_path):
     folds = stratified_folds(labels, 3, seed=0)
     lines = []
 
-    def run(seconds, rows=slice(None)):
+    def run(seconds, rows=slice(None), storage="deep/search.journal"):
         return search.best_parameters(
             "lightgbm",
             inputs.features[rows],
@@ -148,7 +149,7 @@ def test_search_stops_in_time_and_resumes(tmp_path):
             folds[rows],
             np.ones(len(labels[rows])),
             seconds=seconds,
-            storage=tmp_path / "deep" / "search.journal",
+            storage=str(tmp_path / storage),
             seed=0,
             threads=1,
             progress=lines.append,
@@ -167,3 +168,75 @@ def test_search_stops_in_time_and_resumes(tmp_path):
     # Other rows are another search: it starts from the beginning.
     run(0.0, rows=slice(0, 50))
     assert "trial 1," in lines[-1]
+    # A line that a killed process left half written is lost, and no other.
+    journal, trials = tmp_path / "deep/search.journal", len(lines)
+    journal.write_bytes(journal.read_bytes() + b'{"op_code":8,"trial_id"')
+    for _ in range(2):
+        assert run(3.0) == best and len(lines) == trials
+        run(0.0, rows=slice(0, 40))
+        trials = len(lines)
+
+
+def test_a_database_holds_a_search(tmp_path):
+    logits, labels = made_up(60, 3, 1, seed=5)
+    inputs = make_calibrated(logits, labels)
+    folds = stratified_folds(labels, 3, seed=0)
+    lines = []
+    for _ in range(2):
+        search.best_parameters(
+            "lightgbm",
+            inputs.features,
+            labels,
+            inputs.base,
+            folds,
+            np.ones(len(labels)),
+            seconds=0.0,
+            storage=f"sqlite:///{tmp_path / 'search.db'}",
+            seed=0,
+            threads=1,
+            progress=lines.append,
+        )
+    assert len(lines) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["search.db"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"op_code":0,"worker',
+        b'{"op_code":0,"worker_id":"a","study_name":"s","directions":[1]}\n',
+        b'{"op_code":0,"worker_id":"a","study_name":"s","directions":[1]}\n\0\0',
+    ],
+)
+def test_a_journal_that_was_cut_anywhere_can_be_used(tmp_path, content):
+    journal = tmp_path / "search.journal"
+    journal.write_bytes(content)
+    search.check_storage(str(journal))
+    whole = content[: content.rfind(b"\n") + 1]
+    assert journal.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "mysql://me:secret@127.0.0.1:1/searches",
+        "nothing://me:secret@127.0.0.1:1/searches",
+        "redis://me:secret@127.0.0.1:1/0",
+        "sqlite:////nowhere/search.db",
+        "/dev/null/search.journal",
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_one_sentence(storage):
+    with pytest.raises(UserError, match="search storage") as refused:
+        search.check_storage(storage)
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_no_journal_stays_as_it_is(tmp_path):
+    path = tmp_path / "answers.csv"
+    path.write_bytes(b"id,label\n1,2")
+    with pytest.raises(UserError, match="cannot be used"):
+        search.check_storage(str(path))
+    assert path.read_bytes() == b"id,label\n1,2"
