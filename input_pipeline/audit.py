@@ -19,7 +19,12 @@ import numpy as np
 
 from core import atomic_files
 from input_pipeline import parallel_scan
-from input_pipeline.decoding import BadImage, decode
+from input_pipeline.decoding import (
+    BadImage,
+    is_transparent,
+    open_image,
+    upright_rgb,
+)
 from input_pipeline.folds import MIN_PER_CLASS
 from input_pipeline.sources.base import Examples, Source
 
@@ -48,6 +53,7 @@ DOUBTS = {
     "long and narrow": f"is more than {LONGEST_RATIO:g} times longer than wide",
     "sizes differ": "medians of training and test images are far apart",
     "class misses folds": "has fewer images than there are folds",
+    "transparent": "is wholly transparent: taken as white",
     "labels alike": "differs from another class only in case or spaces",
 }
 
@@ -79,6 +85,7 @@ class _Decoded:
     width: int = 0
     height: int = 0
     digest: bytes = b""
+    transparent: bool = False
 
 
 def audit(source: Source, folds: int) -> list[Finding]:
@@ -114,13 +121,16 @@ def audit(source: Source, folds: int) -> list[Finding]:
 
 def _inspect(images: Examples, row: int) -> _Decoded:
     try:
-        pixels = decode(images.read(row)["image"])
+        image = open_image(images.read(row)["image"])
+        pixels = np.asarray(upright_rgb(image))
     except BadImage as error:
         return _Decoded(reason=str(error))
     height, width, _ = pixels.shape
     digest = hashlib.blake2b(f"{width} {height} ".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels))
-    return _Decoded("", width, height, digest.digest())
+    return _Decoded(
+        "", width, height, digest.digest(), transparent=is_transparent(image)
+    )
 
 
 def _finding(
@@ -142,6 +152,9 @@ def _bad(
                 yield _finding(
                     splits, split, row, problems[split], image.reason
                 )
+            if image.transparent:
+                detail = "no pixel of it can be seen"
+                yield _finding(splits, split, row, "transparent", detail)
 
 
 def _small_classes(

@@ -155,6 +155,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         raise BadImage(f"damaged pixel data ({error})") from error
 
 
+def is_transparent(image: Image.Image) -> bool:
+    """Whether no pixel of an image that `upright_rgb` decoded can be seen."""
+    if image.mode[0] in "IF" or not image.has_transparency_data:
+        return False
+    return image.convert("RGBA").getchannel("A").getextrema()[1] == 0
+
+
 def decode(data: bytes | np.ndarray) -> np.ndarray:
     """Decodes one image.
 

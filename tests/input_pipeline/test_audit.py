@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from sample_images import encoded, photo
 
 from core.errors import UserError
@@ -45,6 +46,21 @@ def findings(competition, data_config):
 
 def test_a_clean_folder(findings):
     assert findings() == {}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_images_that_are_wholly_transparent(competition, findings, mode):
+    pixels = np.zeros((40, 40, 4), np.uint8)
+    pixels[..., :3] = np.arange(40)[:, None, None]
+    image = Image.fromarray(pixels).convert(mode)
+    options = {"transparency": bytes(256)} if mode == "P" else {}
+    for name in ("5", "6"):
+        (competition / f"img_train/{name}.jpg").unlink()
+    image.save(competition / "img_train/5.png", **options)
+    pixels[0, 0, 3] = 1  # A single pixel that can hardly be seen.
+    Image.fromarray(pixels).save(competition / "img_train/6.png")
+    found = findings()
+    assert [id_ for problem, id_ in found if problem == "transparent"] == ["5"]
 
 
 def test_bad_files(competition, findings):
