@@ -227,7 +227,7 @@ def _stack(options: argparse.Namespace) -> None:
     started = time.monotonic()
     with (
         _one_blas_thread(),
-        status.status("reading logits") as line,
+        status.status("reading logits", spinner=_spinner(status)) as line,
     ):
         results = pipeline.stack(
             job,
@@ -250,6 +250,10 @@ def _stack(options: argparse.Namespace) -> None:
     )
 
 
+def _spinner(console: Console) -> str:
+    return "dots" if console.encoding.startswith("utf") else "line"
+
+
 def _note_on(console: Console) -> Callable[[str], None]:
     # Names of folders are no markup.
     return lambda text: console.print(
@@ -269,7 +273,7 @@ class _Progress:
         self._line.update(f"{step} [dim]({seconds})[/]")
         part = step.split(":")[0]
         if part != self._part and not self._console.is_terminal:
-            self._console.print(f"{seconds:>6}  {part}")
+            self._console.print(f"{seconds:>6}  {part}", soft_wrap=True)
         self._part = part
 
 

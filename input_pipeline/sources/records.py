@@ -85,6 +85,7 @@ def open_records(data: Any) -> Source:
       UserError: it is no such folder, or a part of it is missing.
     """
     root = epath.Path(data.root)
+    _check_name(root)
     about = _about(root)
     splits, groups = {}, None
     for split, count in about["splits"].items():
@@ -154,6 +155,7 @@ def convert(source: Source, out: str, rows_per_shard: int) -> str:
       UserError: the folder has records already, or cannot be written.
     """
     folder = epath.Path(out)
+    _check_name(folder)
     try:
         if (folder / INDEX).exists():
             raise UserError(f"{folder} holds records already; choose another")
@@ -263,6 +265,16 @@ def _arriving(path: epath.Path) -> Iterator[Path]:
         temporary = Path(folder) / path.name
         yield temporary
         epath.Path(temporary).copy(path, overwrite=True)
+
+
+def _check_name(folder: epath.Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the name of {folder} is not UTF-8, and ArrayRecord takes no "
+            "other; choose another folder for records"
+        ) from error
 
 
 def _no_driver(path: epath.Path, error: ImportError) -> UserError:
