@@ -84,6 +84,51 @@ def test_what_does_not_compile_leaves_nothing_and_is_told(source, cache, capfd):
     assert "Going on without this C++ library" in told
 
 
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C.UTF-8"},
+    ],
+    ids=str,
+)
+def test_what_a_compiler_says_is_shown_in_every_locale(
+    source, tmp_path, locale
+):
+    """In UTF-8 or not: it quotes the source, and its own quotes are curly."""
+    compiler = tmp_path / "compiler"
+    compiler.write_bytes(
+        b"#!/bin/sh\n"
+        b'if [ "$1" = --version ]; then echo 1; exit; fi\n'
+        b"echo 'caf\xe9.cc: error: \xe2\x80\x98x\xe2\x80\x99'\n"
+        b"exit 1\n"
+    )
+    compiler.chmod(0o700)
+    (tmp_path / "made_up.py").write_text(
+        "from pathlib import Path\nfrom core import native_build\n"
+        f"X = native_build.Library('x', [Path({str(source)!r})])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "core.native_build", "made_up:X"],
+        cwd=Path(__file__).parents[2],
+        env=os.environ
+        | {"PYTHONPATH": str(tmp_path), "CXX": str(compiler)}
+        | locale,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert b"the C++ library x cannot be built" in done.stderr
+    assert b"caf\\xe9.cc: error: " in done.stderr
+
+
+def test_a_compiler_that_cannot_be_parsed_is_none(source, monkeypatch):
+    monkeypatch.setenv("CXX", "c++ 'an open quote")
+    assert path_of(source) is None
+
+
 @needs_compiler
 def test_a_folder_that_cannot_be_written_is_told(source, cache, capfd):
     cache.parents[1].write_text("a file where a folder should be")
