@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from multiprocessing import resource_tracker
 import numpy as np
 import pytest
 from sample_images import encoded, photo
+from small_disk import limit_file_size
 
 from core.errors import UserError
 from input_pipeline import loader
@@ -241,17 +240,6 @@ def children():
     return found
 
 
-@contextlib.contextmanager
-def small_files(limit):
-    """No file grows beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def wait_for(condition, seconds=10):
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
@@ -327,13 +315,12 @@ def test_workers_that_cannot_start_are_an_error_with_a_remedy(digits):
     """Their locks are files in /dev/shm, which may be tiny in a container."""
     stream = train_stream(digits, workers=1)
     resource_tracker.ensure_running()
-    with (
-        small_files(0),
-        pytest.raises(
-            loader.WorkerDied, match=r"be started \(File too .*workers=0,"
-        ),
-    ):
-        next(stream)
+    limit_file_size(0)
+    try:
+        with pytest.raises(loader.WorkerDied, match=r"start.*workers=0, which"):
+            next(stream)
+    finally:
+        limit_file_size(None)
     stream.close()
 
 
