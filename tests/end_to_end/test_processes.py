@@ -170,6 +170,20 @@ def test_a_run_in_a_bucket_moves_between_hosts_and_layouts(alone, tmp_path):
     assert_same_run(run.bucket, alone)
 
 
+def test_a_burst_to_every_process_is_one_wish(tmp_path):
+    """A scheduler signals all of them, and some twice."""
+    run = InBucket(tmp_path)
+    team, local = run.start(2, 1, "--config.epochs=20")
+    team.wait_for_records(local, 2)
+    for _ in range(4):
+        for process in team.processes:
+            process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    assert team.wait() == [143, 143], team.said(0) + team.said(1)
+    assert "stopped at step" in team.said(0)
+    assert len(list((run.bucket / "checkpoints").iterdir())) > 0
+
+
 def test_an_error_in_one_process_is_reported_by_all(tmp_path):
     run = InBucket(tmp_path)
     run.bucket.mkdir(parents=True)
