@@ -1,1 +1,1 @@
-"""What every package may import: errors, atomic files, signals, hardware."""
+"""What every package may import: errors, files, signals, output."""
