@@ -178,8 +178,9 @@ def run_stage(
             )
             if recorder.out_of_patience:
                 break  # Early stopping (Prechelt 1998).
-    # A signal during the last evaluation: what is done is saved.
+        # After this block a signal ends the process at once.
+        run.checkpoints.wait()
+    # One during the last evaluation: what is done is saved.
     if number := agreed_stop(run.stop.received):
         run.stop.agree(number)
-        run.checkpoints.wait()
     return Outcome(stage.end, number)
