@@ -16,6 +16,8 @@ COMMANDS = {
     "train": ["train.py", *TINY, "--workdir={}"],
     "stacking": ["-m", "stacking", "--runs={}", "--out={}"],
     "input_pipeline": ["-m", "input_pipeline", *TINY, "--out={}/a.png"],
+    "predict": ["predict.py", "--run={}", "README.md"],
+    "jax_models": ["-m", "jax_models"],
 }
 
 
