@@ -19,9 +19,15 @@ import numpy as np
 
 from core import atomic_files
 from input_pipeline import parallel_scan
-from input_pipeline.decoding import BadImage, decode
+from input_pipeline.decoding import (
+    REPAIRED,
+    BadImage,
+    open_image,
+    upright_rgb,
+)
 from input_pipeline.folds import MIN_PER_CLASS
-from input_pipeline.sources.base import Examples, Source
+from input_pipeline.sources.base import LEFT_OUT, Examples, Source
+from input_pipeline.sources.labels import doubts
 
 # A side so many times longer or shorter than the split's median is unusual.
 SIZE_FACTOR = 4.0
@@ -37,7 +43,9 @@ LOSSES = {
     "bad training image": "cannot be read: left out of training",
     "bad test image": "cannot be read: keeps its row with the class prior",
     "class too small": "cannot be divided into folds: training refuses",
+    **LEFT_OUT,
 }
+_IGNORED = {"no image": LOSSES.pop("no image")}
 
 # Problems to check by eye, and what they mean.
 DOUBTS = {
@@ -49,6 +57,9 @@ DOUBTS = {
     "sizes differ": "medians of training and test images are far apart",
     "class misses folds": "has fewer images than there are folds",
     "labels alike": "differs from another class only in case or spaces",
+    "missing label": "is how a missing value is written",
+    "repaired": "is damaged, but all of its pixels are read",
+    **_IGNORED,
 }
 
 
@@ -73,12 +84,16 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class _Decoded:
-    """Size and hash of an image's pixels, or the reason why it fails."""
+    """Size and hash of an image's pixels, or the reason why it fails.
+
+    `repaired` is what is wrong with the file all the same.
+    """
 
     reason: str = ""
     width: int = 0
     height: int = 0
     digest: bytes = b""
+    repaired: str = ""
 
 
 def audit(source: Source, folds: int) -> list[Finding]:
@@ -104,23 +119,26 @@ def audit(source: Source, folds: int) -> list[Finding]:
     }
     found = [
         *_bad(splits, decoded),
+        *_left_out(source),
         *_small_classes(source, decoded["train"], folds),
         *_copies(splits, decoded),
         *_sizes(splits, decoded),
-        *_labels_alike(source),
+        *_doubtful_labels(source),
     ]
     return sorted(found, key=lambda finding: finding.problem not in LOSSES)
 
 
 def _inspect(images: Examples, row: int) -> _Decoded:
     try:
-        pixels = decode(images.read(row)["image"])
+        image = open_image(images.read(row)["image"])
+        pixels = np.asarray(upright_rgb(image))
     except BadImage as error:
         return _Decoded(reason=str(error))
     height, width, _ = pixels.shape
     digest = hashlib.blake2b(f"{width} {height} ".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels))
-    return _Decoded("", width, height, digest.digest())
+    repaired = image.info.get(REPAIRED, "")
+    return _Decoded("", width, height, digest.digest(), repaired)
 
 
 def _finding(
@@ -142,6 +160,14 @@ def _bad(
                 yield _finding(
                     splits, split, row, problems[split], image.reason
                 )
+            if image.repaired:
+                yield _finding(splits, split, row, "repaired", image.repaired)
+
+
+def _left_out(source: Source) -> Iterator[Finding]:
+    for file in source.left_out:
+        detail = Path(file.path).suffix or "no ending"
+        yield Finding(file.split, "", file.path, file.problem, detail)
 
 
 def _small_classes(
@@ -228,13 +254,9 @@ def _by(size: np.ndarray) -> str:
     return f"{size[0]:g}x{size[1]:g}"
 
 
-def _labels_alike(source: Source) -> Iterator[Finding]:
-    seen: dict[str, str] = {}
-    for name in source.classes:
-        folded = "".join(name.casefold().split())
-        if seen.setdefault(folded, name) != name:
-            detail = f"class '{name}' and class '{seen[folded]}'"
-            yield Finding("train", "", "", "labels alike", detail)
+def _doubtful_labels(source: Source) -> Iterator[Finding]:
+    for doubt in doubts(source.classes):
+        yield Finding("train", "", "", doubt.problem, str(doubt))
 
 
 def write_findings(path: str | Path, findings: Iterable[Finding]) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from core import csv_table
 from core.errors import UserError
-from input_pipeline.sources import csv, csv_table, folders
+from input_pipeline.sources import csv, folders
 from input_pipeline.sources.base import Source
 
 
