@@ -160,15 +160,17 @@ def _loaded(image: Image.Image) -> Image.Image:
       The same image, or another one of the same pixels where the file is
       damaged, but not in them; the given one's `info` then has `REPAIRED`.
     """
+    data = image.fp.getvalue() if isinstance(image.fp, io.BytesIO) else b""
     try:
+        if repair.is_jpeg_filled_up(data):
+            raise OSError("the file is filled up with zeros")
         image.load()
         return image
     except MemoryError:
         raise
     except Exception as error:
-        data = image.fp.getvalue() if image.fp else b""
         if whole := repair.jpeg_with_end(data):
-            problem = "lacks its end, but no pixel"
+            problem = "its end is missing, but no pixel"
         elif whole := repair.png_without_text(data):
             problem = f"read without text and profiles: {error}"
         else:

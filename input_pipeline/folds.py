@@ -120,6 +120,11 @@ def folds_for(
             "--config.data.folds_file elsewhere"
         )
     count = len(read.numbers)
+    if count < 2:
+        raise UserError(
+            f"the folds file {path} puts all images into one fold; give them "
+            "at least two, or delete the file to have it made again"
+        )
     if count != k:
         raise UserError(
             f"the folds file {path} has {count} folds but data.folds is {k}; "

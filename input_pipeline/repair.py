@@ -19,6 +19,7 @@ _XMP = b"XML:com.adobe.xmp\0\0"  # Not compressed; may hold the orientation.
 _MOST_XMP = 1 << 20
 
 _END = b"\xff\xd9"
+_ZEROS = bytes(16)
 
 # What may follow the last byte of a JPEG, if nothing is missing before it:
 # nothing, ones, or anything at all.
@@ -79,10 +80,9 @@ def jpeg_with_end(data: bytes) -> bytes | None:
     """
     if not data.startswith(b"\xff\xd8") or not _has_all_scans(data):
         return None
-    # A half of the marker; and what a file system pads a lost end with.
-    data = data.rstrip(b"\xff")
-    if data.endswith(bytes(16)):
+    if is_jpeg_filled_up(data):
         data = data.rstrip(b"\0")
+    data = data.rstrip(b"\xff")  # A half of the marker.
     fillings = _FILLINGS
     if b"\xff\xdd" in data:  # Restart markers: the next one may be missing.
         fillings = fillings + [
@@ -103,6 +103,18 @@ def jpeg_with_end(data: bytes) -> bytes | None:
         elif pixels != first:
             return None
     return data + _END
+
+
+def is_jpeg_filled_up(data: bytes) -> bool:
+    """Whether zeros stand for the end of a JPEG, as after a broken download.
+
+    Decoders take them for pixels.
+    """
+    return (
+        data.startswith(b"\xff\xd8")
+        and data.endswith(_ZEROS)
+        and not data.rstrip(b"\0").endswith(_END)
+    )
 
 
 def _has_all_scans(data: bytes) -> bool:

@@ -101,8 +101,9 @@ def read_logits(path: str | os.PathLike) -> Logits:
         ) from error
     except _ObjectArray as error:
         raise UserError(
-            f"{path}: {error} was saved as Python objects, which are not read, "
-            f"as they could run code; save {_AS_ARRAY[str(error)]}"
+            f"{path} cannot be read as a logits file: {error} was saved as "
+            "Python objects, which are not loaded as they could run code; save "
+            f"{_AS_ARRAY[str(error)]}"
         ) from None
     # A damaged archive fails in dozens of ways, in zipfile, zlib and NumPy.
     except Exception as error:

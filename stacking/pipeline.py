@@ -269,24 +269,15 @@ def _template(
     Without any, the columns of `layout` and the rows in their own order.
     """
     columns = (layout["id_column"], layout["target_column"])
-
-    def read(path: str) -> submission_file.Sample:
-        return submission_file.read_sample(
-            path,
-            classes.tolist(),
-            *columns,
-            submission_file.OF_STACKING,
-            expected_ids=ids,
-        )
-
+    what = (classes.tolist(), *columns, submission_file.OF_STACKING, ids)
     paths = [path for path in dict.fromkeys(samples) if path]
     for path in paths[:-1]:
         with contextlib.suppress(UserError):
-            template = read(path)
+            template = submission_file.read_sample(path, *what)
             if set(template.ids.tolist()) == set(ids.tolist()):
                 return template
     if paths:
-        return read(paths[-1])
+        return submission_file.read_sample(paths[-1], *what)
     return submission_file.plain(ids, *columns)
 
 

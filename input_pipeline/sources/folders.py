@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def open_folders(data: Any, root: Path) -> Source:
     left_out += [
         LeftOut("train", entry.path, _loose(entry))
         for entry in listing.entries(train).values()
-        if not entry.is_dir() and listing.kind_of(entry)
+        if not listing.is_folder(entry) and listing.kind_of(entry)
     ]
     for name, folder in folders.items():
         found = sorted(folder.image_names())
@@ -132,7 +133,7 @@ def _beside(train: Path, test: Path | None) -> list[LeftOut]:
     return found + [
         LeftOut("train", entry.path, _loose(entry))
         for entry in listing.entries(root).values()
-        if not entry.is_dir() and listing.kind_of(entry) == "image"
+        if not listing.is_folder(entry) and listing.kind_of(entry) == "image"
     ]
 
 
@@ -169,17 +170,18 @@ def _check_below(
                 f"'{min(other)}', which is another class; move them to the "
                 "folder of their class"
             )
-    tops: dict[str, set[str]] = {}
+    tops: dict[str, collections.Counter[str]] = {}
     for top, below, *_ in deep:
-        tops.setdefault(below, set()).add(top)
+        tops.setdefault(below, collections.Counter())[top] += 1
     shared = [below for below, found in tops.items() if len(found) > 1]
     if shared and len(deep) == len(names):
+        one, other = sorted(tops[shared[0]])[:2]
+        ((largest, _),) = tops[shared[0]].most_common(1)
         raise UserError(
-            f"{train} has the same folder '{shared[0]}' in "
-            f"{' and '.join(sorted(tops[shared[0]])[:2])}, and no image "
-            "directly in any: if the classes lie there, set --config.data.root "
-            f"to {train / sorted(tops[shared[0]])[0]}; if not, move the images "
-            "up into the folders of their classes"
+            f"{train} has the same folder '{shared[0]}' in {one} and {other}, "
+            "and no image directly in any: if the classes lie there, set "
+            f"--config.data.root={train / largest}; if not, move the images up "
+            "into the folders of their classes"
         )
     return _below("training images", names, 1)
 

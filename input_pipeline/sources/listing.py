@@ -184,6 +184,14 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
 
 
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
+
+
 def _walk(
     folder: Path | str, prefix: str, above: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[str, os.DirEntry]]:
@@ -193,7 +201,7 @@ def _walk(
     image. Links are followed, but not in a circle.
     """
     for name, entry in entries(folder).items():
-        if not entry.is_dir() or _has_image_name(name):
+        if not is_folder(entry) or _has_image_name(name):
             yield prefix + name, entry
         elif not is_litter(name):
             about = entry.stat()
