@@ -92,7 +92,11 @@ def open_csv(data: Any, root: Path) -> Source:
         target_column=data.target_column,
         fingerprint=fingerprint(ids, labels, train_folder.sizes(names)),
         groups=groups,
-        left_out=_left_out((train_folder, labelled), (test_folder, test)),
+        left_out=_left_out(
+            [answers.path, root / CLASSES, root / data.sample_submission],
+            (train_folder, labelled),
+            (test_folder, test),
+        ),
         notes=[note] if note else [],
     )
 
@@ -176,6 +180,7 @@ def _open_test(
 
 
 def _left_out(
+    tables: Sequence[Path],
     *splits: tuple[listing.Folder | None, FileExamples | None],
 ) -> list[LeftOut]:
     """The files of both folders, which may be one, that no split takes."""
@@ -185,6 +190,7 @@ def _left_out(
         if images is not None
         for name in images.names
     }
+    taken.update(map(str, tables))
     found = {
         file.path: file
         for split, (folder, images) in zip(
