@@ -57,7 +57,7 @@ class Folder:
 
     def image_names(self) -> list[str]:
         """Every file that is an image, numbers in their order."""
-        return self._sorted()["image"]
+        return sorted(self._kinds()["image"], key=_natural_order)
 
     def left_out(
         self, split: str, taken: Iterable[str] | None = None
@@ -68,7 +68,7 @@ class Folder:
           split: `train` or `test`.
           taken: names of the images that are; None for all of them.
         """
-        kinds = dict(self._sorted())
+        kinds = dict(self._kinds())
         images = kinds.pop("image")
         if taken is not None:
             taken = set(taken)
@@ -76,18 +76,16 @@ class Folder:
         return [
             LeftOut(split, f"{self.path}/{name}", problem)
             for problem, names in kinds.items()
-            for name in names
+            for name in sorted(names, key=_natural_order)
         ]
 
-    def _sorted(self) -> dict[str, list[str]]:
+    def _kinds(self) -> dict[str, list[str]]:
         """The names by `kind_of`."""
         if self._by_kind is None:
             found = {"image": [], "no decoder": [], "no image": []}
             for name, entry in self._entries.items():
                 if kind := kind_of(entry):
                     found[kind].append(name)
-            for names in found.values():
-                names.sort(key=_natural_order)
             self._by_kind = found
         return self._by_kind
 
@@ -116,7 +114,7 @@ class Folder:
 
     def _remedy(self, image_id: str, extension: str) -> str:
         """What to do about an id without an image."""
-        for name in self._sorted()["no decoder"]:
+        for name in self._kinds()["no decoder"]:
             if _normal(image_id) in _keys(name):
                 return f"there is only {name}: save it as JPEG or PNG"
         for folder in self.path.parents:
@@ -126,6 +124,9 @@ class Folder:
                         "it has one from another folder on: set "
                         f"--config.{self._flag}={folder}"
                     )
+        for name in self._kinds()["image"]:
+            if _loosely(stem(name)) == _loosely(stem(image_id)):
+                return f"write it as in the name of {name}"
         return "add the file, remove the row, or set --config.data.extension"
 
     def _find(self, image_id: str, extension: str, table: Path) -> str | None:
@@ -135,7 +136,7 @@ class Folder:
             return image_id
         if self._by_id is None:
             self._by_id = {}
-            for name in self.image_names():
+            for name in sorted(self._kinds()["image"]):
                 for key in _keys(name):
                     self._by_id.setdefault(key, []).append(name)
         # macOS writes é as two characters, spreadsheets as one.
@@ -292,6 +293,12 @@ def _keys(name: str) -> set[str]:
     ending = posixpath.splitext(name)[1]
     keys = {name, stem(name), base, stem(base), name.removesuffix(ending)}
     return {unicodedata.normalize("NFC", key) for key in keys}
+
+
+def _loosely(image_id: str) -> str:
+    """The same for ids that differ as numbers in a spreadsheet, or in case."""
+    text = image_id.casefold().removesuffix(".0")
+    return text.lstrip("0") or "0"
 
 
 def _normal(image_id: str) -> str:

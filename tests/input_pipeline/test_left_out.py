@@ -270,3 +270,28 @@ def test_an_id_that_has_only_an_image_of_another_kind(competition, data_config):
     refused(
         data_config(root=str(competition)), "there is only 4.heic: save it as"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "image_id"),
+    [
+        ("4", "4.0"),
+        ("0004", "4"),
+        ("04", "4.0"),
+        ("Img4", "img4"),
+        ("0", "0.0"),
+    ],
+)
+def test_an_id_that_a_spreadsheet_changed(
+    competition, data_config, name, image_id
+):
+    folder, path = competition / "img_train", competition / "train_answers.csv"
+    for old in ("4", "0"):
+        (folder / f"{old}.jpg").unlink()
+    put(folder / f"{name}.jpg")
+    rows = path.read_text().replace("\n0,3", "").split("\n4,11")
+    path.write_text(f"\n{image_id},11".join(rows))
+    data = data_config(root=str(competition))
+    refused(data, f"id '{image_id}' .*; write it as in the name of {name}.jpg")
+    path.write_text(f"\n{name},11".join(rows))
+    assert f"{name}.jpg" in open_source(data).labelled.path(3)
