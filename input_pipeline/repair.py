@@ -6,6 +6,7 @@ What is taken out of a file is never decompressed.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
@@ -25,7 +26,7 @@ _ZEROS = bytes(16)
 # nothing, ones, or anything at all.
 _FILLINGS = [b"", b"\xff\x00" * 64] + [
     np.random.default_rng(seed).integers(1, 255, 128, np.uint8).tobytes()
-    for seed in range(6)
+    for seed in range(4)
 ]
 
 
@@ -95,7 +96,7 @@ def jpeg_with_end(data: bytes) -> bytes | None:
             image = Image.open(
                 io.BytesIO(data + filling + _END), formats=("JPEG",)
             )
-            pixels = image.tobytes()
+            pixels = hashlib.blake2b(image.tobytes()).digest()
         except Exception:  # Pillow's parsers raise nearly anything.
             return None
         if first is None:

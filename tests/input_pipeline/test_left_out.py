@@ -91,6 +91,7 @@ def test_what_can_be_decoded_is_taken_whatever_its_ending(
         ("@eaDir/a.jpg/thumb.jpg", None, ""),
         (".ipynb_checkpoints/a.jpg", None, ""),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("where", ["train/cat", "train/dog/below", "test"])
 def test_what_cannot_be_decoded_is_counted_and_named(
