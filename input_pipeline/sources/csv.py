@@ -81,7 +81,7 @@ def open_csv(data: Any, root: Path) -> Source:
         np.array(ids), labels, str(train_folder.path), names
     )
     sample = _sample(data, root, classes)
-    test, test_folder = _open_test(data, root, sample)
+    test, test_folder = _open_test(data, root, sample, labelled)
     return Source(
         name="csv",
         labelled=labelled,
@@ -164,7 +164,10 @@ def _sample(
 
 
 def _open_test(
-    data: Any, root: Path, sample: submission_file.Sample | None
+    data: Any,
+    root: Path,
+    sample: submission_file.Sample | None,
+    labelled: FileExamples,
 ) -> tuple[FileExamples | None, listing.Folder | None]:
     """The rows to predict: those of the sample, else every image there is."""
     path = root / data.test_images
@@ -172,7 +175,7 @@ def _open_test(
         return None, None
     folder = listing.Folder(path, "data.test_images")
     if sample is None:
-        return listing.every_image(folder), folder
+        return listing.every_image(folder, labelled), folder
     ids = sample.ids.tolist()
     sample.table.check_ids(ids, sample.id_name)
     names = folder.find_all(ids, data.extension, sample.table.path)

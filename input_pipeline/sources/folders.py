@@ -56,6 +56,9 @@ def open_folders(data: Any, root: Path) -> Source:
     ]
     for name, folder in folders.items():
         found = sorted(folder.image_names())
+        if test_path is not None and folder.path in test_path.parents:
+            below = f"{test_path.relative_to(folder.path)}/"
+            found = [file for file in found if not file.startswith(below)]
         aside = folder.left_out("train")
         left_out += aside
         if not found:

@@ -142,7 +142,7 @@ class Folder:
         # macOS writes é as two characters, spreadsheets as one.
         found = self._by_id.get(_normal(image_id), [])
         # An id without its folder will do, where no other file is meant.
-        depth = image_id.count("/")
+        depth = _normal(image_id).count("/")
         found = [name for name in found if name.count("/") == depth] or found
         if len(found) > 1:
             ending = (extension or "/").lower()
@@ -237,9 +237,23 @@ def kind_of(entry: os.DirEntry) -> str:
     return "no decoder" if other or b"ftyphei" in beginning else "no image"
 
 
-def every_image(folder: Folder) -> FileExamples:
-    """Returns all images of a test folder, without labels."""
-    names = folder.image_names()
+def every_image(
+    folder: Folder, labelled: FileExamples | None = None
+) -> FileExamples:
+    """Returns all images of a test folder, without labels.
+
+    Args:
+      folder: that holds them.
+      labelled: images that are none of them, should they lie there as well.
+    """
+    taken = set()
+    if labelled is not None:
+        taken = {f"{labelled.folder}/{name}" for name in labelled.names}
+    names = [
+        name
+        for name in folder.image_names()
+        if f"{folder.path}/{name}" not in taken
+    ]
     if not names:
         raise UserError(
             f"test folder {folder.path} holds no image "
@@ -302,7 +316,8 @@ def _loosely(image_id: str) -> str:
 
 
 def _normal(image_id: str) -> str:
-    return unicodedata.normalize("NFC", posixpath.normpath(image_id))
+    path = posixpath.normpath(image_id.replace("\\", "/"))
+    return unicodedata.normalize("NFC", path)
 
 
 def _natural_order(name: str) -> list[tuple[int, int | str]]:

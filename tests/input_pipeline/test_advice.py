@@ -19,7 +19,7 @@ def follow(competition, data_config):
     """
 
     def go(fixes=(), **fields):
-        data = data_config(root=str(competition), **fields)
+        data = data_config(**{"root": str(competition), **fields})
         said = []
         while True:
             try:
@@ -135,3 +135,16 @@ def test_samples_as_they_are_found(competition, follow, text):
     (competition / "sample_submission.csv").write_text(text)
     source, said = follow()
     assert said == [] and source.test.ids.tolist() == ["10", "1"]
+
+
+def test_class_folders_beside_a_csv(tmp_path, follow, competition):
+    """Such as the one that the audit wrote there."""
+    root = competition / "photos"
+    for row in range(4):
+        folder = root / ("cat" if row % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        (competition / f"img_train/{row}.jpg").rename(folder / f"{row}.jpg")
+    (root / "audit.csv").write_text("split,id\n")
+    source, (said,) = follow(root=str(root))
+    assert "--config.data.source=folders if each" in said
+    assert source.classes == ("cat", "dog")

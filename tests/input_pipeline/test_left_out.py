@@ -296,3 +296,36 @@ def test_an_id_that_a_spreadsheet_changed(
     refused(data, f"id '{image_id}' .*; write it as in the name of {name}.jpg")
     path.write_text(f"\n{name},11".join(rows))
     assert f"{name}.jpg" in open_source(data).labelled.path(3)
+
+
+def test_no_image_is_trained_on_and_predicted(tmp_path, data_config):
+    """Wherever one of the two folders lies in the other."""
+    for name in ("cat", "dog"):
+        put(tmp_path / f"folders/{name}/1.jpg")
+    put(tmp_path / "folders/cat/new/1.jpg")
+    data = data_config(root=str(tmp_path / "folders"), test_folder="cat/new")
+    source = open_source(data)
+    assert source.labelled.ids.tolist() == ["cat/1.jpg", "dog/1.jpg"]
+    assert source.test.ids.tolist() == ["1"]
+
+    rows = ["img_id,target_feature", "1,a", "2,b"]
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv/train_answers.csv").write_text("\n".join(rows))
+    for name in ("train/1.jpg", "train/2.jpg", "q.jpg", "q2/3.jpg"):
+        put(tmp_path / "csv/all" / name)
+    data = data_config(
+        root=str(tmp_path / "csv"), train_images="all/train", test_images="all"
+    )
+    assert set(open_source(data).test.ids) == {"q", "q2/3"}
+    data.train_images = "all"
+    source = open_source(data)
+    assert set(source.test.ids) == {"q", "q2/3"}
+    assert list(source.left_out) == []
+
+
+def test_ids_with_backslashes(competition, data_config):
+    put(competition / "img_train/sub/4.jpg")
+    path = competition / "train_answers.csv"
+    path.write_text(path.read_text().replace("\n4,", "\nsub\\4.jpg,"))
+    source = open_source(data_config(root=str(competition)))
+    assert source.labelled.path(4).endswith("/sub/4.jpg")
