@@ -160,7 +160,8 @@ def _loaded(image: Image.Image) -> Image.Image:
       The same image, or another one of the same pixels where the file is
       damaged, but not in them; the given one's `info` then has `REPAIRED`.
     """
-    data = image.fp.getvalue() if isinstance(image.fp, io.BytesIO) else b""
+    file = getattr(image, "fp", None)  # Pixels from memory have none.
+    data = file.getvalue() if isinstance(file, io.BytesIO) else b""
     try:
         if repair.is_jpeg_filled_up(data):
             raise OSError("the file is filled up with zeros")
