@@ -39,40 +39,8 @@ def open_csv(data: Any, root: Path) -> Source:
     """
     answers = csv_table.read_csv(root / data.answers, "--config.data.answers")
     ids = answers.column(data.id_column, "--config.data.id_column")
-    _check_one_label_column(answers, data)
-    targets = answers.column(data.target_column, "--config.data.target_column")
     answers.check_ids(ids, data.id_column)
-    for row, target in enumerate(targets):
-        if not target:
-            raise UserError(
-                f"{answers.path} has no label for id '{ids[row]}' in column "
-                f"'{data.target_column}'; fill it in or remove the row"
-            )
-        if len(target) > csv_table.MAX_ID_LENGTH:
-            raise UserError(
-                f"{answers.path} has a label of {len(target)} characters for "
-                f"id '{ids[row]}' in column '{data.target_column}', which is "
-                f"no class's name; shorten it to {csv_table.MAX_ID_LENGTH}"
-            )
-    targets, note = labels_lib.without_fractions(targets)
-    listed = _class_list(root / CLASSES, data.target_column)
-    labels_lib.refuse_doubts(
-        targets,
-        f"{answers.path}, column '{data.target_column}',",
-        f" or, where that is right, list all classes in column "
-        f"'{data.target_column}' of {root / CLASSES}",
-        listed,
-    )
-    classes, labels = labels_lib.encode(targets)
-    if len(classes) < 2:
-        raise UserError(
-            f"{answers.path}: every label in column '{data.target_column}' is "
-            f"'{classes[0]}', so there is nothing to tell apart; set "
-            "--config.data.target_column to the column with the classes"
-        )
-    _check_class_list(
-        listed, root / CLASSES, answers.path, data.target_column, classes
-    )
+    classes, labels, notes = _labels(answers, ids, data, root / CLASSES)
     groups = _groups(answers, ids, data) if data.group_column else None
 
     train_folder = listing.Folder(root / data.train_images, "data.train_images")
@@ -97,8 +65,48 @@ def open_csv(data: Any, root: Path) -> Source:
             (train_folder, labelled),
             (test_folder, test),
         ),
-        notes=[note] if note else [],
+        notes=notes,
     )
+
+
+def _labels(
+    answers: csv_table.Table, ids: Sequence[str], data: Any, class_list: Path
+) -> tuple[tuple[str, ...], np.ndarray, list[str]]:
+    """The classes, their index in each row, and how labels were read."""
+    _check_one_label_column(answers, data)
+    column = data.target_column
+    targets = answers.column(column, "--config.data.target_column")
+    for image_id, target in zip(ids, targets, strict=True):
+        if not target:
+            raise UserError(
+                f"{answers.path} has no label for id '{image_id}' in column "
+                f"'{column}'; fill it in or remove the row"
+            )
+        if len(target) > csv_table.MAX_ID_LENGTH:
+            raise UserError(
+                f"{answers.path} has a label of {len(target)} characters for "
+                f"id '{image_id}' in column '{column}', which is no class's "
+                f"name; shorten it to {csv_table.MAX_ID_LENGTH}"
+            )
+    targets, note = labels_lib.without_fractions(targets)
+    listed = _class_list(class_list, column)
+    labels_lib.refuse_doubts(
+        targets,
+        f"{answers.path}, column '{column}',",
+        f" or, where that is right, list all classes in column '{column}' of "
+        f"{class_list}",
+        listed,
+    )
+    classes, labels = labels_lib.encode(targets)
+    if len(classes) < 2:
+        raise UserError(
+            f"{answers.path}: every label in column '{column}' is "
+            f"'{classes[0]}', so there is nothing to tell apart; set "
+            "--config.data.target_column to the column with the classes"
+        )
+    if listed:
+        _check_class_list(listed, class_list, answers.path, column, classes)
+    return classes, labels, [note] if note else []
 
 
 def _groups(
@@ -224,13 +232,11 @@ def _check_class_list(
     column: str,
     classes: Sequence[str],
 ) -> None:
-    """Compares the labels with those listed, if any are."""
+    """Compares the labels with those listed."""
     for name, here, there in [
         *((name, answers, path) for name in sorted(set(classes) - listed)),
         *((name, path, answers) for name in sorted(listed - set(classes))),
     ]:
-        if not listed:
-            return
         raise UserError(
             f"label '{name}' is in {here} but not in {there}; make the two "
             f"agree in column '{column}'"
