@@ -132,7 +132,8 @@ class Folder:
     def _find(self, image_id: str, extension: str, table: Path) -> str | None:
         if image_id + extension in self._entries:
             return image_id + extension
-        if image_id in self._entries and kind_of(self._entries[image_id]):
+        own = self._entries.get(image_id)
+        if own is not None and kind_of(own) == "image":
             return image_id
         if self._by_id is None:
             self._by_id = {}

@@ -268,9 +268,11 @@ def test_one_file_for_two_ids_is_refused(competition, data_config):
 def test_an_id_that_has_only_an_image_of_another_kind(competition, data_config):
     (competition / "img_train/4.jpg").unlink()
     put(competition / "img_train/4.heic", HEIC)
-    refused(
-        data_config(root=str(competition)), "there is only 4.heic: save it as"
-    )
+    data = data_config(root=str(competition))
+    refused(data, "there is only 4.heic: save it as")
+    path = competition / "train_answers.csv"
+    path.write_text(path.read_text().replace("\n4,", "\n4.heic,"))
+    refused(data, "there is only 4.heic: save it as")
 
 
 @pytest.mark.parametrize(
