@@ -64,6 +64,8 @@ def make_parser() -> loading.Parser:
 def find_photos(names: Sequence[str]) -> Iterator[Path]:
     """Yields the photos that are named, and those in the named folders.
 
+    Of a kind that cannot be decoded, too: they will be told of.
+
     Raises:
       UserError: a name leads to nothing, or a folder has no photo.
     """
@@ -72,10 +74,16 @@ def find_photos(names: Sequence[str]) -> Iterator[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = Folder(path, "photos").image_names()
+            folder = Folder(path, "photos")
+            found = [path / photo for photo in folder.image_names()]
+            found += [
+                Path(file.path)
+                for file in folder.left_out("test")
+                if file.problem == "no decoder"
+            ]
             if not found:
                 raise UserError(f"{path} holds no photo; name another folder")
-            yield from (path / photo for photo in found)
+            yield from found
         elif path.exists():
             yield path
         else:

@@ -37,10 +37,12 @@ from configs import common, loading
 from core.errors import UserError, exit_on_user_error
 from input_pipeline import audit
 from input_pipeline.contact_sheet import write_contact_sheet
+from input_pipeline.folds import folds_for
 from input_pipeline.sources import open_source
 from input_pipeline.transforms.policy import Augment
 
 if TYPE_CHECKING:
+    from input_pipeline.sources.base import Source
     from input_pipeline.transforms.mixing import Mixing
 
 
@@ -109,6 +111,13 @@ def draw(argv: list[str]) -> None:
         f"and in {known.columns - 1} augmentations, {config.image_size} px"
         f"{below}"
     )
+    _print_notes(source)
+
+
+def _print_notes(source: Source) -> None:
+    """Prints what the plan of a training says of the data as well."""
+    for heading, text in source.describe().items():
+        print(f"{heading}: {text}")
 
 
 def _mixing(settings: dict[str, Any]) -> Mixing | None:
@@ -137,10 +146,19 @@ def check(argv: list[str]) -> int:
     )
     parser.add_argument("--out", default="audit.csv", metavar="CSV")
     known, config = loading.parse(parser, argv)
-    source = open_source(config.data)
+    source, data = open_source(config.data), config.data
+    if data.folds_file and os.path.exists(data.folds_file):
+        folds_for(
+            source,
+            data.folds,
+            data.folds_seed,
+            data.folds_file,
+            id_column=data.id_column,
+            note=print,
+        )
     findings = audit.audit(source, config.data.folds)
     audit.write_findings(known.out, findings)
-    print("\n".join(audit.summary(source, findings)))
+    print("\n".join([*audit.summary(source, findings), *source.notes]))
     if findings:
         print(f"all {len(findings):,} of them: {known.out}")
     return int(audit.loses(findings))
@@ -173,6 +191,7 @@ def convert(argv: list[str]) -> None:
         raise UserError("--rows-per-shard must be at least 1")
     source = open_source(config.data)
     print(records.convert(source, known.out, known.rows_per_shard))
+    _print_notes(source)
 
 
 if __name__ == "__main__":

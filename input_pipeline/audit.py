@@ -20,13 +20,15 @@ import numpy as np
 from core import atomic_files
 from input_pipeline import parallel_scan
 from input_pipeline.decoding import (
+    REPAIRED,
     BadImage,
     is_transparent,
     open_image,
     upright_rgb,
 )
 from input_pipeline.folds import MIN_PER_CLASS
-from input_pipeline.sources.base import Examples, Source
+from input_pipeline.sources.base import LEFT_OUT, Examples, Source
+from input_pipeline.sources.labels import doubts
 
 # A side so many times longer or shorter than the split's median is unusual.
 SIZE_FACTOR = 4.0
@@ -42,7 +44,9 @@ LOSSES = {
     "bad training image": "cannot be read: left out of training",
     "bad test image": "cannot be read: keeps its row with the class prior",
     "class too small": "cannot be divided into folds: training refuses",
+    **LEFT_OUT,
 }
+_IGNORED = {"no image": LOSSES.pop("no image")}
 
 # Problems to check by eye, and what they mean.
 DOUBTS = {
@@ -55,6 +59,9 @@ DOUBTS = {
     "class misses folds": "has fewer images than there are folds",
     "transparent": "is wholly transparent: taken as white",
     "labels alike": "differs from another class only in case or spaces",
+    "missing label": "is how a missing value is written",
+    "repaired": "is damaged, but all of its pixels are read",
+    **_IGNORED,
 }
 
 
@@ -79,13 +86,17 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class _Decoded:
-    """Size and hash of an image's pixels, or the reason why it fails."""
+    """Size and hash of an image's pixels, or the reason why it fails.
+
+    `repaired` is what is wrong with the file all the same.
+    """
 
     reason: str = ""
     width: int = 0
     height: int = 0
     digest: bytes = b""
     transparent: bool = False
+    repaired: str = ""
 
 
 def audit(source: Source, folds: int) -> list[Finding]:
@@ -111,10 +122,11 @@ def audit(source: Source, folds: int) -> list[Finding]:
     }
     found = [
         *_bad(splits, decoded),
+        *_left_out(source),
         *_small_classes(source, decoded["train"], folds),
         *_copies(splits, decoded),
         *_sizes(splits, decoded),
-        *_labels_alike(source),
+        *_doubtful_labels(source),
     ]
     return sorted(found, key=lambda finding: finding.problem not in LOSSES)
 
@@ -129,7 +141,12 @@ def _inspect(images: Examples, row: int) -> _Decoded:
     digest = hashlib.blake2b(f"{width} {height} ".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels))
     return _Decoded(
-        "", width, height, digest.digest(), transparent=is_transparent(image)
+        "",
+        width,
+        height,
+        digest.digest(),
+        transparent=is_transparent(image),
+        repaired=image.info.get(REPAIRED, ""),
     )
 
 
@@ -155,6 +172,14 @@ def _bad(
             if image.transparent:
                 detail = "no pixel of it can be seen"
                 yield _finding(splits, split, row, "transparent", detail)
+            if image.repaired:
+                yield _finding(splits, split, row, "repaired", image.repaired)
+
+
+def _left_out(source: Source) -> Iterator[Finding]:
+    for file in source.left_out:
+        detail = Path(file.path).suffix or "no ending"
+        yield Finding(file.split, "", file.path, file.problem, detail)
 
 
 def _small_classes(
@@ -241,13 +266,9 @@ def _by(size: np.ndarray) -> str:
     return f"{size[0]:g}x{size[1]:g}"
 
 
-def _labels_alike(source: Source) -> Iterator[Finding]:
-    seen: dict[str, str] = {}
-    for name in source.classes:
-        folded = "".join(name.casefold().split())
-        if seen.setdefault(folded, name) != name:
-            detail = f"class '{name}' and class '{seen[folded]}'"
-            yield Finding("train", "", "", "labels alike", detail)
+def _doubtful_labels(source: Source) -> Iterator[Finding]:
+    for doubt in doubts(source.classes):
+        yield Finding("train", "", "", doubt.problem, str(doubt))
 
 
 def write_findings(path: str | Path, findings: Iterable[Finding]) -> None:

@@ -8,30 +8,63 @@ the caller's decision.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from core import hardware
+from input_pipeline import repair
 
 # Formats that people keep photos in. The list is closed because Pillow's full
 # list holds some that run other programs (EPS starts Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "AVIF": (".avif", ".avifs"),
+}
 
-EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".avif",
+# Those that this Pillow was built without.
+_LACKING = {
+    name for name in ("WEBP", "AVIF") if not features.check(name.lower())
+}
+
+FORMATS = tuple(name for name in _ENDINGS if name not in _LACKING)
+
+EXTENSIONS = tuple(ending for name in FORMATS for ending in _ENDINGS[name])
+
+# Of images that are not decoded: of cameras, phones and drawing programs.
+OTHER_EXTENSIONS = (
+    *(ending for name in _LACKING for ending in _ENDINGS[name]),
+    *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx"),
+    *(".jxr", ".wdp", ".hdp", ".bpg", ".svg", ".eps", ".psd", ".xcf", ".tga"),
+    *(".ico", ".icns", ".pcx", ".qoi", ".dds", ".exr", ".hdr", ".dcm"),
+    *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 )
+
+# How files of these formats begin.
+_BEGINNINGS = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF....WEBP",
+    "BMP": rb"BM............[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "GIF": rb"GIF8[79]a",
+    "TIFF": rb"II\*\0|MM\0\*",
+    "PPM": rb"P[1-6f]\s+[#\d]",
+    "AVIF": rb"....ftypavi[fs]",
+}
+_BEGINNING = re.compile(
+    b"|".join(_BEGINNINGS[name] for name in FORMATS), re.DOTALL
+)
+
+# So many bytes tell what a file is.
+BEGINNING_BYTES = 18
 
 # Pillow warns of oddities in files that it can read all the same.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -45,6 +78,9 @@ Image.core.set_blocks_max(4)
 # Refused before any pixel is decoded. A photo of 89 megapixels is larger than
 # any camera makes; decoded it already takes 360 MB.
 MAX_PIXELS = 89_478_485
+
+# In `Image.info`: what is wrong with a file whose pixels are all there.
+REPAIRED = "repaired"
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -60,6 +96,15 @@ _TURNS = {
 
 class BadImage(Exception):
     """An image that cannot be read; the message is the reason in words."""
+
+
+def looks_like_image(beginning: bytes) -> bool:
+    """Whether a file that begins like this is of one of `FORMATS`.
+
+    Args:
+      beginning: the first `BEGINNING_BYTES`.
+    """
+    return _BEGINNING.match(beginning) is not None
 
 
 def open_image(data: bytes | np.ndarray) -> Image.Image:
@@ -80,7 +125,24 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
     if not data:
         raise BadImage("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _opened(data)
+    except BadImage as error:
+        shorter = repair.png_without_text(data)
+        if shorter is None:
+            raise
+        image = _opened(shorter)
+        image.info[REPAIRED] = f"read without text and profiles: {error}"
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width}x{height} is more than {MAX_PIXELS} pixels")
+    if width < 1 or height < 1:
+        raise BadImage("the image has no pixels")
+    return image
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise BadImage("not an image in a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -89,12 +151,37 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
         raise BadImage("decoding needs too much memory") from None
     except Exception as error:  # Pillow's parsers raise nearly anything.
         raise BadImage(f"broken header ({error})") from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"{width}x{height} is more than {MAX_PIXELS} pixels")
-    if width < 1 or height < 1:
-        raise BadImage("the image has no pixels")
-    return image
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Decodes the pixels of what `open_image` opened.
+
+    Returns:
+      The same image, or another one of the same pixels where the file is
+      damaged, but not in them; the given one's `info` then has `REPAIRED`.
+    """
+    file = getattr(image, "fp", None)  # Pixels from memory have none.
+    data = file.getvalue() if isinstance(file, io.BytesIO) else b""
+    try:
+        if repair.is_jpeg_filled_up(data):
+            raise OSError("the file is filled up with zeros")
+        image.load()
+        return image
+    except MemoryError:
+        raise
+    except Exception as error:
+        if whole := repair.jpeg_with_end(data):
+            problem = "its end is missing, but no pixel"
+        elif whole := repair.png_without_text(data):
+            problem = f"read without text and profiles: {error}"
+        else:
+            raise
+        other = _opened(whole)
+        if image.format in ("JPEG", "MPO") and image.decoderconfig:
+            reduce_jpeg(other, image.decoderconfig[0])
+        other.load()
+        image.info[REPAIRED] = problem
+        return other
 
 
 def check_pixels(pixels: np.ndarray) -> None:
@@ -143,7 +230,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
       BadImage: the pixel data is damaged or cut off.
     """
     try:
-        image.load()
+        image = _loaded(image)
         turn = _orientation(image)
         rgb = image if image.mode == "RGB" else None
         if rgb is None or "transparency" in image.info:
@@ -203,7 +290,7 @@ def decode_mask(data: bytes | np.ndarray) -> np.ndarray:
     if image.format in ("JPEG", "MPO"):
         raise BadImage("JPEG does not keep a mask's values; save it as PNG")
     try:
-        values = np.array(image)
+        values = np.array(_loaded(image))
     except MemoryError:
         raise BadImage("decoding needs too much memory") from None
     except Exception as error:

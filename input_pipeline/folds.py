@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,13 @@ def make_folds(
 
 
 def folds_for(
-    source: Source, k: int, seed: int, path: str | Path
+    source: Source,
+    k: int,
+    seed: int,
+    path: str | Path,
+    *,
+    id_column: str = "id",
+    note: Callable[[str], None] = lambda line: None,
 ) -> np.ndarray:
     """The folds of a source: read from `path` if it is there, else made.
 
@@ -81,6 +87,9 @@ def folds_for(
       seed: of the division, used only when `path` does not exist.
       path: the folds file that all runs on this data share; `write_folds`
         in run_folder makes it.
+      id_column: header of its ids where there is no `id`.
+      note: called with how its folds are called here, where it has other
+        names for them.
 
     Returns:
       int32 `[N]` in the order of `source.labelled`.
@@ -95,8 +104,10 @@ def folds_for(
         return make_folds(
             images.ids, images.labels, k, seed, source.classes, groups
         )
-    ids, folds, _ = folds_file.read_folds(path)
-    fold_of = dict(zip(ids.tolist(), folds.tolist(), strict=True))
+    read = folds_file.read_folds(path, id_column)
+    if read.note:
+        note(read.note)
+    fold_of = dict(zip(read.ids.tolist(), read.folds.tolist(), strict=True))
     own = images.ids.tolist()
     missing = [image_id for image_id in own if image_id not in fold_of]
     if missing or len(own) != len(fold_of):
@@ -108,11 +119,16 @@ def folds_for(
             f"'{culprit}' {where}); delete it to have it made again, or point "
             "--config.data.folds_file elsewhere"
         )
-    if folds.max() + 1 != k:
+    count = len(read.numbers)
+    if count < 2:
         raise UserError(
-            f"the folds file {path} has {folds.max() + 1} folds but "
-            f"data.folds is {k}; set --config.data.folds={folds.max() + 1} or "
-            "delete the file"
+            f"the folds file {path} puts all images into one fold; give them "
+            "at least two, or delete the file to have it made again"
+        )
+    if count != k:
+        raise UserError(
+            f"the folds file {path} has {count} folds but data.folds is {k}; "
+            f"set --config.data.folds={count} or delete the file"
         )
     found = np.array([fold_of[image_id] for image_id in own], np.int32)
     if groups is not None:

@@ -4,7 +4,8 @@
     id,fold
     17,0
 
-With a third column, `group`, where examples of one group stay together.
+With a third column, `group`, where examples of one group stay together. Files
+of other tools have more columns, and number their folds in their own way.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from core import atomic_files
+from core import atomic_files, csv_table
 from core.errors import UserError
 
 _REMEDY = "fix it, or delete it to have it made again"
@@ -30,11 +33,21 @@ class Folds(NamedTuple):
       ids: str `[N]`.
       folds: int32 `[N]`, from 0.
       groups: str `[N]`, or None where the file has none.
+      numbers: what the file calls each fold.
     """
 
     ids: np.ndarray
     folds: np.ndarray
     groups: np.ndarray | None
+    numbers: tuple[int, ...]
+
+    @property
+    def note(self) -> str:
+        """How its folds are called here; "" if as in the file."""
+        if self.numbers == tuple(range(len(self.numbers))):
+            return ""
+        theirs = ", ".join(map(str, self.numbers))
+        return f"folds {theirs} of the file are 0 to {len(self.numbers) - 1}"
 
 
 def folds_hash(ids: np.ndarray, folds: np.ndarray) -> str:
@@ -79,66 +92,84 @@ def write_folds(
     atomic_files.write_text(path, text.getvalue())
 
 
-def read_folds(path: str | Path) -> Folds:
-    """Reads a folds file, also one that a person wrote without the comment.
+def read_folds(path: str | Path, id_column: str = "id") -> Folds:
+    """Reads a folds file, also one that a person or another tool wrote.
+
+    Then folds may be numbered from 1 or with gaps, and be written as `fold_1`
+    or `1.0`: in their order, they are 0, 1, …
+
+    Args:
+      path: of the file.
+      id_column: header of the ids where there is no `id`.
 
     Raises:
       UserError: unreadable, malformed, an id twice, a group in two folds, or
         changed by hand so that the hash in its comment no longer holds.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(
-            f"cannot read the folds file {path}: {reason}; {_REMEDY}"
-        ) from error
-    # Not splitlines(), which also cuts at characters an id may hold.
-    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
-    noted_hash = None
-    if lines and lines[0].startswith("#"):
-        noted_hash = lines[0].rpartition("hash ")[2].strip()
-        lines = lines[1:]
-    header = lines[0].strip() if lines else ""
-    if header not in ("id,fold", "id,fold,group"):
+    comment, noted_hash = _comment(path)
+    is_ours = noted_hash is not None
+    table = csv_table.read_csv(
+        path,
+        "--config.data.folds_file",
+        skip_lines=int(bool(comment)),
+        strip=not is_ours,
+    )
+    columns = dict(zip(table.header, table.columns, strict=True))
+    ids = columns.get("id", columns.get(id_column))
+    if ids is None or "fold" not in columns:
         raise UserError(
             f"the folds file {path} does not have the columns id,fold, and "
             f"perhaps group; {_REMEDY}"
         )
-    ids, folds, groups = [], [], []
-    try:
-        for row in csv.reader(lines[1:]):
-            image_id, fold, *group = row
-            if len(group) != header.count(",") - 1:
-                raise ValueError("another number of columns")
-            folds.append(int(fold))
-            ids.append(image_id)
-            groups += group
-    except (ValueError, csv.Error):
-        line = len(ids) + 2 + (noted_hash is not None)
-        raise UserError(
-            f"the folds file {path} has no 'id,number' in line {line}; "
-            f"{_REMEDY}"
-        ) from None
-    if len(set(ids)) < len(ids) or not ids or min(folds) < 0:
-        raise UserError(
-            f"the folds file {path} is empty, has an id twice or a negative "
-            f"fold; {_REMEDY}"
-        )
-    found = Folds(
-        np.array(ids),
-        np.array(folds, np.int32),
-        np.array(groups) if groups else None,
-    )
-    if noted_hash is not None and noted_hash != folds_hash(ids, folds):
+    table.check_unique(ids, "id" if "id" in columns else id_column)
+    numbers = _numbers(path, columns["fold"], 2 + bool(comment))
+    if noted_hash not in (None, folds_hash(ids, numbers)):
         raise UserError(
             f"the folds file {path} does not match the hash in its first "
             f"line, so it was changed or cut off; {_REMEDY}"
         )
+    names, folds = np.unique(numbers, return_inverse=True)
+    if is_ours:  # A fold may be empty.
+        names, folds = np.arange(max(numbers) + 1), numbers
+    groups = columns.get("group")
+    found = Folds(
+        np.array(ids),
+        np.asarray(folds, np.int32),
+        None if groups is None else np.array(groups),
+        tuple(names.tolist()),
+    )
     if found.groups is not None:
         check_groups(path, found.folds, found.groups)
     return found
+
+
+def _comment(path: Path) -> tuple[str, str | None]:
+    """The comment on top, "" if there is none, and the hash in it."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            line = file.readline(1000)
+    except OSError:
+        line = ""  # Reading the file will say why.
+    if not line.startswith("#"):
+        return "", None
+    _, hashed, rest = line.rpartition("hash ")
+    return line, rest.strip() if hashed else None
+
+
+def _numbers(path: Path, texts: Sequence[str], first_line: int) -> list[int]:
+    """The number in each of `1`, `1.0` or `fold_1`."""
+    found = [re.fullmatch(r"(.*?)(\d{1,9})(\.0*)?", text) for text in texts]
+    before = found[0].group(1) if found[0] else ""
+    for row, match in enumerate(found):
+        # A minus alone is a sign.
+        if not match or match.group(1) != before or before.strip() == "-":
+            raise UserError(
+                f"the folds file {path} has '{texts[row]}' for a fold in line "
+                f"{first_line + row}; number the folds 0, 1, 2, … in column "
+                "'fold', or delete the file to have it made again"
+            )
+    return [int(match.group(2)) for match in found]
 
 
 def check_groups(

@@ -22,6 +22,15 @@ from core.errors import UserError
 from run_folder import layout
 
 ARRAYS = ("ids", "logits", "labels", "classes", "fold", "metadata")
+# How to save each of them without Python objects.
+_AS_ARRAY = {
+    "ids": "ids.astype(str)",
+    "logits": "logits.astype('float32')",
+    "labels": "labels.astype(int)",
+    "classes": "classes.astype(str)",
+    "fold": "fold.astype(int)",
+    "metadata": "json.dumps(metadata)",
+}
 REQUIRED_METADATA = ("model", "config_hash", "folds_hash", "tta_views")
 
 
@@ -75,8 +84,9 @@ def write_logits(path: str | os.PathLike, logits: Logits) -> None:
 def read_logits(path: str | os.PathLike) -> Logits:
     """Reads and checks one logits file.
 
-    Integer ids and classes, float64 or float16 logits and wider integers are
-    accepted and converted, as other tools write them.
+    Integer ids and classes, float64 or float16 logits, wider integers, and
+    whole numbers that are floats are accepted and converted, as other tools
+    write them.
 
     Raises:
       UserError: the file is missing or is no such archive, an array is
@@ -89,6 +99,12 @@ def read_logits(path: str | os.PathLike) -> Logits:
         raise UserError(
             f"{path} does not exist; let the training finish, which writes it"
         ) from error
+    except _ObjectArray as error:
+        raise UserError(
+            f"{path} cannot be read as a logits file: {error} was saved as "
+            "Python objects, which are not loaded as they could run code; save "
+            f"{_AS_ARRAY[str(error)]}"
+        ) from None
     # A damaged archive fails in dozens of ways, in zipfile, zlib and NumPy.
     except Exception as error:
         raise UserError(
@@ -169,19 +185,35 @@ def _check_same_data(runs: Sequence[Path], parts: Sequence[Logits]) -> None:
             )
 
 
+class _ObjectArray(ValueError):
+    """An array of Python objects in an archive."""
+
+
 def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Those of `ARRAYS` that the archive at `path` has."""
     with open(path, "rb") as file:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is one array, not an archive of several")
-        return {name: archive[name] for name in ARRAYS if name in archive}
+        found = {}
+        for name in ARRAYS:
+            try:
+                if name in archive:
+                    found[name] = archive[name]
+            except ValueError as error:
+                if "allow_pickle" in str(error):
+                    raise _ObjectArray(name) from None
+                raise
+        return found
 
 
 def _as_text(array: np.ndarray) -> np.ndarray:
-    """Text or integers as text; anything else is a ValueError."""
+    """Text or whole numbers as text; anything else is a ValueError."""
+    if array.dtype.kind == "O" and all(isinstance(x, str) for x in array.flat):
+        return array.astype(str)  # What pandas has in its columns.
     if array.dtype.kind == "S":
         return np.char.decode(array, "utf-8")
+    array = _without_fractions(array)
     if array.dtype.kind not in "Uiu":
         raise ValueError(f"{array.dtype}, not text or integers")
     text = array.astype(str)
@@ -189,11 +221,21 @@ def _as_text(array: np.ndarray) -> np.ndarray:
     return text
 
 
+def _without_fractions(array: np.ndarray) -> np.ndarray:
+    """Floats as integers, where all of them are whole numbers."""
+    if array.dtype.kind == "f" and np.all(np.isfinite(array)):
+        whole = np.rint(array)
+        if np.array_equal(whole, array) and np.all(np.abs(array) < 2**53):
+            return whole.astype(np.int64)
+    return array
+
+
 def _checked(path: str | os.PathLike, given: Logits) -> Logits:
     """The same rows in the contract's dtypes, or a UserError."""
     ids, classes = np.asarray(given.ids), np.asarray(given.classes)
     logits = np.asarray(given.logits)
-    labels, fold = np.asarray(given.labels), np.asarray(given.fold)
+    labels = _without_fractions(np.asarray(given.labels))
+    fold = _without_fractions(np.asarray(given.fold))
 
     def wrong(what: str) -> UserError:
         return UserError(f"{path}: {what}; write the file again without it")
@@ -213,7 +255,11 @@ def _checked(path: str | os.PathLike, given: Logits) -> Logits:
         raise wrong(f"logits are {logits.dtype}, not floating point")
     for name, array in (("labels", labels), ("fold", fold)):
         if not np.issubdtype(array.dtype, np.integer):
-            raise wrong(f"{name} are {array.dtype}, not integers")
+            unknown = array.dtype.kind == "f" and np.isnan(array).any()
+            raise wrong(
+                f"{name} are {array.dtype}, not integers"
+                + " (-1 is how an unknown one is written)" * bool(unknown)
+            )
         if len(array) and np.abs(array.astype(np.float64)).max() >= 2**31:
             raise wrong(f"{name} do not fit into 32 bits")
     try:

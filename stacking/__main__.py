@@ -64,8 +64,8 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=submission.FORMATS,
-        default="labels",
-        help="what the submission holds (default: labels)",
+        help="what the submission holds (default: what the sample has "
+        "columns for)",
     )
     parser.add_argument(
         "--threads",

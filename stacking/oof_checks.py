@@ -52,10 +52,16 @@ def check_held_out(run: Run) -> None:
 def _check_against_file(
     run: Run, logits: Logits, held_out: int | None, path: Path
 ) -> None:
-    ids, folds, _ = read_folds(path)
-    fold_of = dict(zip(ids.tolist(), folds.tolist(), strict=True))
-    own = zip(logits.ids.tolist(), logits.fold.tolist(), strict=True)
-    moved = [name for name, fold in own if fold_of.get(name) != fold]
+    found = read_folds(path)
+    own = dict(zip(logits.ids.tolist(), logits.fold.tolist(), strict=True))
+    # Other tools call the folds as their file does.
+    for folds in (found.folds, np.array(found.numbers)[found.folds]):
+        fold_of = dict(zip(found.ids.tolist(), folds.tolist(), strict=True))
+        moved = [
+            name for name, fold in own.items() if fold_of.get(name) != fold
+        ]
+        if not moved:
+            break
     if moved:
         raise UserError(
             f"{path} has another fold than logits/val.npz, or none, for "

@@ -18,6 +18,7 @@ from metrics import classification
 from reports.classification import Predictions
 from reports.ensemble import ensemble_report
 from reports.thumbnails import Pictures
+from run_folder import submission_file
 from stacking import leaks, search, serialization, submission
 from stacking.align import Rows, Table, make_table
 from stacking.atomic_dir import REPORT, check_writable, staged
@@ -40,7 +41,8 @@ class Job:
       settings: of the stack.
       sample_submission: path, or "none", or None for the one that the runs
         name.
-      submission_format: "labels" or "probabilities".
+      submission_format: "labels", "probabilities", or None for what the
+        sample holds.
       leak_check: whether a run surer of validation than of test rows stops
         the stack.
     """
@@ -49,7 +51,7 @@ class Job:
     out: Path
     settings: Settings
     sample_submission: str | None = None
-    submission_format: str = "labels"
+    submission_format: str | None = None
     leak_check: bool = True
 
 
@@ -79,7 +81,9 @@ def stack(
     if table.test is None:
         note("no run has test logits: scores only, no submission")
     else:
-        template = _template(table.test.ids, [layout["sample"]], layout)
+        template = _template(
+            table.test.ids, table.classes, [layout["sample"]], layout
+        )
         # Refuse a sample that does not fit before the work, not after.
         _submission_rows(
             template,
@@ -159,7 +163,7 @@ def predict(
     *,
     split: str = "test",
     sample_submission: str | None = None,
-    submission_format: str = "labels",
+    submission_format: str | None = None,
     threads: int = 2,
     note: Callable[[str], None] = lambda line: None,
 ) -> int:
@@ -172,7 +176,8 @@ def predict(
       split: which logits to predict.
       sample_submission: path, or "none", or None for the one the stack was
         made with or the runs name, whichever has these rows.
-      submission_format: "labels" or "probabilities".
+      submission_format: "labels", "probabilities", or None for what the
+        sample holds.
       threads: at most so many.
       note: called with a line worth keeping.
 
@@ -204,7 +209,7 @@ def predict(
         samples = [layout["sample"], own["sample"]]
     else:
         samples = []
-    template = _template(rows.ids, samples, layout)
+    template = _template(rows.ids, table.classes, samples, layout)
     submission.write_submission(
         out,
         _submission_rows(
@@ -252,22 +257,26 @@ def _submission_layout(table: Table, sample: str | None) -> dict[str, Any]:
 
 
 def _template(
-    ids: np.ndarray, samples: Sequence[str | None], layout: dict[str, Any]
-) -> submission.Template:
+    ids: np.ndarray,
+    classes: np.ndarray,
+    samples: Sequence[str | None],
+    layout: dict[str, Any],
+) -> submission_file.Sample:
     """The first of `samples` that names exactly these rows, or the last.
 
     Without any, the columns of `layout` and the rows in their own order.
     """
+    columns = (layout["id_column"], layout["target_column"])
+    what = (classes.tolist(), *columns, submission_file.OF_STACKING, ids)
     paths = [path for path in dict.fromkeys(samples) if path]
     for path in paths[:-1]:
         with contextlib.suppress(UserError):
-            template = submission.read_sample(path)
+            template = submission_file.read_sample(path, *what)
             if set(template.ids.tolist()) == set(ids.tolist()):
                 return template
     if paths:
-        return submission.read_sample(paths[-1])
-    columns = (layout["id_column"], layout["target_column"])
-    return submission.Template(columns, ids, "the test rows")
+        return submission_file.read_sample(paths[-1], *what)
+    return submission_file.plain(ids, *columns)
 
 
 def _submission_rows(template, ids, classes, predicted, kind):

@@ -65,8 +65,14 @@ class Data:
         data = config.data
         self.source = open_source(data)
         _check_features(self.source.labelled, self.source.name, features)
+        self._folds_notes: list[str] = []
         self.folds = folds_for(
-            self.source, data.folds, data.folds_seed, self._folds_path
+            self.source,
+            data.folds,
+            data.folds_seed,
+            self._folds_path,
+            id_column=data.id_column,
+            note=self._folds_notes.append,
         )
         self.fold = data.fold
         if not len(self.val_rows) or not len(self.train_rows):
@@ -129,6 +135,7 @@ class Data:
         """Returns what the plan says of the data, as {heading: text}."""
         source, config = self.source, self._config.data
         test = f"{len(source.test):,} to predict" if source.test else "no test"
+        notes = "; ".join(self._folds_notes)
         where = config.root or "inside scikit-learn"
         if source.name.startswith("tfds:"):
             where = config.root or "in tfds' own folder"
@@ -138,6 +145,8 @@ class Data:
             "images": f"{len(self.train_rows):,} to train, "
             f"{len(self.val_rows):,} to validate (fold {config.fold} of "
             f"{config.folds}), {test}",
+            **({"folds": notes} if notes else {}),
+            **source.describe(),
         }
 
     def prepare(self, cache: Path) -> tuple[np.ndarray, np.ndarray]:

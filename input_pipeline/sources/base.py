@@ -7,13 +7,14 @@ they are cheap to send to a worker process.
 from __future__ import annotations
 
 import abc
-import contextlib
+import collections
 import dataclasses
 import enum
 import hashlib
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -153,6 +154,29 @@ def read_file(path: str) -> bytes:
         raise BadImage(error.strerror or str(error)) from error
 
 
+# What of a folder is not taken, and what that means.
+LEFT_OUT = {
+    "no decoder": "cannot be decoded: save it as JPEG or PNG",
+    "no row": "is named by no row of the csv: not used",
+    "no class": "lies in no class's folder: not used",
+    "no image": "is a file of another kind: ignored",
+}
+
+
+class LeftOut(NamedTuple):
+    """A file in the folders of a source that it does not take.
+
+    Attributes:
+      split: `train` or `test`.
+      path: of the file.
+      problem: a key of `LEFT_OUT`.
+    """
+
+    split: str
+    path: str
+    problem: str
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
     """Everything known about one data folder before an image is decoded.
@@ -170,6 +194,8 @@ class Source:
       fingerprint: hash of ids, labels and file sizes; keys the caches.
       groups: str `[N]` of the labelled rows, such as a person's name, of
         which none may be in two folds; None where rows are independent.
+      left_out: files in its folders that it does not take.
+      notes: sentences on how labels and folders were understood.
     """
 
     name: str
@@ -181,23 +207,22 @@ class Source:
     target_column: str
     fingerprint: str
     groups: np.ndarray | None = None
+    left_out: Sequence[LeftOut] = ()
+    notes: Sequence[str] = ()
 
-
-def encode_labels(
-    targets: Sequence[str],
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Numbers the classes of labels that are text.
-
-    Returns:
-      The classes, in numeric order when all are integers, and the index of
-      each label among them, int32 `[N]`.
-    """
-    classes = sorted(set(targets))
-    with contextlib.suppress(ValueError):
-        classes = sorted(classes, key=int)
-    index = {name: number for number, name in enumerate(classes)}
-    labels = np.array([index[target] for target in targets], np.int32)
-    return tuple(classes), labels
+    def describe(self) -> dict[str, str]:
+        """What it left out and how it understood the rest: {heading: text}."""
+        found = {"notes": "; ".join(self.notes)}
+        first: dict[str, str] = {}
+        for file in self.left_out:
+            first.setdefault(file.problem, file.path)
+        counts = collections.Counter(file.problem for file in self.left_out)
+        found["left out"] = "; ".join(
+            f"{counts[problem]:,} × {problem} (first: {first[problem]})"
+            for problem in LEFT_OUT
+            if problem in first
+        )
+        return {heading: text for heading, text in found.items() if text}
 
 
 def fingerprint(

@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from core import csv_table
 from core.errors import UserError
-from input_pipeline.sources import csv, csv_table, folders
+from input_pipeline.sources import csv, folders
 from input_pipeline.sources.base import Source
 
 
@@ -74,7 +75,10 @@ def _open(data: Any) -> Source:
             f"data.root {root} {problem}; set --config.data.root to the "
             "folder with the images"
         )
-    if kind == "csv" or (not kind and _looks_like_csv(data, root)):
+    if not kind and _looks_like_csv(data, root):
+        _check_answers(data, root)
+        kind = "csv"
+    if kind == "csv":
         return csv.open_csv(data, root)
     return folders.open_folders(data, root)
 
@@ -93,3 +97,16 @@ def _looks_like_csv(data: Any, root: Path) -> bool:
         or (root / data.train_images).is_dir()
         or any(root.glob("*.csv"))
     )
+
+
+def _check_answers(data: Any, root: Path) -> None:
+    """Refuses a folder that may be either, saying how to tell."""
+    if not (root / data.answers).is_file():
+        near = csv_table.did_you_mean(
+            data.answers, [path.name for path in root.glob("*.csv")]
+        )
+        raise UserError(
+            f"{root / data.answers} does not exist; set --config.data.answers"
+            f"{near}, or set --config.data.source=folders if each folder of "
+            f"{root} is a class"
+        )

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from core import csv_table
 from core.errors import UserError
-from input_pipeline.sources import csv_table
 from input_pipeline.sources.base import Examples, Source, fingerprint
 
 

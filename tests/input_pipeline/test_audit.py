@@ -135,14 +135,20 @@ def test_classes(competition, findings):
     assert detail == "class 'Dog' has 0 images to train on"
 
 
-def test_labels_that_differ_in_case_alone(competition, findings):
-    path = competition / "train_answers.csv"
-    text = path.read_text().replace(",11", ",old dog")
-    path.write_text(text.replace("1,3\n", "1,Old  Dog\n"))
-    assert (
-        "class 'old dog' and class 'Old  Dog'"
-        in (findings(folds=2)[("labels alike", "")])
-    )
+def test_class_folders_whose_names_are_doubtful(tmp_path, data_config):
+    for name in ("old dog", "Old  Dog", "nan"):
+        for row in range(5):
+            path = tmp_path / "train" / name / f"{row}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(photo(seed=len(name) * 10 + row)))
+    source = open_source(data_config(root=str(tmp_path)))
+    found = {one.problem: one.detail for one in audit.audit(source, 5)}
+    assert found == {
+        "labels alike": "classes 'Old  Dog' and 'old dog' differ only in how "
+        "they are written",
+        "missing label": "class 'nan' is how a missing value is written",
+    }
+    assert set(found.values()) == set(source.notes)
 
 
 def test_command_on_a_clean_folder(competition, tmp_path):

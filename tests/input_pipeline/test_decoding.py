@@ -100,6 +100,10 @@ def test_odd_images_show_what_is_in_them(shared_data):
     assert decode((folder / "thin.png").read_bytes()).shape == (3, 2000, 3)
 
 
+def test_pixels_from_memory_are_taken_as_they_are():
+    np.testing.assert_array_equal(decode(photo()), photo())
+
+
 def test_sixteen_bit_grey_is_scaled_not_clipped():
     ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(4, 0)
     for kind in ("PNG", "TIFF"):

@@ -97,14 +97,50 @@ def test_a_folds_file_written_by_hand_is_used(source, tmp_path):
     )
 
 
+@pytest.mark.parametrize("call", ["{}", "{}.0", "fold_{}", "fold-{} "])
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (0, 2, 3), (9, 10, 11)])
+@pytest.mark.parametrize("columns", ["{id},{fold}", "x,3,{fold},{id}"])
+def test_folds_of_other_tools_are_taken_in_their_order(
+    source, tmp_path, call, numbers, columns
+):
+    path = tmp_path / "folds.csv"
+    header = "img_id,fold" if columns.startswith("{") else ",a,fold,img_id"
+    rows = [
+        columns.format(id=image_id, fold=call.format(numbers[n % 3]))
+        for n, image_id in enumerate(source.labelled.ids)
+    ]
+    path.write_text("\n".join([header, *rows]))
+    notes = []
+    found = folds.folds_for(
+        source, 3, 42, path, id_column="img_id", note=notes.append
+    )
+    np.testing.assert_array_equal(found, np.arange(12) % 3)
+    theirs = ", ".join(map(str, numbers))
+    assert notes == [f"folds {theirs} of the file are 0 to 2"]
+    # The advice for another number of folds works.
+    with pytest.raises(UserError, match=r"set --config\.data\.folds=3"):
+        folds.folds_for(source, 5, 42, path, id_column="img_id")
+
+
+def test_an_empty_fold_of_ours_keeps_its_number(tmp_path):
+    path, ids = tmp_path / "folds.csv", np.array(["a ", "b", "c"])
+    folds_file.write_folds(path, ids, np.array([0, 2, 2]), 42)
+    found = folds_file.read_folds(path)
+    assert found.ids.tolist() == ["a ", "b", "c"]
+    assert found.folds.tolist() == [0, 2, 2] and len(found.numbers) == 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda text: text.replace("\n3,", "\nx,"), "hash.*changed"),
         (lambda text: "id,fold\n1,0\n2,1\n", r"id '0' is not in it"),
-        (lambda text: "", "id,fold"),
+        (lambda text: "", "has no content"),
         (lambda text: "id,fold\n1,zero\n", "line 2"),
-        (lambda text: "id,fold\n1,0\n1,1\n", "twice"),
+        (lambda text: "id,fold\n1,0\n1,1\n", "id '1' 2 times"),
+        (lambda text: "id,fold\n1,0\n2,-1\n", "'-1' for a fold in line 3"),
+        (lambda text: "id,fold\n1,train\n", "'train' for a fold in line 2"),
+        (lambda text: "id;fold\n1;0\n", "separates its columns by ';'"),
         (lambda text: "id\n1\n", "id,fold"),
     ],
 )

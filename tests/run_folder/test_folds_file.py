@@ -22,7 +22,7 @@ def test_file_round_trip_with_awkward_ids(tmp_path):
     values = np.array([0, 1, 2, 0, 1, 2], np.int32)
     path = tmp_path / "folds.csv"
     folds_file.write_folds(path, ids, values, 42)
-    read_ids, read_values, groups = folds_file.read_folds(path)
+    read_ids, read_values, groups, _ = folds_file.read_folds(path)
     np.testing.assert_array_equal(read_ids, ids)
     np.testing.assert_array_equal(read_values, values)
     assert groups is None
@@ -46,8 +46,8 @@ def test_groups_are_a_third_column(tmp_path):
     ("text", "message"),
     [
         ("id,fold,group\n1,0,a\n2,1,a\n", "group 'a' in folds 0 and 1"),
-        ("id,fold,group\n1,0,a\n2,1\n", "'id,number' in line 3"),
-        ("id,fold\n1,0,a\n", "'id,number' in line 2"),
+        ("id,fold,group\n1,0,a\n2,1\n", "line 3 has 2 fields"),
+        ("id,fold\n1,0,a\n", "line 2 has 3 fields"),
         ("id,group\n1,a\n", "columns id,fold, and perhaps group"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 
 import numpy as np
 import pytest
@@ -69,7 +71,9 @@ def test_other_tools_dtypes_are_converted(tmp_path, logits):
         ({"ids": np.array(["a", "b", "a"])}, "id 'a' occurs twice"),
         ({"classes": np.array(["7", "7"])}, "class '7' occurs twice"),
         ({"labels": np.array([0, 1, 2])}, "id 'c' has label 2"),
-        ({"labels": np.array([0.0, 1, 1])}, "labels are float64"),
+        ({"labels": np.array([0.5, 1, 1])}, "labels are float64"),
+        ({"labels": np.array([0, 1, np.nan])}, "-1 is how an unknown one"),
+        ({"ids": np.array([{}, "b", "c"], object)}, "no text .object"),
         ({"logits": np.zeros((3, 2), np.int32)}, "not floating point"),
         ({"metadata": {"model": "m"}}, "no 'config_hash'"),
         ({"ids": np.array([0.5, 1, 2])}, "no text .float64"),
@@ -159,6 +163,37 @@ def test_absent_array_is_named(tmp_path):
     np.savez(path, ids=np.array(["a"]), logits=np.zeros((1, 2), np.float32))
     with pytest.raises(UserError, match="no array 'labels'"):
         read_logits(path)
+
+
+def test_columns_of_pandas_are_taken_or_the_advice_works(tmp_path, logits):
+    path = tmp_path / "val.npz"
+    arrays = {
+        "ids": logits.ids.astype(object),
+        "logits": logits.logits,
+        "labels": logits.labels.astype(np.float64),
+        "classes": np.array([7.0, 11.0]),
+        "fold": logits.fold.astype(np.float64),
+        "metadata": logits.metadata,
+    }
+    followed = []
+    for _ in range(3):
+        np.savez(path, **arrays)
+        try:
+            read = read_logits(path)
+            break
+        except UserError as error:
+            advice = re.search(r"; save (.*)", str(error)).group(1)
+            name = re.search(r"file: (\w+) was saved", str(error)).group(1)
+            known = {**arrays, "json": json}
+            arrays[name] = eval(advice, known)
+            followed.append(name)
+    assert followed == ["ids", "metadata"]
+    assert list(read.ids) == list(logits.ids)
+    assert list(read.classes) == ["7", "11"]
+    assert list(read.labels) == list(logits.labels)
+    assert read.labels.dtype == read.fold.dtype == np.int32
+    # Written by write_logits, none of it is needed.
+    write_logits(path, dataclasses.replace(logits, ids=arrays["ids"]))
 
 
 def test_pickled_objects_are_never_loaded(tmp_path):

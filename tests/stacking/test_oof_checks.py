@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from made_up_runs import made_up, refused, table_of, write_folds_of, write_run
+
+from run_folder.predictions import read_logits, write_logits
 
 
 def joined_run(tmp_path, keep=slice(None), fold_of_first=0, **metadata):
@@ -44,9 +48,20 @@ def test_row_that_the_folds_file_puts_elsewhere(tmp_path):
 def test_folds_file_that_is_none(tmp_path):
     joined_run(tmp_path)
     (tmp_path / "a" / "folds.csv").write_text("id,fold\n000,first\n")
-    refused(tmp_path, r"folds file .*/a/folds\.csv has no 'id,number'")
+    refused(tmp_path, r"folds file .*/a/folds\.csv has 'first' for a fold")
     (tmp_path / "a" / "folds.csv").write_bytes(b"\xff\xfe")
-    refused(tmp_path, r"cannot read the folds file .*/a/folds\.csv")
+    refused(tmp_path, r"/a/folds\.csv is not UTF-8 text")
+
+
+def test_folds_that_the_file_and_the_logits_number_from_one(tmp_path):
+    joined_run(tmp_path)
+    path = tmp_path / "a" / "logits" / "val.npz"
+    logits = read_logits(path)
+    write_logits(path, dataclasses.replace(logits, fold=logits.fold + 1))
+    rows = zip(logits.ids, logits.fold + 1, strict=True)
+    lines = [f"{name},{fold}" for name, fold in rows]
+    (tmp_path / "a" / "folds.csv").write_text("\n".join(["id,fold", *lines]))
+    assert len(table_of(tmp_path, ("val",)).val.ids) == 30
 
 
 def test_val_fold_minus_one_is_all_folds_and_text_is_refused(tmp_path):

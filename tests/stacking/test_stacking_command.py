@@ -289,7 +289,7 @@ def test_what_strangers_get_wrong(three_runs, tmp_path):
     assert "holds logits/val.npz" in refused(*quick(out, tmp_path / "empty"))
     assert "does not exist" in refused(*quick(out, f"{tmp_path}/nothing*"))
     sample = tmp_path / "no.csv"
-    assert f"sample submission {sample} does not exist" in refused(
+    assert f"{sample} does not exist; set --sample-submission" in refused(
         *quick(out, f"{three_runs}/*"), "--sample-submission", sample
     )
     path = three_runs / "second" / "logits" / "val.npz"

@@ -7,6 +7,7 @@ from configs import common
 from core.errors import UserError
 from input_pipeline.samplers import ShuffledSampler
 from input_pipeline.sources.base import Kind
+from run_folder import folds_file
 from training import data as data_lib
 from training.loop import stages
 from training.multihost import sharding
@@ -61,8 +62,8 @@ def test_an_unknown_test_time_view_is_refused_at_once(tmp_path):
 
 def test_a_fold_that_is_empty_is_refused(tmp_path, data):
     file = tmp_path / "folds.csv"
-    rows = [f"{name},4" for name in data.source.labelled.ids]
-    file.write_text("\n".join(["id,fold", *rows]) + "\n")
+    ids = data.source.labelled.ids
+    folds_file.write_folds(file, ids, np.full(len(ids), 4), 42)
     config = digits(**{"data.folds_file": str(file), "data.fold": 3})
     with pytest.raises(UserError, match=r"leaves 1437 .* and 0 to validate"):
         open_data(tmp_path, config)

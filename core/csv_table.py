@@ -38,7 +38,7 @@ class Table:
 
         Args:
           name: its header.
-          flag: the config field that holds this name.
+          flag: the option that holds this name.
 
         Raises:
           UserError: there is no such column.
@@ -48,7 +48,7 @@ class Table:
             raise UserError(
                 f"{self.path} has no column '{name}', only "
                 f"{', '.join(repr(column) for column in self.header)}; set "
-                f"--config.{flag}{guess}"
+                f"{flag}{guess}"
             )
         return self.columns[self.header.index(name)]
 
@@ -62,6 +62,10 @@ class Table:
                     f"{self.path}, data row {row + 1}, column '{column}': id "
                     f"{shown!r} {problem}; correct it or remove the row"
                 )
+        self.check_unique(ids, column)
+
+    def check_unique(self, ids: Sequence[str], column: str) -> None:
+        """Raises UserError if an id stands twice."""
         if len(set(ids)) < len(ids):
             seen: set[str] = set()
             for image_id in ids:
@@ -91,16 +95,20 @@ def _id_problem(image_id: str) -> str | None:
     return None
 
 
-def read_csv(path: Path, flag: str) -> Table:
+def read_csv(
+    path: Path, flag: str, *, skip_lines: int = 0, strip: bool = True
+) -> Table:
     """Reads a csv file with a header, comma-separated, UTF-8 (a BOM is fine).
 
     Args:
       path: the file.
-      flag: the config field that names it.
+      flag: the option that names it.
+      skip_lines: lines above the header.
+      strip: whether blanks around fields are removed.
 
     Raises:
-      UserError: missing, unreadable, empty, ragged, or larger than
-        `MAX_FILE_BYTES`.
+      UserError: missing, unreadable, empty, ragged, separated by something
+        else, or larger than `MAX_FILE_BYTES`.
     """
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
@@ -110,23 +118,26 @@ def read_csv(path: Path, flag: str) -> Table:
             if path.parent.is_dir()
             else [],
         )
-        raise UserError(f"{path} {problem}; set --config.{flag}{near}")
+        raise UserError(f"{path} {problem}; set {flag}{near}")
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise UserError(
             f"{path} has {size >> 20} MB, more than the {MAX_FILE_BYTES >> 20} "
-            f"that a list of images can have; set --config.{flag} to the csv "
+            f"that a list of images can have; set {flag} to the csv "
             "with ids and labels alone"
         )
     csv.field_size_limit(MAX_FIELD_LENGTH)
     line = 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
+            for _ in range(skip_lines):
+                next(file, None)
             reader = csv.reader(file)
             header = tuple(name.strip() for name in next(reader, []))
+            _check_separator(path, header)
             rows = []
             for row in reader:
-                line = reader.line_num
+                line = reader.line_num + skip_lines
                 if not row:
                     continue
                 if len(row) != len(header):
@@ -148,15 +159,25 @@ def read_csv(path: Path, flag: str) -> Table:
         ) from error
     if not header or not rows:
         what = "rows under its header" if header else "content"
-        raise UserError(f"{path} has no {what}; fill it or set --config.{flag}")
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
+        raise UserError(f"{path} has no {what}; fill it or set {flag}")
+    named = [name for name in header if name]  # An index has no name.
+    if len(set(named)) < len(named):
+        twice = next(name for name in named if named.count(name) > 1)
         raise UserError(f"{path} has two columns '{twice}'; rename one of them")
     columns = tuple(
-        tuple(field.strip() for field in column)
+        tuple(field.strip() for field in column) if strip else column
         for column in zip(*rows, strict=True)
     )
     return Table(path, header, columns)
+
+
+def _check_separator(path: Path, header: Sequence[str]) -> None:
+    found = [mark for mark in ";\t|" if mark in "".join(header)]
+    if len(header) == 1 and found:
+        shown = "tabs" if found[0] == "\t" else f"'{found[0]}'"
+        raise UserError(
+            f"{path} separates its columns by {shown}; save it with commas"
+        )
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
