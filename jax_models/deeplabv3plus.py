@@ -284,6 +284,8 @@ class DeepLabV3Plus(SegmentationModel):
         (r"^decoder\.before\.", "decoder.aspp.1."),
         (r"^decoder\.after\.0\.norm\.", "decoder.block2.1."),
         (r"^decoder\.after\.0\.", "decoder.block2.0."),
+        (r"^decoder\.after\.1\.norm\.", "decoder.block3.1."),
+        (r"^decoder\.after\.1\.", "decoder.block3.0."),
         (r"^decoder\.aspp\.pooled\.conv\.", "decoder.aspp.0.convs.4.1."),
         (r"^decoder\.aspp\.pooled\.norm\.", "decoder.aspp.0.convs.4.2."),
         (r"^decoder\.aspp\.project\.conv\.", "decoder.aspp.0.project.0."),

@@ -1,4 +1,4 @@
-"""Weights from and to PyTorch, in timm's names and shapes.
+"""Weights from and to PyTorch, in the names and shapes of published code.
 
 The modules carry timm's names, so the rules are few: one per kind of layer
 (which array is called what, and how its axes are turned) and, per family, the
@@ -20,9 +20,10 @@ from flax import nnx
 
 from core.errors import UserError
 from jax_models import convnext, layers
+from jax_models.efficientnet_lite import EfficientNetLite
 from jax_models.model import ImageModel
 from jax_models.segmentation import ENCODER, SegmentationModel
-from jax_models.torch import files
+from jax_models.torch import files, pretrained
 
 Model = ImageModel | SegmentationModel
 
@@ -50,7 +51,10 @@ def import_torch(
     state_dict: Mapping[str, np.ndarray] | str | os.PathLike,
     rngs: nnx.Rngs | None = None,
 ) -> Model:
-    """Loads weights of timm's counterpart into `model`, in place.
+    """Loads weights of its PyTorch counterpart into `model`, in place.
+
+    That is timm's; torchvision's for ResNets; segmentation_models_pytorch's
+    for segmentation networks over ResNets.
 
     A classifier for another number of classes is not taken: the head is drawn
     anew, and a warning says so. TinyViT's attention biases for another window
@@ -74,6 +78,9 @@ def import_torch(
     if isinstance(state_dict, (str, os.PathLike)):
         source = os.fspath(state_dict)
         state_dict = files.read(state_dict)
+    if isinstance(model, EfficientNetLite):
+        depths = [len(blocks) for blocks in model.blocks]
+        state_dict = pretrained.timm_names(state_dict, depths)
     entries = _entries(model)
     given = {
         name: np.asarray(array)
@@ -135,7 +142,7 @@ def import_torch(
 
 
 def export_torch(model: Model) -> dict[str, np.ndarray]:
-    """The weights of `model` as timm's counterpart names and shapes them.
+    """The weights of `model` as PyTorch's counterpart has them.
 
     `import_torch` reads them back bit for bit. BatchNorm's counters, which
     only PyTorch has, are zero.

@@ -30,6 +30,12 @@ PUBLISHED = {
     "convnextv2_small": (49_561_744, 0.4, 0),
     "convnextv2_base": (87_709_200, 0.5, 0),
     "convnextv2_large": (196_444_432, 0.5, 0),
+    "resnet18": (11_184_720, 0, 0),
+    "resnet34": (21_292_880, 0, 0),
+    "resnet50": (23_540_816, 0, 0),
+    "efficientnet_lite0": (3_391_504, 0.2 * 15 / 16, 0.2),
+    "efficientnet_lite1": (4_156_176, 0.2 * 20 / 21, 0.2),
+    "efficientnet_lite2": (4_831_568, 0.2 * 20 / 21, 0.3),
 }
 LATER = ("efficientnetv2_s", "efficientnetv2_l", "convnextv2_large")
 
