@@ -227,9 +227,10 @@ class Decoder(nnx.Module):
         self.after = nnx.List(map(conv3x3, inputs[:1] if smp else inputs))
 
     def __call__(
-        self, maps: list[Float[Array, "B _ _ _"]]
+        self, maps: list[Float[Array, "B _ _ _"]], size: tuple[int, int]
     ) -> Float[Array, "B h w C"]:
         """Maps the pyramid to `[B, h, w, C]`, of the low-level map's size."""
+        del size
         low, x = maps[self.low], self.aspp(maps[-1])
         if self.before is not None:
             x = self.before(x)

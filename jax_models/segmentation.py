@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -64,18 +65,10 @@ class SegmentationModel(nnx.Module):
     ) -> list[Float[Array, "B _ _ _"]]:
         """Maps `[B, H, W, 3]` to the encoder's maps, finest first.
 
-        An encoder that drops pixels which fill no cell gets zeros below and
-        to the right, so that each of its maps covers the whole image.
-
         Raises:
           UserError: the images are no batch of colour images.
         """
-        if not self.encoder.ROUNDS_UP and images.ndim == 4:
-            unit = self.encoder.strides[-1]
-            rows, columns = (-length % unit for length in images.shape[1:3])
-            pads = ((0, 0), (0, rows), (0, columns), (0, 0))
-            images = jnp.pad(images, pads)
-        return self.encoder.feature_pyramid(images)
+        return self.encoder.feature_pyramid(self._pad(images))
 
     def features(
         self, images: Float[Array, "B H W 3"]
@@ -86,7 +79,9 @@ class SegmentationModel(nnx.Module):
         Raises:
           UserError: as `feature_pyramid`.
         """
-        return self.decoder(self.feature_pyramid(images))
+        images = self._pad(images)
+        maps = self.encoder.feature_pyramid(images)
+        return self.decoder(maps, images.shape[1:3])
 
     def __call__(
         self, images: Float[Array, "B H W 3"]
@@ -105,6 +100,15 @@ class SegmentationModel(nnx.Module):
     ) -> Float[Array, "B H W num_classes"]:
         """Brings the head's logits to the size of the images, or larger."""
         return logits
+
+    def _pad(self, images: jax.Array) -> jax.Array:
+        """Adds zeros below and to the right, for an encoder that would drop
+        the pixels there which fill no cell."""
+        if self.encoder.ROUNDS_UP or images.ndim != 4:
+            return images
+        unit = self.encoder.strides[-1]
+        rows, columns = (-length % unit for length in images.shape[1:3])
+        return jnp.pad(images, ((0, 0), (0, rows), (0, columns), (0, 0)))
 
     def load_encoder(self, classifier: ImageModel) -> None:
         """Copies the weights and statistics of a classifier's encoder.

@@ -74,17 +74,17 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B h w inputs"],
         skip: Float[Array, "B h2 w2 skipped"] | None,
+        size: tuple[int, int],
     ) -> Float[Array, "B h2 w2 outputs"]:
-        """Maps `[B, h, w, inputs]` to the size of `skip`, or twice its own.
+        """Maps `[B, h, w, inputs]` to `[B, h2, w2, outputs]`.
 
         Args:
           x: from the block before.
           skip: the encoder's map of half the stride, where it has one.
+          size: h2 and w2.
         """
-        if skip is None:
-            x = upsample_nearest(x, 2, (2 * x.shape[1], 2 * x.shape[2]))
-        else:
-            x = upsample_nearest(x, 2, skip.shape[1:3])
+        x = upsample_nearest(x, 2, size)
+        if skip is not None:
             x = jnp.concatenate([x, skip], -1)
         return self.conv2(self.conv1(x))
 
@@ -117,9 +117,10 @@ class Decoder(nnx.Module):
                 f"blocks, but channels is {tuple(channels)}; give {count} "
                 "numbers"
             )
+        self.strides = tuple(strides[-1] >> n for n in range(1, count + 1))
         self.skips = tuple(
             strides.index(stride) if stride in strides else None
-            for stride in (strides[-1] >> n for n in range(1, count + 1))
+            for stride in self.strides
         )
         blocks, inputs = [], widths[-1]
         for skip, outputs in zip(
@@ -134,13 +135,15 @@ class Decoder(nnx.Module):
         self.channels = inputs
 
     def __call__(
-        self, maps: list[Float[Array, "B _ _ _"]]
+        self, maps: list[Float[Array, "B _ _ _"]], size: tuple[int, int]
     ) -> Float[Array, "B H W C"]:
-        """Maps the pyramid to `[B, H, W, C]`, at least as large as the
-        images."""
+        """Maps the pyramid of images of `size` to `[B, *size, C]`."""
         x = maps[-1]
-        for block, skip in zip(self.blocks, self.skips, strict=True):
-            x = block(x, None if skip is None else maps[skip])
+        for block, skip, stride in zip(
+            self.blocks, self.skips, self.strides, strict=True
+        ):
+            cells = tuple(-(-length // stride) for length in size)
+            x = block(x, None if skip is None else maps[skip], cells)
         return x
 
 

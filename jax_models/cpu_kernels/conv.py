@@ -49,17 +49,19 @@ def conv_general_dilated(
         )
     pads = tuple((int(low), int(high)) for low, high in padding)
     stride = window_strides[0]
+    dilation = rhs_dilation[0]
     regular = (
         height == width
-        and len(set(window_strides)) == 1
-        and all(step == 1 for step in (*lhs_dilation, *rhs_dilation))
+        and len(set(window_strides)) == len(set(rhs_dilation)) == 1
+        and all(step == 1 for step in lhs_dilation)
     )
     if regular and group == 1 and feature_group_count == outputs > 1:
-        return depthwise_conv(images, kernel, stride, pads)
+        return depthwise_conv(images, kernel, stride, pads, dilation)
     if (
         regular
         and feature_group_count == 1
         and stride == height
+        and dilation == 1
         and pads == ((0, 0), (0, 0))
     ):
         return _conv_by_patches(images, kernel)

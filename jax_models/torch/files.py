@@ -9,13 +9,14 @@ tensors need and refuses every other one.
 from __future__ import annotations
 
 import collections
+import io
 import math
 import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -89,6 +90,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         AttributeError,
         EOFError,
         LookupError,
+        MemoryError,
         TypeError,
         ValueError,
     ) as error:
@@ -117,7 +119,7 @@ def _state_dict(content: object, path: Path) -> dict[str, np.ndarray]:
     return dict(content)
 
 
-def _read_archive(file: BinaryIO) -> object:
+def _read_archive(file: io.BufferedIOBase) -> object:
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         pickles = [
@@ -142,7 +144,7 @@ def _read_archive(file: BinaryIO) -> object:
             return _Unpickler(pickled, storage).load()
 
 
-def _read_old(file: BinaryIO) -> object:
+def _read_old(file: io.BufferedIOBase) -> object:
     size = os.fstat(file.fileno()).st_size
     storages = {}
 
@@ -185,7 +187,7 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(
         self,
-        file: BinaryIO,
+        file: io.BufferedIOBase,
         storage: Callable[[str, np.dtype, int], np.ndarray],
     ):
         super().__init__(file)

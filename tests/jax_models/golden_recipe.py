@@ -151,8 +151,8 @@ def images(*shape: int) -> np.ndarray:
     return (waves + 0.3 * noise).astype(np.float32)
 
 
-# Photos that scikit-learn ships, and their classes of ImageNet.
-PHOTOS = {"china": 698, "flower": 985}  # palace, daisy
+# Photos that scikit-learn ships.
+PHOTOS = ("china", "flower")
 # Networks whose trained weights are in packages, and what they expect.
 PRETRAINED = {
     "efficientnet_lite0": 224,
