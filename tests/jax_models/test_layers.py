@@ -30,6 +30,9 @@ from jax_models import functional, layers, tinyvit
         (9, 3, 1, "SAME", 3, 1),
         (11, 4, 4, "VALID", 1, 1),  # matrices over patches, two rows left over
         (8, 4, 4, "SAME", 1, 1),
+        (9, 1, 1, "SAME", 1, 1),
+        (9, 1, 2, 0, 1, 1),
+        (8, 1, 2, "SAME", 3, 1),
     ],
     ids=str,
 )
@@ -161,7 +164,7 @@ def test_a_layer_scale_of_zero_starts_blocks_as_identities():
     assert not np.allclose(block(x), x)
 
 
-@pytest.mark.parametrize("name", ["gelu", "silu"])
+@pytest.mark.parametrize("name", ["gelu", "silu", "relu", "relu6"])
 def test_activations_and_their_gradients_are_exact(name):
     exact, derivative = {
         "gelu": (
@@ -172,6 +175,8 @@ def test_activations_and_their_gradients_are_exact(name):
             lambda x: x * expit(x),
             lambda x: expit(x) * (1 + x * (1 - expit(x))),
         ),
+        "relu": (lambda x: np.maximum(x, 0), lambda x: x > 0),
+        "relu6": (lambda x: np.clip(x, 0, 6), lambda x: (x > 0) & (x < 6)),
     }[name]
     function = getattr(functional, name)
     # A length that no vector divides; far ends, where exp would overflow.
@@ -191,6 +196,31 @@ def test_activations_and_their_gradients_are_exact(name):
     x = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
     np.testing.assert_allclose(narrow, exact(x), rtol=0.01, atol=0.01)
     np.testing.assert_allclose(grad, derivative(x), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 1), (2, 9)], ids=str)
+def test_max_pooling_and_its_gradient(size):
+    """JAX's, which no two cells of a window equal."""
+
+    def expected(x):
+        window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+        pads = ((0, 0), (1, 1), (1, 1), (0, 0))
+        return jax.lax.reduce_window(
+            x, -jnp.inf, jax.lax.max, window, strides, pads
+        )
+
+    x = jax.random.normal(jax.random.key(0), (2, *size, 5))
+    y, back = jax.vjp(functional.max_pool, x)
+    right, right_back = jax.vjp(expected, x)
+    np.testing.assert_array_equal(y, right)
+    assert y.shape[1:3] == tuple(-(-length // 2) for length in size)
+    grad = jax.random.normal(jax.random.key(1), y.shape)
+    np.testing.assert_allclose(back(grad)[0], right_back(grad)[0], atol=1e-6)
+    # Of equal cells one gets it all.
+    _, back = jax.vjp(functional.max_pool, jnp.zeros_like(x))
+    np.testing.assert_allclose(back(grad)[0].sum(), grad.sum(), rtol=1e-5)
+    y, back = jax.vjp(functional.max_pool, x.astype(jnp.bfloat16))
+    assert back(y)[0].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("kind", ["layer", "batch"])
