@@ -78,7 +78,7 @@ class Config:
     channels: int = 256
     separable: bool = True
     dropout: float | None = None
-    head_bias: float | Sequence[float] = 0.0
+    head_bias: float | Sequence[float] | None = 0.0
     remat: bool | tuple[int, ...] = False
 
 
@@ -210,6 +210,11 @@ class Decoder(nnx.Module):
         if rates is None:
             scaled = (max(1, 16 * r // strides[-1]) for r in PAPER_RATES)
             rates = SMP_RATES if smp else tuple(scaled)
+        if len(rates) != 3 or not all(rate >= 1 for rate in rates):
+            raise UserError(
+                f"DeepLabV3+ has three atrous convolutions, but rates is "
+                f"{tuple(rates)}; give three numbers from 1"
+            )
         self.aspp = AtrousSpatialPyramidPooling(
             widths[-1], config, rates, **options
         )

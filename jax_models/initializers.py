@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
+
+from core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,22 @@ Initializer = Normal | Uniform | GlorotUniform | FanOutNormal
 # The published `trunc_normal_(std=.02)` of transformers and ConvNeXt, which
 # truncates at +-2 in absolute terms, a hundred deviations away.
 NORMAL_02 = Normal(0.02)
+
+
+def bias(start: float | Sequence[float], size: int) -> nnx.Param:
+    """A bias `[size]`, float32, of one number or of one for each output.
+
+    Raises:
+      UserError: there are more or fewer numbers than outputs.
+    """
+    values = jnp.asarray(start, jnp.float32)
+    if values.shape not in ((), (size,)):
+        raise UserError(
+            f"a bias such as head_bias has {values.size} numbers for {size} "
+            "outputs; give one number, or one for each"
+        )
+    return nnx.Param(jnp.broadcast_to(values, (size,)))
+
 
 _deferred: contextvars.ContextVar[list | None] = contextvars.ContextVar(
     "deferred", default=None

@@ -60,7 +60,7 @@ class Linear(nnx.Linear):
         )
         self.kernel = initializers.weight(rngs, self.kernel.shape, init)
         if use_bias:
-            self.bias = nnx.Param(_bias(bias_init, out_features))
+            self.bias = initializers.bias(bias_init, out_features)
         self.torch_conv = torch_conv
 
     def __call__(
@@ -123,7 +123,7 @@ class Conv(nnx.Conv):
         )
         self.kernel = initializers.weight(rngs, self.kernel.shape, init)
         if use_bias:
-            self.bias = nnx.Param(_bias(bias_init, out_features))
+            self.bias = initializers.bias(bias_init, out_features)
 
 
 class LayerNorm(nnx.Module):
@@ -373,11 +373,7 @@ def reset_classifier(
     kernel, bias = layer.kernel, layer.bias
     kernel[...] = initializers.weight(rngs, kernel.shape, init)[...]
     if bias is not None:
-        bias[...] = _bias(bias_init, bias.size)
-
-
-def _bias(start: float | Sequence[float], size: int) -> jax.Array:
-    return jnp.broadcast_to(jnp.asarray(start, jnp.float32), (size,))
+        bias[...] = initializers.bias(bias_init, bias.size)[...]
 
 
 def rematerialize(block: nnx.Module, x: jax.Array) -> jax.Array:

@@ -107,6 +107,12 @@ def _override(name: str, config: Any, overrides: Mapping[str, Any]) -> Any:
                 f"{name} has no option {key}={value!r}; give a number, or True "
                 "or False, as its default has"
             )
+        several = hasattr(value, "__len__") and not isinstance(value, str)
+        if isinstance(default, tuple) and not several:
+            raise UserError(
+                f"{name} has no option {key}={value!r}; give several values, "
+                "as its default has"
+            )
     # Modules keep options as static attributes, which must be hashable.
     return dataclasses.replace(
         config, **{key: _hashable(value) for key, value in overrides.items()}
@@ -133,7 +139,8 @@ def _encoder(
     known = {field.name for field in dataclasses.fields(variant)}
     wanted = model_class.encoder_options(config)
     options = {key: value for key, value in wanted.items() if key in known}
-    options |= {"remat": config.remat, **dict(config.encoder_options)}
+    options["remat"] = config.remat
+    options |= config.encoder_options
     variant = _override(config.encoder, variant, options)
     # Its classifier is taken off again.
     return encoder_class(variant, 1, dtype=dtype, rngs=rngs)

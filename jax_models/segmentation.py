@@ -130,9 +130,10 @@ class SegmentationModel(nnx.Module):
         ]
         if lacking:
             raise UserError(
-                f"this {type(classifier).__name__} is no {type(self).__name__}"
-                f"'s encoder: it lacks {', '.join(lacking)}, or has them in "
-                "other shapes; make both with the same name and options"
+                f"this {type(classifier).__name__} is not the encoder of this "
+                f"{type(self).__name__}: it lacks {len(lacking)} of "
+                f"{len(ours)} arrays, or has them in other shapes, such as "
+                f"{lacking[0]}; make both with the same name and options"
             )
         copied = {path: jnp.copy(theirs[path][...]) for path in ours}
         nnx.update(self.encoder, nnx.traversals.unflatten_mapping(copied))
@@ -146,7 +147,8 @@ class SegmentationHead(nnx.Module):
       num_classes: width of the logits.
       kernel_size: of the convolution.
       head_bias: what its bias starts from: a number, or one for each class,
-        such as the logarithm of the classes' shares of pixels.
+        such as the logarithm of the classes' shares of pixels; None leaves
+        the bias out.
       init: of its filters.
     """
 
@@ -156,7 +158,7 @@ class SegmentationHead(nnx.Module):
         num_classes: int,
         kernel_size: int,
         *,
-        head_bias: float | Sequence[float],
+        head_bias: float | Sequence[float] | None,
         init: initializers.Initializer,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -165,7 +167,8 @@ class SegmentationHead(nnx.Module):
             channels,
             num_classes,
             kernel_size,
-            bias_init=head_bias,
+            use_bias=head_bias is not None,
+            bias_init=0.0 if head_bias is None else head_bias,
             init=init,
             dtype=jnp.promote_types(dtype, jnp.float32),
             rngs=rngs,

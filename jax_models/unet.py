@@ -47,7 +47,7 @@ class Config:
     encoder: str = "resnet34"
     encoder_options: tuple[tuple[str, Any], ...] = ()
     channels: tuple[int, ...] = (256, 128, 64, 32, 16)
-    head_bias: float | Sequence[float] = 0.0
+    head_bias: float | Sequence[float] | None = 0.0
     remat: bool | tuple[int, ...] = False
 
 

@@ -135,7 +135,8 @@ GRADIENTS = (
     r"fc1\.weight",
     r"se\.conv_reduce\.weight",
     r"(fc|classifier|segmentation_head\.0)\.(weight|bias)",
-    r"(downsample|aspp|convs|project|block\d|blocks)\..*\d\.weight",
+    r"layer\d\.0\.downsample\.\d\.weight",
+    r"^decoder\..*\d\.weight",
 )
 
 
