@@ -74,7 +74,7 @@ class Config:
     encoder_options: tuple[tuple[str, Any], ...] = ()
     wiring: str = "paper"
     output_stride: int | None = None
-    rates: tuple[int, int, int] | None = None
+    rates: tuple[int, ...] | None = None
     channels: int = 256
     separable: bool = True
     dropout: float | None = None
@@ -137,7 +137,7 @@ class AtrousSpatialPyramidPooling(nnx.Module):
         self,
         inputs: int,
         config: Config,
-        rates: tuple[int, int, int],
+        rates: tuple[int, ...],
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
