@@ -135,8 +135,7 @@ GRADIENTS = (
     r"fc1\.weight",
     r"se\.conv_reduce\.weight",
     r"(fc|classifier|segmentation_head\.0)\.(weight|bias)",
-    r"layer\d\.0\.downsample\.\d\.weight",
-    r"^decoder\..*\d\.weight",
+    r"(^decoder|layer\d\.0\.downsample)\..*\d\.weight",
 )
 
 
