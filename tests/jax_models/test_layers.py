@@ -33,6 +33,8 @@ from jax_models import functional, layers, tinyvit
         (9, 1, 1, "SAME", 1, 1),
         (9, 1, 2, 0, 1, 1),
         (8, 1, 2, "SAME", 3, 1),
+        (3, 3, 1, "SAME", 1, 2),  # Fewer places than the kernel has.
+        (1, 3, 1, 4, 1, 4),
     ],
     ids=str,
 )
