@@ -3,11 +3,12 @@
     python benchmarks/parity.py [NAME ...]
 
 Against the goldens of tests/jax_models (timm 1.0.31, torchvision 0.29,
-segmentation_models_pytorch 0.6.0, torch 2.13): the largest difference between logits at each size, in float32 and evaluation mode; and in
-training mode the largest difference of the loss, the logits, the gradients
-(of the images and of a few parameters) and BatchNorm's updated statistics,
-each as a share of the largest value there. The goldens of the training mode
-are float64, and so is the last column: it has no rounding to hide behind.
+segmentation_models_pytorch 0.6.0, torch 2.13): the largest difference between
+logits at each size, in float32 and evaluation mode; and in training mode the
+largest difference of the loss, the logits, the gradients (of the images and of
+a few parameters) and BatchNorm's updated statistics, each as a share of the
+largest value there. The goldens of the training mode are float64, and so is
+the last column: it has no rounding to hide behind.
 """
 
 from __future__ import annotations
