@@ -134,7 +134,7 @@ test-full: $(BUILT)
 # ---- Beside PyTorch: tables into docs/performance.md -------------------------
 # BENCHES are scripts of benchmarks/, each the owner of one section there. They
 # need both sides in one environment; BENCH_PY names one that you have already.
-BENCHES ?= train_step inference kernels step_growth startup \
+BENCHES ?= train_step inference segmentation_step kernels step_growth startup \
   input_operations input_pipeline input_growth \
   starvation $(if $(shell command -v nvidia-smi),accelerator)
 BENCH_VENV := .venv-bench

@@ -12,7 +12,15 @@ from flax import nnx
 import jax_models
 from configs import common
 from core import hardware
-from jax_models import convnext, cpu_kernels, efficientnetv2, mae, tinyvit
+from jax_models import (
+    convnext,
+    cpu_kernels,
+    efficientnet_lite,
+    efficientnetv2,
+    mae,
+    resnet,
+    tinyvit,
+)
 from training.loop import optimizer, param_groups, state, step
 from training.multihost import sharding
 from training.tasks import losses
@@ -21,7 +29,13 @@ LOG_EVERY = 20
 MAE = " mae"
 MASKED = 0.75
 UNIT = 32  # pixels that are hidden together
-VARIANTS = convnext.VARIANTS | tinyvit.VARIANTS | efficientnetv2.VARIANTS
+VARIANTS = (
+    convnext.VARIANTS
+    | tinyvit.VARIANTS
+    | efficientnetv2.VARIANTS
+    | resnet.VARIANTS
+    | efficientnet_lite.VARIANTS
+)
 
 
 class ModelAtWork:

@@ -1,13 +1,14 @@
-"""How far every model is from timm, as one table.
+"""How far every model is from its counterpart in PyTorch, as two tables.
 
     python benchmarks/parity.py [NAME ...]
 
-Against the goldens of tests/jax_models (timm 1.0.31, torch 2.13): the largest
-difference between logits at each size, in float32 and evaluation mode; and in
-training mode the largest difference of the loss, the logits, the gradients
-(of the images and of a few parameters) and BatchNorm's updated statistics,
-each as a share of the largest value there. The goldens of the training mode
-are float64, and so is the last column: it has no rounding to hide behind.
+Against the goldens of tests/jax_models (timm 1.0.31, torchvision 0.29,
+segmentation_models_pytorch 0.6.0, torch 2.13): the largest difference between
+logits at each size, in float32 and evaluation mode; and in training mode the
+largest difference of the loss, the logits, the gradients (of the images and of
+a few parameters) and BatchNorm's updated statistics, each as a share of the
+largest value there. The goldens of the training mode are float64, and so is
+the last column: it has no rounding to hide behind.
 """
 
 from __future__ import annotations
@@ -29,13 +30,21 @@ import golden_recipe as recipe
 from jax_models import costs
 
 
-def logits_apart(model, golden):
+def golden_of(name):
+    """What PyTorch gave."""
+    return np.load(ROOT / "tests" / "jax_models" / "goldens" / f"{name}.npz")
+
+
+def logits_apart(model, golden, sizes):
     """The largest difference at each size, in evaluation mode."""
     model.eval()
-    for height, width in recipe.SIZES:
+    for height, width in sizes:
         with golden_models.compiled_blocks():
             logits = model(jnp.asarray(recipe.images(1, height, width, 3)))
-        yield np.abs(logits - golden[f"logits {height}x{width}"]).max()
+        expected = golden[f"logits {height}x{width}"]
+        if logits.ndim == 4:  # Of every pixel, sampled.
+            logits = recipe.sample(logits, len(expected))
+        yield np.abs(logits - expected).max()
 
 
 def training_apart(model, golden):
@@ -47,30 +56,61 @@ def training_apart(model, golden):
     )
 
 
-def main():
-    """Prints the table, in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", default=list(recipe.MODELS))
+def in_training(load, name):
+    """Cells for the training mode, in float32 and in float64."""
+    golden = golden_of(name)
+    yield f"{training_apart(load(name), golden):.0e}"
+    with jax.enable_x64(True):
+        yield f"{training_apart(load(name, jnp.float64), golden):.0e}"
+
+
+def head(first, *columns):
+    """The head of a table, in Markdown."""
+    print(f"| {first:<19} | " + " | ".join(columns) + " |")
+    print("| --- |" + " ---: |" * len(columns))
+
+
+def classifiers(names):
+    """Prints the table of classifiers."""
     sizes = [f"{height} x {width}" for height, width in recipe.SIZES]
     columns = ["parameters", "multiply-adds", *sizes, "training", "in float64"]
-    print(f"| {'model':<19} | " + " | ".join(columns) + " |")
-    print("| --- |" + " ---: |" * len(columns))
-    for name in parser.parse_args().names:
-        golden = np.load(
-            ROOT / "tests" / "jax_models" / "goldens" / f"{name}.npz"
-        )
+    head("model", *columns)
+    for name in names:
         model = golden_models.load(name)
         found = costs.measure(model)
+        apart = logits_apart(model, golden_of(name), recipe.SIZES)
         cells = [
             f"{found.parameters:,}",
             f"{found.multiply_adds / 1e9:.2f} G",
-            *(f"{apart:.1e}" for apart in logits_apart(model, golden)),
-            f"{training_apart(model, golden):.0e}",
+            *(f"{each:.1e}" for each in apart),
+            *in_training(golden_models.load, name),
         ]
-        with jax.enable_x64(True):
-            exact = golden_models.load(name, jnp.float64)
-            cells.append(f"{training_apart(exact, golden):.0e}")
         print(f"| {name:<19} | " + " | ".join(cells) + " |", flush=True)
+
+
+def segmentation_networks(names):
+    """Prints the table of segmentation networks."""
+    head("network", "parameters", "logits", "training", "in float64")
+    for name in names:
+        model = golden_models.load_segmentation(name)
+        sizes = recipe.SEGMENTATION_SIZES[recipe.SEGMENTATION[name][0]]
+        cells = [
+            f"{costs.measure(model, 64).parameters:,}",
+            f"{max(logits_apart(model, golden_of(name), sizes)):.1e}",
+            *in_training(golden_models.load_segmentation, name),
+        ]
+        print(f"| {name:<19} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main():
+    """Prints the tables, in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    everything = [*recipe.MODELS, *recipe.SEGMENTATION]
+    parser.add_argument("names", nargs="*", default=everything)
+    names = parser.parse_args().names
+    classifiers([name for name in names if name in recipe.MODELS])
+    print()
+    segmentation_networks([n for n in names if n in recipe.SEGMENTATION])
 
 
 if __name__ == "__main__":

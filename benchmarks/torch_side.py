@@ -40,6 +40,12 @@ NAMES = {
     "convnextv2_base": "convnextv2_base",
     "efficientnetv2_s": "tf_efficientnetv2_s",
     "efficientnetv2_m": "tf_efficientnetv2_m",
+    "resnet18": "resnet18",
+    "resnet34": "resnet34",
+    "resnet50": "resnet50",
+    "efficientnet_lite0": "tf_efficientnet_lite0",
+    "efficientnet_lite1": "tf_efficientnet_lite1",
+    "efficientnet_lite2": "tf_efficientnet_lite2",
 }
 
 # What `fastest` tries: (memory format, whether to compile).

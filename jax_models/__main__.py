@@ -21,6 +21,8 @@ def main() -> None:
         description="Prints every model's parameters and multiply-adds.",
     ).parse_args()
     print(jax_models.list_models())
+    names = ", ".join(jax_models.list_segmentation_models())
+    print(f"For segmentation, over any of these: {names}")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,42 @@ def _silu_bwd(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
 silu.defvjp(lambda x: (silu(x), x), _silu_bwd)
 
 
+@jax.custom_vjp
+def relu(x: Float[Array, ...]) -> Float[Array, ...]:
+    """The rectifier (Nair & Hinton 2010): `max(x, 0)`."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # The result is kept, not `x`: the layer behind it keeps that anyway.
+    y = relu(x)
+    return y, y
+
+
+relu.defvjp(_relu_fwd, lambda y, grad: (jnp.where(y > 0, grad, 0),))
+
+
+@jax.custom_vjp
+def relu6(x: Float[Array, ...]) -> Float[Array, ...]:
+    """A rectifier with a ceiling (Krizhevsky 2010): `min(max(x, 0), 6)`.
+
+    Its gradient is 0 at 0 and at 6, as PyTorch's is.
+    """
+    return jnp.clip(x, 0, 6)
+
+
+def _relu6_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu6(x)
+    return y, y
+
+
+def _relu6_bwd(y: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where((y > 0) & (y < 6), grad, 0),)
+
+
+relu6.defvjp(_relu6_fwd, _relu6_bwd)
+
+
 def normalize(
     x: jax.Array, axes: int | tuple[int, ...], epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -134,3 +170,62 @@ def global_response_norm(
     norm = jnp.where(silent, jnp.zeros_like(energy), norm)
     share = norm / (norm.mean(-1, keepdims=True) + epsilon)
     return x * (1 + scale * share).astype(x.dtype) + bias.astype(x.dtype)
+
+
+@jax.custom_vjp
+def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """The largest of 3x3 cells, with stride 2; sizes are rounded up.
+
+    The gradient goes to the first of equal cells. It takes CPUs a tenth of
+    the time of JAX's, a scatter.
+    """
+    return lax.reduce_window(
+        x,
+        -jnp.inf,
+        lax.max,
+        (1, 3, 3, 1),
+        (1, 2, 2, 1),
+        ((0, 0), (1, 1), (1, 1), (0, 0)),
+    )
+
+
+def _max_pool_fwd(x: jax.Array) -> tuple[jax.Array, tuple]:
+    y = max_pool(x)
+    height, width = (2 * cells for cells in y.shape[1:3])
+    borders = [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)]
+    padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), borders)
+    # Which of the nine cells is the largest, row by row.
+    largest = padded[:, 0 : height - 1 : 2, 0 : width - 1 : 2]
+    place = jnp.zeros(y.shape, jnp.int8)
+    for index in range(1, 9):
+        top, left = divmod(index, 3)
+        cell = padded[
+            :, top : top + height - 1 : 2, left : left + width - 1 : 2
+        ]
+        place = jnp.where(cell > largest, jnp.int8(index), place)
+        largest = jnp.maximum(cell, largest)
+    return y, (place, x.shape[1:3])
+
+
+def _max_pool_bwd(residuals: tuple, grad: jax.Array) -> tuple[jax.Array]:
+    place, (height, width) = residuals
+
+    def to(index: int, rows: int = 0, columns: int = 0) -> jax.Array:
+        """From windows so many further down and across."""
+        part = jnp.where(place == index, grad, 0)[:, rows:, columns:]
+        return jnp.pad(part, ((0, 0), (0, rows), (0, columns), (0, 0)))
+
+    # Cells in even rows and columns lie in the middle of one window, those
+    # in odd ones on the edges of two, or the corners of four.
+    even = to(4), to(5) + to(3, columns=1)
+    odd = (
+        to(7) + to(1, rows=1),
+        to(8) + to(6, columns=1) + to(2, rows=1) + to(0, rows=1, columns=1),
+    )
+    batch, h, w, channels = grad.shape
+    cells = jnp.stack([jnp.stack(even, 3), jnp.stack(odd, 3)], 2)
+    x_grad = cells.reshape(batch, 2 * h, 2 * w, channels)
+    return (x_grad[:, :height, :width],)
+
+
+max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)

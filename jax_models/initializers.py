@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
+
+from core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +37,14 @@ class Normal:
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """Uniform in +-1/sqrt(fan).
+    """Uniform in +-gain/sqrt(fan).
 
     The fan is the product of all axes but the last (PyTorch's default for
     convolutions), or the last axis where `fan_out`.
     """
 
     fan_out: bool = False
+    gain: float = 1.0
 
     def __call__(
         self,
@@ -52,7 +55,27 @@ class Uniform:
         """Returns a flat weight of `shape`, from as much noise of each kind."""
         del normal
         fan = shape[-1] if self.fan_out else math.prod(shape[:-1])
-        return uniform / math.sqrt(fan)
+        return self.gain * uniform / math.sqrt(fan)
+
+
+# For layers before a rectifier (He et al., arXiv 1502.01852, section 2.2).
+HE_UNIFORM = Uniform(gain=math.sqrt(6))
+
+
+@dataclasses.dataclass(frozen=True)
+class GlorotUniform:
+    """Uniform in +-sqrt(6 / (fan in + fan out)) (Glorot & Bengio 2010)."""
+
+    def __call__(
+        self,
+        uniform: Float[Array, " N"],
+        normal: Float[Array, " N"],
+        shape: tuple[int, ...],
+    ) -> Float[Array, " N"]:
+        """Returns a flat weight of `shape`, from as much noise of each kind."""
+        del normal
+        fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
+        return uniform * math.sqrt(6 / fans)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +100,27 @@ class FanOutNormal:
         return normal * math.sqrt(2 / fan)
 
 
-Initializer = Normal | Uniform | FanOutNormal
+Initializer = Normal | Uniform | GlorotUniform | FanOutNormal
 
 # The published `trunc_normal_(std=.02)` of transformers and ConvNeXt, which
 # truncates at +-2 in absolute terms, a hundred deviations away.
 NORMAL_02 = Normal(0.02)
+
+
+def bias(start: float | Sequence[float], size: int) -> nnx.Param:
+    """A bias `[size]`, float32, of one number or of one for each output.
+
+    Raises:
+      UserError: there are more or fewer numbers than outputs.
+    """
+    values = jnp.asarray(start, jnp.float32)
+    if values.shape not in ((), (size,)):
+        raise UserError(
+            f"a bias such as head_bias has {values.size} numbers for {size} "
+            "outputs; give one number, or one for each"
+        )
+    return nnx.Param(jnp.broadcast_to(values, (size,)))
+
 
 _deferred: contextvars.ContextVar[list | None] = contextvars.ContextVar(
     "deferred", default=None

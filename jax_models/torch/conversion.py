@@ -1,4 +1,4 @@
-"""Weights from and to PyTorch, in timm's names and shapes.
+"""Weights from and to PyTorch, in the names and shapes of published code.
 
 The modules carry timm's names, so the rules are few: one per kind of layer
 (which array is called what, and how its axes are turned) and, per family, the
@@ -20,8 +20,12 @@ from flax import nnx
 
 from core.errors import UserError
 from jax_models import convnext, layers
+from jax_models.efficientnet_lite import EfficientNetLite
 from jax_models.model import ImageModel
-from jax_models.torch import files
+from jax_models.segmentation import ENCODER, SegmentationModel
+from jax_models.torch import files, pretrained
+
+Model = ImageModel | SegmentationModel
 
 # What BatchNorm counts in PyTorch; with a fixed momentum nothing reads it.
 COUNTER = "num_batches_tracked"
@@ -43,11 +47,14 @@ class _Entry:
 
 
 def import_torch(
-    model: ImageModel,
+    model: Model,
     state_dict: Mapping[str, np.ndarray] | str | os.PathLike,
     rngs: nnx.Rngs | None = None,
-) -> ImageModel:
-    """Loads weights of timm's counterpart into `model`, in place.
+) -> Model:
+    """Loads weights of its PyTorch counterpart into `model`, in place.
+
+    That is timm's; torchvision's for ResNets; segmentation_models_pytorch's
+    for segmentation networks over ResNets.
 
     A classifier for another number of classes is not taken: the head is drawn
     anew, and a warning says so. TinyViT's attention biases for another window
@@ -71,6 +78,9 @@ def import_torch(
     if isinstance(state_dict, (str, os.PathLike)):
         source = os.fspath(state_dict)
         state_dict = files.read(state_dict)
+    if isinstance(model, EfficientNetLite):
+        depths = [len(blocks) for blocks in model.blocks]
+        state_dict = pretrained.timm_names(state_dict, depths)
     entries = _entries(model)
     given = {
         name: np.asarray(array)
@@ -131,8 +141,8 @@ def import_torch(
     return model
 
 
-def export_torch(model: ImageModel) -> dict[str, np.ndarray]:
-    """The weights of `model` as timm's counterpart names and shapes them.
+def export_torch(model: Model) -> dict[str, np.ndarray]:
+    """The weights of `model` as PyTorch's counterpart has them.
 
     `import_torch` reads them back bit for bit. BatchNorm's counters, which
     only PyTorch has, are zero.
@@ -150,9 +160,16 @@ def export_torch(model: ImageModel) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _entries(model: ImageModel) -> dict[str, _Entry]:
+def _entries(model: Model) -> dict[str, _Entry]:
     entries = {}
+    if isinstance(model, SegmentationModel):
+        encoder = _entries(model.encoder)
+        entries = {
+            f"{ENCODER}.{name}": entry for name, entry in encoder.items()
+        }
     for path, module in nnx.iter_modules(model):
+        if entries and path[:1] == (ENCODER,):
+            continue  # Its names are its own class's affair.
         for name, entry in _layer_entries(module).items():
             full = ".".join(map(str, (*path, name)))
             for pattern, replacement in model.TORCH_NAMES:
@@ -212,7 +229,7 @@ def _is_counter(name: str, entries: Mapping[str, _Entry]) -> bool:
     return last == COUNTER and f"{prefix}.running_var" in entries
 
 
-def _is_other_head(model: ImageModel, entry: _Entry, array: np.ndarray) -> bool:
+def _is_other_head(model: Model, entry: _Entry, array: np.ndarray) -> bool:
     classifier = model.head.fc
     parts = (classifier.kernel, classifier.bias)
     return (

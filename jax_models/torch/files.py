@@ -1,8 +1,9 @@
 """Reads .safetensors and torch.save files without PyTorch, running no code.
 
-A file that torch.save wrote is a zip archive with a pickle in it. Unpickling
-can call anything that it names; this reader knows only the handful of names
-that tensors need and refuses every other one.
+A file that torch.save wrote is a zip archive with a pickle in it or, before
+PyTorch 1.6, several pickles and the tensors' bytes behind them. Unpickling can
+call anything that it names; this reader knows only the handful of names that
+tensors need and refuses every other one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ import numpy as np
 import safetensors.numpy
 
 from core.errors import UserError
+
+# How a file of old PyTorch begins, after which comes the format's version.
+_OLD_MAGIC = 0x1950A86A20F9469CFC6C
+_OLD_VERSION = 1001
 
 # Training scripts wrap the state dict in a dictionary, under these names.
 WRAPPERS = ("state_dict", "model")
@@ -44,9 +49,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a state dict: name -> array.
 
     Args:
-      path: a .safetensors file, or one that torch.save wrote (PyTorch 1.6 or
-        newer), holding a state dict or a dictionary with one under
-        "state_dict" or "model".
+      path: a .safetensors file, or one that torch.save wrote, holding a state
+        dict or a dictionary with one under "state_dict" or "model".
 
     Raises:
       UserError: the file is missing, damaged, or holds anything but tensors.
@@ -73,28 +77,11 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:
-        is_archive = zipfile.is_zipfile(file)
-    if not is_archive:
-        raise UserError(
-            f"{path} is no file that torch.save of PyTorch 1.6 or newer "
-            "wrote; load it in PyTorch and save it again"
-        )
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            pickles = [
-                name for name in names if name.rpartition("/")[2] == "data.pkl"
-            ]
-            if len(pickles) != 1:
-                raise pickle.UnpicklingError("it has no data.pkl")
-            folder = pickles[0].removesuffix("data.pkl")
-            if f"{folder}byteorder" in names:
-                order = archive.read(f"{folder}byteorder")
-                if order != b"little":
-                    raise pickle.UnpicklingError("it is big-endian")
-            with archive.open(pickles[0]) as file:
-                content = _Unpickler(file, archive, folder).load()
+        with open(path, "rb") as file:
+            is_archive = zipfile.is_zipfile(file)
+            file.seek(0)
+            content = _read_archive(file) if is_archive else _read_old(file)
     except (
         pickle.UnpicklingError,
         zipfile.BadZipFile,
@@ -103,6 +90,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         AttributeError,
         EOFError,
         LookupError,
+        MemoryError,
         TypeError,
         ValueError,
     ) as error:
@@ -131,6 +119,62 @@ def _state_dict(content: object, path: Path) -> dict[str, np.ndarray]:
     return dict(content)
 
 
+def _read_archive(file: io.BufferedIOBase) -> object:
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        pickles = [
+            name for name in names if name.rpartition("/")[2] == "data.pkl"
+        ]
+        if len(pickles) != 1:
+            raise pickle.UnpicklingError("it has no data.pkl")
+        folder = pickles[0].removesuffix("data.pkl")
+        if f"{folder}byteorder" in names:
+            order = archive.read(f"{folder}byteorder")
+            if order != b"little":
+                raise pickle.UnpicklingError("it is big-endian")
+
+        def storage(name: str, dtype: np.dtype, count: int) -> np.ndarray:
+            data = archive.read(f"{folder}data/{name}")
+            array = np.frombuffer(data, dtype)
+            if len(array) != count:
+                raise pickle.UnpicklingError(f"its storage {name} is cut short")
+            return array
+
+        with archive.open(pickles[0]) as pickled:
+            return _Unpickler(pickled, storage).load()
+
+
+def _read_old(file: io.BufferedIOBase) -> object:
+    size = os.fstat(file.fileno()).st_size
+    storages = {}
+
+    def storage(name: str, dtype: np.dtype, count: int) -> np.ndarray:
+        if not 0 <= count * dtype.itemsize <= size:
+            raise pickle.UnpicklingError(f"its storage {name} is cut short")
+        # Several tensors may share one. Its bytes come behind all of them.
+        return storages.setdefault(name, np.empty(count, dtype))
+
+    def next_pickle() -> Any:
+        return _Unpickler(file, storage).load()
+
+    if next_pickle() != _OLD_MAGIC or next_pickle() != _OLD_VERSION:
+        raise pickle.UnpicklingError("torch.save did not write it")
+    if not next_pickle()["little_endian"]:
+        raise pickle.UnpicklingError("it is big-endian")
+    content = next_pickle()
+    for name in next_pickle():
+        array = storages[name]
+        count = int.from_bytes(file.read(8), "little")
+        data = file.read(array.nbytes)
+        if count != len(array) or len(data) != array.nbytes:
+            raise pickle.UnpicklingError(f"its storage {name} is cut short")
+        array[:] = np.frombuffer(data, array.dtype)
+        del storages[name]
+    if storages:
+        raise pickle.UnpicklingError("it lacks some of its storages")
+    return content
+
+
 class _Storage:
     """Stands for torch.FloatStorage and its like: only names a dtype."""
 
@@ -144,12 +188,10 @@ class _Unpickler(pickle.Unpickler):
     def __init__(
         self,
         file: io.BufferedIOBase,
-        archive: zipfile.ZipFile,
-        folder: str,
+        storage: Callable[[str, np.dtype, int], np.ndarray],
     ):
         super().__init__(file)
-        self._archive = archive
-        self._folder = folder
+        self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
         """The handful of names that a state dict needs."""
@@ -167,14 +209,10 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, key: tuple) -> np.ndarray:
         """The bytes of one storage, as a flat array."""
-        kind, storage, name, _, count = key
-        if kind != "storage":
+        kind, storage, name, _, count, *view = key
+        if kind != "storage" or any(view):
             raise pickle.UnpicklingError(f"it refers to a {kind!r}")
-        data = self._archive.read(f"{self._folder}data/{name}")
-        array = np.frombuffer(data, storage.dtype)
-        if len(array) != count:
-            raise pickle.UnpicklingError(f"its storage {name} is cut short")
-        return array
+        return self._storage(name, storage.dtype, count)
 
 
 def _rebuild_tensor(

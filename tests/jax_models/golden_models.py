@@ -74,7 +74,39 @@ def _run_block(graphdef, state, x):
     return nnx.merge(graphdef, state)(x)
 
 
-def training_step(model: ImageModel) -> dict[str, np.ndarray]:
+def load_segmentation(
+    name: str, dtype: jnp.dtype = jnp.float32
+) -> jax_models.SegmentationModel:
+    """As `load`, one of `golden_recipe.SEGMENTATION`."""
+    network, options = recipe.SEGMENTATION[name]
+    if network == "deeplabv3plus":
+        options = options | {"dropout": 0.0}
+    return fill(
+        lambda dtype: jax_models.create_model(
+            network, recipe.PIXEL_CLASSES, dtype=dtype, **options
+        ),
+        dtype,
+    )
+
+
+def fill(make, dtype: jnp.dtype = jnp.float32):
+    """A model of `make(dtype)` with the recipe's weights."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(dtype)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+    model = nnx.merge(graphdef, zeros)
+    exported = jax_models.export_torch(model)
+    shapes = {key: value.shape for key, value in exported.items()}
+    jax_models.import_torch(model, recipe.state_dict(shapes))
+    state = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf,
+        nnx.state(model),
+    )
+    return nnx.merge(graphdef, state, copy=True)
+
+
+def training_step(
+    model: ImageModel | jax_models.SegmentationModel,
+) -> dict[str, np.ndarray]:
     """What the goldens have of the training mode, as `model` computes it.
 
     Returns:
@@ -84,14 +116,21 @@ def training_step(model: ImageModel) -> dict[str, np.ndarray]:
     """
     model.train()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    labels = recipe.labels(recipe.CLOSE_LOOK[0])
+    dense = isinstance(model, jax_models.SegmentationModel)
+    batch, height, width, _ = recipe.CLOSE_LOOK
+    if dense:
+        labels = recipe.pixel_labels(batch, height, width)
+    else:
+        labels = recipe.labels(batch)
 
     @jax.jit
     def step(params, rest, images):
         def loss(params, images):
             model = nnx.merge(graphdef, params, rest, copy=True)
             logits = model(images)
-            chosen = jax.nn.log_softmax(logits)[np.arange(len(labels)), labels]
+            chosen = jnp.take_along_axis(
+                jax.nn.log_softmax(logits), labels[..., None], -1
+            )
             return -chosen.mean(), (logits, nnx.state(model, nnx.BatchStat))
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, images)
@@ -102,7 +141,7 @@ def training_step(model: ImageModel) -> dict[str, np.ndarray]:
     to_params, to_images = grads_of
     found = {
         "train loss": np.asarray(loss),
-        "train logits": np.asarray(logits),
+        "train logits": recipe.sample(logits, 512) if dense else logits,
         "gradient images": recipe.sample(to_images, 512),
     }
     # The exporter turns gradients as it turns weights.

@@ -15,6 +15,7 @@ import numpy as np
 
 SEED = 42
 CLASSES = 16
+PIXEL_CLASSES = 3
 
 # Heights and widths for the logits. 96 x 160 and 64 x 96 leave partial
 # windows in TinyViT and odd maps at the end of every model; 75 x 101 does not
@@ -44,6 +45,78 @@ MODELS = {
     "convnextv2_base": "convnextv2_base",
     "convnextv2_large": "convnextv2_large",
     "convnextv2_demo": None,
+    "resnet18": "torchvision's",
+    "resnet34": "torchvision's",
+    "resnet50": "torchvision's",
+    "resnet_demo": None,
+    "efficientnet_lite0": "tf_efficientnet_lite0",
+    "efficientnet_lite1": "tf_efficientnet_lite1",
+    "efficientnet_lite2": "tf_efficientnet_lite2",
+    "efficientnet_lite_demo": None,
+}
+
+# Encoders that are dilated in several readings: our name and options.
+SHORT = (1, 1, 2, 2)
+DILATED = {
+    "basic": ("resnet34", {"depths": SHORT}),
+    "bottleneck": ("resnet50", {"depths": SHORT}),
+    "lite": ("efficientnet_lite0", {}),
+}
+# Their readings, the strides of their last maps.
+READINGS = (
+    ("basic", "smp"),
+    ("basic", "mmseg"),
+    ("bottleneck", "torchvision"),
+    ("bottleneck", "smp"),
+    ("bottleneck", "mmseg"),
+    ("lite", "torchvision"),
+    ("lite", "smp"),
+)
+OUTPUT_STRIDES = (16, 8)
+
+# Segmentation networks: our name and options. Without dropout.
+SEGMENTATION = {
+    "unet_resnet34": ("unet", {"encoder": "resnet34"}),
+    "unet_resnet18": (
+        "unet",
+        {"encoder": "resnet18", "channels": (64, 48, 32, 24, 16)},
+    ),
+    "deeplabv3plus_resnet50": (
+        "deeplabv3plus",
+        {"encoder": "resnet50", "wiring": "smp"},
+    ),
+    "deeplabv3plus_resnet18_8": (
+        "deeplabv3plus",
+        {
+            "encoder": "resnet18",
+            "wiring": "smp",
+            "output_stride": 8,
+            "channels": 48,
+        },
+    ),
+    "deeplabv3plus_dense": (
+        "deeplabv3plus",
+        {
+            "encoder": "resnet18",
+            "wiring": "smp",
+            "separable": False,
+            "channels": 32,
+        },
+    ),
+    "deeplabv3plus_paper": (
+        "deeplabv3plus",
+        {
+            "encoder": "resnet50",
+            "encoder_options": {"depths": SHORT},
+            "channels": 48,
+        },
+    ),
+}
+# Heights and widths for their logits; those that nothing divides are for the
+# networks whose published code takes them.
+SEGMENTATION_SIZES = {
+    "unet": ((64, 96), (75, 101), (33, 1)),
+    "deeplabv3plus": ((64, 96), (128, 80)),
 }
 
 # Sides of attention windows, from and to, whose bias tables are resized.
@@ -52,8 +125,8 @@ RESIZES = ((7, 12), (14, 7), (7, 5))
 # Parameters whose gradients are compared, as regular expressions: the first
 # and the last match of each are taken.
 GRADIENTS = (
-    r"conv_dw\.weight|conv2\.conv\.weight",
-    r"(stem\.0|patch_embed\.conv1\.conv|conv_stem)\.weight",
+    r"conv_dw\.weight|conv2\.conv\.weight|layer\d\.\d\.conv2\.weight",
+    r"(stem\.0|patch_embed\.conv1\.conv|conv_stem|^conv1)\.weight",
     r"norm\.weight",
     r"bn\d?\.(weight|bias)",
     r"grn\.(weight|bias)",
@@ -61,7 +134,8 @@ GRADIENTS = (
     r"qkv\.(weight|bias)",
     r"fc1\.weight",
     r"se\.conv_reduce\.weight",
-    r"(head\.fc|classifier)\.(weight|bias)",
+    r"(fc|classifier|segmentation_head\.0)\.(weight|bias)",
+    r"(^decoder|layer\d\.0\.downsample)\..*\d\.weight",
 )
 
 
@@ -75,6 +149,33 @@ def images(*shape: int) -> np.ndarray:
     waves = np.sin(rows + phases) + np.cos(columns - phases)
     noise = rng.standard_normal(shape)
     return (waves + 0.3 * noise).astype(np.float32)
+
+
+# Photos that scikit-learn ships.
+PHOTOS = ("china", "flower")
+# Networks whose trained weights are in packages, and what they expect.
+PRETRAINED = {
+    "efficientnet_lite0": 224,
+    "efficientnet_lite1": 240,
+    "efficientnet_lite2": 260,
+}
+
+
+def photo(name: str, size: int) -> np.ndarray:
+    """A photo as these networks take it: float32 `[1, size, size, 3]`.
+
+    The short side becomes size / .875 (bicubic), of which the middle is cut.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    image = Image.fromarray(load_sample_image(f"{name}.jpg"))
+    scale = int(size / 0.875) / min(image.size)
+    large = tuple(round(scale * length) for length in image.size)
+    image = image.resize(large, Image.Resampling.BICUBIC)
+    left, top = ((length - size) // 2 for length in large)
+    image = image.crop((left, top, left + size, top + size))
+    return (np.asarray(image, np.float32)[None] - 127.5) / 127.5
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -111,6 +212,13 @@ def state_dict(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 def labels(batch: int) -> np.ndarray:
     """Int64 `[batch]`, different ones."""
     return np.arange(batch, dtype=np.int64) * 5 % CLASSES
+
+
+def pixel_labels(batch: int, height: int, width: int) -> np.ndarray:
+    """Int64 `[batch, height, width]`, all classes in diagonal stripes."""
+    rows, columns = np.ogrid[:height, :width]
+    first = np.arange(batch)[:, None, None]
+    return ((rows + 2 * columns) // 7 + first) % PIXEL_CLASSES
 
 
 def sample(array: np.ndarray, count: int = 64) -> np.ndarray:

@@ -30,6 +30,11 @@ from jax_models import functional, layers, tinyvit
         (9, 3, 1, "SAME", 3, 1),
         (11, 4, 4, "VALID", 1, 1),  # matrices over patches, two rows left over
         (8, 4, 4, "SAME", 1, 1),
+        (9, 1, 1, "SAME", 1, 1),
+        (9, 1, 2, 0, 1, 1),
+        (8, 1, 2, "SAME", 3, 1),
+        (3, 3, 1, "SAME", 1, 2),  # Fewer places than the kernel has.
+        (1, 3, 1, 4, 1, 4),
     ],
     ids=str,
 )
@@ -161,7 +166,7 @@ def test_a_layer_scale_of_zero_starts_blocks_as_identities():
     assert not np.allclose(block(x), x)
 
 
-@pytest.mark.parametrize("name", ["gelu", "silu"])
+@pytest.mark.parametrize("name", ["gelu", "silu", "relu", "relu6"])
 def test_activations_and_their_gradients_are_exact(name):
     exact, derivative = {
         "gelu": (
@@ -172,6 +177,8 @@ def test_activations_and_their_gradients_are_exact(name):
             lambda x: x * expit(x),
             lambda x: expit(x) * (1 + x * (1 - expit(x))),
         ),
+        "relu": (lambda x: np.maximum(x, 0), lambda x: x > 0),
+        "relu6": (lambda x: np.clip(x, 0, 6), lambda x: (x > 0) & (x < 6)),
     }[name]
     function = getattr(functional, name)
     # A length that no vector divides; far ends, where exp would overflow.
@@ -191,6 +198,40 @@ def test_activations_and_their_gradients_are_exact(name):
     x = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
     np.testing.assert_allclose(narrow, exact(x), rtol=0.01, atol=0.01)
     np.testing.assert_allclose(grad, derivative(x), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 1), (2, 9)], ids=str)
+def test_max_pooling_and_its_gradient(size):
+    """JAX's, which no two cells of a window equal."""
+
+    def expected(x):
+        window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+        pads = ((0, 0), (1, 1), (1, 1), (0, 0))
+        return jax.lax.reduce_window(
+            x, -jnp.inf, jax.lax.max, window, strides, pads
+        )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_grad(pool, x, grad):
+        y, back = jax.vjp(pool, x)
+        return y, back(grad.astype(y.dtype))[0]
+
+    x = jax.random.normal(jax.random.key(0), (2, *size, 5))
+    shape = jax.eval_shape(expected, x).shape
+    assert shape[1:3] == tuple(-(-length // 2) for length in size)
+    grad = jax.random.normal(jax.random.key(1), shape)
+    found = value_and_grad(functional.max_pool, x, grad)
+    for one, right in zip(
+        found, value_and_grad(expected, x, grad), strict=True
+    ):
+        np.testing.assert_allclose(one, right, rtol=0, atol=1e-6)
+    # Of equal cells one gets it all.
+    _, to_equal = value_and_grad(functional.max_pool, jnp.zeros_like(x), grad)
+    np.testing.assert_allclose(to_equal.sum(), grad.sum(), rtol=1e-4)
+    for one in value_and_grad(
+        functional.max_pool, x.astype(jnp.bfloat16), grad
+    ):
+        assert one.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("kind", ["layer", "batch"])

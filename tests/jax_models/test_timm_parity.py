@@ -1,6 +1,6 @@
-"""The same weights and images give timm's numbers.
+"""The same weights and images give timm's and torchvision's numbers.
 
-The goldens are what timm 1.0.31 on torch 2.13 gave
+The goldens are what timm 1.0.31 and torchvision 0.29 on torch 2.13 gave
 (tools/make_model_goldens.py): in float32 in evaluation mode, in float64 in
 training mode. The demo models are built in timm from its own parts, and are
 compared block by block and in training mode as well.
@@ -30,11 +30,19 @@ MAIN = (
     "efficientnetv2_m",
     "convnextv2_small",
     "convnextv2_base",
+    "resnet34",
+    "resnet50",
+    "efficientnet_lite0",
 )
 DEMOS = tuple(name for name in recipe.MODELS if name.endswith("_demo"))
 SIBLINGS = tuple(set(recipe.MODELS) - set(MAIN) - set(DEMOS))
 # What compiles fast in float64 as well.
-QUICK = ("convnextv2_demo", "efficientnetv2_demo")
+QUICK = (
+    "convnextv2_demo",
+    "efficientnetv2_demo",
+    "resnet_demo",
+    "efficientnet_lite_demo",
+)
 
 
 def later(names, slow):

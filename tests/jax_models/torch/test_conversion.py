@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -120,7 +121,7 @@ def test_biases_for_other_windows_are_resized_as_timm_does():
 
 
 @pytest.mark.parametrize(
-    "name", ["plain.pth", "wrapped.pth", "plain.safetensors"]
+    "name", ["plain.pth", "wrapped.pth", "old.pth", "plain.safetensors"]
 )
 def test_files_that_pytorch_wrote(name):
     state = files.read(GOLDENS / name)
@@ -216,5 +217,29 @@ def test_damaged_and_foreign_files_are_one_sentence(tmp_path):
             files.read(tmp_path / "odd.pth")
     with pytest.raises(UserError, match="check the path"):
         files.read(tmp_path / "absent.pth")
-    with pytest.raises(UserError, match="save it again"):
-        files.read(GOLDENS / "old.pth")
+
+
+def test_a_damaged_file_of_old_pytorch_is_one_sentence(tmp_path):
+    whole = (GOLDENS / "old.pth").read_bytes()
+    path = tmp_path / "old.pth"
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"old\.pth"):
+            files.read(path)
+    # Any byte may be wrong: an error or other numbers, nothing worse.
+    for place in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            files.read(path)
+
+
+def test_an_old_file_runs_no_code(tmp_path):
+    trap = tmp_path / "trap"
+    parts = (files._OLD_MAGIC, files._OLD_VERSION, {"little_endian": True})
+    content = b"".join(map(pickle.dumps, (*parts, {"weight": Payload(trap)})))
+    (tmp_path / "evil.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"it wants to call \w+\.mkdir"):
+        files.read(tmp_path / "evil.pth")
+    assert not trap.exists()

@@ -21,6 +21,8 @@ MODELS = (
     "tinyvit_demo",
     "efficientnetv2_demo",
     "miniconvnext_demo",
+    "resnet_demo",
+    "efficientnet_lite_demo",
 )
 
 
@@ -127,7 +129,8 @@ def depth_of(path):
         return (0,)
     if top in ("head", "conv_head", "bn2"):
         return (2,)
-    if top == "blocks":  # EfficientNetV2: blocks/<stage>/<block>
+    # EfficientNet's blocks/<stage>/<block>, ResNet's stages/<stage>/<block>.
+    if rest[1].isdigit():
         return (1, int(rest[0]), int(rest[1]))
     assert top == "stages", path
     if rest[1] == "downsample":  # Belongs to the block after it.
