@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from core import paths
 from core.errors import UserError
 
 # File names cannot be longer than this either.
@@ -119,7 +121,7 @@ def read_csv(
             else [],
         )
         raise UserError(f"{path} {problem}; set {flag}{near}")
-    size = path.stat().st_size
+    size = paths.size(path)
     if size > MAX_FILE_BYTES:
         raise UserError(
             f"{path} has {size >> 20} MB, more than the {MAX_FILE_BYTES >> 20} "
@@ -129,23 +131,23 @@ def read_csv(
     csv.field_size_limit(MAX_FIELD_LENGTH)
     line = 0
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for _ in range(skip_lines):
-                next(file, None)
-            reader = csv.reader(file)
-            header = tuple(name.strip() for name in next(reader, []))
-            _check_separator(path, header)
-            rows = []
-            for row in reader:
-                line = reader.line_num + skip_lines
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise UserError(
-                        f"{path}, line {line} has {len(row)} fields but the "
-                        f"header has {len(header)}; correct the line"
-                    )
-                rows.append(row)
+        file = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+        for _ in range(skip_lines):
+            next(file, None)
+        reader = csv.reader(file)
+        header = tuple(name.strip() for name in next(reader, []))
+        _check_separator(path, header)
+        rows = []
+        for row in reader:
+            line = reader.line_num + skip_lines
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise UserError(
+                    f"{path}, line {line} has {len(row)} fields but the "
+                    f"header has {len(header)}; correct the line"
+                )
+            rows.append(row)
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except csv.Error as error:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from core import atomic_files, csv_table
+from core import atomic_files, csv_table, paths
 from core.errors import UserError
 
 _REMEDY = "fix it, or delete it to have it made again"
@@ -106,7 +106,7 @@ def read_folds(path: str | Path, id_column: str = "id") -> Folds:
       UserError: unreadable, malformed, an id twice, a group in two folds, or
         changed by hand so that the hash in its comment no longer holds.
     """
-    path = Path(path)
+    path = paths.make_path(path)
     comment, noted_hash = _comment(path)
     is_ours = noted_hash is not None
     table = csv_table.read_csv(
@@ -147,8 +147,8 @@ def read_folds(path: str | Path, id_column: str = "id") -> Folds:
 def _comment(path: Path) -> tuple[str, str | None]:
     """The comment on top, "" if there is none, and the hash in it."""
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            line = file.readline(1000)
+        with path.open("rb") as file:
+            line = file.readline(1000).decode("utf-8-sig", "replace")
     except OSError:
         line = ""  # Reading the file will say why.
     if not line.startswith("#"):

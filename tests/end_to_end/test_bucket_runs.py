@@ -1,42 +1,20 @@
-"""train.py with its run folder in a bucket, which is a folder seen by fsspec.
+"""train.py with its run folder in a bucket, on an emulator of Google's.
 
-SIGKILL is in test_kill.py, all that can go wrong on the way in
-test_mirror_faults.py.
+SIGKILL is in test_kill.py, several processes are in test_processes.py.
 """
 
-import shutil
+import random
+from http import HTTPStatus
 
 import pytest
-from commands import CACHE
 from in_process import training
+from PIL import Image
 from test_kill import assert_same
 
-import train
-from training.multihost import mirror
-from training.multihost.object_store import Disk, local_copy
-
-
-class InBucket:
-    """A run in a bucket, on a machine that may be lost."""
-
-    def __init__(self, bucket):
-        self.bucket, self.url = bucket, f"file://{bucket}"
-        self.local = local_copy(self.url, CACHE)
-
-    def train(self, *arguments):
-        """Returns the exit code."""
-        return training(self.url, *arguments)
-
-    def lose_machine(self):
-        shutil.rmtree(self.local.parent)
-
-
-@pytest.fixture
-def run(tmp_path):
-    run = InBucket(tmp_path / "bucket/run")
-    yield run
-    if run.local.parent.exists():
-        run.lose_machine()
+import predict
+from core.paths import make_path
+from run_folder import layout
+from stacking.runs import find_runs, read_runs
 
 
 @pytest.fixture(scope="module")
@@ -47,77 +25,101 @@ def plain(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.slow
-def test_a_run_in_a_bucket_equals_that_in_a_folder(plain, run, capsys):
-    assert run.train() == 0
-    told = capsys.readouterr().out
-    assert f"all is in {run.url}, and here in {run.local}" in told
-    for folder in (run.local, run.bucket):
-        assert_same(folder, plain)
-        assert (folder / "report.html").exists()
-    run.lose_machine()
-    assert run.train() == 0
-    assert "this run is finished" in capsys.readouterr().out
-    assert_same(run.local, plain)
-
-
-def test_a_bucket_that_fails_during_training_loses_nothing(
-    run, capsys, monkeypatch
+def test_a_run_in_a_bucket_equals_that_in_a_folder(
+    plain, url, bucket, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(mirror, "POLL_SECONDS", 0.01)
-
-    def refuse(*arguments, **named):
-        raise ConnectionResetError("the line is down")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Disk, "put_file", refuse)
-        assert run.train() == 75
-        said = capsys.readouterr().err
-        assert said.count("not sent: ") == 1  # Training went on.
-        last = said.splitlines()[-1]
-        assert last.startswith("error: ") and "the line is down" in last
-        assert f"all that was trained is in {run.local}" in last
-        patch.setattr(Disk, "pipe_file", refuse)
-        assert run.train() == 75
-        said = capsys.readouterr().err
-        assert said.startswith("error: ") and len(said.splitlines()) == 1
-    assert not (run.bucket / "checkpoints").exists()
-    assert run.train() == 0
+    monkeypatch.chdir(tmp_path)
+    assert training(url) == 0
+    assert_same(make_path(url), plain)
+    prefix = url.removeprefix(f"{bucket.url}/") + "/"
+    names = [name.removeprefix(prefix) for name in bucket.names(prefix)]
+    files = (p.relative_to(plain).as_posix() for p in plain.rglob("*"))
+    flat = {name for name in files if "checkpoints/" not in name}
+    flat -= {layout.LOCK, layout.CHECKPOINTS, "logits"}
+    assert flat == {n for n in names if "checkpoints/" not in n}
+    assert not list(tmp_path.iterdir()), "nothing is kept on the machine"
+    assert training(url) == 0
     assert "this run is finished" in capsys.readouterr().out
-    assert_same(run.bucket, run.local)
+
+    # Whoever reads run folders reads this one.
+    (run,) = read_runs(find_runs([url.replace("/run", "/r*")]), ("val",))
+    assert len(run.val) == 72 and str(run.path) == url
+    Image.new("RGB", (32, 32)).save("photo.png")
+    assert predict.main(["--run", url, "photo.png", "--format", "csv"]) == 0
+    assert "photo.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("code", [130, 143])
-def test_a_failed_upload_keeps_the_exit_code_of_a_signal(
-    run, capsys, monkeypatch, code
+@pytest.mark.slow
+def test_a_pupil_in_a_bucket_finds_its_teacher_beside_it(url, capsys):
+    assert training(url) == 0
+    taught = ("--config.stages[0].distill_from=run", "--config.init_from=run")
+    assert training(url.replace("/run", "/pupil"), *taught) == 0
+    assert f"starts from the encoder in {url}" in capsys.readouterr().out
+
+
+def test_an_unreachable_bucket_damages_no_checkpoint(url, bucket, capsys):
+    """Whatever answers that a file cannot be read now, it is not damaged."""
+    assert training(url) == 0
+
+    def refuse(method, path):
+        reading = method == "GET" and "checkpoints/16/_CHECK" in path
+        return HTTPStatus.FORBIDDEN if reading else None
+
+    capsys.readouterr()
+    bucket.fault = refuse
+    assert training(url) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: gs://") and "Forbidden" in message
+    bucket.fault = lambda method, path: None
+    assert not (make_path(url).parent / "run/checkpoints-damaged").exists()
+    assert training(url) == 0
+
+
+def test_a_second_run_is_refused_and_a_plan_writes_nothing_else(
+    url, bucket, capsys, monkeypatch
 ):
-    def stopped(arguments, resources):
-        (arguments.workdir / "metrics.jsonl").write_text("")
-        monkeypatch.setattr(Disk, "put_file", refuse)
-        return code
-
-    def refuse(*arguments, **named):
-        raise ConnectionResetError("the line is down")
-
-    monkeypatch.setattr(train, "train", stopped)
-    assert run.train() == code
-    assert "the line is down" in capsys.readouterr().err
+    assert training(url, "--plan") == 0
+    assert (make_path(url) / layout.PLAN).exists()
+    assert len(bucket.names(url.removeprefix(f"{bucket.url}/"))) == 1
+    assert training("gs://no-such-bucket-anywhere/run") == 2
+    assert "cannot be read or written" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_plan_and_a_mistake_upload_nothing(run):
-    assert run.train("--plan") == 0
-    assert (run.local / "plan.html").exists()
-    assert run.train("--config.sede=3") == 2
-    assert not run.bucket.parent.exists()
+def test_slow_answers_and_failures_change_nothing(plain, url, bucket):
+    """One answer of twelve is a 503 or a 429, the others are late."""
+    generator = random.Random(0)
+
+    def fault(method, path):
+        if generator.random() < 1 / 12:
+            return generator.choice(
+                (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
+            )
+        return generator.uniform(0, 0.05)
+
+    bucket.fault = fault
+    assert training(url) == 0
+    bucket.fault = lambda method, path: None
+    assert_same(make_path(url), plain)
 
 
 @pytest.mark.slow
-def test_all_folds_are_one_folder_in_the_bucket(run, capsys):
-    command = ("--all-folds", "--config.data.folds=2")
-    assert run.train(*command) == 0
-    assert "out-of-fold macro-F1" in capsys.readouterr().out
-    run.lose_machine()
-    assert run.train(*command) == 0
-    assert capsys.readouterr().out.count("this run is finished") == 2
-    assert_same(run.local, run.bucket)
+def test_a_bucket_that_is_gone_ends_the_run_and_the_next_goes_on(
+    plain, url, bucket, capsys
+):
+    """Gone while the second checkpoint is written, for good."""
+
+    def fault(method, path):
+        gone.append("checkpoints/8" in path and method == "POST")
+        return HTTPStatus.SERVICE_UNAVAILABLE if any(gone) else None
+
+    gone = []
+    bucket.fault = fault
+    assert training(url) == 75
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: gs://"), message
+    assert "run the same command again" in message
+    bucket.fault = lambda method, path: None
+    (make_path(url) / layout.LEASE).unlink(missing_ok=True)
+    assert training(url) == 0
+    assert_same(make_path(url), plain)
