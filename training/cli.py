@@ -13,6 +13,7 @@ from configs import loading
 from configs.common import AUTO
 from core import paths
 from core.errors import UserError
+from training.chips import Slice, parse_slice
 from training.config import problems
 
 
@@ -42,6 +43,8 @@ class Arguments:
       export: write the logits again although the run has finished.
       all_folds: train one model per fold, each in a folder of its own.
       plan: say what would be done, and draw the learning rates; no training.
+      topology: chips that are not here, to compile the plan for; None plans
+        for the devices that are.
       peers: the other processes; None where there are none, or where the
         cluster tells.
     """
@@ -53,6 +56,7 @@ class Arguments:
     all_folds: bool = False
     plan: bool = False
     peers: Peers | None = None
+    topology: Slice | None = None
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -94,6 +98,12 @@ def parse(argv: Sequence[str]) -> Arguments:
         "<workdir>/plan.html",
     )
     parser.add_argument(
+        "--topology",
+        metavar="CHIPS",
+        help="with --plan, compile the step for chips that are not here, such "
+        "as v5e:2x4, and tell memory, work and the time it takes at least",
+    )
+    parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="several processes train as one, and meet at process 0; on TPU "
@@ -107,6 +117,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     if config.eval.tta == (AUTO,):  # Of the recipe's views.
         recipe = loading.load(known.config).eval.tta
         config.eval.tta = (AUTO, *(name for name in recipe if name != AUTO))
+    topology = known.topology and parse_slice(known.topology)
+    if topology and not known.plan:
+        raise UserError("--topology only compiles: give --plan with it")
     workdir = paths.make_path(
         known.workdir or f"runs/{_default_name(known.config)}"
     )
@@ -119,6 +132,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         known.all_folds,
         known.plan,
         _peers(known.coordinator, known.num_processes, known.process_id),
+        topology or None,
     )
 
 
