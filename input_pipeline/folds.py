@@ -73,7 +73,7 @@ def make_folds(
 def folds_for(
     source: Source, k: int, seed: int, path: str | Path
 ) -> np.ndarray:
-    """The folds of a source: read from `path` if it is there, else made.
+    """The folds of a source: its own, those in `path`, or made.
 
     Args:
       source: its labelled images are divided.
@@ -89,6 +89,8 @@ def folds_for(
       UserError: the file is of other images, or has another number of
         folds, a class has too few images, or a group is in two folds.
     """
+    if source.given_folds is not None:
+        return source.given_folds
     path = Path(path)
     images, groups = source.labelled, source.groups
     if not path.exists():

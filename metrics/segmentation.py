@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, Int64, Integer, Real
+from jaxtyping import Bool, Float, Float64, Int, Int64, Integer, Real
 
 from metrics import classification
 
@@ -198,34 +198,45 @@ def mean_boundary_iou(
     return _mean_of_present(boundary_iou(counts))
 
 
-def frequency_weights(
-    pixels: Int[np.ndarray, "N C"], how: str
-) -> Float64[np.ndarray, " C"]:
-    """Returns class weights from how often classes occur.
-
-    `median`: median frequency balancing (Eigen and Fergus 2015; SegNet): the
-    frequency of a class among the pixels of images that hold it, the median
-    over the classes divided by it. `sqrt_median`: its square root. `inverse`:
-    one over the share of all pixels, scaled to a mean pixel of weight 1.
+def class_shares(
+    pixels: Int[np.ndarray, "N C"],
+) -> tuple[Float64[np.ndarray, " C"], Float64[np.ndarray, " C"]]:
+    """Returns how often classes occur.
 
     Args:
       pixels: of each class in each image, ignored ones left out.
-      how: one of `WEIGHTINGS`.
 
     Returns:
-      float64 [C]; 0 for a class that no image holds.
+      Of each class its share of all pixels, and its share of the pixels of
+      the images that hold it; 0 for a class that none holds.
     """
-    held = pixels > 0
     total = pixels.sum(axis=0).astype(np.float64)
-    weights = np.zeros(pixels.shape[1])
-    present = total > 0
+    around = ((pixels > 0) * pixels.sum(axis=1, keepdims=True)).sum(axis=0)
+    return total / max(total.sum(), 1.0), total / np.maximum(around, 1)
+
+
+def frequency_weights(
+    share: Float[np.ndarray, " C"],
+    share_where_present: Float[np.ndarray, " C"],
+    how: str,
+) -> Float64[np.ndarray, " C"]:
+    """Returns class weights from `class_shares`.
+
+    `median`: median frequency balancing (Eigen and Fergus 2015; SegNet), the
+    median over the classes of their shares where present divided by each.
+    `sqrt_median`: its square root. `inverse`: one over the share of all
+    pixels, scaled to a mean pixel of weight 1.
+
+    Returns:
+      float64 [C]; 0 for a class that does not occur.
+    """
+    weights = np.zeros(len(share))
+    present = share > 0
     if how == "inverse":
-        share = total[present] / total.sum()
-        weights[present] = 1 / (share * present.sum())
+        weights[present] = 1 / (share[present] * present.sum())
         return weights
-    around = (held * pixels.sum(axis=1, keepdims=True)).sum(axis=0)
-    frequency = total[present] / around[present]
-    weights[present] = np.median(frequency) / frequency
+    within = share_where_present[present]
+    weights[present] = np.median(within) / within
     return np.sqrt(weights) if how == "sqrt_median" else weights
 
 

@@ -170,6 +170,11 @@ class Source:
       fingerprint: hash of ids, labels and file sizes; keys the caches.
       groups: str `[N]` of the labelled rows, such as a person's name, of
         which none may be in two folds; None where rows are independent.
+      given_folds: int32 `[N]`, 0 for rows that the data itself sets apart to
+        validate and 1 for the others; None where folds are to be made.
+      mask_pixels: int64 `[N, C]`, pixels of each class in the masks of the
+        labelled rows; None without masks.
+      mask_sizes: int32 `[N, 2]`, width and height of those masks.
     """
 
     name: str
@@ -181,6 +186,9 @@ class Source:
     target_column: str
     fingerprint: str
     groups: np.ndarray | None = None
+    given_folds: np.ndarray | None = None
+    mask_pixels: np.ndarray | None = None
+    mask_sizes: np.ndarray | None = None
 
 
 def encode_labels(

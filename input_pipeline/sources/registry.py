@@ -1,4 +1,4 @@
-"""Where images come from: digits, csv, folders, records, tfds.
+"""Where images come from: digits, csv, folders, masks, records, tfds.
 
 `open_source(config.data)` looks at the folder, checks everything that can be
 checked without decoding an image, and returns a `Source`: the labelled
@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from input_pipeline.sources import csv, csv_table, folders
+from input_pipeline.sources import csv, csv_table, folders, masks
 from input_pipeline.sources.base import Source
 
 
-def open_source(data: Any) -> Source:
+def open_source(data: Any, cache: Path | None = None) -> Source:
     """Opens the data that `config.data` describes.
 
     Args:
       data: attributes `root`, `source` and, for the chosen source, the column
         and folder names (see configs/common.py). An empty `root` means the
         digits; an empty `source` is found out from what is in `root`.
+      cache: folder for what takes long to find out; None keeps nothing.
 
     Returns:
       The source, checked: every labelled row has a file and a known class.
@@ -30,7 +31,7 @@ def open_source(data: Any) -> Source:
       UserError: a missing folder or file, a wrong column, a bad id or label,
         or `group_column` of a source without columns.
     """
-    source = _open(data)
+    source = _open(data, cache)
     if data.group_column and source.groups is None:
         raise UserError(
             f"data.group_column is '{data.group_column}', but the source "
@@ -40,7 +41,7 @@ def open_source(data: Any) -> Source:
     return source
 
 
-def _open(data: Any) -> Source:
+def _open(data: Any, cache: Path | None) -> Source:
     kind = data.source
     if not kind and not data.root:
         kind = "digits"
@@ -56,10 +57,10 @@ def _open(data: Any) -> Source:
         from input_pipeline.sources import tfds
 
         return tfds.open_tfds(data)
-    if kind not in ("", "csv", "folders", "records"):
+    if kind not in ("", "csv", "folders", "masks", "records"):
         raise UserError(
             f"data.source is '{kind}', which is not known; choose digits, "
-            "csv, folders, records or tfds:<name>"
+            "csv, folders, masks, records or tfds:<name>"
             f"{csv_table.did_you_mean(kind, _KINDS)}"
         )
     if not data.root:
@@ -74,12 +75,14 @@ def _open(data: Any) -> Source:
             f"data.root {root} {problem}; set --config.data.root to the "
             "folder with the images"
         )
+    if kind == "masks" or (not kind and masks.looks_like_masks(data, root)):
+        return masks.open_masks(data, root, cache)
     if kind == "csv" or (not kind and _looks_like_csv(data, root)):
         return csv.open_csv(data, root)
     return folders.open_folders(data, root)
 
 
-_KINDS = ("digits", "csv", "folders", "records", "tfds:")
+_KINDS = ("digits", "csv", "folders", "masks", "records", "tfds:")
 
 
 def _looks_like_csv(data: Any, root: Path) -> bool:

@@ -142,13 +142,14 @@ def test_bootstrap_draws_images():
 def test_frequency_weights_by_hand():
     # Class 0 is 90 of 100 pixels in both images, class 1 10 in the first.
     pixels = np.array([[90, 10, 0], [100, 0, 0]])
-    median = segmentation.frequency_weights(pixels, "median")
+    shares = segmentation.class_shares(pixels)
+    median = segmentation.frequency_weights(*shares, "median")
     frequencies = np.array([190 / 200, 10 / 100])
     expected = np.median(frequencies) / frequencies
     np.testing.assert_allclose(median, [*expected, 0])
     np.testing.assert_allclose(
-        segmentation.frequency_weights(pixels, "sqrt_median"), np.sqrt(median)
+        segmentation.frequency_weights(*shares, "sqrt_median"), np.sqrt(median)
     )
-    inverse = segmentation.frequency_weights(pixels, "inverse")
+    inverse = segmentation.frequency_weights(*shares, "inverse")
     assert (inverse[:2] * [190 / 200, 10 / 200]).sum() == pytest.approx(1)
     assert inverse[2] == 0

@@ -10,6 +10,7 @@ from input_pipeline.sources.base import Kind
 from training import data as data_lib
 from training.loop import stages
 from training.multihost import sharding
+from training.tasks.base import Task
 
 IMAGE = {"image": Kind.IMAGE}
 
@@ -26,7 +27,8 @@ def digits(**fields):
 
 def open_data(workdir, config=None, features=IMAGE):
     config = config or digits()
-    return data_lib.Data(config, workdir, sharding.make_mesh(), 0, features)
+    task = type("Learner", (Task,), {"features": features})
+    return data_lib.Data(config, workdir, sharding.make_mesh(), 0, task)
 
 
 @pytest.fixture(scope="module")
