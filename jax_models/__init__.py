@@ -5,13 +5,20 @@ takes timm's weights through `import_torch` and gives timm's logits.
 """
 
 from jax_models.model import ImageModel
-from jax_models.registry import create_model, list_models
+from jax_models.registry import (
+    create_model,
+    list_models,
+    list_segmentation_models,
+)
+from jax_models.segmentation import SegmentationModel
 from jax_models.torch.conversion import export_torch, import_torch
 
 __all__ = [
     "ImageModel",
+    "SegmentationModel",
     "create_model",
     "export_torch",
     "import_torch",
     "list_models",
+    "list_segmentation_models",
 ]

@@ -12,3 +12,5 @@ if __name__ == "__main__":
         description="Prints every model's parameters and multiply-adds.",
     ).parse_args()
     print(jax_models.list_models())
+    names = ", ".join(jax_models.list_segmentation_models())
+    print(f"For segmentation, over any of these: {names}")

@@ -309,6 +309,7 @@ class ConvNeXt(ImageModel):
         (r"\.downsample\.norm\.", ".downsample.0."),
         (r"\.downsample\.conv\.", ".downsample.1."),
     )
+    ROUNDS_UP = False
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from jax.extend import core
 
 from jax_models import cpu_kernels
 from jax_models.model import ImageModel
+from jax_models.segmentation import SegmentationModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Costs:
     multiply_adds: int
 
 
-def measure(model: ImageModel, size: int = 224) -> Costs:
+def measure(model: ImageModel | SegmentationModel, size: int = 224) -> Costs:
     """Counts a model, which may be abstract (`nnx.eval_shape`).
 
     Args:

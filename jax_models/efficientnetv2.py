@@ -144,10 +144,10 @@ class SqueezeExcite(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.conv_reduce = _pointwise(
+        self.conv_reduce = pointwise(
             channels, squeezed, dtype, rngs, use_bias=True
         )
-        self.conv_expand = _pointwise(
+        self.conv_expand = pointwise(
             squeezed, channels, dtype, rngs, use_bias=True
         )
 
@@ -172,16 +172,14 @@ class ConvBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.conv = _conv(inputs, outputs, stride, dtype, rngs)
-        self.bn1 = _norm(outputs, dtype, functional.silu)
-        self.drop_path = _shortcut(
-            inputs, outputs, stride, drop_path_rate, rngs
-        )
+        self.bn1 = norm(outputs, dtype, functional.silu)
+        self.drop_path = shortcut(inputs, outputs, stride, drop_path_rate, rngs)
 
     def __call__(
         self, x: Float[Array, "B h w inputs"]
     ) -> Float[Array, "B h2 w2 outputs"]:
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        return _add(x, self.bn1(self.conv(x)), self.drop_path)
+        return add(x, self.bn1(self.conv(x)), self.drop_path)
 
 
 class FusedMBConv(nnx.Module):
@@ -200,12 +198,10 @@ class FusedMBConv(nnx.Module):
     ):
         inside = inputs * expansion
         self.conv_exp = _conv(inputs, inside, stride, dtype, rngs)
-        self.bn1 = _norm(inside, dtype, functional.silu)
-        self.conv_pwl = _pointwise(inside, outputs, dtype, rngs)
-        self.bn2 = _norm(outputs, dtype)
-        self.drop_path = _shortcut(
-            inputs, outputs, stride, drop_path_rate, rngs
-        )
+        self.bn1 = norm(inside, dtype, functional.silu)
+        self.conv_pwl = pointwise(inside, outputs, dtype, rngs)
+        self.bn2 = norm(outputs, dtype)
+        self.drop_path = shortcut(inputs, outputs, stride, drop_path_rate, rngs)
 
     def __call__(
         self, x: Float[Array, "B h w inputs"]
@@ -213,7 +209,7 @@ class FusedMBConv(nnx.Module):
         """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
         branch = self.bn1(self.conv_exp(x))
         branch = self.bn2(self.conv_pwl(branch))
-        return _add(x, branch, self.drop_path)
+        return add(x, branch, self.drop_path)
 
 
 class MBConv(nnx.Module):
@@ -232,8 +228,8 @@ class MBConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         inside = inputs * expansion
-        self.conv_pw = _pointwise(inputs, inside, dtype, rngs)
-        self.bn1 = _norm(inside, dtype, functional.silu)
+        self.conv_pw = pointwise(inputs, inside, dtype, rngs)
+        self.bn1 = norm(inside, dtype, functional.silu)
         self.conv_dw = layers.Conv(
             inside,
             inside,
@@ -245,13 +241,11 @@ class MBConv(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.bn2 = _norm(inside, dtype, functional.silu)
+        self.bn2 = norm(inside, dtype, functional.silu)
         self.se = SqueezeExcite(inside, squeezed, dtype=dtype, rngs=rngs)
-        self.conv_pwl = _pointwise(inside, outputs, dtype, rngs)
-        self.bn3 = _norm(outputs, dtype)
-        self.drop_path = _shortcut(
-            inputs, outputs, stride, drop_path_rate, rngs
-        )
+        self.conv_pwl = pointwise(inside, outputs, dtype, rngs)
+        self.bn3 = norm(outputs, dtype)
+        self.drop_path = shortcut(inputs, outputs, stride, drop_path_rate, rngs)
 
     def __call__(
         self, x: Float[Array, "B h w inputs"]
@@ -261,7 +255,7 @@ class MBConv(nnx.Module):
         branch = self.bn2(self.conv_dw(branch))
         branch = branch * self.se(branch)
         branch = self.bn3(self.conv_pwl(branch))
-        return _add(x, branch, self.drop_path)
+        return add(x, branch, self.drop_path)
 
 
 def _conv(
@@ -279,13 +273,14 @@ def _conv(
     )
 
 
-def _pointwise(
+def pointwise(
     inputs: int,
     outputs: int,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
     use_bias: bool = False,
 ) -> layers.Linear:
+    """A 1x1 convolution, as all networks of the family start it."""
     return layers.Linear(
         inputs,
         outputs,
@@ -297,11 +292,12 @@ def _pointwise(
     )
 
 
-def _norm(
+def norm(
     channels: int,
     dtype: DTypeLike,
     activation: functional.Activation | None = None,
 ) -> layers.BatchNorm:
+    """BatchNorm with the constants of the family."""
     return layers.BatchNorm(
         channels,
         epsilon=BN_EPSILON,
@@ -311,20 +307,20 @@ def _norm(
     )
 
 
-def _shortcut(
+def shortcut(
     inputs: int,
     outputs: int,
     stride: int,
     drop_path_rate: float,
     rngs: nnx.Rngs,
 ) -> layers.DropPath | None:
-    """The branch's stochastic depth; None where there is no shortcut."""
+    """A branch's stochastic depth; None where there is no shortcut."""
     if stride != 1 or inputs != outputs:
         return None
     return layers.DropPath(drop_path_rate, rngs=rngs)
 
 
-def _add(
+def add(
     x: jax.Array, branch: jax.Array, drop_path: layers.DropPath | None
 ) -> jax.Array:
     """Adds a branch to its shortcut, where it has one."""
@@ -340,6 +336,7 @@ class EfficientNetV2(ImageModel):
     """
 
     TORCH_NAMES = ((r"^head\.fc\.", "classifier."),)
+    BEHIND_PYRAMID = ("conv_head", "bn2", "head")
 
     def __init__(
         self,
@@ -354,7 +351,7 @@ class EfficientNetV2(ImageModel):
         self.minimum_size = 1
         self.remat = config.remat
         self.conv_stem = _conv(3, config.stem, 2, dtype, rngs)
-        self.bn1 = _norm(config.stem, dtype, functional.silu)
+        self.bn1 = norm(config.stem, dtype, functional.silu)
         rows = config.stages if config.last_stage else config.stages[:-1]
         total = sum(stage.depth for stage in rows)
         stages, last_of_stride = [], {}
@@ -381,8 +378,8 @@ class EfficientNetV2(ImageModel):
         self.strides = tuple(last_of_stride)
         self.channels = tuple(width for _, width in last_of_stride.values())
         self.taps = tuple(number for number, _ in last_of_stride.values())
-        self.conv_head = _pointwise(inputs, config.features, dtype, rngs)
-        self.bn2 = _norm(config.features, dtype, functional.silu)
+        self.conv_head = pointwise(inputs, config.features, dtype, rngs)
+        self.bn2 = norm(config.features, dtype, functional.silu)
         self.head = layers.Head(
             config.features,
             num_classes,

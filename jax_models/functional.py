@@ -67,6 +67,42 @@ def _silu_bwd(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
 silu.defvjp(lambda x: (silu(x), x), _silu_bwd)
 
 
+@jax.custom_vjp
+def relu(x: Float[Array, ...]) -> Float[Array, ...]:
+    """The rectifier (Nair & Hinton 2010): `max(x, 0)`."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # The result is kept, not `x`: the layer behind it keeps that anyway.
+    y = relu(x)
+    return y, y
+
+
+relu.defvjp(_relu_fwd, lambda y, grad: (jnp.where(y > 0, grad, 0),))
+
+
+@jax.custom_vjp
+def relu6(x: Float[Array, ...]) -> Float[Array, ...]:
+    """A rectifier with a ceiling (Krizhevsky 2010): `min(max(x, 0), 6)`.
+
+    Its gradient is 0 at 0 and at 6, as PyTorch's is.
+    """
+    return jnp.clip(x, 0, 6)
+
+
+def _relu6_fwd(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu6(x)
+    return y, y
+
+
+def _relu6_bwd(y: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where((y > 0) & (y < 6), grad, 0),)
+
+
+relu6.defvjp(_relu6_fwd, _relu6_bwd)
+
+
 def normalize(
     x: jax.Array, axes: int | tuple[int, ...], epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -134,3 +170,15 @@ def global_response_norm(
     norm = jnp.where(silent, jnp.zeros_like(energy), norm)
     share = norm / (norm.mean(-1, keepdims=True) + epsilon)
     return x * (1 + scale * share).astype(x.dtype) + bias.astype(x.dtype)
+
+
+def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """The largest of 3x3 cells, with stride 2; sizes are rounded up."""
+    return lax.reduce_window(
+        x,
+        -jnp.inf,
+        lax.max,
+        (1, 3, 3, 1),
+        (1, 2, 2, 1),
+        ((0, 0), (1, 1), (1, 1), (0, 0)),
+    )

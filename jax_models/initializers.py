@@ -35,13 +35,14 @@ class Normal:
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """Uniform in +-1/sqrt(fan).
+    """Uniform in +-gain/sqrt(fan).
 
     The fan is the product of all axes but the last (PyTorch's default for
     convolutions), or the last axis where `fan_out`.
     """
 
     fan_out: bool = False
+    gain: float = 1.0
 
     def __call__(
         self,
@@ -52,7 +53,27 @@ class Uniform:
         """Returns a flat weight of `shape`, from as much noise of each kind."""
         del normal
         fan = shape[-1] if self.fan_out else math.prod(shape[:-1])
-        return uniform / math.sqrt(fan)
+        return self.gain * uniform / math.sqrt(fan)
+
+
+# For layers before a rectifier (He et al., arXiv 1502.01852, section 2.2).
+HE_UNIFORM = Uniform(gain=math.sqrt(6))
+
+
+@dataclasses.dataclass(frozen=True)
+class GlorotUniform:
+    """Uniform in +-sqrt(6 / (fan in + fan out)) (Glorot & Bengio 2010)."""
+
+    def __call__(
+        self,
+        uniform: Float[Array, " N"],
+        normal: Float[Array, " N"],
+        shape: tuple[int, ...],
+    ) -> Float[Array, " N"]:
+        """Returns a flat weight of `shape`, from as much noise of each kind."""
+        del normal
+        fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
+        return uniform * math.sqrt(6 / fans)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +98,7 @@ class FanOutNormal:
         return normal * math.sqrt(2 / fan)
 
 
-Initializer = Normal | Uniform | FanOutNormal
+Initializer = Normal | Uniform | GlorotUniform | FanOutNormal
 
 # The published `trunc_normal_(std=.02)` of transformers and ConvNeXt, which
 # truncates at +-2 in absolute terms, a hundred deviations away.

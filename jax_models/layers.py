@@ -60,8 +60,7 @@ class Linear(nnx.Linear):
         )
         self.kernel = initializers.weight(rngs, self.kernel.shape, init)
         if use_bias:
-            start = jnp.asarray(bias_init, jnp.float32)
-            self.bias = nnx.Param(jnp.broadcast_to(start, (out_features,)))
+            self.bias = nnx.Param(_bias(bias_init, out_features))
         self.torch_conv = torch_conv
 
     def __call__(
@@ -89,6 +88,7 @@ class Conv(nnx.Conv):
       feature_group_count: as of `nnx.Conv`; `in_features` for a depthwise
         convolution, which has one filter for each channel.
       init: of the filters.
+      bias_init: start value of the bias, one for all or one for each output.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class Conv(nnx.Conv):
         feature_group_count: int = 1,
         use_bias: bool = True,
         init: initializers.Initializer = initializers.NORMAL_02,
+        bias_init: float | Sequence[float] = 0.0,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -121,6 +122,8 @@ class Conv(nnx.Conv):
             rngs=initializers.NoRngs(),
         )
         self.kernel = initializers.weight(rngs, self.kernel.shape, init)
+        if use_bias:
+            self.bias = nnx.Param(_bias(bias_init, out_features))
 
 
 class LayerNorm(nnx.Module):
@@ -348,11 +351,7 @@ class Head(nnx.Module):
 
     def reset(self, rngs: nnx.Rngs) -> None:
         """Draws the classifier anew, as it was made."""
-        kernel = self.fc.kernel
-        kernel[...] = initializers.weight(rngs, kernel.shape, self.init)[...]
-        if self.fc.bias is not None:
-            start = jnp.asarray(self.head_bias, jnp.float32)
-            self.fc.bias[...] = jnp.broadcast_to(start, self.fc.bias.shape)
+        reset_classifier(self.fc, self.init, self.head_bias, rngs)
 
     def __call__(
         self, features: Float[Array, "B h w C"]
@@ -362,6 +361,23 @@ class Head(nnx.Module):
         if self.norm is not None:
             x = self.norm(x)
         return self.fc(self.dropout(x))
+
+
+def reset_classifier(
+    layer: Linear | Conv,
+    init: initializers.Initializer,
+    bias_init: float | Sequence[float] | None,
+    rngs: nnx.Rngs,
+) -> None:
+    """Draws a layer's weights anew."""
+    kernel, bias = layer.kernel, layer.bias
+    kernel[...] = initializers.weight(rngs, kernel.shape, init)[...]
+    if bias is not None:
+        bias[...] = _bias(bias_init, bias.size)
+
+
+def _bias(start: float | Sequence[float], size: int) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(start, jnp.float32), (size,))
 
 
 def rematerialize(block: nnx.Module, x: jax.Array) -> jax.Array:

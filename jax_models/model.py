@@ -30,6 +30,8 @@ class ImageModel(nnx.Module):
     Attributes:
       TORCH_NAMES: where the modules' names differ from timm's: regular
         expressions and replacements, for `import_torch`.
+      BEHIND_PYRAMID: attributes that the pyramid does not need.
+      ROUNDS_UP: whether a map has a cell for pixels that fill none.
       strides: pixels per cell of each map in the pyramid, finest first.
       channels: width of each map in the pyramid.
       stem_stride: pixels per cell of `embed`'s output.
@@ -41,6 +43,8 @@ class ImageModel(nnx.Module):
     """
 
     TORCH_NAMES: ClassVar[tuple[tuple[str, str], ...]] = ()
+    BEHIND_PYRAMID: ClassVar[tuple[str, ...]] = (HEAD,)
+    ROUNDS_UP: ClassVar[bool] = True
 
     strides: tuple[int, ...]
     channels: tuple[int, ...]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +14,30 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from core.errors import UserError
-from jax_models import convnext, costs, efficientnetv2, initializers, tinyvit
+from jax_models import (
+    convnext,
+    costs,
+    deeplabv3plus,
+    efficientnet_lite,
+    efficientnetv2,
+    initializers,
+    resnet,
+    tinyvit,
+    unet,
+)
 from jax_models.model import ImageModel
+from jax_models.segmentation import SegmentationModel
 
-_FAMILIES = (
+_CLASSIFIERS = (
     (convnext.ConvNeXt, convnext.VARIANTS),
     (tinyvit.TinyViT, tinyvit.VARIANTS),
     (efficientnetv2.EfficientNetV2, efficientnetv2.VARIANTS),
+    (resnet.ResNet, resnet.VARIANTS),
+    (efficientnet_lite.EfficientNetLite, efficientnet_lite.VARIANTS),
+)
+_SEGMENTATION = (
+    (deeplabv3plus.DeepLabV3Plus, deeplabv3plus.VARIANTS),
+    (unet.UNet, unet.VARIANTS),
 )
 
 
@@ -29,33 +48,51 @@ def create_model(
     *,
     dtype: DTypeLike = jnp.float32,
     **overrides,
-) -> ImageModel:
+) -> ImageModel | SegmentationModel:
     """Makes a freshly initialised model, in training mode.
 
     Args:
-      name: one of `list_models()`.
+      name: one of `list_models()` or `list_segmentation_models()`.
       num_classes: width of the logits.
       rngs: streams for the initial weights ("params") and for dropout and
         stochastic depth ("dropout"); `nnx.Rngs(0)` when left out.
       dtype: what the model computes in. Parameters are float32, and so are
         the logits.
       **overrides: fields of the architecture's `Config`, such as
-        `drop_path_rate`, `head_bias` or `remat`.
+        `drop_path_rate`, `head_bias` or `remat`; of segmentation networks
+        `encoder` (one of `list_models()`) and `encoder_options` (a mapping).
 
     Raises:
       UserError: no model has that name, or its `Config` has no such field,
         or a number is replaced by something else.
     """
-    found = [family for family in _FAMILIES if name in family[1]]
-    if not found:
-        close = difflib.get_close_matches(name, list_models(), 1)
-        hint = f"did you mean {close[0]}?" if close else "choose one of them"
-        raise UserError(
-            f"there is no model named {name!r} among "
-            f"{', '.join(list_models())}; {hint}"
-        )
-    model_class, variants = found[0]
-    config = variants[name]
+    model_class, config = _find(name, _CLASSIFIERS + _SEGMENTATION)
+    config = _override(name, config, overrides)
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    options = dict(dtype=dtype, rngs=rngs)
+    with initializers.one_draw(rngs):
+        if issubclass(model_class, SegmentationModel):
+            options["encoder"] = _encoder(model_class, config, **options)
+        return model_class(config, num_classes, **options)
+
+
+def _find(
+    name: str, families: Sequence[tuple[type, Mapping[str, Any]]]
+) -> tuple[type, Any]:
+    """The class and the config of the model with that name."""
+    for model_class, variants in families:
+        if name in variants:
+            return model_class, variants[name]
+    names = [name for _, variants in families for name in variants]
+    close = difflib.get_close_matches(str(name), names, 1)
+    hint = f"did you mean {close[0]}?" if close else "choose one of them"
+    raise UserError(
+        f"there is no model named {name!r} among {', '.join(names)}; {hint}"
+    )
+
+
+def _override(name: str, config: Any, overrides: Mapping[str, Any]) -> Any:
+    """The config with other values, all of them hashable."""
     fields = [field.name for field in dataclasses.fields(config)]
     unknown = sorted(set(overrides) - set(fields))
     if unknown:
@@ -71,14 +108,35 @@ def create_model(
                 "or False, as its default has"
             )
     # Modules keep options as static attributes, which must be hashable.
-    overrides = {
-        key: tuple(value) if isinstance(value, (list, np.ndarray)) else value
-        for key, value in overrides.items()
-    }
-    config = dataclasses.replace(config, **overrides)
-    rngs = nnx.Rngs(0) if rngs is None else rngs
-    with initializers.one_draw(rngs):
-        return model_class(config, num_classes, dtype=dtype, rngs=rngs)
+    return dataclasses.replace(
+        config, **{key: _hashable(value) for key, value in overrides.items()}
+    )
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, (list, np.ndarray)):
+        return tuple(value)
+    if hasattr(value, "items"):
+        return tuple((key, _hashable(each)) for key, each in value.items())
+    return value
+
+
+def _encoder(
+    model_class: type[SegmentationModel],
+    config: Any,
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> ImageModel:
+    """The encoder that a segmentation network's config asks for."""
+    encoder_class, variant = _find(config.encoder, _CLASSIFIERS)
+    known = {field.name for field in dataclasses.fields(variant)}
+    wanted = model_class.encoder_options(config)
+    options = {key: value for key, value in wanted.items() if key in known}
+    options |= {"remat": config.remat, **dict(config.encoder_options)}
+    variant = _override(config.encoder, variant, options)
+    # Its classifier is taken off again.
+    return encoder_class(variant, 1, dtype=dtype, rngs=rngs)
 
 
 class ModelNames(tuple):
@@ -101,9 +159,17 @@ class ModelNames(tuple):
 
 
 def list_models() -> ModelNames:
-    """The names that `create_model` takes.
+    """The names of the classifiers that `create_model` makes.
 
     `print(list_models())` shows a table: parameters, and multiply-adds for
     one image of 224 x 224 pixels.
     """
-    return ModelNames(name for _, variants in _FAMILIES for name in variants)
+    return ModelNames(name for _, variants in _CLASSIFIERS for name in variants)
+
+
+def list_segmentation_models() -> tuple[str, ...]:
+    """The names of the segmentation networks that `create_model` makes.
+
+    Each goes over any of `list_models()` as its encoder.
+    """
+    return tuple(name for _, variants in _SEGMENTATION for name in variants)

@@ -1,4 +1,4 @@
-// GELU and SiLU on vectors, and their derivatives.
+// Activations on vectors, and their derivatives.
 
 #ifndef SEXTET_ACTIVATIONS_H_
 #define SEXTET_ACTIVATIONS_H_
@@ -75,6 +75,21 @@ struct Silu {
   }
 };
 
+struct Relu {
+  static Vector Value(Vector x) { return x < Vector{} ? Vector{} : x; }
+  static Vector Grad(Vector x) {
+    return x > Vector{} ? Vector{} + 1.0f : Vector{};
+  }
+};
+
+struct Relu6 {
+  static Vector Value(Vector x) { return Clamp(x, 0.0f, 6.0f); }
+  static Vector Grad(Vector x) {
+    const Vector below = x < Vector{} + 6.0f ? Vector{} + 1.0f : Vector{};
+    return x > Vector{} ? below : Vector{};
+  }
+};
+
 // No activation.
 struct Identity {
   static Vector Value(Vector x) { return x; }
@@ -88,6 +103,8 @@ void With(int32_t activation, const Work& work) {
     case 0: return work(Identity{});
     case 1: return work(Gelu{});
     case 2: return work(Silu{});
+    case 3: return work(Relu{});
+    case 4: return work(Relu6{});
   }
   Refuse("there is no such activation");
 }

@@ -21,11 +21,13 @@ from jax_models.functional import (
     at_least_float32,
     gelu,
     normalize,
+    relu,
+    relu6,
     silu,
 )
 
 # Their numbers in activations.h.
-ACTIVATIONS = {None: 0, gelu: 1, silu: 2}
+ACTIVATIONS = {None: 0, gelu: 1, silu: 2, relu: 3, relu6: 4}
 
 
 def batch_norm(

@@ -21,7 +21,10 @@ from flax import nnx
 from core.errors import UserError
 from jax_models import convnext, layers
 from jax_models.model import ImageModel
+from jax_models.segmentation import ENCODER, SegmentationModel
 from jax_models.torch import files
+
+Model = ImageModel | SegmentationModel
 
 # What BatchNorm counts in PyTorch; with a fixed momentum nothing reads it.
 COUNTER = "num_batches_tracked"
@@ -43,10 +46,10 @@ class _Entry:
 
 
 def import_torch(
-    model: ImageModel,
+    model: Model,
     state_dict: Mapping[str, np.ndarray] | str | os.PathLike,
     rngs: nnx.Rngs | None = None,
-) -> ImageModel:
+) -> Model:
     """Loads weights of timm's counterpart into `model`, in place.
 
     A classifier for another number of classes is not taken: the head is drawn
@@ -131,7 +134,7 @@ def import_torch(
     return model
 
 
-def export_torch(model: ImageModel) -> dict[str, np.ndarray]:
+def export_torch(model: Model) -> dict[str, np.ndarray]:
     """The weights of `model` as timm's counterpart names and shapes them.
 
     `import_torch` reads them back bit for bit. BatchNorm's counters, which
@@ -150,9 +153,16 @@ def export_torch(model: ImageModel) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _entries(model: ImageModel) -> dict[str, _Entry]:
+def _entries(model: Model) -> dict[str, _Entry]:
     entries = {}
+    if isinstance(model, SegmentationModel):
+        encoder = _entries(model.encoder)
+        entries = {
+            f"{ENCODER}.{name}": entry for name, entry in encoder.items()
+        }
     for path, module in nnx.iter_modules(model):
+        if entries and path[:1] == (ENCODER,):
+            continue  # Its names are its own class's affair.
         for name, entry in _layer_entries(module).items():
             full = ".".join(map(str, (*path, name)))
             for pattern, replacement in model.TORCH_NAMES:
@@ -212,7 +222,7 @@ def _is_counter(name: str, entries: Mapping[str, _Entry]) -> bool:
     return last == COUNTER and f"{prefix}.running_var" in entries
 
 
-def _is_other_head(model: ImageModel, entry: _Entry, array: np.ndarray) -> bool:
+def _is_other_head(model: Model, entry: _Entry, array: np.ndarray) -> bool:
     classifier = model.head.fc
     parts = (classifier.kernel, classifier.bias)
     return (

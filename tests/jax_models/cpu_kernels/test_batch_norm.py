@@ -15,7 +15,7 @@ from jax_models.cpu_kernels.batch_norm import _is_for_cpp
 
 @pytest.mark.parametrize("rows", [(2, 3, 4), (17, 30, 20)], ids=str)
 @pytest.mark.parametrize("channels", [8, 24, 64])
-@pytest.mark.parametrize("activation", [None, "gelu", "silu"])
+@pytest.mark.parametrize("activation", [None, "gelu", "silu", "relu", "relu6"])
 def test_batch_norm_in_cpp_equals_the_plain_one_in_float64(
     rows, channels, activation
 ):
