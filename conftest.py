@@ -22,6 +22,7 @@ install_import_hook(
         "jax_models",
         "metrics",
         "training.tasks.losses",
+        "training.tasks.segmentation_losses",
     ],
     f"{typechecker.__name__}.check",
 )

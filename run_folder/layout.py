@@ -22,6 +22,9 @@ REPORT = "report.html"
 PLAN = "plan.html"
 LOCK = ".lock"
 
+# Of a segmentation: pixels counted on each validation image.
+MASK_COUNTS = "masks/val.npz"
+
 # Folders of predictions, which a run may have beside its checkpoints.
 PREDICTION_FOLDERS = ("logits", "embeddings", "masks", "samples")
 

@@ -100,7 +100,7 @@ class Data:
 
     @property
     def class_prior(self) -> np.ndarray:
-        """float [C], the share of each class of the training rows, or pixels."""
+        """float [C], each class's share of the training rows, or pixels."""
         if not self.source.classes:
             return np.zeros(0)
         if self.source.mask_pixels is not None:

@@ -49,6 +49,10 @@ def _open(data: Any, cache: Path | None) -> Source:
         from input_pipeline.sources import digits
 
         return digits.open_digits(data)
+    if kind == "digit_scenes":
+        from input_pipeline.sources import digit_scenes
+
+        return digit_scenes.open_digit_scenes(data)
     if kind == "records" and data.root:
         from input_pipeline.sources import records
 
@@ -60,7 +64,7 @@ def _open(data: Any, cache: Path | None) -> Source:
     if kind not in ("", "csv", "folders", "masks", "records"):
         raise UserError(
             f"data.source is '{kind}', which is not known; choose digits, "
-            "csv, folders, masks, records or tfds:<name>"
+            "digit_scenes, csv, folders, masks, records or tfds:<name>"
             f"{csv_table.did_you_mean(kind, _KINDS)}"
         )
     if not data.root:
@@ -82,7 +86,15 @@ def _open(data: Any, cache: Path | None) -> Source:
     return folders.open_folders(data, root)
 
 
-_KINDS = ("digits", "csv", "folders", "masks", "records", "tfds:")
+_KINDS = (
+    "digits",
+    "digit_scenes",
+    "csv",
+    "folders",
+    "masks",
+    "records",
+    "tfds:",
+)
 
 
 def _looks_like_csv(data: Any, root: Path) -> bool:

@@ -20,10 +20,12 @@ from core.errors import UserError
 from input_pipeline.loader import Transform
 from input_pipeline.sources.base import Kind, Source
 from input_pipeline.sources.mask_format import IGNORE
+from input_pipeline.sources.pictures import read_masked_pictures
 from input_pipeline.transforms import mixing
 from input_pipeline.transforms.views import WHOLE_VIEWS, WholeTransform
 from jax_models import cpu_kernels
 from metrics import segmentation
+from run_folder import layout
 from training.loop.predict import predictions
 from training.loop.stages import Stage
 from training.loop.step import Loss
@@ -208,7 +210,7 @@ class Segmentation(Task):
                 comm.run_on_primary(
                     lambda ids=ids, counts=counts, edges=edges: str(
                         writer.array(
-                            "masks/val.npz",
+                            layout.MASK_COUNTS,
                             ids=ids,
                             confusion=counts,
                             boundary=np.stack(edges),
@@ -258,9 +260,21 @@ class Segmentation(Task):
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:
         """Returns scores per class, and the best and worst masks."""
-        from reports.segmentation import segmentation_sections
+        from reports.segmentation import Example, segmentation_sections
 
-        return segmentation_sections(workdir)
+        config = layout.read_config(workdir) or {}
+
+        def examples(ids: Sequence[str]) -> Iterator[Example]:
+            cache = Path(config["cache_dir"]).expanduser()
+            for name, image, truth, form in read_masked_pictures(
+                config["data"], ids, cache
+            ):
+                path = workdir / "masks/val" / f"{name}.png"
+                yield Example(
+                    name, image, truth, form.decode(path.read_bytes())
+                )
+
+        return segmentation_sections(workdir, examples)
 
     def _constants(self) -> dict[str, np.ndarray]:
         return {
