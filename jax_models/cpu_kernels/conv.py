@@ -1,15 +1,30 @@
-"""Convolutions, as nnx.Conv calls them."""
+"""Convolutions, as nnx.Conv calls them.
+
+XLA's CPU backend uses one thread for a dense convolution inside of a larger
+program. Where nothing asks for gradients, it is in C++ (conv.cc). A map of
+fewer places than the kernel has XLA takes for the kernel, and convolves fifty
+times slower than the matrix product that it is here.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jax_models.cpu_kernels import dispatch
 from jax_models.cpu_kernels.depthwise import depthwise_conv
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+# The kernel is first copied into another order: with more weights than these
+# for each row of the result, that took longer than it saved.
+WEIGHTS_PER_ROW = 2500
 
 
 def conv_general_dilated(
@@ -63,6 +78,16 @@ def conv_general_dilated(
         and pads == ((0, 0), (0, 0))
     ):
         return _conv_by_patches(images, kernel)
+    if regular and feature_group_count == 1 and dispatch.for_cpu("conv"):
+        rows, columns = _output_size(images, kernel, stride, pads)
+        if 0 < rows * columns <= height * width:
+            return _conv_by_windows(images, kernel, stride, pads)
+    if (
+        regular
+        and feature_group_count == 1
+        and _in_cpp(images, kernel, stride, pads)
+    ):
+        return _dense_conv(images, kernel, stride, pads)
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -88,3 +113,92 @@ def _conv_by_patches(images: jax.Array, kernel: jax.Array) -> jax.Array:
     x = x.reshape(batch * h * w, size * size * inputs)  # [B h w, patch]
     x = x @ kernel.reshape(-1, outputs)
     return x.reshape(batch, h, w, outputs)
+
+
+def _conv_by_windows(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> jax.Array:
+    """One matrix over all windows, which are copied side by side."""
+    size, _, inputs, outputs = kernel.shape
+    height, width = _output_size(images, kernel, stride, pads)
+    x = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+    shifted = [
+        x[
+            :,
+            row : row + (height - 1) * stride + 1 : stride,
+            column : column + (width - 1) * stride + 1 : stride,
+        ]
+        for row in range(size)
+        for column in range(size)
+    ]
+    x = jnp.concatenate(shifted, -1)  # [B, h, w, k k I]
+    x = x.reshape(-1, size * size * inputs) @ kernel.reshape(-1, outputs)
+    return x.reshape(-1, height, width, outputs)
+
+
+def _output_size(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> tuple[int, int]:
+    height, width = (
+        max(0, (length + low + high - kernel.shape[0]) // stride + 1)
+        for length, (low, high) in zip(images.shape[1:3], pads, strict=True)
+    )
+    return height, width
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense_conv(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> jax.Array:
+    """A dense convolution with a square kernel, in C++ where that pays.
+
+    Where gradients are asked for, it is XLA's.
+    """
+    return _cpp(images, kernel, stride=stride, pads=pads)
+
+
+def _in_cpp(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> bool:
+    if images.dtype != jnp.float32 or not dispatch.in_cpp("conv", images):
+        return False
+    batch, height, width, _ = images.shape
+    rows = batch * height * width // stride**2
+    known = all(0 <= pad < kernel.shape[0] for pair in pads for pad in pair)
+    return known and rows * WEIGHTS_PER_ROW >= kernel.size
+
+
+@functools.partial(jax.jit, static_argnames=("stride", "pads"))  # Traced once.
+def _cpp(images, kernel, *, stride, pads):
+    size = _output_size(images, kernel, stride, pads)
+    shape = (images.shape[0], *size, kernel.shape[3])
+    return dispatch.call(
+        "sextet_conv",
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        *(images, kernel),
+        stride=stride,
+        top=pads[0][0],
+        left=pads[1][0],
+    )
+
+
+def _xla(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        window_strides=(stride, stride),
+        padding=pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+_dense_conv.defvjp(
+    lambda images, kernel, stride, pads: jax.vjp(
+        lambda images, kernel: _xla(images, kernel, stride, pads),
+        images,
+        kernel,
+    ),
+    lambda stride, pads, vjp, grad: vjp(grad),
+)

@@ -45,6 +45,7 @@ CODE = native_build.Library(
 KERNELS: Mapping[str, tuple[str, ...]] = {
     "adamw": ("sextet_adamw", "sextet_global_norm"),
     "batch_norm": ("sextet_batch_norm", "sextet_batch_norm_grad"),
+    "conv": ("sextet_conv",),
     "depthwise": ("sextet_depthwise", "sextet_depthwise_kernel_grad"),
     "mlp": ("sextet_mlp",),
     "window_attention": (
