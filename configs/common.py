@@ -229,16 +229,6 @@ def mae() -> ConfigDict:
     )
 
 
-def segment() -> ConfigDict:
-    """Returns what a segmentation alone asks (training/tasks/segment.py)."""
-    return declare(
-        "segment",
-        # In the loss: 'median' frequency balancing, 'sqrt_median', 'inverse',
-        # or a number for each class, "0.1,1.2,1.2"; '' weighs all alike.
-        class_weights="",
-    )
-
-
 def _betas(value: tuple[float, ...]) -> str:
     if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
         return "it must be two numbers in [0, 1)"
@@ -386,38 +376,5 @@ def for_digits(config: ConfigDict) -> ConfigDict:
     config.mixing.update(prob=0.5, erase_prob=0.0)
     config.eval.tta = ("center", "crop")
     config.eval.every_epochs = 3.0
-    config.log_every_steps = 10
-    return config
-
-
-def for_masks(config: ConfigDict) -> ConfigDict:
-    """Turns a recipe into one for masks: geometry that suits them, no mixing.
-
-    Crops, flips, turns and gentle colours; a picture is validated whole.
-    """
-    config.augment.update(
-        crop_scale=(0.5, 1.0),
-        flip=0.5,
-        randaugment_ops=0,
-        jitter=(0.0, 0.0, 0.0, 0.0),
-        rotate=15.0,
-        brightness_contrast=0.5,
-        noise=0.3,
-    )
-    config.mixing.update(prob=0.0, mixup_prob=0.0, erase_prob=0.0)
-    config.segment.class_weights = "sqrt_median"
-    config.eval.update(tta=("whole", "flip"), batch_size=32)
-    return config
-
-
-def for_digit_scenes(config: ConfigDict) -> ConfigDict:
-    """Turns a recipe for masks into its `:demo`: scenes of digits, 64 px."""
-    config.image_size = 64
-    config.data.source = "digit_scenes"
-    # A mirrored digit is another digit.
-    config.augment.update(
-        crop_scale=(0.7, 1.0), flip=0.0, rotate=8.0, brightness_contrast=0.3
-    )
-    config.eval.update(tta=("whole",), every_epochs=2.0)
     config.log_every_steps = 10
     return config

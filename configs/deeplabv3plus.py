@@ -12,37 +12,25 @@ Variants: `:short` is 30 epochs on ResNet-18; `:demo` is scenes of digits,
 minutes on a CPU.
 """
 
-from configs import common
+from configs import segmentation
 
 
 def get_config(variant: str = ""):
     """Returns the recipe; `variant` is '', 'short' or 'demo'."""
-    config = common.for_masks(common.base("segment", segment=common.segment()))
+    config = segmentation.base()
     config.model = "deeplabv3plus"
     config.model_options.encoder = "resnet50"
     if variant == "":
         config.image_size = 256
-        config.stages = (
-            common.one_cycle(
-                1e-3, epochs=120.0, batch_size=16, loss="cross_entropy+dice"
-            ),
-        )
+        config.stages = (segmentation.stage(1e-3, epochs=120.0, batch_size=16),)
     elif variant == "short":
         config.image_size = 192
         config.model_options.encoder = "resnet18"
-        config.stages = (
-            common.one_cycle(
-                2e-3, epochs=30.0, batch_size=8, loss="cross_entropy+dice"
-            ),
-        )
+        config.stages = (segmentation.stage(2e-3, epochs=30.0, batch_size=8),)
     elif variant == "demo":
-        config = common.for_digit_scenes(config)
+        config = segmentation.for_digit_scenes(config)
         config.model_options.encoder = "resnet18"
-        config.stages = (
-            common.one_cycle(
-                3e-3, epochs=8.0, batch_size=16, loss="cross_entropy+dice"
-            ),
-        )
+        config.stages = (segmentation.stage(3e-3, epochs=8.0, batch_size=16),)
     else:
         raise ValueError(f"variant {variant!r} is not one of short, demo")
     return config

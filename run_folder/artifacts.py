@@ -114,8 +114,9 @@ class ArtifactWriter:
 
     def _path(self, name: str, suffix: str = "") -> Path:
         folder = PurePosixPath(name).parent.as_posix()
-        top = PurePosixPath(name).parts[0]
-        known = folder == "." or top in layout.PREDICTION_FOLDERS
+        known = folder in (".", *layout.PREDICTION_FOLDERS)
+        # A mask for each image of a split.
+        known |= PurePosixPath(folder).parent.as_posix() == "masks"
         known &= ".." not in PurePosixPath(name).parts
         if not known or not name.endswith(suffix):
             raise ValueError(f"no artifact may be called {name!r}")

@@ -16,7 +16,8 @@ from input_pipeline.sources.mask_format import MaskFormat
 TRAIN_SCENES, TEST_SCENES = 800, 200
 SIDE = 64
 DIGITS = (2, 4)  # in a scene
-DIGIT_SIDES = (20, 30)  # pixels
+DIGIT_SIDES = (20, 28)  # pixels
+PLACES_TRIED = 10
 
 CLASSES = ("background", *map(str, range(10)))
 FORMAT = MaskFormat(CLASSES, tuple(range(len(CLASSES))))
@@ -46,10 +47,10 @@ class DigitScenes(Examples):
     def read(self, row: int) -> dict[str, np.ndarray]:
         """Returns `image` uint8 `[SIDE, SIDE, 3]` and `mask` `[SIDE, SIDE]`."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, int(row)]))
-        # A soft gradient with some noise, and digits in colours over it.
-        slope = rng.uniform(-40, 40, (2, 3))
-        y, x = np.mgrid[:SIDE, :SIDE, None][:2] / SIDE - 0.5
-        image = rng.uniform(60, 196, 3) + slope[0] * y + slope[1] * x
+        # A soft, dark gradient with some noise, and bright digits over it.
+        slope = rng.uniform(-30, 30, (2, 3))
+        y, x = np.mgrid[:SIDE, :SIDE][..., None] / SIDE - 0.5
+        image = rng.uniform(30, 90, 3) + slope[0] * y + slope[1] * x
         image = image + rng.normal(0, 8, image.shape)
         mask = np.zeros((SIDE, SIDE), np.uint8)
         for _ in range(rng.integers(*DIGITS, endpoint=True)):
@@ -60,10 +61,15 @@ class DigitScenes(Examples):
                     (side, side), Image.Resampling.BICUBIC
                 )
             )
-            top, left = rng.integers(0, SIDE - side, 2, endpoint=True)
-            place = np.s_[top : top + side, left : left + side]
+            for _ in range(PLACES_TRIED):
+                top, left = rng.integers(0, SIDE - side, 2, endpoint=True)
+                place = np.s_[top : top + side, left : left + side]
+                if not mask[place].any():
+                    break
+            else:
+                continue  # There is no room for it.
             share = alpha[..., None] / 255
-            colour = rng.uniform(0, 255, 3)
+            colour = rng.uniform(140, 255, 3)
             image[place] = (1 - share) * image[place] + share * colour
             mask[place][alpha > 127] = 1 + self.digit_labels[chosen]
         return {"image": np.uint8(np.clip(image, 0, 255)), "mask": mask}

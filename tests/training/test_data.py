@@ -54,13 +54,6 @@ def test_a_feature_of_another_kind_does_not_count(tmp_path):
         open_data(tmp_path, features={"label": Kind.MASK})
 
 
-def test_an_unknown_test_time_view_is_refused_at_once(tmp_path):
-    config = digits()
-    config.eval.tta = ("centre",)
-    with pytest.raises(UserError, match="centre"):
-        open_data(tmp_path, config)
-
-
 def test_a_fold_that_is_empty_is_refused(tmp_path, data):
     file = tmp_path / "folds.csv"
     rows = [f"{name},4" for name in data.source.labelled.ids]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from configs import common
@@ -23,14 +22,14 @@ from input_pipeline.sources.mask_format import IGNORE
 from input_pipeline.sources.pictures import read_masked_pictures
 from input_pipeline.transforms import mixing
 from input_pipeline.transforms.views import WHOLE_VIEWS, WholeTransform
-from jax_models import cpu_kernels
+from jax_models.segmentation import SegmentationModel
 from metrics import segmentation
 from run_folder import layout
 from training.loop.predict import predictions
 from training.loop.stages import Stage
 from training.loop.step import Loss
 from training.multihost import comm
-from training.tasks import segmentation_losses
+from training.tasks import segmentation_losses, segmentation_outputs
 from training.tasks.base import Direction, Task, build_encoder
 
 if TYPE_CHECKING:
@@ -41,9 +40,6 @@ if TYPE_CHECKING:
 # Larger masks are reduced for the evaluation during training; the scores of
 # the export are always those of the masks as they are.
 LARGEST_CANVAS = 1024
-
-# Pixels of a photo that are brought to full size at once, to bound memory.
-STRIPE_PIXELS = 1 << 20
 
 
 class Segmentation(Task):
@@ -71,6 +67,9 @@ class Segmentation(Task):
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
         super().__init__(config, classes)
         self._predict_step = None
+        # Refuses another number of weights than of classes.
+        even = np.full(len(classes), 1 / max(len(classes), 1))
+        class_weights(config.segment.class_weights, even, even)
 
     @classmethod
     def problems(cls, config: ConfigDict) -> Iterator[str]:
@@ -106,8 +105,19 @@ class Segmentation(Task):
         return WholeTransform(config.image_size, canvas, IGNORE)
 
     def build(self) -> nnx.Module:
-        """Returns the freshly initialised model."""
-        return build_encoder(self.config, len(self.classes))
+        """Returns the freshly initialised model.
+
+        Raises:
+          UserError: `config.model` is no segmentation network.
+        """
+        model = build_encoder(self.config, len(self.classes))
+        if not isinstance(model, SegmentationModel):
+            raise UserError(
+                f"model is {self.config.model}, which is no segmentation "
+                "network; set --config.model to unet or deeplabv3plus and "
+                f"--config.model_options.encoder={self.config.model}"
+            )
+        return model
 
     def describe_data(self, data: Data) -> dict[str, str]:
         """Returns what the plan says of the classes, as {heading: text}."""
@@ -150,16 +160,16 @@ class Segmentation(Task):
             }
 
         def loss(model, batch, constants) -> jax.Array:
-            labels, counted = _labels(batch["mask"])
+            labels, counted = segmentation_outputs.labels_of(batch["mask"])
             counted *= batch["weight"][:, None, None]
             logits = model(batch["image"]).astype(jnp.float32)
             return term(logits, labels, counted, constants["class_weights"])
 
         return Loss(loss, self._constants(), prepare)
 
-    def evaluator(self) -> SegmentationEvaluator:
+    def evaluator(self) -> segmentation_outputs.SegmentationEvaluator:
         """Returns what counts pixels."""
-        return SegmentationEvaluator(len(self.classes))
+        return segmentation_outputs.SegmentationEvaluator(len(self.classes))
 
     def export(
         self,
@@ -188,7 +198,7 @@ class Segmentation(Task):
             )
             confusions, edges = [], []
             for row, mask in found:
-                name = f"masks/{split}/{examples.ids[row]}.png"
+                name = _mask_name(split, examples.ids[row])
                 form = examples.format
                 comm.run_on_primary(
                     lambda name=name, mask=mask, form=form: str(
@@ -269,7 +279,7 @@ class Segmentation(Task):
             for name, image, truth, form in read_masked_pictures(
                 config["data"], ids, cache
             ):
-                path = workdir / "masks/val" / f"{name}.png"
+                path = workdir / _mask_name("val", name)
                 yield Example(
                     name, image, truth, form.decode(path.read_bytes())
                 )
@@ -291,7 +301,7 @@ class Segmentation(Task):
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (row, mask uint8 [H, W]) of the images that can be read."""
         if self._predict_step is None:
-            self._predict_step = make_mask_step(
+            self._predict_step = segmentation_outputs.make_mask_step(
                 self.abstract_model,
                 self.statistics.mean,
                 self.statistics.std,
@@ -309,87 +319,12 @@ class Segmentation(Task):
                 strict=True,
             ):
                 if not bad:
-                    yield int(row), full_size_mask(outputs, *size.tolist())
-
-
-class SegmentationEvaluator:
-    """Counts pixels at the size of the masks, over the data set and per image.
-
-    Args:
-      num_classes: C.
-    """
-
-    def __init__(self, num_classes: int):
-        self._num_classes = num_classes
-
-    def init(self) -> dict[str, np.ndarray]:
-        """Returns the totals over no image."""
-        classes = self._num_classes
-        zero = np.zeros((), np.float32)
-        return {
-            # 64 bits in two halves: JAX has no wider integers by default,
-            # and 32 are full after some thousand photos.
-            "low": np.zeros((classes, classes), np.uint32),
-            "high": np.zeros((classes, classes), np.uint32),
-            "image_dice": zero,
-            "image_iou": zero,
-            "images": zero,
-            "loss": zero,
-            "pixels": zero,
-        }
-
-    def update(
-        self,
-        totals: dict[str, jax.Array],
-        model: nnx.Module,
-        batch: Mapping[str, jax.Array],
-        constants: dict[str, jax.Array],
-    ) -> dict[str, jax.Array]:
-        """Adds a batch; see `Evaluator`."""
-        images = mixing.normalize(
-            batch["image"][:, 0], constants["mean"], constants["std"]
-        )
-        logits = model(images).astype(jnp.float32)
-        logits = resized_to_canvas(
-            logits, batch["mask_size"], batch["mask"].shape[1:]
-        )
-        labels, counted = _labels(batch["mask"])
-        counted *= (batch["weight"] * ~batch["bad"])[:, None, None]
-        log_p = jax.nn.log_softmax(logits)
-        own = jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
-        confusion = _confusions(labels, logits.argmax(-1), counted, logits)
-        dice, iou, seen = _image_scores(confusion)
-        summed = confusion.sum(0).astype(jnp.uint32)
-        low = totals["low"] + summed
-        return {
-            "low": low,
-            "high": totals["high"] + (low < summed),  # It has wrapped around.
-            "image_dice": totals["image_dice"] + dice.sum(),
-            "image_iou": totals["image_iou"] + iou.sum(),
-            "images": totals["images"] + seen.sum(),
-            "loss": totals["loss"] - (own * counted).sum(),
-            "pixels": totals["pixels"] + counted.sum(),
-        }
-
-    def compute(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
-        """Returns the scores; see `metrics.segmentation`."""
-        confusion = totals["high"].astype(np.int64) << 32
-        confusion += totals["low"]
-        images = max(float(totals["images"]), 1.0)
-        return {
-            "val_mean_dice": float(
-                segmentation.mean_dice_from_confusion(confusion)
-            ),
-            "val_mean_iou": float(
-                segmentation.mean_iou_from_confusion(confusion)
-            ),
-            "val_image_dice": float(totals["image_dice"]) / images,
-            "val_image_iou": float(totals["image_iou"]) / images,
-            "val_pixel_accuracy": float(
-                segmentation.pixel_accuracy_from_confusion(confusion)
-            ),
-            "val_loss": float(totals["loss"]) / max(float(totals["pixels"]), 1),
-        }
+                    yield (
+                        int(row),
+                        segmentation_outputs.full_size_mask(
+                            outputs, *size.tolist()
+                        ),
+                    )
 
 
 def class_weights(
@@ -434,114 +369,6 @@ def _weights_problem(text: str) -> str:
     )
 
 
-# ---- Pixels ------------------------------------------------------------------
-
-
-def resized_to_canvas(
-    outputs: Float[Array, "B h w C"],
-    sizes: Int[Array, "B 2"],
-    canvas: tuple[int, int],
-) -> Float[Array, "B H W C"]:
-    """Resizes each image's outputs to its own size, in one frame.
-
-    Bilinear with half-pixel centres, as two products with small matrices;
-    what lies beyond an image's size is not defined.
-
-    Args:
-      outputs: of the model.
-      sizes: width and height of each image in the frame.
-      canvas: height and width of the frame, H and W.
-    """
-    height, width = canvas
-    down = _bilinear(jnp, sizes[:, 1], height, outputs.shape[1])  # [B, H, h]
-    across = _bilinear(jnp, sizes[:, 0], width, outputs.shape[2])  # [B, W, w]
-    rows = jnp.einsum("bHh,bhwc->bHwc", down, outputs)
-    return jnp.einsum("bWw,bHwc->bHWc", across, rows)
-
-
-def full_size_mask(
-    outputs: Float[np.ndarray, "h w C"], width: int, height: int
-) -> np.ndarray:
-    """Returns an image's mask at its own size, uint8 [height, width].
-
-    The same resizing as `resized_to_canvas`, before the argmax, in stripes: a
-    photo of 24 megapixels in 12 classes would take more than a gigabyte.
-    """
-    down = _bilinear(np, np.array([height]), height, outputs.shape[0])[0]
-    across = _bilinear(np, np.array([width]), width, outputs.shape[1])[0]
-    wide = np.einsum("Ww,hwc->hWc", across, outputs, optimize=True)
-    mask = np.empty((height, width), np.uint8)
-    step = max(1, STRIPE_PIXELS // width)
-    for top in range(0, height, step):
-        stripe = np.tensordot(down[top : top + step], wide, 1)  # [s, W, C]
-        mask[top : top + step] = stripe.argmax(-1)
-    return mask
-
-
-def _bilinear(xp, lengths, frame: int, length: int):
-    """Interpolation matrices [B, frame, length] to `lengths` int [B]."""
-    scale = length / xp.maximum(lengths, 1)[:, None]  # [B, 1]
-    where = (xp.arange(frame) + 0.5) * scale - 0.5  # [B, frame]
-    where = xp.clip(where, 0, length - 1)[..., None]
-    weights = 1 - xp.abs(where - xp.arange(length))
-    return xp.maximum(weights, 0).astype(xp.float32)
-
-
-def make_mask_step(abstract_model, mean, std, views: Sequence[str], mesh: Mesh):
-    """Returns the jitted step: (params, batch_stats, images) -> outputs.
-
-    images: uint8 [B, 1, S, S, 3]. outputs: float32 [B, S, S, C], logarithms
-    of the classes' probabilities, averaged over the views (`WHOLE_VIEWS`).
-    """
-
-    @jax.jit
-    @cpu_kernels.for_mesh(mesh)
-    def step(params, batch_stats, images, mean, std):
-        model = abstract_model.merge(params, batch_stats)
-        model.eval()
-        images = mixing.normalize(images[:, 0], mean, std)
-        total = 0.0
-        for view in views:
-            axes = [
-                axis
-                for axis, flipped in zip((2, 1), WHOLE_VIEWS[view], strict=True)
-                if flipped
-            ]
-            logits = model(jnp.flip(images, axes)).astype(jnp.float32)
-            total += jnp.flip(jax.nn.softmax(logits), axes)
-        return jnp.log(jnp.maximum(total / len(views), 1e-30))
-
-    # As arguments: folds differ in them, and need not compile anew.
-    return functools.partial(_with_channels, step, mean, std)
-
-
-def _with_channels(step, mean, std, params, batch_stats, images):
-    return step(params, batch_stats, images, mean, std)
-
-
-def _labels(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Class indices int32, 0 where ignored, and which pixels count, float."""
-    counted = mask != IGNORE
-    return jnp.where(counted, mask, 0).astype(jnp.int32), counted.astype(
-        jnp.float32
-    )
-
-
-def _confusions(labels, predicted, counted, logits) -> jax.Array:
-    """float32 [B, C, C], exact: an image has less than 2^24 pixels here."""
-    classes = logits.shape[-1]
-    true = jax.nn.one_hot(labels, classes) * counted[..., None]
-    found = jax.nn.one_hot(predicted, classes)
-    return jnp.einsum("bhwt,bhwp->btp", true, found)
-
-
-def _image_scores(confusion) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Dice and IoU of each image over its classes, 0 for one without pixels."""
-    hits = jnp.diagonal(confusion, axis1=1, axis2=2)
-    sizes = confusion.sum(1) + confusion.sum(2)  # [B, C]
-    present = sizes > 0
-    dice = jnp.where(present, 2 * hits / jnp.maximum(sizes, 1), 0.0)
-    iou = dice / (2 - dice)
-    count = jnp.maximum(present.sum(1), 1)
-    seen = present.any(1).astype(jnp.float32)
-    return dice.sum(1) / count, iou.sum(1) / count, seen
+def _mask_name(split: str, image_id: str) -> str:
+    """Where an image's mask is written; without `val/` in front of its id."""
+    return f"masks/{split}/{PurePosixPath(image_id).name}.png"
