@@ -294,7 +294,15 @@ def _described_format(data: Any, root: Path) -> MaskFormat | None:
 
 
 def _rarest_class(pixels: Int64[np.ndarray, "N C"]) -> np.ndarray:
-    """Of each image the class that has the fewest pixels in all of them."""
+    """Of each image the class that has the fewest pixels in all of them.
+
+    A class that only one image would stand for cannot be stratified by: that
+    image counts to the most frequent one.
+    """
     rarity = pixels.sum(0).argsort(kind="stable")
     ordered = pixels[:, rarity] > 0
-    return rarity[ordered.argmax(axis=1)].astype(np.int32)
+    labels = rarity[ordered.argmax(axis=1)].astype(np.int32)
+    counts = np.bincount(labels)
+    return np.where(counts[labels] > 1, labels, counts.argmax()).astype(
+        np.int32
+    )

@@ -87,6 +87,17 @@ def test_without_validation_folders_the_images_are_folded(root):
     assert np.bincount(folds).tolist() == [2, 2, 2]
 
 
+def test_a_class_of_one_image_is_no_reason_to_refuse(root):
+    mask = mask_of(0)
+    mask[-2:, :2] = 3
+    save_mask(root, mask)
+    (root / "classes.csv").write_text(CLASSES + "3,dent,0\n")
+    source = opened(root, val_images="")
+    assert source.mask_pixels[:, 3].tolist() == [4, 0, 0, 0, 0, 0]
+    assert 3 not in source.labelled.labels
+    folds_for(source, 3, 0, root / "folds.csv")
+
+
 @pytest.mark.parametrize(
     "folders",
     [

@@ -71,7 +71,7 @@ def by_numpy(batches):
     confusions = []
     for batch in batches:
         for row in np.flatnonzero(batch["weight"] * ~batch["bad"]):
-            width, height = batch["mask_size"][row]
+            width, height = batch["mask_size"][row].tolist()
             outputs = batch["image"][row, 0].astype(np.float32)
             mask = outputs_lib.full_size_mask(outputs, width, height)
             truth = batch["mask"][row, :height, :width]
