@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +73,7 @@ def read_counts(workdir: Path) -> Counts | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Counts(*(file[name] for name in Counts._fields))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} cannot be read ({error}); run the training's command "
             "again with --export"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +63,9 @@ def take_census(
     if cache is not None:
         kept = cache / f"masks-{digest.hexdigest()[:16]}.npz"
         with (
-            contextlib.suppress(OSError, ValueError, KeyError),
+            contextlib.suppress(
+                OSError, ValueError, KeyError, zipfile.BadZipFile
+            ),
             np.load(kept, allow_pickle=False) as file,
         ):
             return Census(*(file[name] for name in Census._fields))

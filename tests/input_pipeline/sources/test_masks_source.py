@@ -269,7 +269,7 @@ def test_masks_are_counted_once_and_again_after_a_change(root, tmp_path):
     again = opened(root, cache)
     assert kept.stat().st_mtime_ns == before
     np.testing.assert_array_equal(first.mask_pixels, again.mask_pixels)
-    kept.write_bytes(b"spoilt")
+    kept.write_bytes(b"PK\x03\x04 spoilt")
     np.testing.assert_array_equal(
         opened(root, cache).mask_pixels, first.mask_pixels
     )
