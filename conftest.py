@@ -22,6 +22,8 @@ install_import_hook(
         "jax_models",
         "metrics",
         "training.tasks.losses",
+        "training.tasks.segmentation_losses",
+        "training.tasks.segmentation_outputs",
     ],
     f"{typechecker.__name__}.check",
 )

@@ -109,7 +109,6 @@ def predict(
     from configs import common
     from input_pipeline import loader
     from input_pipeline.sources.base import FileExamples
-    from input_pipeline.transforms.views import EvalTransform
     from training import runtime, saved_run
     from training.multihost import sharding
 
@@ -117,7 +116,7 @@ def predict(
     runtime.start(common.CACHE_DIR)
     mesh = sharding.make_mesh()
     run = saved_run.open_run(run_folder, mesh)
-    transform = EvalTransform(run.spec.views, run.spec.image_size)
+    transform = run.task.eval_transform(run.task.config, None, run.spec.views)
     size = min(run.task.config.eval.batch_size, len(photos))
     size = -(-size // mesh.size) * mesh.size  # Devices share it evenly.
     for start in range(0, len(photos), PHOTOS_AT_ONCE):

@@ -69,9 +69,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
 
     def open_data() -> tuple[data_lib.Data, base.Task]:
         task_class = registry.check(config)
-        data = data_lib.Data(
-            config, workdir, mesh, workers, task_class.features
-        )
+        data = data_lib.Data(config, workdir, mesh, workers, task_class)
         return data, task_class(config, data.source.classes)
 
     data, task = comm.run_on_all(open_data)
@@ -84,7 +82,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     )
     identity |= pin
     if arguments.plan:
-        task.statistics = base.Statistics.unknown(data.class_prior)
+        task.statistics = base.Statistics.unknown(data)
         plan.show(arguments, task, data, schedule, 0, mesh)
         plan.show_costs(arguments, task, data, schedule, mesh)
         return 0
@@ -112,7 +110,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     if finished and finish.is_exported(workdir) and not arguments.export:
         print("this run is finished; --export writes its predictions once more")
         return 0
-    task.statistics = base.Statistics(*data.prepare(cache), data.class_prior)
+    task.statistics = base.Statistics.of(data, *data.prepare(cache))
     finish.save_inference_spec(task, data.source, workdir)
     log = recorder.Recorder(
         workdir / layout.METRICS,

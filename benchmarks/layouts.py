@@ -92,10 +92,10 @@ def losses(recipe: str, layout: Layout, steps: int, float64: bool) -> list:
         layout.fsdp, jax.devices()[: layout.data * layout.fsdp]
     )
     with tempfile.TemporaryDirectory() as folder:
-        data = Data(config, Path(folder), mesh, 0, Classification.features)
+        data = Data(config, Path(folder), mesh, 0, Classification)
         measured = data.prepare(cache)
     task = Classification(config, data.source.classes)
-    task.statistics = Statistics(*measured, data.class_prior)
+    task.statistics = Statistics.of(data, *measured)
     stage = stages.plan_stages(config, len(data.train_rows))[0]
     weights = state.init_weights(task.abstract_model, mesh)
     if float64:

@@ -147,7 +147,7 @@ def data() -> ConfigDict:
     return declare(
         "data",
         root="",
-        # '', 'digits', 'csv', 'folders', 'records' or 'tfds:<name>'
+        # '', 'digits', 'csv', 'folders', 'masks', 'records' or 'tfds:<name>'
         source="",
         answers="train_answers.csv",
         id_column="img_id",
@@ -161,6 +161,16 @@ def data() -> ConfigDict:
         sample_submission="sample_submission.csv",
         submission_id_column="id",
         test_folder="",
+        # Of the source `masks`, beside train_images and test_images.
+        train_masks="mask_train",
+        val_images="img_val",  # '' or absent: the training images are folded
+        val_masks="mask_val",
+        mask_suffix="",  # of a mask's name behind its image's, e.g. "_mask"
+        class_list="classes.csv",  # index,name[,ignore][,r,g,b]
+        # Values in the files of the classes, in order, e.g. "0,255"; '' takes
+        # those of the list, or the indices 0, 1, ...
+        mask_values="",
+        ignore_index=Field(-1, between(-2, 256)),  # -1: as the list says
         tfds_split_train="train",
         tfds_split_test="test",
         tfds_image="image",
@@ -197,6 +207,14 @@ def augment() -> ConfigDict:
         downscale=Field(0.0, share),
         jpeg=Field(0.0, share),
         coarse_dropout=Field(0.0, share),
+        # For masks, which turn with their images; see transforms/policy.py.
+        flip_vertical=Field(0.0, share),
+        transpose=Field(0.0, share),
+        rotate=Field(0.0, not_negative),  # degrees
+        zoom=Field((1.0, 1.0), ascending()),
+        crop_max_share=Field(1.0, share),
+        brightness_contrast=Field(0.0, share),
+        noise=Field(0.0, share),
         # Colour and sharpness inside the training step: about a quarter of
         # the host's work. For accelerators that wait for images.
         device=False,

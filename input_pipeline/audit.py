@@ -186,6 +186,11 @@ def _small_classes(
     source: Source, decoded: list[_Decoded], folds: int
 ) -> Iterator[Finding]:
     """Classes that a stratified split cannot or can hardly divide."""
+    if source.mask_pixels is not None:
+        for label in np.flatnonzero(source.mask_pixels.sum(axis=0) == 0):
+            detail = f"class '{source.classes[label]}' is in no mask"
+            yield Finding("train", "", "", "class too small", detail)
+        return
     listed = Counter(source.labelled.labels.tolist())
     readable = Counter(
         label

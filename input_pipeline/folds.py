@@ -80,7 +80,7 @@ def folds_for(
     id_column: str = "id",
     note: Callable[[str], None] = lambda line: None,
 ) -> np.ndarray:
-    """The folds of a source: read from `path` if it is there, else made.
+    """The folds of a source: its own, those in `path`, or made.
 
     Args:
       source: its labelled images are divided.
@@ -99,6 +99,8 @@ def folds_for(
       UserError: the file is of other images, or has another number of
         folds, a class has too few images, or a group is in two folds.
     """
+    if source.given_folds is not None:
+        return source.given_folds
     path = paths.make_path(path)
     images, groups = source.labelled, source.groups
     if not path.exists():

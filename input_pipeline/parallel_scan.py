@@ -12,8 +12,8 @@ from typing import TypeVar
 import numpy as np
 
 from core.hardware import usable_cores
-from input_pipeline.sources.base import Examples
 
+E = TypeVar("E")
 T = TypeVar("T")
 
 # Silent for longer than this, a program seems to hang.
@@ -21,8 +21,8 @@ _SILENCE_SECONDS = 5.0
 
 
 def every_image(
-    function: Callable[[Examples, int], T],
-    examples: Examples,
+    function: Callable[[E, int], T],
+    examples: E,
     rows: np.ndarray,
     title: str,
 ) -> Iterator[T]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int64, Real
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64, Integer, Real
 
 # Smallest probability that log-loss sees: a model that is sure and wrong
 # costs 34 nats, not infinity.
@@ -18,8 +18,8 @@ _TINY = 1e-15
 
 
 def confusion_matrix(
-    labels: Int[np.ndarray, " N"],
-    predictions: Int[np.ndarray, " N"],
+    labels: Integer[np.ndarray, " N"],
+    predictions: Integer[np.ndarray, " N"],
     num_classes: int,
 ) -> Int64[np.ndarray, "C C"]:
     """Returns counts: row = true class, column = predicted class."""

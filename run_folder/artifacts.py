@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,6 +67,26 @@ class ArtifactWriter:
             Image.fromarray(pixels).save(temporary, format="png")
         return self.add(name)
 
+    def mask(
+        self, name: str, values: np.ndarray, palette: Sequence[int] = ()
+    ) -> Path:
+        """Writes a mask uint8 [H, W] to a `.png` file.
+
+        Args:
+          name: of the file.
+          values: what it holds.
+          palette: R, G, B for each value; () makes it grey.
+        """
+        from PIL import Image  # As in `image`.
+
+        path = self._path(name, ".png")
+        picture = Image.fromarray(values)
+        if palette:
+            picture.putpalette(list(palette))
+        with atomic_write(path) as temporary:
+            picture.save(temporary, format="png")
+        return self.add(name)
+
     def text(self, name: str, text: str) -> Path:
         """Writes text as UTF-8."""
         write_text(self._path(name), text)
@@ -97,6 +118,9 @@ class ArtifactWriter:
     def _path(self, name: str, suffix: str = "") -> Path:
         folder = PurePosixPath(name).parent.as_posix()
         known = folder in (".", *layout.PREDICTION_FOLDERS)
+        # A mask for each image of a split.
+        known |= PurePosixPath(folder).parent.as_posix() == "masks"
+        known &= ".." not in PurePosixPath(name).parts
         if not known or not name.endswith(suffix):
             raise ValueError(f"no artifact may be called {name!r}")
         return self.workdir / name

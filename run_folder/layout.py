@@ -34,6 +34,9 @@ COMMITTED = "commit_success.txt"
 
 FOLD = re.compile(r"fold-\d")
 
+# Of a segmentation: pixels counted on each validation image.
+MASK_COUNTS = "masks/val.npz"
+
 # Folders of predictions, which a run may have beside its checkpoints.
 PREDICTION_FOLDERS = ("logits", "embeddings", "masks", "samples")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,10 +21,13 @@ from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Examples, Kind
 from input_pipeline.stratified_split import split, split_groups
 from input_pipeline.transforms.policy import Augment, TrainTransform
-from input_pipeline.transforms.views import EvalTransform
+from metrics.segmentation import class_shares
 from run_folder import folds_file, layout
 from training.loop.stages import Stage
 from training.multihost import comm, sharding
+
+if TYPE_CHECKING:
+    from training.tasks.base import Task
 
 # Validation images up to this size are decoded once and kept.
 VALIDATION_BYTES_IN_MEMORY = 2**30
@@ -39,7 +43,8 @@ class Data:
         the folds follow from ids, labels, `data.folds` and `data.folds_seed`.
       mesh: devices that share the batches.
       workers: loader processes; 0 loads in this process.
-      features: that every example must have, with their kinds.
+      task: whose features every example must have, and whose transform
+        makes the examples of evaluation.
 
     Attributes:
       source: labelled examples, those to predict, and classes.
@@ -57,15 +62,20 @@ class Data:
         workdir: Path,
         mesh: Mesh,
         workers: int,
-        features: Mapping[str, Kind],
+        task: type[Task],
     ):
         self._config, self.mesh, self._workers = config, mesh, workers
+        self._task = task
         self._folds_path = _folds_path(config, workdir)
-        # Refuses a view.
-        EvalTransform(common.view_sets(config.eval.tta)[-1], config.image_size)
         data = config.data
-        self.source = open_source(data)
-        _check_features(self.source.labelled, self.source.name, features)
+        self.source = open_source(data, Path(config.cache_dir).expanduser())
+        _check_features(self.source.labelled, self.source.name, task.features)
+        if self.source.given_folds is not None and data.fold:
+            raise UserError(
+                f"data.fold is {data.fold}, but {data.root} says itself which "
+                "images validate; leave data.fold at 0, or set "
+                "--config.data.val_images= to fold the training images alone"
+            )
         self._folds_notes: list[str] = []
         self.folds = folds_for(
             self.source,
@@ -98,12 +108,28 @@ class Data:
 
     @property
     def class_prior(self) -> np.ndarray:
-        """float [C], the share of each class among the training rows."""
+        """float [C], each class's share of the training rows, or pixels."""
         if not self.source.classes:
             return np.zeros(0)
+        if self.source.mask_pixels is not None:
+            return self._pixel_shares[0]
         labels = self.source.labelled.labels[self.train_rows]
         counts = np.bincount(labels, minlength=len(self.source.classes))
         return counts / counts.sum()
+
+    @property
+    def class_prior_where_present(self) -> np.ndarray:
+        """float [C], share of the pixels of the images that have the class.
+
+        Without masks, a row's class is all of it.
+        """
+        if self.source.mask_pixels is not None:
+            return self._pixel_shares[1]
+        return np.sign(self.class_prior)
+
+    @property
+    def _pixel_shares(self) -> tuple[np.ndarray, np.ndarray]:
+        return class_shares(self.source.mask_pixels[self.train_rows])
 
     @property
     def folds_hash(self) -> str:
@@ -137,6 +163,9 @@ class Data:
         source, config = self.source, self._config.data
         test = f"{len(source.test):,} to predict" if source.test else "no test"
         notes = "; ".join(self._folds_notes)
+        division = f"fold {config.fold} of {config.folds}"
+        if source.given_folds is not None:
+            division = "as the folders say"
         where = config.root or "inside scikit-learn"
         if source.name.startswith("tfds:"):
             where = config.root or "in tfds' own folder"
@@ -144,8 +173,7 @@ class Data:
             "data": f"{source.name}, {where}",
             "classes": f"{len(source.classes)}",
             "images": f"{len(self.train_rows):,} to train, "
-            f"{len(self.val_rows):,} to validate (fold {config.fold} of "
-            f"{config.folds}), {test}",
+            f"{len(self.val_rows):,} to validate ({division}), {test}",
             **({"folds": notes} if notes else {}),
             **source.describe(),
         }
@@ -232,7 +260,7 @@ class Data:
         )
 
     def validation(self) -> Iterable[dict]:
-        """Returns batches of the validation rows, centre crops, in order.
+        """Returns batches of the validation rows, the first view, in order.
 
         The views are the same every time: decoded once, they spare every
         evaluation the start of its own loader processes.
@@ -240,7 +268,7 @@ class Data:
         if self._validation is not None:
             return self._validation
         rows = self.val_rows
-        batches = self.rows(self.source.labelled, rows, ("center",))
+        batches = self.rows(self.source.labelled, rows, self._task.views[:1])
         pixels = 3 * self._config.image_size**2 * len(rows)
         if pixels > VALIDATION_BYTES_IN_MEMORY:
             return batches
@@ -255,13 +283,13 @@ class Data:
         Args:
           examples: of the source.
           rows: int [N], which of them.
-          views: names out of `transforms.views.VIEWS`.
+          views: of the task's.
         """
         batch_size = self._config.eval.batch_size
         return loader.eval_batches(
             examples,
             rows,
-            EvalTransform(views, self._config.image_size),
+            self._task.eval_transform(self._config, self.source, views),
             batch_size=batch_size,
             local_rows=sharding.local_rows(self.mesh, batch_size),
             workers=self._workers,

@@ -53,5 +53,6 @@ def open_run(folder: Path, mesh: Mesh) -> SavedRun:
         np.array(spec.std, np.float32),
         # A photo that cannot be read gets this answer, and is told of.
         np.full(classes, 1 / max(classes, 1)),
+        np.ones(classes),
     )
     return SavedRun(task, spec, run.weights(task.abstract_model, mesh))

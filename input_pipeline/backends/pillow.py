@@ -113,6 +113,15 @@ def affine(image: Image.Image, matrix: pixel_math.Matrix) -> Image.Image:
     )
 
 
+def affine_bilinear(
+    image: Image.Image, matrix: pixel_math.Matrix
+) -> Image.Image:
+    """Moves pixels, interpolated, black outside."""
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
+
+
 def look_up(image: Image.Image, table: np.ndarray) -> Image.Image:
     """Reindices every value by the table's, uint8 `[256]` or `[3, 256]`."""
     values = table.ravel().tolist()

@@ -196,6 +196,11 @@ class Source:
         which none may be in two folds; None where rows are independent.
       left_out: files in its folders that it does not take.
       notes: sentences on how labels and folders were understood.
+      given_folds: int32 `[N]`, 0 for rows that the data itself sets apart to
+        validate and 1 for the others; None where folds are to be made.
+      mask_pixels: int64 `[N, C]`, pixels of each class in the masks of the
+        labelled rows; None without masks.
+      mask_sizes: int32 `[N, 2]`, width and height of those masks.
     """
 
     name: str
@@ -209,6 +214,9 @@ class Source:
     groups: np.ndarray | None = None
     left_out: Sequence[LeftOut] = ()
     notes: Sequence[str] = ()
+    given_folds: np.ndarray | None = None
+    mask_pixels: np.ndarray | None = None
+    mask_sizes: np.ndarray | None = None
 
     def describe(self) -> dict[str, str]:
         """What it left out and how it understood the rest: {heading: text}."""

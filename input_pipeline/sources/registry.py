@@ -1,4 +1,4 @@
-"""Where images come from: digits, csv, folders, records, tfds.
+"""Where images come from: digits, csv, folders, masks, records, tfds.
 
 `open_source(config.data)` looks at the folder, checks everything that can be
 checked without decoding an image, and returns a `Source`: the labelled
@@ -12,17 +12,18 @@ from typing import Any
 
 from core import csv_table
 from core.errors import UserError
-from input_pipeline.sources import csv, folders
+from input_pipeline.sources import csv, folders, masks
 from input_pipeline.sources.base import Source
 
 
-def open_source(data: Any) -> Source:
+def open_source(data: Any, cache: Path | None = None) -> Source:
     """Opens the data that `config.data` describes.
 
     Args:
       data: attributes `root`, `source` and, for the chosen source, the column
         and folder names (see configs/common.py). An empty `root` means the
         digits; an empty `source` is found out from what is in `root`.
+      cache: folder for what takes long to find out; None keeps nothing.
 
     Returns:
       The source, checked: every labelled row has a file and a known class.
@@ -31,7 +32,7 @@ def open_source(data: Any) -> Source:
       UserError: a missing folder or file, a wrong column, a bad id or label,
         or `group_column` of a source without columns.
     """
-    source = _open(data)
+    source = _open(data, cache)
     if data.group_column and source.groups is None:
         raise UserError(
             f"data.group_column is '{data.group_column}', but the source "
@@ -41,7 +42,7 @@ def open_source(data: Any) -> Source:
     return source
 
 
-def _open(data: Any) -> Source:
+def _open(data: Any, cache: Path | None) -> Source:
     kind = data.source
     if not kind and not data.root:
         kind = "digits"
@@ -49,6 +50,10 @@ def _open(data: Any) -> Source:
         from input_pipeline.sources import digits
 
         return digits.open_digits(data)
+    if kind == "digit_scenes":
+        from input_pipeline.sources import digit_scenes
+
+        return digit_scenes.open_digit_scenes(data)
     if kind == "records" and data.root:
         from input_pipeline.sources import records
 
@@ -57,10 +62,10 @@ def _open(data: Any) -> Source:
         from input_pipeline.sources import tfds
 
         return tfds.open_tfds(data)
-    if kind not in ("", "csv", "folders", "records"):
+    if kind not in ("", "csv", "folders", "masks", "records"):
         raise UserError(
             f"data.source is '{kind}', which is not known; choose digits, "
-            "csv, folders, records or tfds:<name>"
+            "digit_scenes, csv, folders, masks, records or tfds:<name>"
             f"{csv_table.did_you_mean(kind, _KINDS)}"
         )
     if not data.root:
@@ -75,6 +80,8 @@ def _open(data: Any) -> Source:
             f"data.root {root} {problem}; set --config.data.root to the "
             "folder with the images"
         )
+    if kind == "masks" or (not kind and masks.looks_like_masks(data, root)):
+        return masks.open_masks(data, root, cache)
     if not kind and _looks_like_csv(data, root):
         _check_answers(data, root)
         kind = "csv"
@@ -83,7 +90,15 @@ def _open(data: Any) -> Source:
     return folders.open_folders(data, root)
 
 
-_KINDS = ("digits", "csv", "folders", "records", "tfds:")
+_KINDS = (
+    "digits",
+    "digit_scenes",
+    "csv",
+    "folders",
+    "masks",
+    "records",
+    "tfds:",
+)
 
 
 def _looks_like_csv(data: Any, root: Path) -> bool:

@@ -22,6 +22,11 @@ BLUR_SIGMAS = (0.1, 2.0)
 DOWNSCALES = (0.25, 0.75)
 # As on the web: invisible at 90, at 40 blocks show in flat areas.
 JPEG_QUALITIES = (40, 90)
+# albumentations' RandomBrightnessContrast: contrast factor 1 +- .2, then
+# +- .2 of the full range added, without regard to the image's mean.
+CONTRASTS, BRIGHTNESSES = (0.8, 1.2), (-0.2, 0.2)
+# Grey levels: variance 10 to 50, GaussNoise of albumentations 1.x.
+NOISE_STDS = (10**0.5, 50**0.5)
 HOLES = (1, 8)
 HOLE_SIDES = (0.1, 0.2)  # shares of height and width
 
@@ -35,6 +40,31 @@ def gamma_table(exponent: float) -> UInt8[np.ndarray, 256]:
     table = 255.0 * (np.arange(256) / 255.0) ** exponent
     # 255 * (v / 255) is now and then a last bit below the integer v.
     return (table + 1e-9).astype(np.uint8)
+
+
+def brightness_contrast_table(
+    value: tuple[float, float],
+) -> UInt8[np.ndarray, 256]:
+    """Returns contrast * v + 255 * brightness for the 256 values, clipped."""
+    contrast, brightness = value
+    table = contrast * np.arange(256) + 255 * brightness
+    return np.clip(table, 0, 255).astype(np.uint8)
+
+
+def noise(image: Image.Image, value: tuple[float, int]) -> Image.Image:
+    """Adds independent normal noise to every channel of every pixel.
+
+    Args:
+      image: mode RGB.
+      value: standard deviation in grey levels, and a seed.
+    """
+    std, seed = value
+    pixels = np.asarray(image)
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    noisy = rng.standard_normal(pixels.shape, np.float32) * np.float32(std)
+    noisy += pixels
+    noisy += np.float32(0.5)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
 def gaussian_blur(image: Image.Image, sigma: float) -> Image.Image:

@@ -64,6 +64,24 @@ def rotate(degrees: float, width: int, height: int) -> Matrix:
     )
 
 
+def turn_and_zoom(
+    value: tuple[float, float], width: int, height: int
+) -> Matrix:
+    """Turns by degrees against the clock and enlarges, about the middle."""
+    degrees, zoom = value
+    angle = -math.radians(degrees)
+    cosine, sine = math.cos(angle) / zoom, math.sin(angle) / zoom
+    x, y = width / 2, height / 2
+    return (
+        cosine,
+        sine,
+        x - cosine * x - sine * y,
+        -sine,
+        cosine,
+        y + sine * x - cosine * y,
+    )
+
+
 # (value, width, height) -> matrix.
 MATRICES: dict[str, Callable[..., Matrix]] = {
     "shear_x": shear_x,
@@ -71,7 +89,12 @@ MATRICES: dict[str, Callable[..., Matrix]] = {
     "translate_x": translate_x,
     "translate_y": translate_y,
     "rotate": rotate,
+    "turn_and_zoom": turn_and_zoom,
 }
+
+# Of these, the image is interpolated. The others belong to RandAugment, which
+# takes the nearest pixel.
+SMOOTH = ("turn_and_zoom",)
 
 
 def random_crop_box(
@@ -191,6 +214,22 @@ def resized_mask(
     Raises:
       BadImage: the mask cannot be read, or is of another size than its image.
     """
+    mask = checked_mask(data, image_size)
+    return image_backend.resized_mask(mask, size, box, mirrored)
+
+
+def checked_mask(
+    data: bytes | np.ndarray, image_size: tuple[int, int]
+) -> UInt8[np.ndarray, "H W"]:
+    """Decodes a mask that must be of its image's size.
+
+    Args:
+      data: an encoded file, or uint8 `[H, W]`.
+      image_size: width and height of the image, the right way up.
+
+    Raises:
+      BadImage: the mask cannot be read, or is of another size.
+    """
     mask = decode_mask(data)
     if mask.shape[1::-1] != image_size:
         width, height = image_size
@@ -198,4 +237,4 @@ def resized_mask(
             f"the mask has {mask.shape[1]}x{mask.shape[0]} pixels and its "
             f"image {width}x{height}"
         )
-    return image_backend.resized_mask(mask, size, box, mirrored)
+    return mask

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from input_pipeline.backends import image_backend
+from input_pipeline.backends import image_backend, pillow
 from input_pipeline.backends.image_backend import AnyImage
 from input_pipeline.transforms import color, degradations
-from input_pipeline.transforms.geometry import MATRICES
+from input_pipeline.transforms.geometry import MATRICES, SMOOTH
 
 
 class Operation(NamedTuple):
@@ -25,7 +25,7 @@ class Operation(NamedTuple):
     Attributes:
       name: a key of `geometry.MATRICES` (pixels move, none changes; those
         from outside are black), of `color.TABLES`, `TABLES_OF_IMAGE` or
-        `FILTERS`, of `DEGRADATIONS`, or `gamma`.
+        `FILTERS`, of `DEGRADATIONS`, `gamma` or `brightness_contrast`.
       value: its parameter; unused by those that have none.
     """
 
@@ -34,7 +34,10 @@ class Operation(NamedTuple):
 
 
 # (value) -> table.
-_TABLES = color.TABLES | {"gamma": degradations.gamma_table}
+_TABLES = color.TABLES | {
+    "gamma": degradations.gamma_table,
+    "brightness_contrast": degradations.brightness_contrast_table,
+}
 
 # (Pillow image, value) -> Pillow image: there is no C++ for these.
 DEGRADATIONS = {
@@ -42,6 +45,7 @@ DEGRADATIONS = {
     "downscale": degradations.downscale,
     "jpeg": degradations.jpeg,
     "coarse_dropout": degradations.coarse_dropout,
+    "noise": degradations.noise,
 }
 
 # What on_device.py can do; its code for an operation is the index here plus
@@ -81,6 +85,10 @@ def apply(image: AnyImage, operations: Iterable[Operation]) -> AnyImage:
             image, table = backend.look_up(image, table), None
         if name in color.TABLES_OF_IMAGE:
             table = color.TABLES_OF_IMAGE[name](backend, image, value)
+        elif name in SMOOTH:
+            matrix = MATRICES[name](value, *backend.size(image))
+            moved = pillow.affine_bilinear(backend.to_pillow(image), matrix)
+            image = backend.from_pillow(moved)
         elif name in MATRICES:
             matrix = MATRICES[name](value, *backend.size(image))
             image = backend.affine(image, matrix)
@@ -115,12 +123,13 @@ def geometry_first(operations: Sequence[Operation]) -> list[Operation]:
     """Moves geometry to the front as far as no pixel notices.
 
     A pixel may be moved before or after its value is replaced by another,
-    unless black, which comes in from outside, is replaced as well.
+    unless black, which comes in from outside, is replaced as well. What
+    interpolates stays where it is.
     """
     ordered: list[Operation] = []
     for operation in operations:
         index = len(ordered)
-        if operation.name in MATRICES:
+        if operation.name in MATRICES and operation.name not in SMOOTH:
             while index and _keeps_black(ordered[index - 1]):
                 index -= 1
         ordered.insert(index, operation)

@@ -4,8 +4,9 @@ On the host, uint8 to uint8, all randomness from the generator that is given.
 The chain is torchvision 0.29's RandomResizedCrop, RandomHorizontalFlip,
 RandAugment, ColorJitter and RandomGrayscale, in that order, then, where a
 recipe asks for them, gamma, blur, downscaling, JPEG compression and coarse
-dropout. The end of it may be left to the device; RandomErasing and mixing
-follow there, in mixing.py.
+dropout, and for masks turns, zoom and crops of more than one class. The end
+of it may be left to the device; RandomErasing and mixing follow there, in
+mixing.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from input_pipeline.backends import image_backend
 from input_pipeline.sources.base import Kind, Spec
 from input_pipeline.transforms import degradations, geometry, operations
 from input_pipeline.transforms.operations import Operation
+
+# How often a crop of one class alone is drawn anew (mmseg's RandomCrop).
+CROP_DRAWS = 10
 
 # ColorJitter's steps, in the order of `Augment.jitter`.
 JITTER = ("brightness", "contrast", "saturation", "hue")
@@ -47,6 +51,17 @@ class Augment:
       jpeg: probability of JPEG compression at quality 40 to 90.
       coarse_dropout: probability of 1 to 8 black rectangles with sides of 10
         to 20 % of the image's.
+      flip_vertical: probability of a picture upside down.
+      transpose: probability that rows and columns are exchanged; with both
+        flips, all eight positions of a square.
+      rotate: largest turn in degrees, either way; 0 leaves it out.
+      zoom: smallest and largest enlargement; below 1 the picture shrinks.
+        As with turns, what comes in from outside is black, and ignored in a
+        mask.
+      crop_max_share: of a crop's pixels, the most that one class may have;
+        up to ten crops are drawn. 1 takes the first.
+      brightness_contrast: probability of a linear change of all values.
+      noise: probability of Gaussian noise.
       device: whether the device does what it can of colour and sharpness,
         inside the training step: the same operations, drawn from the same
         numbers. Spares the host about a quarter of its work.
@@ -65,6 +80,13 @@ class Augment:
     downscale: float = 0.0
     jpeg: float = 0.0
     coarse_dropout: float = 0.0
+    flip_vertical: float = 0.0
+    transpose: float = 0.0
+    rotate: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    crop_max_share: float = 1.0
+    brightness_contrast: float = 0.0
+    noise: float = 0.0
     device: bool = False
 
     @property
@@ -118,11 +140,11 @@ class TrainTransform:
         """
         policy, size = self.policy, self.size
         image, *full = geometry.open_sized(example["image"])
-        crop = geometry.random_crop_box(
-            *full, policy.crop_scale, policy.crop_ratio, rng
-        )
+        crop = self._draw_crop(full, example.get("mask"), rng)
         mirrored = bool(rng.random() < policy.flip)
         drawn = draw_operations(policy, size, rng)
+        upside_down = bool(rng.random() < policy.flip_vertical)
+        transposed = bool(rng.random() < policy.transpose)
         features = {}
         if "mask" in example:
             mask = geometry.resized_mask(
@@ -136,7 +158,34 @@ class TrainTransform:
             features |= operations.encode(left, policy.device_slots)
         done = geometry.resized_crop(image, size, crop, mirrored)
         done = operations.apply(done, drawn)
-        return {"image": image_backend.pixels(done), **features}
+        features["image"] = image_backend.pixels(done)
+        # Last: they commute with all that looks at a pixel's neighbours alike.
+        for name in ("image", "mask"):
+            if name in features and (upside_down or transposed):
+                turned = features[name][:: -1 if upside_down else 1]
+                features[name] = turned.swapaxes(0, 1) if transposed else turned
+        return features
+
+    def _draw_crop(
+        self, full: list[int], mask: Any, rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        policy = self.policy
+        limit = policy.crop_max_share
+        choosy = limit < 1 and isinstance(mask, np.ndarray)
+        for _ in range(CROP_DRAWS if choosy else 1):
+            crop = geometry.random_crop_box(
+                *full, policy.crop_scale, policy.crop_ratio, rng
+            )
+            if not choosy:
+                break
+            left, top, right, bottom = crop
+            counts = np.bincount(
+                mask[top:bottom, left:right].ravel(), minlength=256
+            )
+            counts[self.ignore_index] = 0
+            if 0 < counts.max() <= limit * counts.sum():
+                break
+        return crop
 
 
 def draw_operations(
@@ -291,4 +340,17 @@ def _draw_degradations(
         add("jpeg", int(rng.integers(*qualities, endpoint=True)))
     if rng.random() < augment.coarse_dropout:
         add("coarse_dropout", degradations.sample_holes(size, size, rng))
+    if rng.random() < augment.brightness_contrast:
+        contrast = rng.uniform(*degradations.CONTRASTS)
+        brightness = rng.uniform(*degradations.BRIGHTNESSES)
+        add("brightness_contrast", (contrast, brightness))
+    if rng.random() < augment.noise:
+        std = rng.uniform(*degradations.NOISE_STDS)
+        add("noise", (std, int(rng.integers(1 << 62))))
+    if augment.rotate or augment.zoom != (1.0, 1.0):
+        degrees = rng.uniform(-augment.rotate, augment.rotate)
+        low, high = map(math.log, augment.zoom)
+        value = degrees, math.exp(rng.uniform(low, high))
+        # First: blur, blocks and noise do not turn with the scene.
+        drawn.insert(0, Operation("turn_and_zoom", value))
     return drawn

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from core.errors import UserError
 from input_pipeline.backends import image_backend
@@ -97,6 +98,85 @@ class EvalTransform:
                 example["mask"], image.size, size, center
             )
         return features
+
+
+# Flips of a whole image, by name: left to right, upside down.
+WHOLE_VIEWS = {
+    "whole": (False, False),
+    "flip": (True, False),
+    "flip_vertical": (False, True),
+    "flip_both": (True, True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeTransform:
+    """An image in whole, resized to a square, and its mask as it is.
+
+    Attributes:
+      size: side of the result in pixels.
+      canvas: width and height of the masks' frame. A mask lies in its upper
+        left corner; a larger one is reduced to fit, by nearest neighbour.
+      ignore_index: of the pixels around it.
+    """
+
+    size: int
+    canvas: tuple[int, int] = (0, 0)
+    ignore_index: int = 255
+
+    def spec(self, kinds: Mapping[str, Kind]) -> Spec:
+        """Returns shapes and dtypes of what a call returns.
+
+        `image` uint8 `[1, size, size, 3]`, `size` int32 `[2]`, width and
+        height of the original, and with masks and a canvas `mask` uint8
+        `[height, width]` of it and `mask_size` int32 `[2]`, what the mask
+        fills of it.
+        """
+        spec: Spec = {
+            "image": ((1, self.size, self.size, 3), np.uint8),
+            "size": ((2,), np.int32),
+        }
+        if kinds.get("mask") is Kind.MASK and self.canvas[0]:
+            spec["mask"] = self.canvas[::-1], np.uint8
+            spec["mask_size"] = (2,), np.int32
+        return spec
+
+    def __call__(
+        self, example: Mapping[str, Any], rng: None = None
+    ) -> dict[str, np.ndarray]:
+        """Decodes and resizes an image.
+
+        Args:
+          example: `image`, an encoded file or uint8 `[H, W, 3]`, and perhaps
+            `mask`, an encoded file or uint8 `[H, W]`.
+          rng: not needed.
+
+        Raises:
+          BadImage: image or mask cannot be read.
+        """
+        image = upright_rgb(open_image(example["image"]))
+        whole = image_backend.resized(image, self.size, box=(0, 0, *image.size))
+        features = {
+            "image": image_backend.pixels(whole)[None],
+            "size": np.array(image.size, np.int32),
+        }
+        if "mask" in example and self.canvas[0]:
+            mask = geometry.checked_mask(example["mask"], image.size)
+            features |= self._framed(mask)
+        return features
+
+    def _framed(self, mask: np.ndarray) -> dict[str, np.ndarray]:
+        height, width = mask.shape
+        scale = min(1, self.canvas[0] / width, self.canvas[1] / height)
+        size = max(1, int(width * scale)), max(1, int(height * scale))
+        if scale < 1:
+            shrunk = Image.fromarray(mask).resize(
+                size, Image.Resampling.NEAREST
+            )
+            mask = np.asarray(shrunk)
+        frame = np.full(self.canvas[::-1], self.ignore_index, np.uint8)
+        frame[: size[1], : size[0]] = mask
+        return {"mask": frame, "mask_size": np.array(size, np.int32)}
 
 
 def _center_box(width: int, height: int, size: int) -> geometry.Box:

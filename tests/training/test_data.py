@@ -11,6 +11,7 @@ from run_folder import folds_file
 from training import data as data_lib
 from training.loop import stages
 from training.multihost import sharding
+from training.tasks.base import Task
 
 IMAGE = {"image": Kind.IMAGE}
 
@@ -27,7 +28,8 @@ def digits(**fields):
 
 def open_data(workdir, config=None, features=IMAGE):
     config = config or digits()
-    return data_lib.Data(config, workdir, sharding.make_mesh(), 0, features)
+    task = type("Learner", (Task,), {"features": features})
+    return data_lib.Data(config, workdir, sharding.make_mesh(), 0, task)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +53,6 @@ def test_a_feature_that_the_source_lacks_is_reported_in_one_sentence(tmp_path):
 def test_a_feature_of_another_kind_does_not_count(tmp_path):
     with pytest.raises(UserError, match="has no label"):
         open_data(tmp_path, features={"label": Kind.MASK})
-
-
-def test_an_unknown_test_time_view_is_refused_at_once(tmp_path):
-    config = digits()
-    config.eval.tta = ("centre",)
-    with pytest.raises(UserError, match="centre"):
-        open_data(tmp_path, config)
 
 
 def test_a_fold_that_is_empty_is_refused(tmp_path, data):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -92,30 +92,72 @@ def predict(
     Raises:
       RuntimeError: a row came twice or never; a bug, never a lower score.
     """
-    position = {int(row): i for i, row in enumerate(rows)}
-    found: list[dict[str, np.ndarray]] = []
-    pending = None
+    found = list(predictions(step, params, batch_stats, batches, rows, mesh))
+    logits, bad = (
+        np.concatenate([part[name] for part in found])
+        for name in ("outputs", "bad")
+    )
+    # Batches come in the order of `rows`: see `predictions`.
+    return Prediction(logits, bad)
+
+
+def predictions(
+    step: PredictStep,
+    params: dict,
+    batch_stats: dict,
+    batches: Iterable[dict[str, np.ndarray]],
+    rows: np.ndarray,
+    mesh: Mesh,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields what `step` makes of each batch, every row exactly once.
+
+    Args:
+      step: (params, batch_stats, images) -> outputs [B, ...].
+      params: of the model.
+      batch_stats: of the model.
+      batches: from `input_pipeline.loader.eval_batches` over `rows`.
+      rows: int [N], indices of the images, in the order of the result.
+      mesh: to lay the batches out on.
+
+    Yields:
+      Dicts of NumPy arrays without the rows that fill a batch up: `outputs`,
+      `row`, `bad`, and `size` where the batches have it.
+
+    Raises:
+      RuntimeError: a row came twice, never or out of order; a bug, never a
+        lower score.
+    """
+    seen, pending = 0, None
+
+    def fetch(batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+        nonlocal seen
+        found = _fetch(batch)
+        count = len(found["row"])
+        if not np.array_equal(found["row"], rows[seen : seen + count]):
+            raise RuntimeError(
+                f"rows {found['row']} were predicted where "
+                f"{rows[seen : seen + count]} were to be"
+            )
+        seen += count
+        return found
+
     for batch in batches:
-        needed = {name: batch[name] for name in ("image", "row", "bad")}
+        needed = {
+            name: batch[name]
+            for name in ("image", "row", "bad", "size")
+            if name in batch
+        }
         ahead = sharding.put_batch(needed, mesh)
-        ahead["logits"] = step(params, batch_stats, ahead.pop("image"))
+        ahead["outputs"] = step(params, batch_stats, ahead.pop("image"))
         if pending is not None:  # Fetched one late: the device stays busy.
-            found.append(_fetch(pending))
+            yield fetch(pending)
         pending = ahead
     if pending is not None:
-        found.append(_fetch(pending))
-    row, logits, bad = (
-        np.concatenate([part[name] for part in found])
-        for name in ("row", "logits", "bad")
-    )
-    where = np.array([position[row] for row in row.tolist()])
-    if not np.array_equal(np.sort(where), np.arange(len(rows))):
+        yield fetch(pending)
+    if seen != len(rows):
         raise RuntimeError(
-            f"{len(rows)} rows were to be predicted once each, but "
-            f"{len(where)} predictions of {len(np.unique(where))} rows came"
+            f"{len(rows)} rows were to be predicted, but {seen} were"
         )
-    order = np.argsort(where)
-    return Prediction(logits[order], bad[order])
 
 
 def _fetch(batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:

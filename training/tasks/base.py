@@ -21,8 +21,10 @@ from ml_collections import ConfigDict
 import jax_models
 from configs import common
 from core.errors import UserError
+from input_pipeline.loader import Transform
 from input_pipeline.samplers import BalancedSampler, Sampler, ShuffledSampler
-from input_pipeline.sources.base import Kind
+from input_pipeline.sources.base import Kind, Source
+from input_pipeline.transforms.views import VIEWS, EvalTransform
 from training import runtime
 from training.loop import grad_accumulation, param_groups
 from training.loop.evaluate import Evaluator
@@ -58,17 +60,32 @@ class Statistics:
     Attributes:
       mean: float32 [3], channel means over 0..1 values.
       std: float32 [3], channel standard deviations.
-      class_prior: float [C], the share of each class; empty without classes.
+      class_prior: float [C], the share of each class among rows, or among
+        pixels where there are masks; empty without classes.
+      class_prior_where_present: float [C], the share of a class among the
+        pixels of the images that have it; 1 without masks.
     """
 
     mean: np.ndarray
     std: np.ndarray
     class_prior: np.ndarray
+    class_prior_where_present: np.ndarray
 
     @classmethod
-    def unknown(cls, class_prior: np.ndarray) -> Statistics:
+    def of(cls, data: Data, mean: np.ndarray, std: np.ndarray) -> Statistics:
+        """Returns the statistics of a run's training rows.
+
+        Args:
+          data: of the run.
+          mean: float32 [3], of the channels.
+          std: float32 [3], of the channels.
+        """
+        return cls(mean, std, data.class_prior, data.class_prior_where_present)
+
+    @classmethod
+    def unknown(cls, data: Data) -> Statistics:
         """Returns statistics for a plan, which reads no image."""
-        return cls(np.zeros(3, np.float32), np.ones(3, np.float32), class_prior)
+        return cls.of(data, np.zeros(3, np.float32), np.ones(3, np.float32))
 
     @property
     def channels(self) -> dict[str, np.ndarray]:
@@ -90,6 +107,7 @@ class Task(abc.ABC):
       metrics: what an evaluation gives, with the direction of better; the
         first ranks checkpoints unless `checkpoint.metric` names another.
       loss_fields: those of `LOSS_FIELDS` that its loss reads.
+      views: test-time views that it knows; the first is the validation's.
       chooses_views: whether its export obeys `eval.tta=auto`.
       learns_labels: whether it learns what the labels say, so that a model
         of it must not be shown rows that validate elsewhere.
@@ -109,6 +127,7 @@ class Task(abc.ABC):
     loss_fields: ClassVar[frozenset[str]] = frozenset()
     chooses_views: ClassVar[bool] = False
     learns_labels: ClassVar[bool] = False
+    views: ClassVar[Sequence[str]] = VIEWS
 
     statistics: Statistics
 
@@ -181,6 +200,11 @@ class Task(abc.ABC):
                 f"eval.tta is {common.AUTO!r}: the {cls.name} task chooses no "
                 "views; name those to average"
             )
+        for view in config.eval.tta:
+            if view not in (*cls.views, common.AUTO):
+                yield (
+                    f"eval.tta has {view!r}: choose from {', '.join(cls.views)}"
+                )
         default = common.stage()
         for index, stage in enumerate(config.stages):
             for field in LOSS_FIELDS:
@@ -190,6 +214,19 @@ class Task(abc.ABC):
                     f"stages[{index}].{field} has no effect on the "
                     f"{cls.name} task: leave it out"
                 )
+
+    @classmethod
+    def eval_transform(
+        cls, config: ConfigDict, source: Source | None, views: Sequence[str]
+    ) -> Transform:
+        """Returns what makes an example of evaluation or prediction.
+
+        Args:
+          config: of the run.
+          source: of the data; None where there is none but the photos.
+          views: out of `views`.
+        """
+        return EvalTransform(views, config.image_size)
 
     @property
     def metric(self) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _BUILT_IN = {
     "classify": "training.tasks.classify:Classification",
     "mae": "training.tasks.mae:MaskedAutoencoding",
+    "segment": "training.tasks.segment:Segmentation",
 }
 
 _registered: dict[str, type[Task]] = {}

@@ -35,7 +35,7 @@ def data(tmp_path_factory):
         tmp_path_factory.mktemp("run"),
         sharding.make_mesh(),
         0,
-        task_lib.MaskedAutoencoding.features,
+        task_lib.MaskedAutoencoding,
     )
 
 
@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 def task(data, tmp_path_factory):
     found = task_lib.MaskedAutoencoding(small())
     measured = data.prepare(tmp_path_factory.mktemp("cache"))
-    found.statistics = base.Statistics(*measured, data.class_prior)
+    found.statistics = base.Statistics.of(data, *measured)
     return found
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from configs import common, loading
+from configs import common, loading, segmentation
 from core.errors import UserError
 from training.tasks import registry
 from training.tasks.base import LOSS_FIELDS, Task
@@ -25,8 +25,11 @@ CHANGED = {
 
 
 def config_of(task, **fields):
-    groups = {"mae": common.mae()} if task == "mae" else {}
-    config = common.base(task, **groups)
+    if task == "segment":
+        config = segmentation.base()
+    else:
+        own = {"mae": common.mae()} if task == "mae" else {}
+        config = common.base(task, **own)
     config.stages = (common.stage(), common.stage(**fields))
     return config
 
@@ -44,6 +47,12 @@ def test_names_are_known_without_jax():
         "assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_unknown_test_time_view_is_refused():
+    config = config_of("classify")
+    config.eval.tta = ("centre",)
+    assert "eval.tta has 'centre': choose from center" in refusal(config)
 
 
 def test_every_task_has_its_name_and_a_metric():

@@ -1,0 +1,61 @@
+"""What recipes for masks share: fields of their own, and how they augment."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.fields import declare
+
+
+def base() -> ConfigDict:
+    """Returns the config that recipes for masks start from.
+
+    Crops, flips, turns and gentle colours; nothing is mixed, and a picture is
+    validated whole.
+    """
+    config = common.base("segment", segment=segment())
+    config.augment.update(
+        crop_scale=(0.5, 1.0),
+        flip=0.5,
+        randaugment_ops=0,
+        jitter=(0.0, 0.0, 0.0, 0.0),
+        rotate=15.0,
+        brightness_contrast=0.5,
+        noise=0.3,
+    )
+    config.mixing.update(prob=0.0, mixup_prob=0.0, erase_prob=0.0)
+    config.segment.class_weights = "sqrt_median"
+    config.eval.update(tta=("whole", "flip"), batch_size=32)
+    return config
+
+
+def segment() -> ConfigDict:
+    """Returns what a segmentation alone asks (training/tasks/segment.py)."""
+    return declare(
+        "segment",
+        # In the loss: 'median' frequency balancing, 'sqrt_median', 'inverse',
+        # or a number for each class, "0.1,1.2,1.2"; '' weighs all alike.
+        class_weights="",
+    )
+
+
+def stage(learning_rate: float, **fields) -> ConfigDict:
+    """Returns a one-cycle stage of cross-entropy and Dice."""
+    return common.one_cycle(
+        learning_rate,
+        **{"loss": "cross_entropy+dice", "label_smoothing": 0.0, **fields},
+    )
+
+
+def for_digit_scenes(config: ConfigDict) -> ConfigDict:
+    """Turns a recipe for masks into its `:demo`: scenes of digits, 64 px."""
+    config.image_size = 64
+    config.data.source = "digit_scenes"
+    # A mirrored digit is another digit.
+    config.augment.update(
+        crop_scale=(0.7, 1.0), flip=0.0, rotate=8.0, brightness_contrast=0.3
+    )
+    config.eval.update(tta=("whole",), every_epochs=2.0)
+    config.log_every_steps = 10
+    return config
