@@ -157,7 +157,9 @@ def test_splits_are_not_taken_for_classes_and_the_advice_works(
     for split in splits:
         for name in ("cat", "dog"):
             put(tmp_path / split / name / "1.jpg")
-            put(tmp_path / splits[0] / name / "2.jpg")
+            for row in range(2, 8):
+                put(tmp_path / splits[0] / name / f"{row}.jpg")
+    put(tmp_path / splits[1] / "overview.jpg")
     root = tmp_path / splits[0]  # The largest.
     refused(
         data_config(root=str(tmp_path)),
