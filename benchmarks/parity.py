@@ -108,9 +108,11 @@ def main():
     everything = [*recipe.MODELS, *recipe.SEGMENTATION]
     parser.add_argument("names", nargs="*", default=everything)
     names = parser.parse_args().names
-    classifiers([name for name in names if name in recipe.MODELS])
-    print()
-    segmentation_networks([n for n in names if n in recipe.SEGMENTATION])
+    if found := [name for name in names if name in recipe.MODELS]:
+        classifiers(found)
+    if found := [name for name in names if name in recipe.SEGMENTATION]:
+        print()
+        segmentation_networks(found)
 
 
 if __name__ == "__main__":
