@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import loading
+from core import paths
 from core.errors import UserError, exit_on_user_error
 
 # Photos per round: memory does not grow with their number.
@@ -40,10 +41,11 @@ def main(argv: Sequence[str]) -> int:
     Raises:
       SystemExit: a mistake in the command, told in one sentence.
     """
-    with exit_on_user_error():
+    with exit_on_user_error(), paths.reaching(argv):
         known = make_parser().parse_args(argv)
-        paths = list(find_photos(known.photos))
-        bad = write(predict(Path(known.run), paths), known.format)
+        photos = list(find_photos(known.photos))
+        found = predict(paths.make_path(known.run), photos)
+        bad = write(found, known.format)
         return int(bad > 0)
 
 
@@ -81,13 +83,13 @@ def find_photos(names: Sequence[str]) -> Iterator[Path]:
 
 
 def predict(
-    run_folder: Path, paths: Sequence[Path]
+    run_folder: Path, photos: Sequence[Path]
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yields (photo, record) for each photo, in order.
 
     Args:
       run_folder: of a run with an evaluated checkpoint.
-      paths: of the photos.
+      photos: their paths.
 
     Raises:
       UserError: it is no such folder, or its task predicts no photos.
@@ -106,10 +108,10 @@ def predict(
     mesh = sharding.make_mesh()
     run = saved_run.open_run(run_folder, mesh)
     transform = EvalTransform(run.spec.views, run.spec.image_size)
-    size = min(run.task.config.eval.batch_size, len(paths))
+    size = min(run.task.config.eval.batch_size, len(photos))
     size = -(-size // mesh.size) * mesh.size  # Devices share it evenly.
-    for start in range(0, len(paths), PHOTOS_AT_ONCE):
-        chunk = paths[start : start + PHOTOS_AT_ONCE]
+    for start in range(0, len(photos), PHOTOS_AT_ONCE):
+        chunk = photos[start : start + PHOTOS_AT_ONCE]
         names = [str(path.absolute()) for path in chunk]
         unknown = np.full(len(names), -1, np.int32)
         rows = np.arange(len(names))

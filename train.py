@@ -19,7 +19,6 @@ if __name__ == "__main__":
     signals.install()  # And before the imports below, which take seconds.
 
 import contextlib
-import dataclasses
 import sys
 
 from core.errors import exit_on_user_error
@@ -52,7 +51,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     from training.checkpointing import init_from, resume
     from training.checkpointing.manager import CheckpointManager
     from training.loop import evaluate, input_stall, recorder, stages
-    from training.multihost import comm, sharding
+    from training.multihost import comm, coordinated_shutdown, sharding
     from training.tasks import base, registry
 
     config, workdir = arguments.config, arguments.workdir
@@ -61,7 +60,6 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
 
     # ---- Data and task: refuse what can be refused before writing a file ----
     workers = runtime.default_workers(config.workers)
-    data_lib.share_folds(config, workdir)
 
     def open_data() -> tuple[data_lib.Data, base.Task]:
         task_class = registry.check(config)
@@ -91,11 +89,15 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
 
     # ---- The run folder: new, half done, or finished ------------------------
     def claim() -> None:
-        lock = layout.claim(workdir, loading.plain(config), identity)
-        resources.enter_context(lock)
+        plain = loading.plain(config)
+        resources.enter_context(
+            layout.claim(
+                workdir, plain, identity, coordinated_shutdown.shutdown
+            )
+        )
 
+    comm.check_shared(workdir)
     comm.run_on_primary(claim)
-    workdir.mkdir(parents=True, exist_ok=True)  # In the other processes.
     checkpoints = CheckpointManager(
         workdir / layout.CHECKPOINTS, config.checkpoint.keep_best
     )
@@ -158,31 +160,6 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     return 0
 
 
-def keep_in_bucket(
-    arguments: cli.Arguments, resources: contextlib.ExitStack
-) -> None:
-    """Brings a run folder from its bucket, and keeps the bucket equal to it.
-
-    The primary process does it, and the others wait. A plan reads what it
-    needs, and sends nothing.
-
-    Args:
-      arguments: of the command line; `remote` names the bucket.
-      resources: whose end is the end of it: what is left is sent.
-
-    Raises:
-      UserError: it cannot, or may not, be used.
-    """
-    from training.multihost import comm, coordinated_shutdown, mirror
-
-    config, where = arguments.config, (arguments.remote, arguments.workdir)
-    others = {config.init_from, *(s.distill_from for s in config.stages)}
-    comm.run_on_primary(lambda: mirror.fetch_beside(*where, sorted(others)))
-    if not arguments.plan:
-        kept = coordinated_shutdown.on_primary(lambda: mirror.Mirror(*where))
-        resources.enter_context(kept)
-
-
 def start(arguments: cli.Arguments) -> None:
     """Meets the other processes, if there are any, and trains.
 
@@ -190,22 +167,22 @@ def start(arguments: cli.Arguments) -> None:
       SystemExit: the exit code, if it is not 0.
       UserError: as `train`.
     """
+    from core import paths
     from training import cross_validation, runtime
     from training.multihost import comm, coordinated_shutdown
 
     runtime.start(arguments.config.cache_dir)
     runtime.connect(arguments.peers)
+    folders = [arguments.workdir]
     with (
         coordinated_shutdown.shutdown_together(),
+        paths.reaching(folders),
         contextlib.ExitStack() as resources,
         coordinated_shutdown.broadcasting_errors(),
+        paths.reaching(folders),
     ):
         resources.enter_context(comm.silence_other_processes())
         runtime.begin_compiling()
-        workdir = comm.private_workdir(arguments.workdir, resources)
-        arguments = dataclasses.replace(arguments, workdir=workdir)
-        if arguments.remote:
-            keep_in_bucket(arguments, resources)
         if arguments.all_folds:
             code = cross_validation.train_all_folds(arguments, train)
         else:

@@ -1,6 +1,8 @@
 """Atomic file writes: to a temporary name, which is then renamed.
 
-Every package may import this module; of Sextet it imports only `core.errors`.
+A file in a bucket is written to a temporary file here and sent in one request,
+which is atomic. Every package may import this module; of Sextet it imports only
+`core.errors` and `core.paths`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from core import paths
 from core.errors import UserError
 
 # Temporary files and folders of this process.
@@ -29,10 +32,18 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     flushed to disk first, so a power cut leaves the old file or the new one.
     Parent folders are made. If the block raises, `path` is untouched.
 
+    Args:
+      path: on a disk or in a bucket; see `core.paths`.
+
     Raises:
       UserError: the disk is full, or the folder cannot be written.
     """
-    path = Path(path)
+    path = paths.make_path(path)
+    if paths.is_remote(path):
+        with temporary_folder() as folder:
+            yield folder / path.name
+            path.write_bytes((folder / path.name).read_bytes())
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(

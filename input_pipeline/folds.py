@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core import paths
 from core.errors import UserError
 from input_pipeline import stratified_split
 from input_pipeline.sources.base import Source
@@ -89,7 +90,7 @@ def folds_for(
       UserError: the file is of other images, or has another number of
         folds, a class has too few images, or a group is in two folds.
     """
-    path = Path(path)
+    path = paths.make_path(path)
     images, groups = source.labelled, source.groups
     if not path.exists():
         return make_folds(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core import paths
 from reports import curves
 from reports.charts import HALF, interval
 from reports.classification import (
@@ -171,8 +172,9 @@ def _training_section(families: Sequence[Mapping[str, Any]]) -> Section:
         alone = len(family["runs"]) == 1
         for run in family["runs"]:
             named = alone and Path(run).name == family["name"]
-            histories = read_histories(Path(run))
-            config = layout.read_config(Path(run))
+            folder = paths.make_path(run)
+            histories = read_histories(folder)
+            config = layout.read_config(folder)
             metric = curves.ranking_metric(histories, config)
             charts = [
                 *curves.loss_chart(histories, metric, HALF),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core import paths
 from core.errors import UserError
 from reports import curves
 from reports.page import Figure, Section, template, write_page
@@ -30,7 +31,7 @@ def run_report(workdir: str | Path, sections: Sequence[Section] = ()) -> Path:
     Raises:
       UserError: there is nothing to report on.
     """
-    run = Path(workdir)
+    run = paths.make_path(workdir)
     histories = read_histories(run)
     if not histories and not sections:
         raise UserError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from core import paths
 from core.atomic_files import atomic_write, write_text
 from run_folder import layout
 from run_folder.predictions import Logits, write_logits
@@ -39,7 +40,7 @@ class ArtifactWriter:
     """
 
     def __init__(self, workdir: Path, step: int):
-        self.workdir, self._step = Path(workdir), step
+        self.workdir, self._step = paths.make_path(workdir), step
         self._files: dict[str, dict[str, Any]] = {}
         (self.workdir / layout.ARTIFACTS).unlink(missing_ok=True)
 
@@ -79,10 +80,12 @@ class ArtifactWriter:
     def add(self, name: str) -> Path:
         """Takes a file that is there already into the manifest."""
         path = self._path(name)
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
-        self._files[name] = {"bytes": size, "sha256": digest}
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        about = {"bytes": paths.size(path), "sha256": digest.hexdigest()}
+        self._files[name] = about
         return path
 
     def finish(self) -> None:
@@ -104,7 +107,7 @@ def is_complete(workdir: Path) -> bool:
     try:
         manifest = json.loads((workdir / layout.ARTIFACTS).read_text("utf-8"))
         return all(
-            (workdir / name).stat().st_size == file["bytes"]
+            paths.size(workdir / name) == file["bytes"]
             for name, file in manifest["files"].items()
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

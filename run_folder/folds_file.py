@@ -12,12 +12,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from core import atomic_files
+from core import atomic_files, paths
 from core.errors import UserError
 
 _REMEDY = "fix it, or delete it to have it made again"
@@ -86,16 +87,16 @@ def read_folds(path: str | Path) -> Folds:
       UserError: unreadable, malformed, an id twice, a group in two folds, or
         changed by hand so that the hash in its comment no longer holds.
     """
-    path = Path(path)
+    path = paths.make_path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(
             f"cannot read the folds file {path}: {reason}; {_REMEDY}"
         ) from error
     # Not splitlines(), which also cuts at characters an id may hold.
-    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    lines = re.sub("\r\n?", "\n", text).rstrip("\n").split("\n")
     noted_hash = None
     if lines and lines[0].startswith("#"):
         noted_hash = lines[0].rpartition("hash ")[2].strip()

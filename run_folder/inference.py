@@ -81,7 +81,7 @@ def read(workdir: Path) -> InferenceSpec:
       UserError: it is missing, of another version, or a field is missing,
         unknown or of a value that cannot be.
     """
-    path = Path(workdir) / layout.INFERENCE
+    path = workdir / layout.INFERENCE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from core import paths
 from core.atomic_files import write_text
 from core.errors import UserError
 from run_folder import identity as identity_lib
+from run_folder.lease import Lease
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -21,13 +26,16 @@ ARTIFACTS = "artifacts.json"
 REPORT = "report.html"
 PLAN = "plan.html"
 LOCK = ".lock"
+LEASE = "owner.json"  # In a bucket, which has no locks.
+
+# With this file in it, a checkpoint in a bucket is whole; Orbax writes it last.
+# On a disk it gets its name when it is.
+COMMITTED = "commit_success.txt"
+
+FOLD = re.compile(r"fold-\d")
 
 # Folders of predictions, which a run may have beside its checkpoints.
 PREDICTION_FOLDERS = ("logits", "embeddings", "masks", "samples")
-
-
-class InUse(UserError):
-    """Another process has the folder."""
 
 
 def fold_folder(workdir: Path, fold: int) -> Path:
@@ -37,20 +45,41 @@ def fold_folder(workdir: Path, fold: int) -> Path:
 
 def fold_folders(workdir: Path) -> list[Path]:
     """Returns the runs inside a run over all folds, in order; [] elsewhere."""
-    found = workdir.glob("fold-[0-9]*")
+    found = (path for path in _entries(workdir) if FOLD.match(path.name))
     return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
 def logits_path(workdir: Path, split: str) -> Path:
     """Returns where a run keeps its logits for `split`."""
-    return Path(workdir) / "logits" / f"{split}.npz"
+    return workdir / "logits" / f"{split}.npz"
 
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has got as far as its first checkpoint there."""
+    return bool(committed_steps(workdir / CHECKPOINTS))
+
+
+def committed_steps(folder: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, also corrupt ones.
+
+    Args:
+      folder: `<run>/checkpoints`; may be missing.
+    """
     # A save that was killed leaves a name with more than the step's digits.
-    names = (path.name for path in (workdir / CHECKPOINTS).glob("[0-9]*"))
-    return any(name.isdigit() for name in names)
+    found = [path for path in _entries(folder) if path.name.isdigit()]
+    if paths.is_remote(folder):
+        found = [path for path in found if (path / COMMITTED).exists()]
+    return sorted(int(path.name) for path in found)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds; never by a pattern, as its name may be one."""
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        if paths.is_unreachable(error):  # A bucket that does not answer.
+            raise
+        return []
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
@@ -78,8 +107,11 @@ def read_data(workdir: Path) -> dict[str, Any]:
 
 
 def claim(
-    workdir: Path, config: dict[str, Any], identity: dict[str, Any]
-) -> IO:
+    workdir: Path,
+    config: dict[str, Any],
+    identity: dict[str, Any],
+    on_lost: Callable[[UserError], None] | None = None,
+) -> contextlib.AbstractContextManager[Any]:
     """Makes `workdir` the folder of a run with `config`, or resumes it.
 
     Until the first checkpoint there is nothing to resume, and the folder
@@ -90,10 +122,12 @@ def claim(
       config: of this command, plain, kept in `config.json`.
       identity: of the data (classes, folds, rows), kept in `data.json`:
         under other folds, an image that was trained on might validate.
+      on_lost: called in another thread when another run has taken the folder
+        over, which only happens in a bucket; it is to end this run.
 
     Returns:
-      The open lock file. Keep it: the lock ends when it is closed, or when
-      the process dies in whatever way.
+      The lock, which ends when this context is closed. On a disk it ends with
+      the process, too, however that dies; in a bucket a minute later.
 
     Raises:
       UserError: another process trains there, the folder belongs to a run
@@ -105,7 +139,7 @@ def claim(
             f"{workdir} holds a run over all folds, whose logits this one's "
             "would replace; choose another --workdir"
         )
-    held = lock(workdir / LOCK, workdir)
+    held = _lock(workdir, on_lost)
     if not has_checkpoint(workdir):
         for name, content in ((CONFIG, config), (DATA, identity)):
             text = json.dumps(content, indent=2) + "\n"
@@ -129,19 +163,14 @@ def claim(
     return held
 
 
-def lock(path: Path, workdir: Path) -> IO:
-    """Takes the lock file `path`, which guards `workdir`.
-
-    Returns:
-      The open file, as `claim`.
-
-    Raises:
-      InUse: another process holds it.
-      UserError: it cannot be written.
-    """
+def _lock(
+    workdir: Path, on_lost: Callable[[UserError], None] | None
+) -> contextlib.AbstractContextManager[Any]:
+    if paths.is_remote(workdir):
+        return Lease(workdir / LEASE, on_lost)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = open(path, "w")  # noqa: SIM115 (held by the caller)
+        workdir.mkdir(parents=True, exist_ok=True)
+        held = open(workdir / LOCK, "w")  # noqa: SIM115 (held by the caller)
     except OSError as error:
         raise UserError(
             f"cannot write the run folder {workdir}: {error.strerror}; choose "
@@ -150,7 +179,7 @@ def lock(path: Path, workdir: Path) -> IO:
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise InUse(
+        raise UserError(
             f"another process is training in {workdir}; wait for it or choose "
             "another --workdir"
         ) from error

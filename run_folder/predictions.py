@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from core import paths
 from core.atomic_files import atomic_write
 from core.errors import UserError
 from run_folder import layout
@@ -168,7 +169,7 @@ def _check_same_data(runs: Sequence[Path], parts: Sequence[Logits]) -> None:
 
 def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Those of `ARRAYS` that the archive at `path` has."""
-    with open(path, "rb") as file:
+    with paths.make_path(path).open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is one array, not an archive of several")

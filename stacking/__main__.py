@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from core.errors import exit_on_user_error
 from core.hardware import usable_cores
+from core.paths import reaching
 from reports.ensemble import title
 from stacking import boosters, decision_rule, pipeline, submission
 from stacking.nested_cv import OUTER_FOLDS
@@ -33,7 +34,7 @@ from stacking.stack_model import Settings
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and does what it says."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    with exit_on_user_error():
+    with exit_on_user_error(), reaching(arguments):
         if arguments[:1] == ["predict"]:
             _predict(_predict_parser().parse_args(arguments[1:]))
         else:

@@ -9,10 +9,12 @@ import glob
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.paths import is_remote, make_path
 from run_folder import identity, layout
 from run_folder.layout import logits_path
 from run_folder.predictions import Logits, read_logits
@@ -61,19 +63,19 @@ def find_runs(
     """Run folders named by `patterns`, which may be globs.
 
     Folders without logits are passed over with a note (a glob names them
-    too), `out` and other stacks silently.
+    too), `out` and other stacks silently. In a bucket, only the last part of
+    a name may be a glob.
 
     Raises:
       UserError: nothing is there, or the only folder named has no logits.
     """
     named: list[Path] = []
     for pattern in patterns:
-        found = sorted(glob.glob(pattern)) or [pattern]
-        named += [Path(path) for path in found if Path(path) not in named]
+        named += [path for path in _expand(pattern) if path not in named]
     own = Path(out).resolve() if out is not None else None
     runs = []
     for path in named:
-        if path.resolve() == own or (path / "stack.json").exists():
+        if _resolved(path) == own or (path / "stack.json").exists():
             continue
         if any(logits_path(path, split).exists() for split in SPLITS):
             runs.append(path)
@@ -90,6 +92,27 @@ def find_runs(
             "logits/val.npz; train a model to its end first"
         )
     return runs
+
+
+def _expand(pattern: str) -> list[Path]:
+    """The folders that a pattern names; itself where it names none."""
+    if "://" in pattern:
+        parent, _, last = pattern.rstrip("/").rpartition("/")
+        if not set(last) & set("*?["):
+            return [make_path(pattern)]
+        found = make_path(parent).iterdir()
+        return sorted(path for path in found if fnmatch(path.name, last))
+    # As far as it exists it is a name, whatever characters that has.
+    known = Path(pattern)
+    while not os.path.exists(known) and known != known.parent:
+        known = known.parent
+    rest = Path(pattern).relative_to(known)
+    found = glob.glob(os.path.join(glob.escape(str(known)), rest))
+    return sorted(map(Path, found)) or [Path(pattern)]
+
+
+def _resolved(path: Path) -> Path:
+    return path if is_remote(path) else path.resolve()
 
 
 def read_runs(paths: Sequence[Path], splits: Sequence[str]) -> list[Run]:
@@ -133,9 +156,9 @@ def check_parts(runs: Sequence[Run]) -> None:
 
     A run over all folds keeps them as `fold-0`, `fold-1`, … inside itself.
     """
-    wholes = {run.path.resolve(): run for run in runs}
+    wholes = {_resolved(run.path): run for run in runs}
     for run in runs:
-        whole = wholes.get(run.path.resolve().parent)
+        whole = wholes.get(_resolved(run.path).parent)
         if whole is not None:
             raise UserError(
                 f"{run.path} is a part of {whole.path}, whose logits join "

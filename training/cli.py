@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import loading
+from core import paths
 from core.errors import UserError
 from training.config import problems
 
@@ -36,14 +37,12 @@ class Arguments:
     Attributes:
       recipe: the config's path with its variant, as given.
       config: the recipe with every `--config.a.b=` applied, checked.
-      workdir: the run folder.
+      workdir: the run folder, on a disk or in a bucket (`core.paths`).
       export: write the logits again although the run has finished.
       all_folds: train one model per fold, each in a folder of its own.
       plan: say what would be done, and draw the learning rates; no training.
       peers: the other processes; None where there are none, or where the
         cluster tells.
-      remote: URL of the folder in a bucket that `workdir` is a copy of; ''
-        where there is none.
     """
 
     recipe: str
@@ -53,7 +52,6 @@ class Arguments:
     all_folds: bool = False
     plan: bool = False
     peers: Peers | None = None
-    remote: str = ""
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -74,8 +72,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser.add_argument(
         "--workdir",
         metavar="DIR",
-        help="the run folder, also in a bucket, gs://… (default: "
-        "runs/<recipe>)",
+        help="the run folder, which all hosts reach: on a disk or in a "
+        "bucket, gs://… or s3://… (default: runs/<recipe>)",
     )
     parser.add_argument(
         "--export",
@@ -105,21 +103,18 @@ def parse(argv: Sequence[str]) -> Arguments:
         "--process-id", type=int, metavar="I", help="from 0 to N - 1"
     )
     known, config = loading.parse(parser, argv, problems)
-    workdir = known.workdir or f"runs/{_default_name(known.config)}"
-    remote = workdir.rstrip("/") if "://" in workdir else ""
-    if remote:
-        from training.multihost.object_store import local_copy
-
-        workdir = local_copy(remote, config.cache_dir)
+    workdir = paths.make_path(
+        known.workdir or f"runs/{_default_name(known.config)}"
+    )
+    paths.require_utf8(workdir, "--workdir")
     return Arguments(
         known.config,
         config,
-        Path(workdir),
+        workdir,
         known.export,
         known.all_folds,
         known.plan,
         _peers(known.coordinator, known.num_processes, known.process_id),
-        remote,
     )
 
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
+from core import paths
 from core.errors import UserError
 from input_pipeline import loader, statistics
 from input_pipeline.folds import folds_for
@@ -228,21 +229,8 @@ class Data:
         )
 
 
-def share_folds(config: ConfigDict, workdir: Path) -> None:
-    """Gives all processes the folds file of the primary, if there is one.
-
-    Args:
-      config: of the run.
-      workdir: the run folder.
-    """
-    comm.broadcast_file(_folds_path(config, workdir))
-
-
 def _folds_path(config: ConfigDict, workdir: Path) -> Path:
-    own = workdir / layout.FOLDS
-    if not comm.is_primary():  # A copy of the primary's, for this run alone.
-        return own
-    return Path(config.data.folds_file or own)
+    return paths.make_path(config.data.folds_file or workdir / layout.FOLDS)
 
 
 def _check_features(

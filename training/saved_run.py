@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from core import paths
 from run_folder import inference
 from training.checkpointing import init_from
 from training.tasks import registry
@@ -42,7 +43,7 @@ def open_run(folder: Path, mesh: Mesh) -> SavedRun:
     Raises:
       UserError: it is no run folder, or has no evaluated checkpoint.
     """
-    folder = folder.absolute()  # A bare name is a folder here, not beside.
+    folder = paths.absolute(folder)  # A bare name is a folder here, not beside.
     run = init_from.open_run(str(folder), folder, 0, "--run")
     spec = inference.read(run.folder)
     task = registry.get(spec.task)(run.config, spec.classes)

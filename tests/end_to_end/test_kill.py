@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import CACHE, ROOT, environment
+from training.multihost.object_store import local_copy
 
 from run_folder.predictions import read_logits
 from training.checkpointing.reader import CheckpointReader
-from training.multihost.object_store import local_copy
 
 RECIPE = f"--config={ROOT / 'tests/end_to_end/kill_recipe.py'}"
 

@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 from commands import CACHE, ROOT, records
+from training.multihost.object_store import local_copy
 
 from run_folder.predictions import read_logits
-from training.multihost.object_store import local_copy
 
 # Two stages, eight evaluations, 30 steps of a tiny model.
 SHORT = (

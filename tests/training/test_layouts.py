@@ -50,8 +50,7 @@ def pair(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = f"127.0.0.1:{free.getsockname()[1]}"
-    # Each with a disk of its own.
-    both = [start(folder / str(index), meeting, str(index)) for index in (0, 1)]
+    both = [start(folder, meeting, str(index)) for index in (0, 1)]
     return [result(process) for process in both]
 
 
@@ -96,16 +95,18 @@ def test_two_processes_train_as_one_and_restore_what_they_saved(found, pair):
         assert one["labels"] == found["labels"]
 
 
-def test_the_primary_alone_has_checkpoints_and_broadcasts_corruption(pair):
-    assert [one["folder"] for one in pair] == [True, False]
+def test_damage_on_a_shared_disk_is_raised_in_all_processes(pair):
     for one in pair:
         # The step that is damaged; then none was evaluated, and one is left.
         assert one["damage"] == [2, None, [4]]
 
 
-def test_arrays_move_between_the_primary_and_all_devices(pair):
-    parts = pair[0]["parts"] + pair[1]["parts"]
-    assert len(parts) == 8 and "".join(parts) == pair[0]["whole"]
+def test_each_process_writes_the_shards_of_its_own_devices(pair):
+    written = pair[0]["written"]
+    assert written == pair[1]["written"]
+    assert list(written) == ["ocdbt.process_0", "ocdbt.process_1"]
+    # Process 0 also writes what is whole on all devices.
+    assert 0 < written["ocdbt.process_1"] < written["ocdbt.process_0"]
 
 
 def test_two_processes_exchange_messages(pair):

@@ -67,28 +67,47 @@ def _scan_array(array: jax.Array) -> jax.Array:
 
 
 def _scan_on_host(arrays: Sequence[jax.Array]) -> np.ndarray:
-    """The same for CPU devices, whose arrays are in host memory anyway."""
-    found = np.array([_scan_shards(array) for array in arrays], np.uint32)
+    """The same for CPU devices, whose arrays are in host memory anyway.
+
+    A process that holds all of an array checks its own copy; of an array that
+    is split over processes, each adds up its shards.
+    """
+    scans = [_scan_shards(array) for array in arrays]
+    found = np.array([scan[:2] for scan in scans], np.uint32)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        gathered = multihost_utils.process_allgather(found)
-        found = gathered.sum(axis=0, dtype=np.uint32)
+        parts = np.array([scan[2:] for scan in scans], np.uint32)
+        gathered = multihost_utils.process_allgather(parts[:, :2])
+        total = gathered.sum(axis=0, dtype=np.uint32)
+        found = np.where(parts[:, 2:] > 0, found, total)
     return found
 
 
-def _scan_shards(array: jax.Array) -> tuple[np.uint32, bool]:
-    """This process's partial sum, each shard once; whether it is infinite."""
-    total, infinite = np.uint32(0), False
-    for shard in array.addressable_shards:
-        if shard.replica_id == 0:
-            values = np.asarray(shard.data)
-            products = _words(values) * _factors(shard.index, array.shape)
-            with np.errstate(over="ignore"):  # Modulo 2^32 on purpose.
-                total += products.sum(dtype=np.uint32)
-            if np.issubdtype(values.dtype, np.floating):
-                infinite |= not np.isfinite(values).all()
-    return total, infinite
+def _scan_shards(array: jax.Array) -> tuple[int, ...]:
+    """Scans the shards of this process.
+
+    Returns:
+      Checksum and non-finiteness of all of them, each part once; the same of
+      those that are the first of their replicas anywhere; whether they are
+      the whole array.
+    """
+    whole, first, seen, size = [0, 0], [0, 0], set(), 0
+    shards = sorted(array.addressable_shards, key=lambda x: x.replica_id)
+    for shard in shards:
+        if str(shard.index) in seen:
+            continue
+        seen.add(str(shard.index))
+        values = np.asarray(shard.data)
+        products = _words(values) * _factors(shard.index, array.shape)
+        scan = [int(products.sum(dtype=np.uint32)), 0]  # Modulo 2^32.
+        if np.issubdtype(values.dtype, np.floating):
+            scan[1] = int(not np.isfinite(values).all())
+        for sums in (whole, first)[: 1 + (shard.replica_id == 0)]:
+            sums[0] = (sums[0] + scan[0]) % 2**32
+            sums[1] |= scan[1]
+        size += values.size
+    return (*whole, *first, int(size == array.size))
 
 
 def _words(values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import loading
+from core import paths
 from core.errors import UserError
 from jax_models.model import HEAD
 from run_folder import layout
@@ -168,7 +169,7 @@ def open_run(
 ) -> Run:
     """Opens a run folder to take weights from; changes nothing in it.
 
-    Process 0 alone sees it. To be called in all processes.
+    To be called in all processes, which see the same folder.
 
     Args:
       name: a path, or the bare name of a run that lies beside `workdir` (or,
@@ -185,7 +186,7 @@ def open_run(
     where, plain, identity = comm.run_on_primary(
         lambda: _read(_find(name, workdir, fold), field)
     )
-    run, config = Path(where), loading.from_plain(plain)
+    run, config = paths.make_path(where), loading.from_plain(plain)
     saved = CheckpointReader(run / layout.CHECKPOINTS)
     step = saved.best() if pin is None else pin["step"]
     if step is None:
@@ -204,9 +205,9 @@ def open_run(
 
 
 def _find(name: str, workdir: Path, fold: int) -> Path:
-    run = Path(name)
+    run = paths.make_path(name)
     if len(run.parts) == 1 and not run.is_dir():
-        beside = workdir.absolute().parent
+        beside = paths.absolute(workdir).parent
         near = beside / name
         run = near if near.is_dir() else beside.parent / name
     within = run / f"fold-{fold}"

@@ -1,6 +1,6 @@
 """Writes checkpoints: the latest, and the best by an evaluation's metric.
 
-This and `reader` are the only files that use Orbax (its v1 API).
+This, `reader` and `orbax_paths` are the only files that use Orbax (v1 API).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import contextlib
 import copy
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,20 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from core import paths
 from core.errors import UserError
-from training.checkpointing import checksums
+from run_folder import layout
+from training.checkpointing import checksums, orbax_paths
 from training.checkpointing.reader import (
     ARRAYS,
     CheckpointReader,
     CorruptCheckpointError,
     flatten,
 )
-from training.multihost import comm, host_transfer
+from training.multihost import comm
 
-_policies = ocp.training.preservation_policies
-
-# In the name of a checkpoint that Orbax has not committed.
+# In the name of a checkpoint on a disk that is not whole: being written, or
+# being deleted.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
@@ -40,15 +40,15 @@ class CheckpointManager(CheckpointReader):
     A checkpoint holds a `TrainState` as a flat mapping of path to array, so
     it restores onto any mesh, and a small `history` (JSON), both with
     checksums. `save` returns as soon as the arrays are copied and their
-    checksums computed; files are written in the background, to a temporary
-    name that is renamed when complete. The primary process alone writes; with
-    several processes, from copies in its own memory.
+    checksums computed. Every process writes its own shards in the background;
+    when all have, the primary commits: by a rename on a disk, by a last file
+    in a bucket. The primary alone deletes.
 
-    The disk holds 1 + `keep_best` checkpoints, and one more during a save:
-    each about three times the parameters (four or five with EMA), in float32.
+    There are 1 + `keep_best` checkpoints, and one more during a save: each
+    about three times the parameters (four or five with EMA), in float32.
 
     Args:
-      directory: `<run>/checkpoints`.
+      directory: `<run>/checkpoints`, the same in all processes.
       keep_best: how many of the best to keep besides the latest one.
     """
 
@@ -57,39 +57,19 @@ class CheckpointManager(CheckpointReader):
         self._keep_best = keep_best
         self._saving: Any = None  # Orbax's future of the last save.
         self._quarantined: list[int] = []  # Steps; in the primary alone.
-        self._checkpointer: Any = None
 
         def begin() -> None:
-            self._quarantined += self._quarantine_corrupt_metadata()
-            self._open()
+            with self._writing():
+                self._remove_unfinished()
+            for step in self._steps():
+                try:
+                    self._content(step)
+                except CorruptCheckpointError as corrupt:
+                    self._move(corrupt)
+            with self._writing():
+                self._remove_old()
 
         comm.run_on_primary(begin)
-
-    def _open(self) -> None:
-        kept = _policies.AnyPreservationPolicy(
-            [
-                _policies.LatestN(1),
-                _policies.BestN(
-                    get_metric_fn=self._rank,
-                    n=self._keep_best,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
-        with self._writing():
-            context = ocp.Context()
-            # `save` hands over copies: Orbax need not copy them again.
-            context.memory_options.deepcopy_host_arrays = False
-            # Else each replica writes a slice, cut by a program of its own:
-            # hundreds to compile on eight devices.
-            context.array_options.saving.use_replica_parallel = False
-            self._checkpointer = ocp.training.Checkpointer(
-                self._directory.absolute(),
-                context=context,
-                save_decision_policy=_EveryCall(),
-                preservation_policy=kept,
-                cleanup_tmp_directories=True,
-            )
 
     def latest(self) -> int | None:
         """Returns the step of the newest checkpoint, None if there is none.
@@ -97,6 +77,7 @@ class CheckpointManager(CheckpointReader):
         Raises:
           UserError: there were some, but all of them are corrupt.
         """
+        self._settle()
         return comm.run_on_primary(self._latest)
 
     def save(
@@ -111,7 +92,8 @@ class CheckpointManager(CheckpointReader):
         Args:
           step: global step; the name of the checkpoint.
           state: a pytree of arrays.
-          history: what else a resumed run must know, as JSON.
+          history: what else a resumed run must know, as JSON; the primary's
+            is saved.
           metrics: of the evaluation at this step, with the `merit` by which
             the best is kept; None if there was none.
 
@@ -119,14 +101,13 @@ class CheckpointManager(CheckpointReader):
           UserError: the state holds a number that is not finite, or the disk
             cannot be written; earlier checkpoints are intact.
         """
-        if comm.run_on_primary(lambda: self._is_saved(step)):
+        if step in self.steps():
             return
         if metrics is not None:
             metrics = {**metrics, "step": step}
-        one_process = jax.process_count() == 1
         # The next step overwrites the state's buffers (donation) while Orbax
         # may still be reading them, so Orbax gets a copy.
-        state = flatten(_copy(state) if one_process else state)
+        state = flatten(_copy(state))
         sums, infinite = checksums.checksum_arrays(state)
         if infinite:
             raise UserError(
@@ -134,25 +115,21 @@ class CheckpointManager(CheckpointReader):
                 "finite; lower the stage's learning_rate or set its clip_norm "
                 "to 1.0, in a new --workdir"
             )
-        content = {
-            "history": history,
-            "metrics": metrics,
-            "checksums": sums,
-        }
-        if not one_process:
-            state = host_transfer.gather_to_primary(state)
-        comm.run_on_primary(lambda: self._write(step, state, content))
+        content = {"history": history, "metrics": metrics, "checksums": sums}
+        # Orbax writes the metadata last: it must not change until then.
+        metadata = copy.deepcopy(checksums.add_hash(content))
+        with self._writing(), orbax_paths.context(self._directory):
+            self._saving = ocp.save_async(
+                self._directory / str(step),
+                state,
+                checkpointable_name=ARRAYS,
+                custom_metadata=metadata,
+            )
 
     def quarantine(self, corrupt: CorruptCheckpointError) -> None:
         """Moves a corrupt checkpoint to `checkpoints-damaged/`."""
-
-        def move() -> None:
-            self.close()
-            self._move(corrupt.step, corrupt.reason)
-            self._quarantined.append(corrupt.step)
-            self._open()
-
-        comm.run_on_primary(move)
+        self._settle()
+        comm.run_on_primary(lambda: self._move(corrupt))
 
     def wait(self) -> None:
         """Blocks until all that `save` was given is on disk.
@@ -160,66 +137,87 @@ class CheckpointManager(CheckpointReader):
         Raises:
           UserError: it could not be written; earlier checkpoints are intact.
         """
-        comm.run_on_primary(self._settle)
+        self._settle()
 
     def close(self) -> None:
-        """Waits for the disk and closes Orbax; calls no collective.
+        """Waits as `wait`, and removes what a failed save has left.
 
         Raises:
           UserError: as `wait`.
         """
-        if self._checkpointer is None:
-            return
         try:
             self._settle()
         finally:
-            self._close()
+            if comm.is_primary():
+                with contextlib.suppress(Exception):
+                    self._remove_unfinished()
+
+    def _settle(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        with self._writing():
+            saving.result()  # Returns when all processes have written.
+            if comm.is_primary():
+                self._remove_old()
 
     # ---- In the primary -----------------------------------------------------
 
     def _latest(self) -> int | None:
-        self._settle()
-        newest = self._checkpointer.latest
-        if newest is None and self._quarantined:
+        steps = self._steps()
+        if not steps and self._quarantined:
             raise UserError(
                 f"every checkpoint in {self._directory} was damaged and is now "
                 f"in {self._quarantine_folder}; restore one from a copy, or "
                 "delete the run folder to start over"
             )
-        return None if newest is None else newest.step
+        return max(steps, default=None)
 
-    def _is_saved(self, step: int) -> bool:
-        self._settle()
-        return any(c.step == step for c in self._checkpointer.checkpoints)
+    def _remove_old(self) -> None:
+        best = sorted(self._ranks(), reverse=True)[: self._keep_best]
+        steps = self._steps()
+        for step in {*steps[:-1]} - {step for _, step in best}:
+            folder = self._directory / str(step)
+            # Killed in between, it is no checkpoint any more.
+            if paths.is_remote(folder):
+                (folder / layout.COMMITTED).unlink()
+            else:
+                folder = folder.rename(f"{folder}{_UNFINISHED}")
+            paths.remove_tree(folder)
 
-    def _write(self, step: int, state: dict, content: dict[str, Any]) -> None:
-        # Orbax writes the metadata last: it must not change until then.
-        metadata = copy.deepcopy(checksums.add_hash(content))
+    def _remove_unfinished(self) -> None:
+        """Removes what was killed: it is never read, but takes space."""
+        if not self._directory.exists():
+            return
+        whole = {str(step) for step in self._steps()}
+        for path in self._directory.iterdir():
+            if _UNFINISHED in path.name or (
+                paths.is_remote(path) and path.name not in whole
+            ):
+                paths.remove_tree(path)
+
+    @property
+    def _quarantine_folder(self) -> Path:
+        return self._directory.parent / "checkpoints-damaged"
+
+    def _move(self, corrupt: CorruptCheckpointError) -> None:
+        step = corrupt.step
+        target, copies = self._quarantine_folder / str(step), 1
+        while target.exists():
+            target = self._quarantine_folder / f"{step}-{copies}"
+            copies += 1
+        source = self._directory / str(step)
         with self._writing():
-            self._saving = self._checkpointer.save_async(
-                step,
-                state,
-                checkpointable_name=ARRAYS,
-                metrics=content["metrics"],
-                custom_metadata=metadata,
-            )
-
-    def _settle(self) -> None:
-        with self._writing():
-            saving, self._saving = self._saving, None
-            if saving is not None:
-                # Without this call a thread and three open files leak.
-                saving.result()
-            self._checkpointer.wait()
-
-    def _close(self) -> None:
-        try:
-            with self._writing():
-                self._checkpointer.close()
-        finally:
-            # An unfinished checkpoint is never read, but takes space.
-            for half in self._directory.glob(f"*{_UNFINISHED}"):
-                shutil.rmtree(half, ignore_errors=True)
+            if paths.is_remote(source):
+                # First it stops being a checkpoint; then it is copied.
+                (source / layout.COMMITTED).unlink()
+            paths.move_tree(source, target)
+        self._quarantined.append(step)
+        print(
+            f"the checkpoint of step {step} is damaged ({corrupt.reason}); it "
+            f"is now {target}",
+            flush=True,
+        )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -228,53 +226,13 @@ class CheckpointManager(CheckpointReader):
             yield
         except Exception as error:
             reason = _disk_error(error)
-            if reason is None:
+            if reason is None or paths.is_remote(self._directory):
                 raise
             raise UserError(
                 f"cannot write a checkpoint in {self._directory}: {reason}; "
                 "free some space or make it writable, and run the same "
                 "command again to continue"
             ) from error
-
-    @property
-    def _quarantine_folder(self) -> Path:
-        return self._directory.parent / "checkpoints-damaged"
-
-    def _move(self, step: int, reason: str) -> None:
-        target, copies = self._quarantine_folder / str(step), 1
-        while target.exists():
-            target = self._quarantine_folder / f"{step}-{copies}"
-            copies += 1
-        with self._writing():
-            self._quarantine_folder.mkdir(exist_ok=True)
-            (self._directory / str(step)).rename(target)
-        print(
-            f"the checkpoint of step {step} is damaged ({reason}); it is now "
-            f"{target}",
-            flush=True,
-        )
-
-    def _quarantine_corrupt_metadata(self) -> list[int]:
-        """Quarantines checkpoints that Orbax would fail on, or misread.
-
-        Returns:
-          Their steps.
-        """
-        moved = []
-        for step in self._steps():
-            try:
-                self._content(step)
-            except CorruptCheckpointError as corrupt:
-                self._move(corrupt.step, corrupt.reason)
-                moved.append(corrupt.step)
-        return moved
-
-
-class _EveryCall:
-    """Saves at every call: the training loop decides, not Orbax."""
-
-    def should_save(self, step, previous_steps, *, context) -> bool:
-        return True
 
 
 def _disk_error(error: BaseException | None) -> str | None:

@@ -1,6 +1,6 @@
 """Reads checkpoints, of this run or of another, and verifies checksums.
 
-This and `manager` are the only files that use Orbax (its v1 API).
+This, `manager` and `orbax_paths` are the only files that use Orbax (v1 API).
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from orbax.checkpoint import v1 as ocp
-from orbax.checkpoint._src.multihost import multihost as orbax_v0_processes
-from orbax.checkpoint.experimental.v1._src.synchronization import (
-    multihost as orbax_processes,
-)
 
+from core import paths
 from core.errors import UserError
-from training.checkpointing import checksums
-from training.multihost import comm, host_transfer
+from run_folder import layout
+from training.checkpointing import checksums, orbax_paths
+from training.multihost import comm
 
-# Names in Orbax's layout: of the arrays, of our metadata, of the metrics.
+# Names in Orbax's layout: of the arrays, and of our metadata.
 ARRAYS = "state"
-_METADATA, _METRICS = "_CHECKPOINT_METADATA", "metrics/metrics"
+_METADATA = "_CHECKPOINT_METADATA"
 
 
 class CorruptCheckpointError(UserError):
@@ -47,20 +44,24 @@ class CorruptCheckpointError(UserError):
 class CheckpointReader:
     """The checkpoints in a folder, read-only.
 
-    The primary process alone accesses the folder and broadcasts what it finds:
-    every method is a collective, to be called in all processes.
+    Every method is a collective, to be called in all processes. Each of them
+    reads the shards of its own devices, and the primary the small rest, which
+    it broadcasts.
 
     Args:
-      directory: `<run>/checkpoints`.
+      directory: `<run>/checkpoints`, the same in all processes.
+
+    Raises:
+      UserError: Orbax cannot be given its name.
     """
 
     def __init__(self, directory: Path):
-        self._directory = directory
-        if jax.process_count() > 1:
-            _run_orbax_in_one_process()
+        paths.require_utf8(directory, "the folder of the checkpoints")
+        self._directory = paths.absolute(directory)
 
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, also corrupt ones."""
+        self._settle()
         return comm.run_on_primary(self._steps)
 
     def best(self) -> int | None:
@@ -68,6 +69,7 @@ class CheckpointReader:
 
         Checkpoints with corrupt metadata are skipped.
         """
+        self._settle()
         return comm.run_on_primary(self._best)
 
     def load(self, step: int, like: Any) -> Any:
@@ -86,15 +88,21 @@ class CheckpointReader:
             key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for key, x in flatten(like).items()
         }
+        self._settle()  # Before the commit there are no files to read.
         expected = comm.run_on_primary(lambda: self._checksums(step))
-        flat = self._restore(step, abstract)
+        # What is damaged may be a shard that one process alone reads.
+        flat = comm.run_on_all(lambda: self._read_all(step, abstract))
         found, _ = checksums.checksum_arrays(flat)
-        wrong = [key for key in found if found[key] != expected.get(key)]
-        if wrong:
-            reason = f"{wrong[0]} has changed"
-            if len(wrong) > 1:
-                reason += f", and {len(wrong) - 1} more"
-            raise CorruptCheckpointError(self._directory, step, reason)
+
+        def check() -> None:
+            wrong = [key for key in found if found[key] != expected.get(key)]
+            if wrong:
+                reason = f"{wrong[0]} has changed"
+                if len(wrong) > 1:
+                    reason += f", and {len(wrong) - 1} more"
+                raise CorruptCheckpointError(self._directory, step, reason)
+
+        comm.run_on_all(check)  # Each process checks what it has read itself.
         return jax.tree.unflatten(
             jax.tree.structure(like), [flat[key] for key in abstract]
         )
@@ -105,6 +113,7 @@ class CheckpointReader:
         Raises:
           CorruptCheckpointError: the metadata is corrupt.
         """
+        self._settle()
         found = comm.run_on_primary(lambda: self._contents(step))
         return {path: tuple(shape) for path, shape in found.items()}
 
@@ -114,6 +123,7 @@ class CheckpointReader:
         Raises:
           CorruptCheckpointError: the metadata is corrupt.
         """
+        self._settle()
         return comm.run_on_primary(lambda: self._history(step))
 
     def fingerprint(self, step: int) -> str:
@@ -122,36 +132,39 @@ class CheckpointReader:
         Raises:
           CorruptCheckpointError: the metadata is corrupt.
         """
+        self._settle()
         return comm.run_on_primary(lambda: self._fingerprint(step))
+
+    def _settle(self) -> None:
+        """Waits for the writes of all processes; a reader has none."""
 
     # ---- In the primary -----------------------------------------------------
 
-    def _settle(self) -> None:
-        """Waits for this process's own writes; a reader has none."""
-
     def _steps(self) -> list[int]:
-        names = [path.name for path in self._directory.glob("[0-9]*")]
-        # A checkpoint that is being written has a longer name.
-        return sorted(int(name) for name in names if name.isdigit())
+        return layout.committed_steps(self._directory)
 
     def _best(self) -> int | None:
-        self._settle()
-        scored = {}
+        return max(self._ranks(), default=(None, None))[1]
+
+    def _ranks(self) -> list[tuple[tuple[float, int], int]]:
+        """(rank, step) of all that were evaluated and can be read."""
+        found = []
         for step in self._steps():
             try:
                 metrics = self._content(step)["metrics"]
             except CorruptCheckpointError:
                 continue
             if metrics is not None:
-                scored[step] = self._rank(metrics)
-        return max(scored, key=scored.get, default=None)
+                value = metrics["merit"]
+                merit = value if math.isfinite(value) else -math.inf
+                # The earliest of equals is the best.
+                found.append(((merit, -metrics["step"]), step))
+        return found
 
     def _history(self, step: int) -> dict[str, Any]:
-        self._settle()
         return self._content(step)["history"]
 
     def _checksums(self, step: int) -> dict[str, int]:
-        self._settle()  # Before the commit there are no files to read.
         return self._content(step)["checksums"]
 
     def _fingerprint(self, step: int) -> str:
@@ -159,93 +172,62 @@ class CheckpointReader:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _contents(self, step: int) -> dict[str, tuple[int, ...]]:
-        self._settle()
         try:
-            arrays = ocp.metadata(
-                self._folder(step), checkpointable_name=ARRAYS
-            ).metadata
+            with orbax_paths.context(self._directory, alone=True):
+                arrays = ocp.metadata(
+                    self._directory / str(step), checkpointable_name=ARRAYS
+                ).metadata
             return {path: tuple(x.shape) for path, x in arrays.items()}
         except Exception as error:  # As in `_read_all`.
             reason = f"its arrays are not listed ({type(error).__name__})"
-            raise CorruptCheckpointError(
-                self._directory, step, reason
-            ) from error
+            raise self._corrupt(step, reason, error) from error
 
-    def _restore(
-        self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]
-    ) -> dict[str, jax.Array]:
-        """Reads arrays onto their shardings; in all processes."""
-        if jax.process_count() == 1:
-            return self._read_all(step, abstract, jax.Array)
-        found: dict[str, np.ndarray] = {}
+    def _content(self, step: int) -> dict[str, Any]:
+        """Returns a checkpoint's metadata, verified."""
+        try:
+            text = (self._directory / str(step) / _METADATA).read_text("utf-8")
+            hashed = json.loads(text).get("custom_metadata")
+            return checksums.verify_hash(hashed)
+        except Exception as error:  # A driver's, when it is in a bucket.
+            reason = (str(error).splitlines() or [""])[0]
+            raise self._corrupt(step, reason, error) from error
 
-        def read() -> None:
-            types = dict.fromkeys(abstract, np.ndarray)
-            found.update(self._read_all(step, types, np.ndarray))
-            for key, leaf in abstract.items():
-                if (found[key].shape, found[key].dtype) != (
-                    leaf.shape,
-                    leaf.dtype,
-                ):
-                    reason = f"{key} has another shape"
-                    raise CorruptCheckpointError(self._directory, step, reason)
-
-        comm.run_on_primary(read)
-        return host_transfer.broadcast_from_primary(found, abstract)
+    # ---- In every process ---------------------------------------------------
 
     def _read_all(
-        self, step: int, abstract: dict[str, Any], kind: type
-    ) -> dict[str, Any]:
-        """Reads all of `abstract`, or raises CorruptCheckpointError."""
+        self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]
+    ) -> dict[str, jax.Array]:
+        """Reads arrays onto their shardings, or raises."""
         try:
             flat = self._read(step, abstract)
         except Exception as error:  # Orbax has no common base class.
             reason = f"its arrays cannot be read ({type(error).__name__})"
-            raise CorruptCheckpointError(
-                self._directory, step, reason
-            ) from error
+            raise self._corrupt(step, reason, error) from error
         # For a missing array Orbax returns the abstract one that it was given.
-        absent = [k for k in abstract if not isinstance(flat[k], kind)]
+        absent = [k for k in abstract if not isinstance(flat[k], jax.Array)]
         if absent:
             reason = f"{absent[0]} is missing"
             raise CorruptCheckpointError(self._directory, step, reason)
         return {key: flat[key] for key in abstract}
 
-    def _read(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        with context:
+    def _read(
+        self, step: int, abstract: dict[str, jax.ShapeDtypeStruct] | None
+    ) -> dict[str, Any]:
+        # Alone: a process that cannot read its shards raises, and the others
+        # would wait for it at Orbax's barrier.
+        with orbax_paths.context(self._directory, alone=True):
             return ocp.load(
-                self._folder(step), abstract, checkpointable_name=ARRAYS
+                self._directory / str(step),
+                abstract,
+                checkpointable_name=ARRAYS,
             )
 
-    def _folder(self, step: int) -> Path:
-        return self._directory.absolute() / str(step)
-
-    def _content(self, step: int) -> dict[str, Any]:
-        try:
-            return _read_metadata(self._directory / str(step))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CorruptCheckpointError(
-                self._directory, step, reason
-            ) from error
-
-    def _rank(self, metrics: dict[str, float]) -> tuple[float, int]:
-        value = metrics["merit"]
-        return value if math.isfinite(value) else -math.inf, -metrics["step"]
-
-
-def _read_metadata(folder: Path) -> dict[str, Any]:
-    """Returns a checkpoint's metadata, verified; its metrics, too."""
-    text = (folder / _METADATA).read_text(encoding="utf-8")
-    content = checksums.verify_hash(json.loads(text).get("custom_metadata"))
-    if content["metrics"] is not None:
-        text = (folder / _METRICS).read_text(encoding="utf-8")
-        # As text, because NaN does not equal itself.
-        if json.dumps(json.loads(text)) != json.dumps(content["metrics"]):
-            raise ValueError("its metrics have changed")
-    return content
+    def _corrupt(self, step: int, reason: str, error: Exception) -> Exception:
+        """The error for a checkpoint, unless its bucket cannot be reached."""
+        if paths.is_remote(self._directory) and paths.is_unreachable(error):
+            with paths.reaching([self._directory]):
+                raise error
+        return CorruptCheckpointError(self._directory, step, reason)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -255,19 +237,3 @@ def flatten(tree: Any) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in leaves
     }
-
-
-def _run_orbax_in_one_process() -> None:
-    """Makes Orbax work in the primary as if there were no other processes.
-
-    It would wait for them to call it, too. Its own option for that,
-    `active_processes`, is rejected by its Checkpointer (0.12.8), and saving
-    compares the folder's name over all processes in spite of it.
-    """
-    for module in (orbax_processes, orbax_v0_processes):
-        for name, alone in (
-            ("process_count", lambda: 1),
-            ("should_skip_process_sync", lambda processes=None: True),
-        ):
-            getattr(module, name)  # Fails if another version has renamed it.
-            setattr(module, name, alone)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import optax
 from core.errors import UserError
 from training.loop import stages
 from training.loop.input_stall import InputStallMonitor
+from training.loop.metrics_log import MetricsLog
 from training.loop.stages import Stage
 from training.loop.throughput import Throughput, duration
 
@@ -61,16 +60,12 @@ class Recorder:
         remedy: str = "",
     ):
         self._input_stall = InputStallMonitor(remedy)
-        self._path, self._every = path, every_steps
+        self._every = every_steps
         # Index of the stage that goes on at a lower rate; once in a run.
         self._rolled_back = history.get("rolled_back")
         self._plan = plan
         self._spoke = -math.inf
-        try:
-            # Unbuffered: what fails is not tried again when it is closed.
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (close)
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        self._log = MetricsLog(path)
         self._go_back_to(history)
 
     def _go_back_to(self, history: dict[str, Any]) -> None:
@@ -81,18 +76,7 @@ class Recorder:
         self._last: tuple[int, dict[str, jax.Array]] | None = None
         self._pending = False  # whether the last step is still to be logged
         self._clock = Throughput()
-        try:
-            self._file.truncate(min(history.get("log_bytes", 0), self.size()))
-            self._file.seek(0, os.SEEK_END)
-        except OSError as error:
-            raise self._cannot_write(error) from error
-
-    def _cannot_write(self, error: OSError) -> UserError:
-        return UserError(
-            f"cannot write {self._path}: {error.strerror}; free some space or "
-            "choose a --workdir that can be written, and run the same command "
-            "again to continue"
-        )
+        self._log.truncate(history.get("log_bytes", 0))
 
     def start_stage(
         self, stage: Stage, rates: dict[str, optax.Schedule]
@@ -235,12 +219,9 @@ class Recorder:
         Raises:
           UserError: the log cannot be written to the disk.
         """
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        self._log.sync()
         return {
-            "log_bytes": self.size(),
+            "log_bytes": self._log.size(),
             "best": self._best,
             "stale": dict(self._stale),
             "rolled_back": self._rolled_back,
@@ -248,14 +229,10 @@ class Recorder:
             "resume_step": self._stage.end if self.out_of_patience else step,
         }
 
-    def size(self) -> int:
-        """Returns the length of the file in bytes."""
-        return os.fstat(self._file.fileno()).st_size
-
     def close(self) -> None:
         """Closes the file."""
         self._input_stall.close()
-        self._file.close()
+        self._log.close()
 
     def _report(self) -> None:
         if not self._pending:
@@ -344,11 +321,4 @@ class Recorder:
             # JSON has no NaN: all steps since the last line were skipped.
             **{k: None if v != v else v for k, v in values.items()},
         }
-        line, whole = json.dumps(record).encode() + b"\n", self.size()
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(whole)  # Lines are whole or absent.
-            raise self._cannot_write(error) from error
+        self._log.append(json.dumps(record).encode() + b"\n")

@@ -1,15 +1,14 @@
 """Host-side collectives: broadcast, gather, barrier-free agreement on errors.
 
-Every process runs all of train.py on its own devices and its own rows. What
-exists once (the run folder with its checkpoints, log and logits, and the
-bucket that holds it) is read and written by the primary process alone, which
-broadcasts what it found. An error that only one process can meet is raised in
-all, so that none of them waits for ever. With one process all of this costs
-nothing.
+Every process runs all of train.py on its own devices and its own rows, and
+reads and writes its own shards of a checkpoint. What exists once (the log, the
+logits, the rest of the run folder) is written by the primary process alone,
+which broadcasts what it found there. An error that only one process can meet
+is raised in all, so that none of them waits for ever. With one process all of
+this costs nothing.
 
 Messages travel through the key-value store of jax.distributed, not through
-devices: a collective on devices times out, and fetching a run from a bucket
-may take minutes.
+devices: a collective on devices times out, and a bucket may take minutes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,9 @@ import contextlib
 import itertools
 import json
 import os
+import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ import numpy as np
 from jax._src import distributed
 from jax.sharding import Mesh
 
-from core import atomic_files
+from core import paths
 from core.errors import UserError
 from training.multihost import sharding
 
@@ -39,6 +40,9 @@ _sequence = itertools.count()
 
 # Of one blocking read of the store; it is repeated until there is an answer.
 _POLL_SECONDS = 20
+
+# How late a shared disk may show a new file.
+_SHARED_SECONDS = 15
 
 
 def is_primary() -> bool:
@@ -162,53 +166,54 @@ def _receive(number: int, process: int) -> str:
                 raise
 
 
-def private_workdir(workdir: Path, resources: contextlib.ExitStack) -> Path:
-    """Returns the run folder in the primary, an empty folder elsewhere.
-
-    A folder of the same name on another host is never read or written.
+def check_shared(folder: Path) -> None:
+    """Checks that all processes see the same folder.
 
     Args:
-      workdir: of the command line.
-      resources: on whose exit the temporary folder is removed.
-    """
-    if is_primary():
-        return workdir
-    return resources.enter_context(atomic_files.temporary_folder()) / "run"
-
-
-def broadcast_file(path: Path) -> None:
-    """Copies a text file of the primary process to all others.
-
-    Args:
-      path: local to each process; may be missing in the primary.
+      folder: on a disk of each of them; made in the primary if it is missing.
+        In a bucket it is the same by its name.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the primary cannot write there, or another process does not
+        see what it wrote.
     """
-
-    def read() -> str | None:
-        try:
-            return path.read_text(encoding="utf-8", errors="surrogateescape")
-        except OSError:  # Reported where the file is needed.
-            return None
-
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or paths.is_remote(folder):
         return
-    text = run_on_primary(read)
 
-    def write() -> None:
-        if text is None or is_primary():
-            return
+    token, path = secrets.token_hex(8), folder / ".shared"
+
+    def write() -> str:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8", errors="surrogateescape")
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(token)
         except OSError as error:
             raise UserError(
-                f"cannot write {path} on host {socket.gethostname()}: "
-                f"{error.strerror}; free some space there or set TMPDIR"
+                f"cannot write the run folder {folder}: {error.strerror}; "
+                "choose another --workdir"
             ) from error
+        return token
 
-    run_on_all(write)
+    def look() -> None:
+        until = time.monotonic() + _SHARED_SECONDS
+        while True:
+            with contextlib.suppress(OSError):
+                os.listdir(folder)  # Makes a file server's client look again.
+                if path.read_text() == expected:
+                    return
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{folder} on host {socket.gethostname()} is not the "
+                    "folder that process 0 writes to; give a --workdir on a "
+                    "disk that all hosts share, or in a bucket"
+                )
+            time.sleep(0.2)
+
+    expected = run_on_primary(write)
+    try:
+        run_on_all(look)
+    finally:
+        if is_primary():
+            path.unlink(missing_ok=True)
 
 
 class AgreedMax:

@@ -18,8 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 from jax._src import distributed
@@ -31,9 +30,9 @@ from training.multihost import comm
 # A process without a heartbeat for so long is lost.
 HEARTBEAT_SECONDS, HEARTBEAT_TIMEOUT_SECONDS = 2.0, 30.0
 
-# What the primary may take to close its contexts (send to a bucket, say), and
-# then to wait until the others have disconnected.
-CLOSE_TIMEOUT_SECONDS, DISCONNECT_TIMEOUT_SECONDS = 25.0, 10.0
+# What a process may take to close its contexts after its error: a checkpoint
+# waits for all processes. Then the primary waits until the others have gone.
+CLOSE_TIMEOUT_SECONDS, DISCONNECT_TIMEOUT_SECONDS = 20.0, 10.0
 
 # What JAX's runtimes report when the process at the other end is gone.
 _CONNECTION_LOST = (
@@ -51,8 +50,8 @@ _CONNECTION_LOST = (
 )
 
 _exiting = threading.Lock()  # Held by the thread that ends this process.
-_broadcast = threading.Event()  # This process has broadcast its error.
-_closers: list[Callable[[UserError], None]] = []
+# The error that this process has broadcast, and when.
+_broadcast: tuple[UserError, float] | None = None
 
 
 @contextlib.contextmanager
@@ -103,52 +102,18 @@ def broadcasting_errors() -> Iterator[None]:
         )
         if jax.process_count() > 1 and lost:
             reason = str(error).splitlines()[0]
-            _abort(_peer_error() or _peer_lost(reason))
+            shutdown(_peer_error() or _peer_lost(reason))
         broadcast_error(_describe_bug(error))
         raise
 
 
 def broadcast_error(error: UserError) -> None:
     """Publishes the error with which this process, and so all, exit."""
+    global _broadcast
     if jax.process_count() > 1:
-        _broadcast.set()
+        if _broadcast is None:
+            _broadcast = error, time.monotonic()
         _publish("error", json.dumps(comm.encode_error(error)))
-
-
-@contextlib.contextmanager
-def on_primary(
-    make_context: Callable[[], contextlib.AbstractContextManager[Any]],
-) -> Iterator[None]:
-    """Enters and exits a context in the primary; the others wait for it.
-
-    When the primary cannot go on, another of its threads exits the context.
-
-    Args:
-      make_context: called in the primary alone.
-
-    Raises:
-      UserError: raised on entering or exiting; in all processes.
-    """
-
-    def enter() -> None:
-        stack.enter_context(make_context())
-
-    def close(error: BaseException | None) -> None:
-        stack.pop_all().__exit__(type(error) if error else None, error, None)
-
-    with contextlib.ExitStack() as stack:
-        comm.run_on_primary(enter)
-        _closers.append(close)
-        try:
-            yield
-        except SystemExit as exit_:  # All processes exit, in an orderly way.
-            code = exit_
-            comm.run_on_primary(lambda: close(code))
-            raise
-        else:
-            comm.run_on_primary(lambda: close(None))
-        finally:
-            _closers.remove(close)
 
 
 def shutdown(error: UserError) -> None:
@@ -176,12 +141,16 @@ def _monitor(stop: threading.Event) -> None:
         if stop.wait(HEARTBEAT_SECONDS):
             return
         _publish("heartbeat", str(beat))
-        if _broadcast.is_set():
-            continue  # The main thread is about to exit.
+        if _broadcast is not None:
+            # The main thread is about to exit, unless it waits for a peer.
+            own, when = _broadcast
+            if time.monotonic() - when > CLOSE_TIMEOUT_SECONDS:
+                shutdown(own)
+            continue
         error = _peer_error()
         # The main thread gets one heartbeat's time to fail by itself.
         if error is not None and peer_failed:
-            _abort(error)
+            shutdown(error)
         peer_failed = error is not None
         for process, (previous, when) in last_seen.items():
             latest = _read("heartbeat", process) or previous
@@ -189,7 +158,7 @@ def _monitor(stop: threading.Event) -> None:
             if latest != previous:
                 last_seen[process] = latest, now
             elif now - when > HEARTBEAT_TIMEOUT_SECONDS and not stop.is_set():
-                _abort(_peer_lost(f"process {process} fell silent"))
+                shutdown(_peer_lost(f"process {process} fell silent"))
 
 
 def _peer_error() -> UserError | None:
@@ -215,21 +184,6 @@ def _describe_bug(error: Exception) -> UserError:
         f"process {jax.process_index()} failed ({type(error).__name__}); what "
         "it wrote on its own host says more"
     )
-
-
-def _abort(error: UserError) -> None:
-    """Exits because of another process, closing contexts within a limit."""
-    with _exiting:
-        broadcast_error(error)
-        closing = threading.Thread(target=_close, args=(error,), daemon=True)
-        closing.start()
-        closing.join(CLOSE_TIMEOUT_SECONDS)
-        _exit_with(error)
-
-
-def _close(error: UserError) -> None:
-    for closer in reversed(_closers):
-        closer(error)
 
 
 def _exit_with(error: UserError) -> None:
