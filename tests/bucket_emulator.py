@@ -100,6 +100,11 @@ class _Handler(emulator.RequestHandler):
         self._serve(emulator.RequestHandler.do_DELETE)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Says nothing: a client that was killed, or has heard enough."""
+
+
 class Bucket:
     """`gs://sextet-test`, served from this process; a context manager.
 
@@ -117,9 +122,7 @@ class Bucket:
         self.fault: Callable[[str, str], HTTPStatus | float | None]
         self.fault = lambda method, path: None
         buckets.create_bucket(NAME, self.storage)
-        self._server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), partial(_Handler, self)
-        )
+        self._server = _Server(("127.0.0.1", 0), partial(_Handler, self))
         host = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.environment = {
             "STORAGE_EMULATOR_HOST": host,

@@ -192,7 +192,7 @@ def damage_told(saved, folder, like):
     """What processes hear of a damage on the disk that they share."""
     saved.wait()
     if comm.is_primary():
-        files = (p for p in (folder / "2/state").rglob("*") if p.is_file())
+        files = (folder / "2/state").rglob("d/*")
         largest = max(files, key=lambda path: path.stat().st_size)
         largest.write_bytes(largest.read_bytes()[:200])
     try:

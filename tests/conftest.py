@@ -1,0 +1,30 @@
+"""What the tests of several packages share."""
+
+import os
+
+import pytest
+
+from tests.bucket_emulator import Bucket
+
+
+@pytest.fixture(scope="session")
+def _bucket():
+    with Bucket() as bucket:
+        # Before gcsfs and TensorStore look, which they do once.
+        os.environ.update(bucket.environment)
+        yield bucket
+
+
+@pytest.fixture
+def bucket(_bucket):
+    """A bucket without faults; its objects outlive the test."""
+    _bucket.fault = lambda method, path: None
+    _bucket.requests.clear()
+    yield _bucket
+    _bucket.fault = lambda method, path: None
+
+
+@pytest.fixture
+def url(bucket, tmp_path):
+    """Of a folder in the bucket that is this test's own."""
+    return f"{bucket.url}/{tmp_path.parent.name}-{tmp_path.name}/run"
