@@ -42,7 +42,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     if paths.is_remote(path):
         with temporary_folder() as folder:
             yield folder / path.name
-            path.write_bytes((folder / path.name).read_bytes())
+            content = (folder / path.name).read_bytes()
+            paths.write_object(path, content)
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -98,6 +98,14 @@ def size(path: Path) -> int:
     return about.length if is_remote(path) else about.st_size
 
 
+def write_object(path: Path, content: bytes) -> None:
+    """Writes a file in a bucket, in one request: whole or not at all."""
+    import fsspec
+
+    files, name = fsspec.core.url_to_fs(str(path))
+    files.pipe_file(name, content)
+
+
 def remove_tree(path: Path) -> None:
     """Removes a folder with all that it holds, if it is there.
 
@@ -121,7 +129,8 @@ def move_tree(source: Path, target: Path) -> None:
         import fsspec
 
         files, _ = fsspec.core.url_to_fs(str(source))
-        files.mv(str(source), str(target), recursive=True)
+        files.copy(str(source), str(target), recursive=True)
+        files.rm(str(source), recursive=True)
     else:
         target.parent.mkdir(exist_ok=True)
         source.rename(target)

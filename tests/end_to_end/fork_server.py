@@ -24,9 +24,9 @@ def prepare():
     import jax_models
     import reports  # noqa: F401 (train imports these where it uses them)
     import train
+    from run_folder import lease
     from training import runtime
     from training.loop import recorder
-    from training.multihost import lease, mirror
     from training.tasks import classify
 
     class Tiny(nnx.Module):
@@ -70,7 +70,6 @@ def prepare():
     jax_models.create_model = create_model
     classify.make_loss = make_fragile
     recorder.RATE_AFTER_ROLLBACK = 1e-6  # So it does not go far again.
-    mirror.POLL_SECONDS = 0.02
     lease.RENEWAL_SECONDS, lease.EXPIRY_SECONDS = 0.1, 0.5
     return train.main
 

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import CACHE, ROOT, environment
-from training.multihost.object_store import local_copy
 
+from core.paths import make_path
 from run_folder.predictions import read_logits
 from training.checkpointing.reader import CheckpointReader
 
@@ -53,7 +52,7 @@ class ForkServer:
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(_bucket):
     server = ForkServer()
     yield server
     server.close()
@@ -149,28 +148,42 @@ class Run:
     def _export(self, before):
         return self._said("predicting with")
 
-    def _sending(self, before):
-        return any(self.workdir.glob(".sending-*"))
-
 
 class BucketRun(Run):
-    """The same, with its run folder in a bucket.
+    """The same, with its run folder in a bucket."""
 
-    Args:
-      folder: of the bucket and of the output.
-    """
-
-    def __init__(self, server, folder, generator):
+    def __init__(self, server, folder, generator, bucket):
         folder.mkdir()
         super().__init__(server, folder / "run", generator)
-        self.bucket = folder / "bucket/run"
-        url = f"file://{self.bucket}"
-        self.arguments = (FOLDS, f"--workdir={url}")
-        self.workdir = local_copy(url, CACHE)
+        self._bucket = bucket
+        self._prefix = f"{folder.parent.name}-{folder.name}/run"
+        self.url = f"{bucket.url}/{self._prefix}"
+        self.arguments = (FOLDS, f"--workdir={self.url}")
+        self._before = 0
 
-    def lose_machine(self):
-        """A preempted machine takes its disk along; a new one comes."""
-        shutil.rmtree(self.workdir.parent)
+    def _saving(self, before):
+        """A checkpoint is being written: it is not committed yet."""
+        names = self._bucket.names(f"{self._prefix}/checkpoints/")
+        found = {tuple(name.split("/")[:4]) for name in names}
+        whole = {
+            tuple(name.split("/")[:4])
+            for name in names
+            if name.endswith("/commit_success.txt")
+        }
+        return bool(found - whole)
+
+    def _committed(self, before):
+        """A checkpoint is whole, and an older one is to be deleted."""
+        names = self._bucket.names(f"{self._prefix}/checkpoints/")
+        return sum(n.endswith("/commit_success.txt") for n in names) > 2
+
+    def _any(self, before):
+        self._requests = len(self._bucket.requests)
+        self._before = self._before or self._requests
+        if self._requests - self._before < self._generator.integers(20, 400):
+            return False
+        self._before = 0
+        return True
 
 
 MOMENTS = ("step", "checkpoint", "evaluation", "stage", "export", "starting")
@@ -209,38 +222,35 @@ def test_killed_repeatedly_all_folds_resume_bit_exactly(
     kill_often(server, tmp_path, all_folds, 24, 1, FOLDS, "--all-folds")
 
 
-def kill_in_bucket(server, folder, whole, kills, seed):
-    """Kills runs in a bucket; half of the kills take the machine along."""
+def kill_in_bucket(server, folder, whole, kills, seed, bucket):
+    """Kills runs in a bucket; nothing of them is on this machine."""
     generator = np.random.default_rng(seed)
     done, number = 0, 0
-    moments = itertools.cycle(("sending", "step", "sending", "export"))
+    moments = itertools.cycle(("saving", "any", "export", "committed"))
     while done < kills:
-        run = BucketRun(server, folder / f"run-{number}", generator)
+        run = BucketRun(server, folder / f"run-{number}", generator, bucket)
         number += 1
         finished = False
         while not finished and done < kills:
             finished = not run.kill_at(next(moments), *run.arguments)
             done += not finished
-            if not finished and done % 2:
-                run.lose_machine()
         finish(server, run.name, *run.arguments)
-        assert_same(run.workdir, whole)
-        assert_same(run.bucket, whole)
-        run.lose_machine()
+        assert_same(make_path(run.url), whole)
+        assert not run.name.exists()
     print(f"{done} kills in {number} runs")
 
 
-def test_killed_during_an_upload_it_resumes_bit_exactly(
-    server, one_fold, tmp_path
+def test_killed_while_it_saves_in_a_bucket_it_resumes_bit_exactly(
+    bucket, server, one_fold, tmp_path
 ):
-    kill_in_bucket(server, tmp_path, one_fold, 1, 2)
+    kill_in_bucket(server, tmp_path, one_fold, 1, 2, bucket)
 
 
 @pytest.mark.slow
 def test_killed_repeatedly_in_a_bucket_it_resumes_bit_exactly(
-    server, one_fold, tmp_path
+    bucket, server, one_fold, tmp_path
 ):
-    kill_in_bucket(server, tmp_path, one_fold, 6, 3)
+    kill_in_bucket(server, tmp_path, one_fold, 8, 3, bucket)
 
 
 def assert_same(one, other):

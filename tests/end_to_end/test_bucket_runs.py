@@ -1,0 +1,138 @@
+"""train.py with its run folder in a bucket, on an emulator of Google's.
+
+SIGKILL is in test_kill.py, several processes are in test_processes.py.
+"""
+
+import random
+from http import HTTPStatus
+
+import pytest
+from in_process import training
+from PIL import Image
+from test_kill import assert_same
+
+import predict
+from core.paths import make_path
+from run_folder import layout
+from stacking.runs import find_runs, read_runs
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run in a plain folder."""
+    workdir = tmp_path_factory.mktemp("plain") / "run"
+    assert training(workdir) == 0
+    return workdir
+
+
+def test_a_run_in_a_bucket_equals_that_in_a_folder(
+    plain, url, bucket, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert training(url) == 0
+    assert_same(make_path(url), plain)
+    prefix = url.removeprefix(f"{bucket.url}/") + "/"
+    names = [name.removeprefix(prefix) for name in bucket.names(prefix)]
+    files = (p.relative_to(plain).as_posix() for p in plain.rglob("*"))
+    flat = {name for name in files if "checkpoints/" not in name}
+    flat -= {layout.LOCK, layout.CHECKPOINTS, "logits"}
+    assert flat == {n for n in names if "checkpoints/" not in n}
+    assert not list(tmp_path.iterdir()), "nothing is kept on the machine"
+    assert training(url) == 0
+    assert "this run is finished" in capsys.readouterr().out
+
+    # Whoever reads run folders reads this one.
+    (run,) = read_runs(find_runs([url.replace("/run", "/r*")]), ("val",))
+    assert len(run.val) == 72 and str(run.path) == url
+    Image.new("RGB", (32, 32)).save("photo.png")
+    assert predict.main(["--run", url, "photo.png", "--format", "csv"]) == 0
+    assert "photo.png" in capsys.readouterr().out
+    pupil = url.replace("/run", "/pupil")
+    taught = "--config.stages[0].distill_from=run"
+    assert training(pupil, taught, "--config.init_from=run") == 0
+    assert f"starts from the encoder in {url}" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(
+    plain, url, bucket, capsys
+):
+    assert training(url) == 0
+    prefix = url.removeprefix(f"{bucket.url}/")
+    folder = f"{prefix}/checkpoints/16/state/ocdbt.process_0/d/"
+    (name,) = bucket.names(folder)
+    content = bytearray(bucket.read(name))
+    content[len(content) // 2] ^= 4
+    bucket.write(name, bytes(content))
+    (make_path(url) / "artifacts.json").unlink()
+    capsys.readouterr()
+    # Step 16 is only read where the training goes on from it.
+    assert training(url, "--config.stages[1].epochs=0.1") == 0
+    assert_same(make_path(url), plain)
+
+
+def test_an_unreachable_bucket_damages_no_checkpoint(url, bucket, capsys):
+    """Whatever answers that a file cannot be read now, it is not damaged."""
+    assert training(url) == 0
+
+    def refuse(method, path):
+        reading = method == "GET" and "checkpoints/16/_CHECK" in path
+        return HTTPStatus.FORBIDDEN if reading else None
+
+    capsys.readouterr()
+    bucket.fault = refuse
+    assert training(url) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: gs://") and "Forbidden" in message
+    bucket.fault = lambda method, path: None
+    assert not (make_path(url).parent / "run/checkpoints-damaged").exists()
+    assert training(url) == 0
+
+
+def test_a_second_run_is_refused_and_a_plan_writes_nothing_else(
+    url, bucket, capsys, monkeypatch
+):
+    assert training(url, "--plan") == 0
+    assert (make_path(url) / layout.PLAN).exists()
+    assert len(bucket.names(url.removeprefix(f"{bucket.url}/"))) == 1
+    assert training("gs://no-such-bucket-anywhere/run") == 2
+    assert "cannot be read or written" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_slow_answers_and_failures_change_nothing(plain, url, bucket):
+    """One answer of twelve is a 503 or a 429, the others are late."""
+    generator = random.Random(0)
+
+    def fault(method, path):
+        if generator.random() < 1 / 12:
+            return generator.choice(
+                (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
+            )
+        return generator.uniform(0, 0.05)
+
+    bucket.fault = fault
+    assert training(url) == 0
+    bucket.fault = lambda method, path: None
+    assert_same(make_path(url), plain)
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_gone_ends_the_run_and_the_next_goes_on(
+    plain, url, bucket, capsys
+):
+    """Gone while the second checkpoint is written, for good."""
+
+    def fault(method, path):
+        gone.append("checkpoints/8" in path and method == "POST")
+        return HTTPStatus.SERVICE_UNAVAILABLE if any(gone) else None
+
+    gone = []
+    bucket.fault = fault
+    assert training(url) == 75
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: gs://"), message
+    assert "run the same command again" in message
+    bucket.fault = lambda method, path: None
+    (make_path(url) / layout.LEASE).unlink(missing_ok=True)
+    assert training(url) == 0
+    assert_same(make_path(url), plain)
