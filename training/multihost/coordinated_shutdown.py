@@ -68,7 +68,14 @@ def shutdown_together() -> Iterator[None]:
     monitor = threading.Thread(target=_monitor, args=(stop,), daemon=True)
     monitor.start()
     try:
-        yield
+        ended = None
+        try:
+            yield
+        except SystemExit as exit_:
+            ended = exit_
+        _wait_for_peers()
+        if ended is not None:
+            raise ended
     except UserError as error:
         broadcast_error(error)
         with _exiting:
@@ -159,6 +166,16 @@ def _monitor(stop: threading.Event) -> None:
                 last_seen[process] = latest, now
             elif now - when > HEARTBEAT_TIMEOUT_SECONDS and not stop.is_set():
                 shutdown(_peer_lost(f"process {process} fell silent"))
+
+
+def _wait_for_peers() -> None:
+    """Waits until all have come to their end, or the monitor ends this one.
+
+    Another may still fail, closing its contexts.
+    """
+    _publish("done", "yes")
+    while not all(_read("done", n) for n in range(jax.process_count())):
+        time.sleep(0.05)
 
 
 def _peer_error() -> UserError | None:

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 def ended():
     """By which process failed: (exit code, output, errors) of both."""
     started = {}
-    for failing in ("0", "1", "bug", "closing"):
+    for failing in ("0", "1", "bug", "closing", "saving", "apart"):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meeting = f"127.0.0.1:{free.getsockname()[1]}"
@@ -58,9 +58,17 @@ def test_an_error_in_one_process_shuts_down_all_with_its_sentence(
         assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("failing", ["0", "1"])
-def test_the_primary_closes_its_contexts_first(ended, failing):
-    assert [output for output, _, _ in ended[failing]] == ["sent\n", ""]
+def test_an_error_is_told_although_a_checkpoint_waits_for_ever(ended):
+    for _, errors, code in ended["saving"]:
+        assert code == 75, errors
+        assert "error: process 1 cannot go on" in errors
+
+
+def test_folders_that_are_not_shared_are_refused(ended):
+    for _, errors, code in ended["apart"]:
+        assert code == 2, errors
+        assert "is not the folder that process 0 writes to" in errors
+        assert "Traceback" not in errors
 
 
 def test_an_error_while_closing_shuts_down_all(ended):
@@ -74,7 +82,7 @@ def test_a_bug_in_one_process_shuts_down_all_and_has_a_traceback(ended):
     (output, errors, code), (_, of_bug, code_of_bug) = ended["bug"]
     assert (code, code_of_bug) == (2, 1)
     assert "process 1 failed (ZeroDivisionError)" in errors
-    assert "Traceback" not in errors and output == "sent\n"
+    assert "Traceback" not in errors and not output
     assert "ZeroDivisionError: one over nothing" in of_bug
 
 
