@@ -15,7 +15,7 @@ from http import HTTPStatus
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from gcp_storage_emulator import server as emulator
-from gcp_storage_emulator.handlers import buckets
+from gcp_storage_emulator.handlers import buckets, objects
 from gcp_storage_emulator.storage import Storage
 
 NAME = "sextet-test"
@@ -78,6 +78,8 @@ class _Handler(emulator.RequestHandler):
                 self.send_response(HTTPStatus.PRECONDITION_FAILED)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+            finally:
+                storage.expected = None
 
     def end_headers(self):
         path = urlsplit(self.path).path
@@ -151,7 +153,9 @@ class Bucket:
             return self.storage.get_file(NAME, name)
 
     def write(self, name, content):
-        """Replaces the bytes of an object, keeping its description."""
+        """Replaces the bytes of an object."""
         with self.storage.lock:
-            path = self.storage._object_path(NAME, name)
-            self.storage._store.write_bytes(path, content)
+            about = dict(self.storage.objects[NAME][name])
+            del about["crc32c"], about["md5Hash"]
+            about = objects._checksums(content, about)
+            self.storage.create_file(NAME, name, content, about)

@@ -74,5 +74,16 @@ def _kvstore_of_s3(directory: str, *arguments, **named) -> dict:
         return _kvstore(directory, *arguments, **named)
     google = "gs:" + directory.removeprefix("s3:")
     spec = _kvstore(google, *arguments, **named)
-    spec.get("base", spec)["driver"] = "s3"
+    place = spec.get("base", spec)
+    place["driver"] = "s3"
+    # TensorStore itself reads only AWS's credentials from the environment.
+    for field, variables in _S3_FIELDS.items():
+        found = [os.environ[name] for name in variables if name in os.environ]
+        place |= {field: value for value in found[:1]}
     return spec
+
+
+_S3_FIELDS = {
+    "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "aws_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+}
