@@ -115,11 +115,12 @@ state() {
 
 watch() {
   [ $# -eq 1 ] || usage
-  local folder="'$WORKDIR/$1'"
-  case $WORKDIR in  # A run in a bucket works in a folder on the host.
-    *://*) folder="~/.cache/sextet/runs/'${WORKDIR/:\/\//\/}/$1'" ;;
+  case $WORKDIR in  # In a bucket it is written anew with each checkpoint.
+    gs://*) while run gcloud storage cat -r -2000 "$WORKDIR/$1/metrics.jsonl"
+      [ -z "$dry_run" ]; do sleep 30; done ;;
+    *) tpu ssh "$NAME" --worker=0 \
+      --command="tail -F '$WORKDIR/$1/metrics.jsonl'" ;;
   esac
-  tpu ssh "$NAME" --worker=0 --command="tail -F $folder/metrics.jsonl"
 }
 
 command=${1:-}

@@ -78,8 +78,9 @@ def _kvstore_of_s3(directory: str, *arguments, **named) -> dict:
     place["driver"] = "s3"
     # TensorStore itself reads only AWS's credentials from the environment.
     for field, variables in _S3_FIELDS.items():
-        found = [os.environ[name] for name in variables if name in os.environ]
-        place |= {field: value for value in found[:1]}
+        found = next(filter(None, map(os.environ.get, variables)), None)
+        if found is not None:
+            place[field] = found
     return spec
 
 
