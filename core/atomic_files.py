@@ -1,7 +1,7 @@
 """Atomic file writes: to a temporary name, which is then renamed.
 
-A file in a bucket is written to a temporary file here and sent in one request,
-which is atomic. Every package may import this module; of Sextet it imports only
+A file in a bucket is written to a temporary file here and sent whole, which is
+atomic. Every package may import this module; of Sextet it imports only
 `core.errors` and `core.paths`.
 """
 
@@ -42,8 +42,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     if paths.is_remote(path):
         with temporary_folder() as folder:
             yield folder / path.name
-            content = (folder / path.name).read_bytes()
-            paths.write_object(path, content)
+            path.write_bytes((folder / path.name).read_bytes())
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

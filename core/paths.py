@@ -12,7 +12,6 @@ import contextlib
 import importlib.util
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
@@ -21,16 +20,13 @@ from core.errors import TransientError, UserError
 # What reads and writes the objects of a scheme.
 _DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}
 
-# Packages whose exceptions say that a bucket refused, or did not answer.
-_PACKAGES = frozenset(
-    ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
-)
-
-# Status codes with which TensorStore says the same.
+# How exceptions of the drivers, and the text of TensorStore's, say that a
+# bucket refused or did not answer; and that asking again is useless.
+_PACKAGES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
 _STATUS = re.compile(
-    "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED"
-    "|RESOURCE_EXHAUSTED|CURL"
+    "UNAVAILABLE|DEADLINE_|ABORTED|EXHAUSTED|CURL|PERMISSION_|UNAUTH"
 )
+_PERMANENT = r"Forbidden|.*PERMISSION_|.*UNAUTH|.*\b(400|401|403|404)\b"
 
 
 def make_path(name: str | os.PathLike) -> Path:
@@ -46,24 +42,18 @@ def make_path(name: str | os.PathLike) -> Path:
     if scheme == "file":
         return Path(rest)
     parts = rest.rstrip("/").split("/")
-    if (
-        scheme not in _DRIVERS
-        or len(parts) < 2
-        or {"", ".", ".."} & set(parts)
-        # Special in URLs, or in the patterns with which objects are listed.
-        or re.search(r"[*?\[\]#%\x00-\x1f]", rest)
-    ):
+    valid = scheme in _DRIVERS and len(parts) > 1
+    valid &= not {"", ".", ".."} & set(parts)
+    # Special in URLs, or in the patterns with which objects are listed.
+    if not valid or re.search(r"[*?\[\]#%\x00-\x1f]", rest):
         raise UserError(
             f"{text!r} names no run folder; give a local one, or one in a "
             "bucket such as gs://bucket/runs/tinyvit or s3://bucket/tinyvit, "
             "without any of * ? [ ] # %"
         )
-    driver = _DRIVERS[scheme]
-    if missing := [
-        package
-        for package in (driver, "etils")
-        if importlib.util.find_spec(package) is None
-    ]:
+    needed = (_DRIVERS[scheme], "etils")
+    missing = [x for x in needed if importlib.util.find_spec(x) is None]
+    if missing:
         raise UserError(
             f"{text} cannot be reached without {' and '.join(missing)}; pip "
             f"install {' '.join(missing)}, or name a local folder"
@@ -73,7 +63,7 @@ def make_path(name: str | os.PathLike) -> Path:
 
     # Objects come from other processes and from TensorStore, too, so that a
     # listing that is remembered would be out of date.
-    options = fsspec.config.conf.setdefault(driver.removesuffix("fs"), {})
+    options = fsspec.config.conf.setdefault(needed[0].removesuffix("fs"), {})
     options.setdefault("use_listings_cache", False)
     return epath.Path(f"{scheme}://{'/'.join(parts)}")
 
@@ -89,51 +79,9 @@ def absolute(path: Path) -> Path:
 
 
 def size(path: Path) -> int:
-    """Returns the bytes of a file.
-
-    Raises:
-      OSError: it cannot be read, or is missing.
-    """
+    """Returns the bytes of a file; an OSError if it is missing."""
     about = path.stat()
     return about.length if is_remote(path) else about.st_size
-
-
-def write_object(path: Path, content: bytes) -> None:
-    """Writes a file in a bucket, in one request: whole or not at all."""
-    import fsspec
-
-    files, name = fsspec.core.url_to_fs(str(path))
-    files.pipe_file(name, content)
-
-
-def remove_tree(path: Path) -> None:
-    """Removes a folder with all that it holds, if it is there.
-
-    Raises:
-      OSError: it cannot be removed.
-    """
-    if is_remote(path):
-        path.rmtree(missing_ok=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
-
-
-def move_tree(source: Path, target: Path) -> None:
-    """Renames a folder; in a bucket, copies and deletes its objects.
-
-    Raises:
-      OSError: it cannot be written.
-    """
-    if is_remote(source):
-        import fsspec
-
-        files, _ = fsspec.core.url_to_fs(str(source))
-        files.copy(str(source), str(target), recursive=True)
-        files.rm(str(source), recursive=True)
-    else:
-        target.parent.mkdir(exist_ok=True)
-        source.rename(target)
 
 
 def require_utf8(path: Path, what: str) -> None:
@@ -164,18 +112,11 @@ def is_unreachable(error: BaseException | None) -> bool:
     """
     if error is None or isinstance(error, FileNotFoundError):
         return False
-    package = type(error).__module__.partition(".")[0]
-    of_driver = package in _PACKAGES
     of_network = isinstance(error, OSError) and error.filename is None
-    of_network &= not isinstance(error, BrokenPipeError)  # That is stdout.
-    of_tensorstore = isinstance(error, ValueError) and _STATUS.search(
-        str(error)
-    )
-    return bool(
-        of_driver
-        or of_network
-        or isinstance(error, TimeoutError)
-        or of_tensorstore
+    return (
+        type(error).__module__.partition(".")[0] in _PACKAGES
+        or (of_network and not isinstance(error, BrokenPipeError))  # stdout's
+        or (isinstance(error, ValueError) and bool(_STATUS.search(str(error))))
         or is_unreachable(error.__cause__)
     )
 
@@ -202,23 +143,14 @@ def reaching(names: Iterable[str | os.PathLike]) -> Iterator[None]:
         missing = isinstance(error, FileNotFoundError) and not error.filename
         if not remote or not (missing or is_unreachable(error)):
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
-        kind = UserError if _is_permanent(error) else TransientError
-        raise kind(
-            f"{remote[0]} cannot be read or written ({type(error).__name__}: "
-            f"{reason}); see to its name, the right to write there and the "
-            "network, and run the same command again"
+        kind, text = type(error).__name__, (str(error).splitlines() or [""])[0]
+        permanent = (
+            isinstance(error, (FileNotFoundError, PermissionError))
+            or "Credentials" in kind
+            or re.match(_PERMANENT, text)
+        )
+        raise (UserError if permanent else TransientError)(
+            f"{remote[0]} cannot be read or written ({kind}: {text[:200]}); "
+            "see to its name, the right to write there and the network, and "
+            "run the same command again"
         ) from error
-
-
-def _is_permanent(error: BaseException) -> bool:
-    """Whether a retry is useless: no bucket, no permission, a bad name."""
-    return (
-        isinstance(error, (FileNotFoundError, PermissionError))
-        # gcsfs on 403, on other codes, and without credentials.
-        or re.match("Forbidden|.*(PERMISSION_DENIED|UNAUTH)", str(error))
-        is not None
-        or str(getattr(error, "code", "")) in ("400", "401", "403", "404")
-        or type(error).__name__
-        in ("DefaultCredentialsError", "NoCredentialsError")
-    )

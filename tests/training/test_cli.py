@@ -165,7 +165,7 @@ def test_all_problems_are_reported_at_once():
             "from 0 to 1",
         ),
         (["--config.mesh.fsdp=0"], "mesh.fsdp is 0"),
-        (["--workdir=gs://bucket"], "name a folder in a bucket"),
+        (["--workdir=gs://bucket"], "names no run folder"),
         (["--config.stages[0].accumulate=5"], "a divisor of batch_size"),
     ],
 )

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import jax.numpy as jnp
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from core import paths
@@ -183,7 +185,7 @@ class CheckpointManager(CheckpointReader):
                 (folder / layout.COMMITTED).unlink()
             else:
                 folder = folder.rename(f"{folder}{_UNFINISHED}")
-            paths.remove_tree(folder)
+            epath.Path(folder).rmtree()
 
     def _remove_unfinished(self) -> None:
         """Removes what was killed: it is never read, but takes space."""
@@ -194,7 +196,7 @@ class CheckpointManager(CheckpointReader):
             if _UNFINISHED in path.name or (
                 paths.is_remote(path) and path.name not in whole
             ):
-                paths.remove_tree(path)
+                epath.Path(path).rmtree(missing_ok=True)
 
     @property
     def _quarantine_folder(self) -> Path:
@@ -209,9 +211,14 @@ class CheckpointManager(CheckpointReader):
         source = self._directory / str(step)
         with self._writing():
             if paths.is_remote(source):
-                # First it stops being a checkpoint; then it is copied.
+                # First it stops being a checkpoint. Objects have no rename.
                 (source / layout.COMMITTED).unlink()
-            paths.move_tree(source, target)
+                files, _ = fsspec.core.url_to_fs(str(source))
+                files.copy(str(source), str(target), recursive=True)
+                source.rmtree()
+            else:
+                target.parent.mkdir(exist_ok=True)
+                source.rename(target)
         self._quarantined.append(step)
         print(
             f"the checkpoint of step {step} is damaged ({corrupt.reason}); it "

@@ -73,7 +73,7 @@ class MetricsLog:
     def sync(self) -> None:
         """Returns when all lines are on the disk, or in the bucket."""
         if self._remote and comm.is_primary():
-            paths.write_object(self._path, bytes(self._content))
+            self._path.write_bytes(bytes(self._content))
         if self._file is None:
             return
         try:
