@@ -1,11 +1,11 @@
 """Coordinated shutdown: whatever ends one process ends all of them.
 
-A process that others wait for cannot simply exit: they would wait for ever,
-or JAX would abort them with a page of C++. So a process that fails broadcasts
-its error, and all exit with that sentence and exit code; one that stops
-sending heartbeats counts as lost. The primary exits last, because the
-key-value store that carries all of this lives in it. With one process nothing
-of this happens.
+A process that others wait for cannot simply exit: they would wait for ever (at
+a collective, or at Orbax's barriers), or JAX would abort them with a page of
+C++. So a process that fails broadcasts its error, and all exit with that
+sentence and exit code; one that stops sending heartbeats counts as lost. The
+primary exits last, because the key-value store that carries all of this lives
+in it. With one process nothing of this happens.
 """
 
 from __future__ import annotations
@@ -221,26 +221,15 @@ def _exit(code: int) -> None:
 
 def _disconnect() -> None:
     """Lets the primary, which serves the key-value store, exit last."""
+    if not comm.is_primary():
+        _publish("disconnected", "yes")
+        return
     others = range(1, jax.process_count())
-    if not others:
-        return
-    if comm.is_primary():
-        _publish("closed", "yes")
-        deadline = time.monotonic() + DISCONNECT_TIMEOUT_SECONDS
-        while time.monotonic() < deadline:
-            if all(_read("disconnected", process) for process in others):
-                return
-            time.sleep(0.1)
-        return
-    beat, since = "", time.monotonic()
-    while not _read("closed", 0):
-        latest = _read("heartbeat", 0)
-        if latest != beat:
-            beat, since = latest, time.monotonic()
-        if time.monotonic() - since > HEARTBEAT_TIMEOUT_SECONDS:
-            break
+    deadline = time.monotonic() + DISCONNECT_TIMEOUT_SECONDS
+    while not all(_read("disconnected", n) for n in others):
+        if time.monotonic() > deadline:
+            return
         time.sleep(0.1)
-    _publish("disconnected", "yes")
 
 
 def _publish(name: str, text: str) -> None:
