@@ -116,12 +116,9 @@ class Lease:
     def _write(self, mode: str) -> None:
         self._renewals += 1
         now = datetime.datetime.now(datetime.UTC)
-        content = {
-            "id": self._id,
-            "host": socket.gethostname(),
-            "renewals": self._renewals,
-            "time": now.isoformat(timespec="seconds"),
-        }
+        content = {"id": self._id, "host": socket.gethostname()}
+        content |= {"renewals": self._renewals}
+        content |= {"time": now.isoformat(timespec="seconds")}
         self._fs.pipe_file(self._name, json.dumps(content).encode(), mode=mode)
 
     def _in_use(self, owner: dict[str, Any]) -> UserError:

@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -35,18 +36,9 @@ HEARTBEAT_SECONDS, HEARTBEAT_TIMEOUT_SECONDS = 2.0, 30.0
 CLOSE_TIMEOUT_SECONDS, DISCONNECT_TIMEOUT_SECONDS = 20.0, 10.0
 
 # What JAX's runtimes report when the process at the other end is gone.
-_CONNECTION_LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Connection refused",
-    "Socket closed",
-    "Broken pipe",
-    "Gloo",
-    "NCCL",
-    "heartbeat",
-    "coordination service",
-    "DEADLINE_EXCEEDED",
-    "UNAVAILABLE",
+_CONNECTION_LOST = re.compile(
+    "Connection (closed|reset) by peer|Connection refused|Socket closed|NCCL|"
+    "Broken pipe|Gloo|heartbeat|coordination service|DEADLINE_EX|UNAVAILABLE"
 )
 
 _exiting = threading.Lock()  # Held by the thread that ends this process.
@@ -104,9 +96,8 @@ def broadcasting_errors() -> Iterator[None]:
         broadcast_error(error)
         raise
     except Exception as error:
-        lost = isinstance(error, jax.errors.JaxRuntimeError) and any(
-            sign in str(error) for sign in _CONNECTION_LOST
-        )
+        by_jax = isinstance(error, jax.errors.JaxRuntimeError)
+        lost = by_jax and _CONNECTION_LOST.search(str(error))
         if jax.process_count() > 1 and lost:
             reason = str(error).splitlines()[0]
             shutdown(_peer_error() or _peer_lost(reason))
@@ -137,11 +128,7 @@ def _monitor(stop: threading.Event) -> None:
     raises no error that `broadcasting_errors` could catch. JAX's own heartbeat
     would end this process as well, later and with a page of C++.
     """
-    peers = [
-        process
-        for process in range(jax.process_count())
-        if process != jax.process_index()
-    ]
+    peers = {*range(jax.process_count())} - {jax.process_index()}
     last_seen = dict.fromkeys(peers, ("", time.monotonic()))
     peer_failed = False
     for beat in itertools.count():
