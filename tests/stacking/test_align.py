@@ -142,6 +142,25 @@ def test_a_run_over_all_folds_is_one_run_of_the_glob(tmp_path):
     assert [run.path.name for run in table.families[0].runs] == ["a", "b"]
 
 
+def test_names_with_brackets_are_names_and_globs_are_globs(
+    tmp_path, monkeypatch
+):
+    logits, labels = made_up(30, 4, 2, seed=0)
+    runs = tmp_path / "a[x]" / "st*r"
+    (tmp_path / "ax" / "star" / "r9").mkdir(parents=True)
+    for name in ("r[1]", "r2", "r1"):
+        write_run(runs / name, (logits[0], labels))
+    for pattern, found in (
+        ("r[1]", ["r[1]"]),  # It exists, so it is that.
+        ("r*", ["r1", "r2", "r[1]"]),
+        ("r[2-9]", ["r2"]),
+        ("../st*r/r[2-9]", ["r2"]),
+    ):
+        assert [p.name for p in find_runs([f"{runs}/{pattern}"])] == found
+        monkeypatch.chdir(runs)
+        assert [p.name for p in find_runs([pattern])] == found
+
+
 def test_two_recipes_of_one_model_are_two_families(tmp_path):
     logits, labels = made_up(40, 4, 2, seed=0)
     for index, name in enumerate(("tinyvit", "tinyvit_mae")):
