@@ -78,7 +78,7 @@ def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
 
     Args:
       task: of `training.tasks`.
-      **groups: fields of the task's own, by its name, such as `mae=mae()`.
+      **groups: fields of the task's own, by its name, such as `mae=mae.fields()`.
     """
     fields = declare(
         "",
@@ -240,23 +240,6 @@ def mixing() -> ConfigDict:
         erase_prob=Field(0.25, share),
         erase_area=Field((0.02, 0.2), ascending(1)),
         erase_ratio=Field((0.3, 3.3), ascending()),
-    )
-
-
-def mae() -> ConfigDict:
-    """Returns how a masked autoencoder is built (jax_models/mae.py).
-
-    He et al. 2021; the decoder is the reference recipe's.
-    """
-    return declare(
-        "mae",
-        mask_ratio=Field(0.75, between(0, 1)),
-        decoder_width=Field(512, at_least(4)),
-        decoder_depth=Field(4, at_least(1)),
-        decoder_heads=Field(8, at_least(1)),
-        decoder_mlp_width=Field(2048, at_least(1)),
-        # Each patch's pixels brought to mean 0 and variance 1 first.
-        normalize_targets=False,
     )
 
 

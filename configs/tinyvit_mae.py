@@ -15,12 +15,12 @@ Variants: `:short` for small machines and small photos; `:demo` the digits at
 64 px, as one unit alone cannot be hidden in part.
 """
 
-from configs import common
+from configs import common, mae
 
 
 def get_config(variant: str = ""):
     """Returns the recipe; `variant` is '', 'short' or 'demo'."""
-    config = common.base("mae", mae=common.mae())
+    config = common.base("mae", mae=mae.fields())
     config.model = "tinyvit_11m"
     config.model_options.drop_path_rate = (
         0.0  # Hiding is regularisation enough.

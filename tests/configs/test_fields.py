@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from configs import common, fields, loading
+from configs import common, fields, loading, mae
 from run_folder.identity import flatten
 
 
@@ -93,7 +93,7 @@ def test_no_number_of_a_config_may_be_infinite(value):
 
 
 def test_the_defaults_pass_their_own_checks():
-    config = common.base("mae", mae=common.mae())
+    config = common.base("mae", mae=mae.fields())
     config.stages = (
         common.stage(param_groups=(common.group(common.HEAD),)),
         common.one_cycle(),

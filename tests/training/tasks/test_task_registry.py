@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from configs import common, loading, segmentation
+from configs import common, loading, mae, segmentation
 from core.errors import UserError
 from training.tasks import registry
 from training.tasks.base import LOSS_FIELDS, Task
@@ -28,7 +28,7 @@ def config_of(task, **fields):
     if task == "segment":
         config = segmentation.base()
     else:
-        own = {"mae": common.mae()} if task == "mae" else {}
+        own = {"mae": mae.fields()} if task == "mae" else {}
         config = common.base(task, **own)
     config.stages = (common.stage(), common.stage(**fields))
     return config
