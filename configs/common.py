@@ -78,7 +78,7 @@ def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
 
     Args:
       task: of `training.tasks`.
-      **groups: fields of the task's own, by its name, such as `mae=mae.fields()`.
+      **groups: fields of the task's own, by its name, `mae=mae.fields()`.
     """
     fields = declare(
         "",
