@@ -170,6 +170,7 @@ def test_a_run_in_a_bucket_moves_between_hosts_and_layouts(alone, tmp_path):
     assert_same_run(run.bucket, alone)
 
 
+@pytest.mark.slow
 def test_a_burst_to_every_process_is_one_wish(tmp_path):
     """A scheduler signals all of them, and some twice."""
     run = InBucket(tmp_path)
