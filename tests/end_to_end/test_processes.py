@@ -212,6 +212,7 @@ def test_killed_at_any_moment_and_moved_between_layouts(alone, tmp_path):
     assert left == {path.name for path in alone.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_burst_to_every_process_is_one_wish(tmp_path):
     """A scheduler signals all of them, and some twice."""
     workdir = tmp_path / "run"
