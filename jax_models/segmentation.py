@@ -264,7 +264,7 @@ def upsample_bilinear(
     # Across first, while there are fewer rows.
     for axis, length in ((2, width), (1, height)):
         matrix = _interpolation(x.shape[axis], factor, align_corners)
-        matrix = jnp.asarray(matrix[:length], wide.dtype)
+        matrix = matrix[:length].astype(wide.dtype)
         subscripts = "Ww,bhwc->bhWc" if axis == 2 else "Hh,bhwc->bHwc"
         wide = jnp.einsum(
             subscripts, matrix, wide, precision=lax.Precision.HIGHEST
@@ -282,4 +282,4 @@ def _interpolation(
     else:
         places = np.clip((places + 0.5) / factor - 0.5, 0, length - 1)
     distance = np.abs(places[:, None] - np.arange(length))
-    return np.maximum(1 - distance, 0).astype(np.float32)
+    return np.maximum(1 - distance, 0)

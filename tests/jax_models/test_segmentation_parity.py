@@ -60,7 +60,7 @@ def test_training_step(name):
         found = golden_models.training_step(
             golden_models.load_segmentation(name, jnp.float64)
         )
-    compare(found, golden_of(name), 1e-6 if "resnet50" in name else 1e-7)
+    compare(found, golden_of(name), 1e-9)
 
 
 @pytest.mark.parametrize("output_stride", recipe.OUTPUT_STRIDES)

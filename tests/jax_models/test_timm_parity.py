@@ -36,6 +36,9 @@ MAIN = (
 )
 DEMOS = tuple(name for name in recipe.MODELS if name.endswith("_demo"))
 SIBLINGS = tuple(set(recipe.MODELS) - set(MAIN) - set(DEMOS))
+# Where rounding carries a value across the kink of a rectifier, in a few
+# places of these deep networks, its gradient jumps.
+KINKED = ("resnet50", "efficientnet_lite1", "efficientnet_lite2")
 # What compiles fast in float64 as well.
 QUICK = (
     "convnextv2_demo",
@@ -153,7 +156,8 @@ def test_training_step(name, goldens):
 def test_training_step_in_float32(name, goldens):
     """The same as it is trained: within what rounding leaves."""
     found = golden_models.training_step(golden_models.load(name))
-    compare(found, goldens(name), 1e-4 if name in DEMOS else 5e-3)
+    tolerance = 1e-4 if name in DEMOS else 0.1 if name in KINKED else 5e-3
+    compare(found, goldens(name), tolerance)
 
 
 def compare(found, goldens, tolerance):
