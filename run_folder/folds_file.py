@@ -148,9 +148,10 @@ def _comment(path: Path) -> tuple[str, str | None]:
     """The comment on top, "" if there is none, and the hash in it."""
     try:
         with path.open("rb") as file:
-            line = file.readline(1000).decode("utf-8-sig", "replace")
+            line = file.read(1000).decode("utf-8-sig", "replace")
     except OSError:
         line = ""  # Reading the file will say why.
+    line = re.split("[\r\n]", line)[0]
     if not line.startswith("#"):
         return "", None
     _, hashed, rest = line.rpartition("hash ")
