@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import partial, partialmethod
 from http import HTTPStatus
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -58,11 +58,8 @@ class _Handler(emulator.RequestHandler):
         self._bucket.requests.append((self.command, unquote(self.path)))
         fault = self._bucket.fault(self.command, unquote(self.path))
         if isinstance(fault, HTTPStatus):
-            length = int(self.headers.get("Content-Length") or 0)
-            self.rfile.read(length)
-            self.send_response(fault)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self._refuse(fault)
             return False
         time.sleep(fault or 0)
         return True
@@ -75,11 +72,14 @@ class _Handler(emulator.RequestHandler):
             try:
                 method(self)
             except PreconditionError:
-                self.send_response(HTTPStatus.PRECONDITION_FAILED)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self._refuse(HTTPStatus.PRECONDITION_FAILED)
             finally:
                 storage.expected = None
+
+    def _refuse(self, status):
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def end_headers(self):
         path = urlsplit(self.path).path
@@ -89,17 +89,10 @@ class _Handler(emulator.RequestHandler):
             self.send_header("x-goog-generation", generation)
         super().end_headers()
 
-    def do_GET(self):
-        self._serve(emulator.RequestHandler.do_GET)
-
-    def do_POST(self):
-        self._serve(emulator.RequestHandler.do_POST)
-
-    def do_PUT(self):
-        self._serve(emulator.RequestHandler.do_PUT)
-
-    def do_DELETE(self):
-        self._serve(emulator.RequestHandler.do_DELETE)
+    do_GET = partialmethod(_serve, emulator.RequestHandler.do_GET)
+    do_POST = partialmethod(_serve, emulator.RequestHandler.do_POST)
+    do_PUT = partialmethod(_serve, emulator.RequestHandler.do_PUT)
+    do_DELETE = partialmethod(_serve, emulator.RequestHandler.do_DELETE)
 
 
 class _Server(http.server.ThreadingHTTPServer):

@@ -13,7 +13,7 @@ from test_kill import assert_same
 
 import predict
 from core.paths import make_path
-from run_folder import layout
+from run_folder import layout, lease
 from stacking.runs import find_runs, read_runs
 
 
@@ -83,6 +83,12 @@ def test_a_second_run_is_refused_and_a_plan_writes_nothing_else(
     assert len(bucket.names(url.removeprefix(f"{bucket.url}/"))) == 1
     assert training("gs://no-such-bucket-anywhere/run") == 2
     assert "cannot be read or written" in capsys.readouterr().err
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.4)
+    monkeypatch.setattr(lease, "RENEWAL_SECONDS", 0.05)
+    with lease.Lease(make_path(url) / layout.LEASE, pytest.fail):
+        assert training(url) == 2
+    assert "is training in gs://" in capsys.readouterr().err
+    assert not layout.has_checkpoint(make_path(url))
 
 
 @pytest.mark.slow

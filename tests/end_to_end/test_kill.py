@@ -173,9 +173,9 @@ class BucketRun(Run):
         return bool(found - whole)
 
     def _committed(self, before):
-        """A checkpoint is whole, and an older one is to be deleted."""
+        """A checkpoint is whole, and perhaps an older one to be deleted."""
         names = self._bucket.names(f"{self._prefix}/checkpoints/")
-        return sum(n.endswith("/commit_success.txt") for n in names) > 2
+        return sum(n.endswith("/commit_success.txt") for n in names) > 1
 
     def _any(self, before):
         self._requests = len(self._bucket.requests)

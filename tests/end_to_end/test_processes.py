@@ -158,10 +158,8 @@ class Steps:
         return len(done) == 1
 
     def committed(self):
-        """One more than is kept: the oldest is about to be deleted."""
-        return (
-            sum(re.fullmatch(r"\d+", n) is not None for n in self.names()) > 2
-        )
+        """A second one is whole, and the older one about to be deleted."""
+        return sum(name.isdigit() for name in self.names()) > 1
 
 
 @pytest.mark.slow
@@ -169,7 +167,7 @@ def test_killed_at_any_moment_and_moved_between_layouts(alone, tmp_path):
     """One or both killed, then grown from 2 to 1 and from 1 to 2."""
     workdir = tmp_path / "run"
     steps = Steps(workdir)
-    kills = (("saving", 1), ("one_saves", 0), ("committed", 1), ("saving", 0))
+    kills = (("saving", 1), ("one_saves", 0), ("committed", 1))
     for number, (moment, victim) in enumerate(kills):
         team = Team(tmp_path / str(number), workdir, 2, 2, SPLIT)
         # What the kill before has left is gone by then.
@@ -257,10 +255,6 @@ def test_two_processes_in_a_bucket_resume_as_one(alone, bucket, url, tmp_path):
     team.processes[1].kill()
     assert team.processes[0].wait(timeout=100) == 75, team.said(0)
     team = Team(tmp_path / "second", url, 2, 2, SPLIT)
-    second = Team(tmp_path / "other", url, 1, 4)
-    assert second.wait() == [2]
-    (message,) = second.errors(0)
-    assert "is training in gs://" in message
     assert team.wait() == [0, 0], team.said(0)
     assert_same_run(workdir, alone)
 
