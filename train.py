@@ -46,9 +46,10 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     """
     from configs import loading
     from core import signals
+    from jax_models import cpu_kernels
     from run_folder import layout
     from training import data as data_lib
-    from training import finish, memory_plan, plan, runtime, train_loop
+    from training import finish, plan, runtime, topology_plan, train_loop
     from training.checkpointing import init_from, resume
     from training.checkpointing.manager import CheckpointManager
     from training.loop import evaluate, input_stall, recorder, stages
@@ -57,7 +58,11 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
 
     config, workdir = arguments.config, arguments.workdir
     cache = runtime.start(config.cache_dir)
-    mesh = sharding.make_mesh(config.mesh.fsdp)
+    if arguments.topology:
+        mesh = topology_plan.make_mesh(arguments.topology, config.mesh.fsdp)
+    else:
+        mesh = sharding.make_mesh(config.mesh.fsdp)
+    resources.enter_context(cpu_kernels.for_mesh(mesh))
 
     # ---- Data and task: refuse what can be refused before writing a file ----
     workers = runtime.default_workers(config.workers)
@@ -85,8 +90,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     if arguments.plan:
         task.statistics = base.Statistics.unknown(data.class_prior)
         plan.show(arguments, task, data, schedule, 0, mesh)
-        for line in memory_plan.report(task, data, schedule, mesh):
-            print(line, flush=True)
+        plan.show_costs(arguments, task, data, schedule, mesh)
         return 0
 
     # ---- The run folder: new, half done, or finished ------------------------
@@ -193,6 +197,8 @@ def start(arguments: cli.Arguments) -> None:
     from training import cross_validation, runtime
     from training.multihost import comm, coordinated_shutdown
 
+    if arguments.topology:
+        runtime.stay_on_cpu()
     runtime.start(arguments.config.cache_dir)
     runtime.connect(arguments.peers)
     with (

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import loading
 from core.errors import UserError
+from training.chips import Slice, parse_slice
 from training.config import problems
 
 
@@ -40,6 +41,8 @@ class Arguments:
       export: write the logits again although the run has finished.
       all_folds: train one model per fold, each in a folder of its own.
       plan: say what would be done, and draw the learning rates; no training.
+      topology: chips that are not here, to compile the plan for; None plans
+        for the devices that are.
       peers: the other processes; None where there are none, or where the
         cluster tells.
       remote: URL of the folder in a bucket that `workdir` is a copy of; ''
@@ -54,6 +57,7 @@ class Arguments:
     plan: bool = False
     peers: Peers | None = None
     remote: str = ""
+    topology: Slice | None = None
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -95,6 +99,12 @@ def parse(argv: Sequence[str]) -> Arguments:
         "<workdir>/plan.html",
     )
     parser.add_argument(
+        "--topology",
+        metavar="CHIPS",
+        help="with --plan, compile the step for chips that are not here, such "
+        "as v5e:2x4, and tell memory, work and the time it takes at least",
+    )
+    parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="several processes train as one, and meet at process 0; on TPU "
@@ -106,6 +116,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     )
     known, config = loading.parse(parser, argv, problems)
     workdir = known.workdir or f"runs/{_default_name(known.config)}"
+    topology = known.topology and parse_slice(known.topology)
+    if topology and not known.plan:
+        raise UserError("--topology only compiles: give --plan with it")
     remote = workdir.rstrip("/") if "://" in workdir else ""
     if remote:
         from training.multihost.object_store import local_copy
@@ -120,6 +133,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         known.plan,
         _peers(known.coordinator, known.num_processes, known.process_id),
         remote,
+        topology or None,
     )
 
 

@@ -178,17 +178,38 @@ class Data:
           step: global step of the first batch wanted.
           sampler: of the task, with `stage_seed`.
         """
-        batch_size = stage.config.batch_size
+        rows = sharding.local_rows(self.mesh, stage.config.batch_size)
+        return self._train(stage, step, sampler, rows, self._workers)
+
+    def example(self, stage: Stage, sampler: Sampler) -> dict[str, np.ndarray]:
+        """Returns the first row of the first batch of `stage`, `[1, ...]`.
+
+        Args:
+          stage: of this run.
+          sampler: of the task, with `stage_seed`.
+        """
+        first = np.arange(1)
+        with self._train(stage, stage.start, sampler, first, 0) as batches:
+            return next(batches)
+
+    def _train(
+        self,
+        stage: Stage,
+        step: int,
+        sampler: Sampler,
+        local_rows: np.ndarray,
+        workers: int,
+    ) -> loader.Batches:
         augment = common.merged(self._config, stage.config, "augment")
         return loader.train_batches(
             self.source.labelled,
             TrainTransform(Augment(**augment), self._config.image_size),
             sampler,
-            batch_size=batch_size,
-            local_rows=sharding.local_rows(self.mesh, batch_size),
+            batch_size=stage.config.batch_size,
+            local_rows=local_rows,
             seed=self.stage_seed(stage),
             start_step=step - stage.start,
-            workers=self._workers,
+            workers=workers,
         )
 
     def validation(self) -> Iterable[dict]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,17 +48,13 @@ def report(
         f"compiling the step of stage {stage.index + 1} to see what it needs; "
         "on a CPU this takes minutes for a large model"
     )
-    loss = task.loss(stage, mesh, shapes_only=True)
-    sampler = task.sampler(data, data.stage_seed(stage))
-    with data.train(stage, stage.start, sampler) as batches:
-        batch = next(batches)
-    lowered = lower(task.abstract_model, loss, stage, mesh, batch)
+    lowered = lower_stage(task, data, stage, mesh)
     compiled = lowered.compile(_quickly(mesh))
     counted = compiled
     if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
         # XLA cannot count what C++ computes.
         with cpu_kernels.xla_only():
-            counted = lower(task.abstract_model, loss, stage, mesh, batch)
+            counted = lower_stage(task, data, stage, mesh)
     # It counts what a loop does once.
     flops = _flops(counted) * stage.config.accumulate
     told = measure(compiled, flops, mesh, stage.config.batch_size)
@@ -97,6 +91,19 @@ def heaviest(plan: Sequence[Stage]) -> Stage:
     return max(plan, key=rows)
 
 
+def lower_stage(
+    task: Task, data: Data, stage: Stage, mesh: Mesh
+) -> jax.stages.Lowered:
+    """Returns the step of a stage of a run; see `lower`."""
+    return lower(
+        task.abstract_model,
+        task.loss(stage, mesh, shapes_only=True),
+        stage,
+        mesh,
+        data.example(stage, task.sampler(data, data.stage_seed(stage))),
+    )
+
+
 def lower(
     abstract_model: AbstractModel,
     loss: Loss,
@@ -110,8 +117,8 @@ def lower(
       abstract_model: of the model.
       loss: of the stage; shapes do for its constants.
       stage: of the plan.
-      mesh: that it would run on.
-      batch: this process's part of one, for its shapes.
+      mesh: that it would run on. Its devices need not be there.
+      batch: a part of one, for its shapes.
     """
     c = stage.config
     params = nnx.to_pure_dict(abstract_model.params)
@@ -121,6 +128,7 @@ def lower(
             c, groups, stage.steps, stage.steps_per_epoch
         )
     )
+    loss = loss._replace(constants=sharding.abstract(loss.constants, mesh))
     step: TrainStep = make_train_step(
         abstract_model, loss, c, tables, mesh, seed=0, log_every_steps=20
     )
@@ -151,7 +159,7 @@ def state_sizes(
     }
     if state.ema:
         parts["average"] = state.ema
-    told = [f"{name} {_size(_bytes(tree))}" for name, tree in parts.items()]
+    told = [f"{name} {size(_bytes(tree))}" for name, tree in parts.items()]
     return f"{', '.join(told)} on each device"
 
 
@@ -174,44 +182,16 @@ def measure(
     peak = held + memory.temp_size_in_bytes
     limit, sharing = _limit(mesh)
     fits = "yes" if peak * sharing <= limit else "NO"
-    there = f"the device has {_size(limit)}"
+    there = f"the device has {size(limit)}"
     if mesh.local_devices[0].platform == "cpu":
-        there = f"{_size(limit)} of this machine for {sharing} device(s)"
+        there = f"{size(limit)} of this machine for {sharing} device(s)"
     return {
-        "memory": f"state and batch {_size(held)}, activations and gradients "
-        f"{_size(memory.temp_size_in_bytes)}: {_size(peak)} on each device",
+        "memory": f"state and batch {size(held)}, activations and gradients "
+        f"{size(memory.temp_size_in_bytes)}: {size(peak)} on each device",
         "fits": f"{fits}, {there}",
         "work": f"{flops:.3g} FLOPs a step on each device, "
         f"{flops * mesh.size / batch_size:.3g} an image; XLA's count",
     }
-
-
-def traffic(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Returns bytes that each kind of collective hands to a device a step.
-
-    Counted from the compiled program: the size of each collective's result.
-    One inside a loop counts once.
-    """
-    found: Counter[str] = Counter()
-    for line in compiled.as_text().splitlines():
-        match = re.search(
-            r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|"
-            r"collective-permute)(?:-start)?\(",
-            line,
-        )
-        if match:
-            found[match[2]] += sum(map(_hlo_bytes, _HLO.findall(match[1])))
-    return dict(found)
-
-
-_HLO = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
-
-
-def _hlo_bytes(found: tuple[str, str]) -> int:
-    kind, dimensions = found
-    bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
-    sizes = [int(size) for size in dimensions.split(",") if size]
-    return math.prod(sizes) * bits // 8
 
 
 def _bytes(tree: Any) -> int:
@@ -231,7 +211,8 @@ def _limit(mesh: Mesh) -> tuple[int, int]:
     return pages, len(mesh.local_devices)
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Returns a number of bytes, for people."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.3g} {unit}"

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import reports
 from jax_models import cpu_kernels
 from run_folder import layout
-from training import runtime
+from training import memory_plan, runtime, topology_plan
 from training.cli import Arguments
 from training.data import Data
 from training.loop import stages as stages_lib
@@ -76,3 +76,29 @@ def show(
         reports.plan_report(path, config.model, lines, rates)
         print(f"the plan with its learning rates is in {path}")
     sys.stdout.flush()
+
+
+def show_costs(
+    arguments: Arguments,
+    task: Task,
+    data: Data,
+    stages: Sequence[Stage],
+    mesh: Mesh,
+) -> None:
+    """Prints what a step needs, line by line: compiling it takes minutes.
+
+    Args:
+      arguments: of the command line.
+      task: of the run.
+      data: of the run.
+      stages: of the run.
+      mesh: of devices, described ones with `--topology`.
+    """
+    if arguments.topology:
+        lines = topology_plan.report(
+            task, data, stages, mesh, arguments.topology
+        )
+    else:
+        lines = memory_plan.report(task, data, stages, mesh)
+    for line in lines:
+        print(line, flush=True)

@@ -13,6 +13,7 @@ from absl import flags, logging
 
 from core.errors import UserError
 from core.hardware import keep_freed_memory, usable_cores
+from jax_models import cpu_kernels
 from training.cli import Peers
 
 # Compiled steps of many recipes fit; the least recently used go first.
@@ -60,6 +61,15 @@ def start(cache_dir: str) -> Path:
     return cache
 
 
+def stay_on_cpu() -> None:
+    """Keeps JAX off all accelerators here: only a compiler is wanted.
+
+    To be called before anything asks for devices.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"  # Also no cluster is looked for.
+    jax.config.update("jax_platforms", "cpu")
+
+
 def connect(peers: Peers | None) -> None:
     """Makes this process one of several that train together, if it is one.
 
@@ -104,7 +114,6 @@ def begin_compiling() -> None:
     `connect`, for it asks for devices.
     """
     from input_pipeline.backends import cpp
-    from jax_models import cpu_kernels
 
     cpp.begin_compiling()
     cpu_kernels.begin_build()
@@ -125,11 +134,12 @@ def compute_dtype(asked: str) -> jnp.dtype:
     """Returns the dtype of activations.
 
     Args:
-      asked: config.dtype; "auto" is bfloat16, and float32 on a CPU, where
-        bfloat16 took longer to compute and to compile.
+      asked: config.dtype; "auto" is bfloat16, and float32 for a CPU
+        (`cpu_kernels.for_mesh`), where bfloat16 took longer to compute and to
+        compile.
     """
     if asked == "auto":
-        asked = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        asked = "float32" if cpu_kernels.platform() == "cpu" else "bfloat16"
     return jnp.dtype(asked)
 
 

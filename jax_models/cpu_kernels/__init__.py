@@ -15,6 +15,7 @@ from jax_models.cpu_kernels.dispatch import (
     for_mesh,
     for_platform,
     lacks_compiler,
+    platform,
     without,
     xla_only,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "for_platform",
     "global_norm",
     "lacks_compiler",
+    "platform",
     "residual_mlp",
     "supports_adamw",
     "supports_residual_mlp",

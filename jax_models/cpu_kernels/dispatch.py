@@ -63,15 +63,15 @@ _disabled: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def for_platform(platform: str, num_devices: int) -> Iterator[None]:
+def for_platform(name: str, num_devices: int) -> Iterator[None]:
     """Traces layers for these devices, whatever JAX's default backend is.
 
     Args:
-      platform: of the devices that it will run on: "cpu", "gpu", "tpu".
+      name: of the devices' platform: "cpu", "gpu", "tpu".
       num_devices: that share the computation, in all processes. XLA divides
         its own operations among devices, but no C++ of ours.
     """
-    token = _target.set((platform, num_devices))
+    token = _target.set((name, num_devices))
     try:
         yield
     finally:
@@ -110,10 +110,15 @@ def xla_only() -> contextlib.AbstractContextManager[None]:
     return without(*KERNELS)
 
 
+def platform() -> str:
+    """Returns what is traced for: what `for_platform` says, or the default."""
+    target = _target.get()
+    return jax.default_backend() if target is None else target[0]
+
+
 def for_cpu(kernel: str) -> bool:
     """Whether to take the CPU's implementation of one of `KERNELS`."""
-    platform, _ = _target.get() or (jax.default_backend(), 0)
-    return platform == "cpu" and kernel not in _disabled.get()
+    return platform() == "cpu" and kernel not in _disabled.get()
 
 
 def in_cpp(kernel: str, *arrays: jax.Array) -> bool:

@@ -254,6 +254,26 @@ def put_constants(constants: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, constants)
 
 
+def abstract(constants: Any, mesh: Mesh) -> Any:
+    """Returns shapes for a tree of arrays, replicated over a mesh.
+
+    Args:
+      constants: arrays; shapes that have a sharding keep it.
+      mesh: whose devices need not be there.
+    """
+
+    def shape_of(leaf):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        array = np.asarray(leaf)
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        return jax.ShapeDtypeStruct(
+            array.shape, dtype, sharding=replicated(mesh)
+        )
+
+    return jax.tree.map(shape_of, constants)
+
+
 def to_host(arrays: Any) -> Any:
     """Returns a tree of global arrays as NumPy, gathered in every process."""
     if jax.process_count() == 1:

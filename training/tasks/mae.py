@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from input_pipeline.transforms import mixing
-from jax_models import mae
+from jax_models import cpu_kernels, mae
 from training import runtime
 from training.loop.stages import Stage
 from training.loop.step import Loss
@@ -133,6 +133,7 @@ class MaskedAutoencoding(Task):
         painting = ReconstructionEvaluator(self.config, self._units).paint
 
         @jax.jit
+        @cpu_kernels.for_mesh(data.mesh)
         def paint(params, batch_stats, images, rows, constants):
             model = self.abstract_model.merge(params, batch_stats)
             model.eval()

@@ -1,0 +1,357 @@
+"""What a compiled program moves: bytes of memory and of collectives.
+
+Reads the text of an optimized HLO module (`compiled.as_text()`), in which XLA
+has already divided the work: every shape is that of one device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+
+# Instructions that touch no memory of their own: names for what is there, or
+# the second half of an asynchronous one.
+_FREE = {
+    "after-all",
+    "bitcast",
+    "conditional",
+    "constant",
+    "get-tuple-element",
+    "iota",
+    "opt-barrier",
+    "parameter",
+    "partition-id",
+    "replica-id",
+    "tuple",
+    "while",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An array: how many bytes, and how many with the padding of its tiles.
+
+    Attributes:
+      size: bytes of its numbers.
+      padded: bytes that it takes, in tiles of 8 x 128 numbers, say.
+      on_chip: whether it is in a faster memory than the main one.
+    """
+
+    size: int
+    padded: int
+    on_chip: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+      name: of the line.
+      opcode: such as "fusion".
+      results: arrays that it gives, those of a tuple one by one.
+      operands: names of the lines whose results it reads.
+      rest: what follows the operands: attributes and metadata.
+    """
+
+    name: str
+    opcode: str
+    results: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    rest: str
+
+    @property
+    def source(self) -> str:
+        """Path of the JAX operation that it comes from; '' if unknown."""
+        match = re.search(r'op_name="([^"]*)"', self.rest)
+        return match[1] if match else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind in a step, on each device.
+
+    Attributes:
+      count: how many.
+      size: bytes of their results.
+      sent: bytes that a device sends at least, whatever the algorithm.
+      overlapped: how many have other work between their start and their end.
+    """
+
+    count: int
+    size: int
+    sent: float
+    overlapped: int
+
+
+Module = Mapping[str, Sequence[Instruction]]
+
+
+def parse(text: str) -> tuple[Module, str]:
+    """Returns the computations of a module by name, and the entry's name."""
+    module: dict[str, list[Instruction]] = {}
+    entry, lines = "", None
+    for line in text.splitlines():
+        head = _COMPUTATION.match(line)
+        if head:
+            lines = module.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            lines = None
+        elif lines is not None:
+            instruction = _instruction(line)
+            if instruction is not None:
+                lines.append(instruction)
+    return module, entry
+
+
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+_HEAD = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
+_SHAPE = re.compile(
+    r"\b(pred|[suf]\d+\w*|bf16|token)\[([\d,]*)\](?:\{([\d,]*):?([^{}]*)\})?"
+)
+
+
+def _instruction(line: str) -> Instruction | None:
+    head = _HEAD.match(line)
+    if head is None:
+        return None
+    kind, rest = _until_space(line[head.end() :])
+    opcode, _, rest = rest.partition("(")
+    operands, rest = _until_closed(rest)
+    return Instruction(
+        head[1],
+        opcode,
+        tuple(map(_shape, _SHAPE.findall(kind))),
+        tuple(re.findall(r"%([\w.\-]+)", operands)),
+        rest,
+    )
+
+
+def _until_space(text: str) -> tuple[str, str]:
+    """Divides at the first space outside of all brackets."""
+    depth = 0
+    for index, letter in enumerate(text):
+        depth += (letter in "({[") - (letter in ")}]")
+        if letter == " " and depth == 0:
+            return text[:index], text[index + 1 :]
+    return text, ""
+
+
+def _until_closed(text: str) -> tuple[str, str]:
+    """Divides at the bracket that closes one opened before."""
+    depth = 1
+    for index, letter in enumerate(text):
+        depth += (letter in "({[") - (letter in ")}]")
+        if depth == 0:
+            return text[:index], text[index + 1 :]
+    return text, ""
+
+
+def _shape(found: tuple[str, str, str, str]) -> Shape:
+    kind, dimensions, order, layout = found
+    bits = {"pred": 8, "token": 0}.get(kind)
+    if bits is None:
+        bits = int(re.search(r"\d+", kind)[0])
+    sizes = [int(size) for size in dimensions.split(",") if size]
+    padded = list(sizes)
+    tile = re.search(r"T\(([\d,]+)\)", layout)
+    if tile and order:
+        # From the dimension whose neighbours are adjacent in memory.
+        minor = [int(axis) for axis in order.split(",")]
+        lengths = [int(length) for length in tile[1].split(",")]
+        for axis, length in zip(minor, reversed(lengths), strict=False):
+            padded[axis] = -(-sizes[axis] // length) * length
+    return Shape(
+        -(-math.prod(sizes) * bits // 8),
+        -(-math.prod(padded) * bits // 8),
+        re.search(r"S\([1-9]", layout) is not None,
+    )
+
+
+def times_run(module: Module, entry: str) -> dict[str, int]:
+    """Returns how often a step runs each computation.
+
+    A loop whose number of rounds XLA does not know counts as one round, and
+    every branch of a conditional as taken.
+    """
+    times: Counter[str] = Counter()
+
+    def visit(name: str, count: int) -> None:
+        times[name] += count
+        for instruction in module.get(name, ()):
+            rounds = 1
+            if instruction.opcode == "while":
+                known = re.search(
+                    r'known_trip_count[":{n\s]*"?(\d+)', instruction.rest
+                )
+                rounds = int(known[1]) if known else 1
+            for called in _called(instruction):
+                visit(called, count * rounds)
+
+    visit(entry, 1)
+    return dict(times)
+
+
+def _called(instruction: Instruction) -> Iterator[str]:
+    for names in re.findall(
+        r"(?:calls|body|to_apply|branch_computations|called_computations"
+        r"|(?:true|false)_computation)=(\{[^}]*\}|%[\w.\-]+)",
+        instruction.rest,
+    ):
+        yield from re.findall(r"%([\w.\-]+)", names)
+
+
+def _inlined(module: Module) -> set[str]:
+    """Names of the computations that run inside of one instruction."""
+    return {
+        called
+        for instructions in module.values()
+        for instruction in instructions
+        if instruction.opcode not in ("while", "conditional", "call")
+        for called in _called(instruction)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes that an instruction reads from and writes to main memory.
+
+    Attributes:
+      instruction: which.
+      size: bytes of the numbers, in all its runs of a step.
+      padded: bytes with the padding of tiles.
+    """
+
+    instruction: Instruction
+    size: int
+    padded: int
+
+
+def memory_traffic(module: Module, entry: str) -> list[Traffic]:
+    """Returns what each instruction of a step moves to and from main memory.
+
+    Every array that an instruction reads or writes counts once, as a whole;
+    what is in on-chip memory does not. An update in place counts as if it
+    wrote the whole array.
+    """
+    times, inlined = times_run(module, entry), _inlined(module)
+    found = []
+    for name, count in times.items():
+        if name in inlined:
+            continue
+        of = {line.name: line.results for line in module[name]}
+        for line in module[name]:
+            if line.opcode in _FREE or line.opcode.endswith("-done"):
+                continue
+            moved = [
+                shape for name in line.operands for shape in of.get(name, ())
+            ]
+            if line.opcode.endswith("-start"):
+                # The results name the operands once more.
+                moved += line.results[: -len(line.operands) or None][:1]
+            else:
+                moved += line.results
+            moved = [shape for shape in moved if not shape.on_chip]
+            if moved:
+                found.append(
+                    Traffic(
+                        line,
+                        count * sum(shape.size for shape in moved),
+                        count * sum(shape.padded for shape in moved),
+                    )
+                )
+    return found
+
+
+def collectives(
+    module: Module, entry: str, devices: int
+) -> dict[str, Collective]:
+    """Returns the collectives of a step by kind, those in loops every time.
+
+    Args:
+      module: from `parse`.
+      entry: the same.
+      devices: that run the program, where a collective names no groups.
+    """
+    found: dict[str, Collective] = {}
+    for name, count in times_run(module, entry).items():
+        lines = list(module.get(name, ()))
+        for index, line in enumerate(lines):
+            kind = line.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            started = line.opcode.endswith("-start")
+            size = (
+                _result_size(line, kind)
+                if started
+                else sum(shape.size for shape in line.results)
+            )
+            overlapped = started and _is_overlapped(lines, index)
+            old = found.get(kind, Collective(0, 0, 0.0, 0))
+            found[kind] = Collective(
+                old.count + count,
+                old.size + count * size,
+                old.sent
+                + count * size * _share_sent(kind, _group_size(line, devices)),
+                old.overlapped + count * overlapped,
+            )
+    return found
+
+
+def _result_size(line: Instruction, kind: str) -> int:
+    """Bytes of the result of a collective's start, which is (input, result).
+
+    An all-reduce gives its results alone.
+    """
+    results = line.results
+    if kind != "all-reduce" and len(results) > len(line.operands):
+        results = results[len(line.operands) : 2 * len(line.operands)]
+    return sum(shape.size for shape in results)
+
+
+def _is_overlapped(lines: Sequence[Instruction], start: int) -> bool:
+    """Whether anything is computed between a start and its end."""
+    for line in lines[start + 1 :]:
+        if lines[start].name in line.operands:
+            return False
+        if line.opcode in ("fusion", "convolution", "dot", "custom-call"):
+            return True
+    return False
+
+
+def _group_size(line: Instruction, devices: int) -> int:
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line.rest)
+    if listed:
+        return len(listed[1].split(","))
+    counted = re.search(r"replica_groups=\[([\d,]+)\]<=", line.rest)
+    if counted:
+        return int(counted[1].split(",")[-1])
+    return devices
+
+
+def _share_sent(kind: str, group: int) -> float:
+    """Bytes that a device sends at least, for each byte of the result.
+
+    Patarasuk & Yuan 2009 for the all-reduce; the others follow from what a
+    device must give to the other ones.
+    """
+    share = (group - 1) / group
+    return {
+        "all-reduce": 2 * share,
+        "all-gather": share,
+        "reduce-scatter": group - 1.0,
+        "all-to-all": share,
+        "collective-permute": 1.0 if group > 1 else 0.0,
+    }[kind]
