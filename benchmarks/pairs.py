@@ -186,14 +186,17 @@ def parse(
     return parser.parse_args()
 
 
-def publish(section: str, text: str, machine: str, write: bool) -> None:
-    """Prints a result; on request, makes it a section of the page.
+def publish(
+    section: str, text: str, machine: str, write: bool, page: Path = PAGE
+) -> None:
+    """Prints a result; on request, makes it a section of a page.
 
     Args:
-      section: its name in docs/performance.md.
+      section: its name in the page.
       text: Markdown.
       machine: from `describe_machine`.
       write: whether to write the page.
+      page: of docs/.
     """
     arguments = [word for word in sys.argv[1:] if word != "--write"]
     script = Path(sys.argv[0]).name
@@ -201,7 +204,7 @@ def publish(section: str, text: str, machine: str, write: bool) -> None:
     text = f"{text}\n\n`{command}`, {machine}"
     print(text, flush=True)
     if write:
-        write_text(PAGE, with_section(PAGE.read_text(), section, text))
+        write_text(page, with_section(page.read_text(), section, text))
 
 
 def with_section(page: str, section: str, text: str) -> str:

@@ -24,6 +24,7 @@ from core import counter_rng
 from core.errors import UserError
 from jax_models import cpu_kernels, initializers
 from jax_models.functional import Activation, at_least_float32, layer_norm
+from jax_models.target import two_axes
 
 
 class Linear(nnx.Linear):
@@ -68,11 +69,7 @@ class Linear(nnx.Linear):
         self, x: Float[Array, "*B in_features"]
     ) -> Float[Array, "*B out_features"]:
         """Maps `[..., in_features]` to `[..., out_features]`."""
-        # On two axes: XLA's CPU backend takes twice as long for the gradient
-        # of a product with more, and does not vectorise the bias's loop over
-        # both shapes.
-        flat = super().__call__(x.reshape(-1, x.shape[-1]))
-        return flat.reshape(*x.shape[:-1], -1)
+        return super().__call__(two_axes(x)).reshape(*x.shape[:-1], -1)
 
 
 class Conv(nnx.Conv):

@@ -258,11 +258,17 @@ def memory_traffic(module: Module, entry: str) -> list[Traffic]:
             moved = [
                 shape for name in line.operands for shape in of.get(name, ())
             ]
-            if line.opcode.endswith("-start"):
-                # The results name the operands once more.
-                moved += line.results[: -len(line.operands) or None][:1]
-            else:
-                moved += line.results
+            moved += line.results
+            if line.opcode in ("copy-start", "slice-start"):
+                # The results are what is copied to and from: in this order
+                # for copies, the other way round for slices. As much is read
+                # as is written.
+                ends = line.results[:2]
+                written = ends[line.opcode == "slice-start"]
+                moved = [
+                    dataclasses.replace(written, on_chip=end.on_chip)
+                    for end in ends
+                ]
             moved = [shape for shape in moved if not shape.on_chip]
             if moved:
                 found.append(
@@ -338,6 +344,12 @@ def _group_size(line: Instruction, devices: int) -> int:
     counted = re.search(r"replica_groups=\[([\d,]+)\]<=", line.rest)
     if counted:
         return int(counted[1].split(",")[-1])
+    # Along named axes of a mesh: mesh['axis_0'=2,'axis_1'=4] {'axis_1'}
+    named = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line.rest)
+    if named:
+        sizes = dict(re.findall(r"('\w+')=(\d+)", named[1]))
+        along = re.findall(r"'\w+'", named[2])
+        return math.prod(int(sizes[axis]) for axis in along)
     return devices
 
 

@@ -126,15 +126,12 @@ def _wanted_libtpu() -> str:
     return "libtpu"
 
 
-def compile_step(
-    task: Task, data: Data, stage: Stage, mesh: Mesh
-) -> jax.stages.Compiled:
-    """Compiles the step of a stage for the devices of a described mesh.
+def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles a step that was lowered for a described mesh.
 
     Raises:
       DoesNotFit: the compiler found no way to fit it into a chip's memory.
     """
-    lowered = memory_plan.lower_stage(task, data, stage, mesh)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -202,7 +199,8 @@ def report(
         "takes one to ten minutes, the second time none"
     )
     try:
-        compiled = compile_step(task, data, stage, mesh)
+        lowered = memory_plan.lower_stage(task, data, stage, mesh)
+        compiled = compile_lowered(lowered)
     except DoesNotFit as error:
         yield (
             f"{'fits':>10}  NO, {error}; --config.remat=True needs less, and "

@@ -12,15 +12,13 @@ from jax_models.cpu_kernels.conv import conv_general_dilated
 from jax_models.cpu_kernels.dispatch import (
     KERNELS,
     begin_build,
-    for_mesh,
-    for_platform,
     lacks_compiler,
-    platform,
     without,
     xla_only,
 )
 from jax_models.cpu_kernels.mlp import residual_mlp, supports_residual_mlp
 from jax_models.cpu_kernels.window_attention import window_attention
+from jax_models.target import for_mesh, for_platform, platform
 
 __all__ = [
     "KERNELS",

@@ -1,11 +1,11 @@
 """Which implementation a layer takes, and how JAX calls the C++ ones.
 
-A layer is traced for the platform that its computation will run on, which
-`for_platform` names; without it, that is JAX's default device. On a CPU, some
-layers have JAX code of their own, because XLA's is tens of times slower there;
-on a CPU with one device, most of those are in C++ (*.cc in this folder),
-compiled by `make setup` or at first use. What cannot be compiled is replaced
-by JAX code: slower, and equal up to rounding.
+A layer is traced for the platform that its computation will run on
+(jax_models/target.py). On a CPU, some layers have JAX code of their own,
+because XLA's is tens of times slower there; on a CPU with one device, most of
+those are in C++ (*.cc in this folder), compiled by `make setup` or at first
+use. What cannot be compiled is replaced by JAX code: slower, and equal up to
+rounding.
 
 Asked while tracing, since `lax.platform_dependent` would trace, lower and
 compile every implementation of every layer. So a function that asks must not
@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import jaxlib
 
 from core import native_build
+from jax_models import target
 
 HERE = Path(__file__).parent
 # The handlers use XLA's C interface: its C++ header (ffi.h) takes the compiler
@@ -54,42 +55,9 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
-_target: contextvars.ContextVar[tuple[str, int] | None] = (
-    contextvars.ContextVar("target", default=None)
-)
 _disabled: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
     "disabled", default=frozenset()
 )
-
-
-@contextlib.contextmanager
-def for_platform(name: str, num_devices: int) -> Iterator[None]:
-    """Traces layers for these devices, whatever JAX's default backend is.
-
-    Args:
-      name: of the devices' platform: "cpu", "gpu", "tpu".
-      num_devices: that share the computation, in all processes. XLA divides
-        its own operations among devices, but no C++ of ours.
-    """
-    token = _target.set((name, num_devices))
-    try:
-        yield
-    finally:
-        _target.reset(token)
-
-
-def for_mesh(
-    mesh: jax.sharding.Mesh,
-) -> contextlib.AbstractContextManager[None]:
-    """`for_platform` for the devices of a mesh; also a decorator.
-
-    Inside of a jitted function, where it holds whenever JAX traces that:
-
-        @jax.jit
-        @cpu_kernels.for_mesh(mesh)
-        def train_step(state, batch): ...
-    """
-    return for_platform(mesh.devices.flat[0].platform, mesh.size)
 
 
 @contextlib.contextmanager
@@ -110,15 +78,9 @@ def xla_only() -> contextlib.AbstractContextManager[None]:
     return without(*KERNELS)
 
 
-def platform() -> str:
-    """Returns what is traced for: what `for_platform` says, or the default."""
-    target = _target.get()
-    return jax.default_backend() if target is None else target[0]
-
-
 def for_cpu(kernel: str) -> bool:
     """Whether to take the CPU's implementation of one of `KERNELS`."""
-    return platform() == "cpu" and kernel not in _disabled.get()
+    return target.platform() == "cpu" and kernel not in _disabled.get()
 
 
 def in_cpp(kernel: str, *arrays: jax.Array) -> bool:
@@ -134,14 +96,9 @@ def in_cpp(kernel: str, *arrays: jax.Array) -> bool:
             and array.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
             for array in arrays
         )
-        and _is_single_cpu()
+        and target.is_single_cpu()
         and _library() is not None
     )
-
-
-def _is_single_cpu() -> bool:
-    target = _target.get() or (jax.default_backend(), jax.device_count())
-    return target == ("cpu", 1)
 
 
 class _Library:
@@ -156,9 +113,9 @@ class _Library:
             for handlers in KERNELS.values()
             for name in handlers
         }
-        for name, target in self.targets.items():
+        for name, unique in self.targets.items():
             handler = jax.ffi.pycapsule(getattr(self.loaded, name))
-            jax.ffi.register_ffi_target(target, handler, platform="cpu")
+            jax.ffi.register_ffi_target(unique, handler, platform="cpu")
 
 
 @functools.cache
@@ -214,11 +171,11 @@ def begin_build() -> None:
 
     Asks JAX for devices: in a cluster, only once that is connected.
     """
-    if _is_single_cpu():
+    if target.is_single_cpu():
         CODE.begin()
 
 
 def lacks_compiler() -> bool:
     """Whether a C++ compiler would make models faster, and there is none."""
-    wanted = os.environ.get("SEXTET_NATIVE") != "0" and _is_single_cpu()
+    wanted = os.environ.get("SEXTET_NATIVE") != "0" and target.is_single_cpu()
     return wanted and native_build.compiler() is None

@@ -47,17 +47,3 @@ def test_frozen_parameters_have_no_moments_to_hold():
     # Two moments of 8 x 4 weights and 4 biases, in float32.
     saved = optimizer_bytes() - optimizer_bytes(param_groups=(head,))
     assert saved == 2 * 4 * (8 * 4 + 4)
-
-
-def test_bytes_of_collectives_are_read_from_a_compiled_program():
-    class Compiled:
-        def as_text(self):
-            return (
-                "%a = f32[4,8]{1,0} all-reduce(%x), replica_groups={}\n"
-                "%b = (f32[3], bf16[10]) all-reduce(%x, %y), to_apply=%sum\n"
-                "%c = f32[16]{0} all-gather(%a), dimensions={0}\n"
-                "%d = f32[16]{0} add(%c, %all-gather)\n"
-            )
-
-    found = memory_plan.traffic(Compiled())
-    assert found == {"all-reduce": 128 + 12 + 20, "all-gather": 64}
