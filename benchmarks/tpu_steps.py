@@ -1,9 +1,8 @@
 """The steps of recipes, compiled for TPUs that are not here.
 
-Shared by tpu_check.py and tpu_scaling.py. A compilation takes minutes, so what
-was found is kept, one JSON file for each step, under the hash of the step's
-program: a script that is stopped goes on where it was, and a change of the
-code compiles what it changes.
+Shared by tpu_check.py and tpu_scaling.py. Compiling a step takes minutes, so
+what was found is kept, and a step that is still the same program is not
+compiled again: a script that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ml_collections import ConfigDict
+
 from core.atomic_files import write_text
 from jax_models import cpu_kernels
 from training import cli, memory_plan, runtime, topology_plan
@@ -29,9 +30,8 @@ from training.loop import stages
 from training.tasks import base, registry
 from training.topology_plan import DoesNotFit, StepCost
 
-KEPT = Path("~/.cache/sextet/tpu_steps").expanduser()
-# The digits, blown up to the recipe's image size: shapes are all that counts.
-NO_DATA = "/nonexistent"
+# The digits, enlarged to the recipe's image size: shapes are all that counts.
+NO_RUN = Path("/nonexistent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +42,34 @@ class Step:
       recipe: the config's file name, without ".py".
       topology: the slice, as text.
       batch_size: images of a step, on all chips.
-      cost: what it needs; None if it does not fit into the chips.
+      program: hash of the step and the slice.
       seconds: that compiling took.
+      cost: what it needs; None if it does not fit into the chips.
     """
 
     recipe: str
     topology: str
     batch_size: int
-    cost: StepCost | None
+    program: str
     seconds: float
+    cost: StepCost | None
 
     @property
-    def images_per_second(self) -> float:
-        """At most."""
-        return self.batch_size / self.cost.bound.seconds
+    def rows(self) -> int:
+        """Images on a chip."""
+        return self.batch_size // parse_slice(self.topology).size
+
+
+def _config(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    name, _, variant = recipe.partition(":")
+    path = f"configs/{name}.py" + (f":{variant}" if variant else "")
+    return cli.parse([f"--config={path}", *overrides]).config
+
+
+def heaviest_batch(recipe: str) -> int:
+    """Returns the batch size of a recipe's heaviest stage."""
+    schedule = stages.plan_stages(_config(recipe), num_train=1)
+    return memory_plan.heaviest(schedule).config.batch_size
 
 
 def compile_recipe(
@@ -63,70 +77,68 @@ def compile_recipe(
     topology: str,
     batch_size: int = 0,
     overrides: Sequence[str] = (),
-    kept: Path = KEPT,
+    kept: Path | None = None,
 ) -> Step:
-    """Compiles the heaviest step of a recipe, or finds it compiled.
+    """Compiles the heaviest step of a recipe, as `--plan --topology` does.
 
     Args:
       recipe: such as "tinyvit", with a variant after a colon.
       topology: such as "v5e:2x4".
       batch_size: of the step; 0 takes the recipe's.
       overrides: further flags, `--config.a.b=value`.
-      kept: folder of what was found before.
+      kept: file of `save`, perhaps with this very step.
 
     Raises:
       UserError: libtpu is not installed.
     """
-    name, _, variant = recipe.partition(":")
-    path = f"configs/{name}.py" + (f":{variant}" if variant else "")
-    config = cli.parse([f"--config={path}", *overrides]).config
+    config = _config(recipe, overrides)
     config.init_from = ""  # Weights change no shape.
     chips = parse_slice(topology)
     for stage in config.stages:
         stage.batch_size = batch_size or stage.batch_size
-    # Nothing is evaluated, but every batch must divide.
-    config.eval.batch_size = chips.size
+    config.eval.batch_size = chips.size  # Not used, but it must divide.
     runtime.stay_on_cpu()
+    runtime.start(config.cache_dir)
     mesh = topology_plan.make_mesh(chips, config.mesh.fsdp)
     with cpu_kernels.for_mesh(mesh):
         task_class = registry.check(config)
-        data = data_lib.Data(
-            config, Path(NO_DATA), mesh, 0, task_class.features
-        )
+        data = data_lib.Data(config, NO_RUN, mesh, 0, task_class.features)
         task = task_class(config, data.source.classes)
         task.statistics = base.Statistics.unknown(data.class_prior)
         schedule = stages.plan_stages(config, len(data.train_rows))
         stage = memory_plan.heaviest(schedule)
         lowered = memory_plan.lower_stage(task, data, stage, mesh)
-    program = f"{chips}\n{lowered.as_text()}"
-    digest = hashlib.sha256(program.encode()).hexdigest()[:16]
-    found = kept / f"{name}-{digest}.json"
-    if found.exists():
-        return read(found)
+    digest = hashlib.sha256(f"{chips} {lowered.as_text()}".encode())
+    program = digest.hexdigest()[:16]
+    if kept is not None and kept.exists():
+        step = load(kept)
+        if step.program == program:
+            return step
     start, cost = time.monotonic(), None
     with contextlib.suppress(DoesNotFit):
-        cost = topology_plan.cost(topology_plan.compile_lowered(lowered), chips)
-    step = Step(
-        recipe,
-        topology,
-        stage.config.batch_size,
-        cost,
-        time.monotonic() - start,
-    )
-    kept.mkdir(parents=True, exist_ok=True)
-    write_text(found, json.dumps(dataclasses.asdict(step), indent=1))
-    return step
+        compiled = topology_plan.compile_lowered(lowered, chips)
+        flops = topology_plan.count_flops(task, data, stage, compiled, chips)
+        cost = topology_plan.cost(compiled, chips, flops)
+    seconds = time.monotonic() - start
+    size = stage.config.batch_size
+    return Step(recipe, topology, size, program, seconds, cost)
 
 
-def read(path: Path) -> Step:
-    """Reads a step that `compile_recipe` has kept."""
+def save(step: Step, path: Path) -> None:
+    """Writes a step as JSON, for `load`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(dataclasses.asdict(step), indent=1))
+
+
+def load(path: Path) -> Step:
+    """Reads what `save` has written."""
     fields = json.loads(path.read_text())
     cost = fields.pop("cost")
     if cost is not None:
-        cost["bound"] = Bound(**cost["bound"])
-        cost["collectives"] = {
+        collectives = {
             kind: Collective(**each)
-            for kind, each in cost["collectives"].items()
+            for kind, each in cost.pop("collectives").items()
         }
-        cost = StepCost(**cost)
-    return Step(cost=cost, **fields)
+        bound = Bound(**cost.pop("bound"))
+        cost = StepCost(**cost, bound=bound, collectives=collectives)
+    return Step(**fields, cost=cost)

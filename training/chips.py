@@ -38,6 +38,8 @@ class Chip:
       ring: a dimension of so many chips is closed into a ring; shorter ones
         are lines.
       example: of a slice, for people.
+      clock: cycles per second: the peak over what the matrix units of a chip
+        do in a cycle (v5e: 4 of 128 x 128 multiply-adds); 0 if not published.
     """
 
     peak: float
@@ -47,12 +49,13 @@ class Chip:
     dimensions: int
     ring: int
     example: str
+    clock: float = 0.0
 
 
 CHIPS: Mapping[str, Chip] = {
-    "v4": Chip(275e12, 32 * 2**30, 1200e9, 50e9, 3, 4, "v4:2x2x2"),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 50e9, 2, 16, "v5e:2x4"),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 100e9, 3, 4, "v5p:2x2x2"),
+    "v4": Chip(275e12, 32 * 2**30, 1200e9, 50e9, 3, 4, "v4:2x2x2", 1.05e9),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 50e9, 2, 16, "v5e:2x4", 1.5e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 100e9, 3, 4, "v5p:2x2x2", 1.75e9),
     "v6e": Chip(918e12, 32 * 2**30, 1638e9, 100e9, 2, 16, "v6e:2x4"),
     "a100": Chip(312e12, 80e9, 2039e9, 300e9, 0, 0, "a100:8"),
     "h100": Chip(989e12, 80e9, 3350e9, 450e9, 0, 0, "h100:8"),

@@ -281,6 +281,21 @@ def memory_traffic(module: Module, entry: str) -> list[Traffic]:
     return found
 
 
+def estimated_cycles(module: Module, entry: str) -> int:
+    """Returns the cycles of a step as the TPU compiler estimated them.
+
+    It writes them beside what it tuned: fusions, copies, convolutions. They
+    add up as if nothing overlapped. 0 where there are none.
+    """
+    times, inlined = times_run(module, entry), _inlined(module)
+    total = 0
+    for name in times.keys() - inlined:
+        for line in module[name]:
+            found = re.search(r'"estimated_cycles":"(\d+)"', line.rest)
+            total += times[name] * int(found[1]) if found else 0
+    return total
+
+
 def collectives(
     module: Module, entry: str, devices: int
 ) -> dict[str, Collective]:

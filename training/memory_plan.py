@@ -50,19 +50,25 @@ def report(
     )
     lowered = lower_stage(task, data, stage, mesh)
     compiled = lowered.compile(_quickly(mesh))
-    counted = compiled
-    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
-        # XLA cannot count what C++ computes.
-        with cpu_kernels.xla_only():
-            counted = lower_stage(task, data, stage, mesh)
     # It counts what a loop does once.
-    flops = _flops(counted) * stage.config.accumulate
+    flops = flops_of(compiled) * stage.config.accumulate
+    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
+        # It cannot count what C++ computes.
+        flops = count_flops(task, data, stage)
     told = measure(compiled, flops, mesh, stage.config.batch_size)
     for heading, text in told.items():
         yield f"{heading:>10}  {text}"
 
 
-def _flops(step: jax.stages.Lowered | jax.stages.Compiled) -> float:
+def count_flops(task: Task, data: Data, stage: Stage) -> float:
+    """Returns the FLOPs of a step as XLA counts them before compilation."""
+    mesh = sharding.make_mesh(devices=jax.devices("cpu")[:1])
+    with cpu_kernels.for_mesh(mesh), cpu_kernels.xla_only():
+        lowered = lower_stage(task, data, stage, mesh)
+    return flops_of(lowered) * stage.config.accumulate
+
+
+def flops_of(step: jax.stages.Lowered | jax.stages.Compiled) -> float:
     """Returns XLA's count for each device; NaN where it has none."""
     return (step.cost_analysis() or {}).get("flops", math.nan)
 

@@ -68,6 +68,8 @@ def stay_on_cpu() -> None:
     """
     os.environ["JAX_PLATFORMS"] = "cpu"  # Also no cluster is looked for.
     jax.config.update("jax_platforms", "cpu")
+    # What is compiled for other devices cannot be read back without them.
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def connect(peers: Peers | None) -> None:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from core.errors import UserError
 from training import chips as chips_lib
-from training import hlo, memory_plan
+from training import gpu_target, hlo, memory_plan
 from training.chips import Bound, Slice
 from training.data import Data
 from training.hlo import Collective
@@ -48,12 +48,13 @@ class StepCost:
     Attributes:
       arguments: bytes of the state and the batch.
       temporaries: bytes of activations and gradients.
-      flops: of a step. The compiler's own count, which is that of one chip (a
-        known product of matrices over eight chips gave an eighth).
+      flops: of a step; see `count_flops`.
       accessed: bytes between chip and memory, with the padding of tiles.
       padding: of which padding.
       collectives: by kind.
       bound: of the time of a step.
+      estimate: seconds of a step by the compiler's own cost model, without
+        collectives and as if nothing overlapped; 0 if it has none.
     """
 
     arguments: int
@@ -63,6 +64,7 @@ class StepCost:
     padding: int
     collectives: Mapping[str, Collective]
     bound: Bound
+    estimate: float
 
     @property
     def memory(self) -> int:
@@ -85,31 +87,60 @@ def make_mesh(chips: Slice, fsdp: int) -> Mesh:
       UserError: the compiler is not installed, knows no such slice, or the
         chips do not divide into groups of `fsdp`.
     """
+    described = _describe_gpus if chips.platform == "cuda" else _describe_tpus
+    try:
+        devices = described(chips)
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"the compiler cannot describe --topology={chips} ({reason}); take "
+            f"a slice that is offered, such as {chips.chip.example}"
+        ) from error
+    return sharding.make_mesh(fsdp, devices)
+
+
+def _describe_tpus(chips: Slice) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology={chips} is compiled by libtpu, which is not "
-            f"installed: pip install '{_wanted_libtpu()}' (200 MB; it needs "
-            "no TPU)"
+            f"installed: pip install '{_wanted('libtpu', 'tpu')}' (200 MB; it "
+            "needs no TPU)"
         )
     for name, value in _NO_HOST.items():
         os.environ.setdefault(name, value)
     options = {"chip_config_name": "megacore"} if _has_two_cores(chips) else {}
     # Hosts of two by two chips, where the slice divides into such.
     hosts = [2 - size % 2 for size in chips.shape[:2]]
-    try:
-        described = topologies.get_topology_desc(
-            platform=chips.platform,
-            topology_name=str(chips),
-            chips_per_host_bounds=(*hosts, 1),
-            **options,
-        )
-    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
+    return topologies.get_topology_desc(
+        platform="tpu",
+        topology_name=str(chips),
+        chips_per_host_bounds=(*hosts, 1),
+        **options,
+    ).devices
+
+
+def _describe_gpus(chips: Slice) -> Sequence[jax.Device]:
+    plugins = [f"jax_plugins.xla_cuda{version}" for version in (12, 13)]
+    if not any(map(_is_installed, plugins)):
+        version = jax.__version__
         raise UserError(
-            f"libtpu cannot describe --topology={chips} ({reason}); take a "
-            f"slice that is offered, such as {chips.chip.example}"
-        ) from error
-    return sharding.make_mesh(fsdp, described.devices)
+            f"--topology={chips} is compiled by JAX's CUDA plugin, which is "
+            "not installed: pip install --no-deps "
+            f"jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version} (250 MB; "
+            "it needs no card)"
+        )
+    return topologies.get_topology_desc(
+        platform="cuda",
+        topology=f"1x1x{chips.size}",  # Slices, hosts, cards of a host.
+        target_config=gpu_target.target_config(chips.kind),
+    ).devices
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # Of its parent.
+        return False
 
 
 def _has_two_cores(chips: Slice) -> bool:
@@ -117,23 +148,33 @@ def _has_two_cores(chips: Slice) -> bool:
     return chips.kind in ("v4", "v5p")
 
 
-def _wanted_libtpu() -> str:
+def _wanted(package: str, extra: str) -> str:
     """Returns what the installed JAX asks for, as pip takes it."""
     for line in importlib.metadata.requires("jax") or ():
         name, _, marker = line.partition(";")
-        if name.startswith("libtpu") and "tpu" in marker:
+        if name.startswith(package) and f'"{extra}"' in marker:
             return name.strip()
-    return "libtpu"
+    return package
 
 
-def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_lowered(
+    lowered: jax.stages.Lowered, chips: Slice
+) -> jax.stages.Compiled:
     """Compiles a step that was lowered for a described mesh.
+
+    Args:
+      lowered: the step.
+      chips: of the mesh.
 
     Raises:
       DoesNotFit: the compiler found no way to fit it into a chip's memory.
     """
+    options = None
+    if chips.platform == "cuda":
+        # Tuning would run kernels on the card that is not here.
+        options = {"xla_gpu_autotune_level": 0}
     try:
-        return lowered.compile()
+        return lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         found = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
@@ -143,24 +184,22 @@ def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         ) from error
 
 
-def cost(
-    compiled: jax.stages.Compiled, chips: Slice, text: str = ""
-) -> StepCost:
+def cost(compiled: jax.stages.Compiled, chips: Slice, flops: float) -> StepCost:
     """Returns what a compiled step needs of each chip.
 
     Args:
       compiled: the step.
       chips: that it was compiled for.
-      text: its HLO, if that is at hand.
+      flops: of a step on each chip.
     """
-    module, entry = hlo.parse(text or compiled.as_text())
+    module, entry = hlo.parse(compiled.as_text())
     memory = compiled.memory_analysis()
     # The new state takes the place of the old one (donation).
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     traffic = hlo.memory_traffic(module, entry)
     accessed = sum(moved.padded for moved in traffic)
     found = hlo.collectives(module, entry, chips.size)
-    flops = (compiled.cost_analysis() or {}).get("flops", math.nan)
+    cycles = hlo.estimated_cycles(module, entry)
     return StepCost(
         memory.argument_size_in_bytes + max(new, 0),
         memory.temp_size_in_bytes,
@@ -171,7 +210,27 @@ def cost(
         chips_lib.roofline(
             chips, flops, accessed, sum(each.sent for each in found.values())
         ),
+        cycles / chips.chip.clock if chips.chip.clock else 0.0,
     )
+
+
+def count_flops(
+    task: Task,
+    data: Data,
+    stage: Stage,
+    compiled: jax.stages.Compiled,
+    chips: Slice,
+) -> float:
+    """Returns the FLOPs of a step on each chip.
+
+    The TPU compiler counts those of one chip (a known product of matrices over
+    eight chips gave an eighth), and of a loop those of one round. The CUDA
+    compiler counts none; then what the layers ask for is divided.
+    """
+    flops = memory_plan.flops_of(compiled) * stage.config.accumulate
+    if math.isnan(flops):
+        flops = memory_plan.count_flops(task, data, stage) / chips.size
+    return flops
 
 
 def report(
@@ -196,18 +255,19 @@ def report(
     yield f"{'state':>10}  {sizes}"
     yield (
         f"compiling the step of stage {stage.index + 1} for {chips}; this "
-        "takes one to ten minutes, the second time none"
+        "takes one to ten minutes"
     )
     try:
         lowered = memory_plan.lower_stage(task, data, stage, mesh)
-        compiled = compile_lowered(lowered)
+        compiled = compile_lowered(lowered, chips)
     except DoesNotFit as error:
         yield (
             f"{'fits':>10}  NO, {error}; --config.remat=True needs less, and "
             "so do smaller batches or more chips"
         )
         return
-    found = cost(compiled, chips)
+    flops = count_flops(task, data, stage, compiled, chips)
+    found = cost(compiled, chips, flops)
     for heading, text in describe(found, chips, stage.config.batch_size):
         yield f"{heading:>10}  {text}"
 
@@ -271,3 +331,10 @@ def describe(
         f"{batch_size / bound.seconds:,.0f} images/s at most, "
         f"{found.flops / bound.seconds / chips.chip.peak:.0%} of the peak",
     )
+    if found.estimate:
+        yield (
+            "estimate",
+            f"{found.estimate * 1e3:.3g} ms a step by the compiler's own "
+            "count of cycles, without collectives, if nothing overlaps: "
+            f"{batch_size / found.estimate:,.0f} images/s",
+        )

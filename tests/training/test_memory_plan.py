@@ -15,7 +15,7 @@ def test_a_backend_that_counts_no_work_is_no_error():
         def cost_analysis(self):
             return None
 
-    assert math.isnan(memory_plan._flops(Step()))
+    assert math.isnan(memory_plan.flops_of(Step()))
 
 
 def stage(index, **fields):

@@ -12,7 +12,7 @@ from flax import nnx
 
 import jax_models
 from core import native_build
-from jax_models import cpu_kernels
+from jax_models import cpu_kernels, target
 from jax_models.cpu_kernels import dispatch
 
 
@@ -68,7 +68,7 @@ def test_a_jitted_function_keeps_the_platform_of_its_mesh():
     @jax.jit
     @cpu_kernels.for_mesh(mesh)
     def ask():
-        return jnp.array(dispatch._target.get() == ("cpu", 1))
+        return jnp.array(target.is_single_cpu())
 
     with cpu_kernels.for_platform("tpu", 4):
         assert ask()

@@ -1,0 +1,186 @@
+"""The steps of all recipes, compiled for a slice of TPUs that is not here.
+
+    pip install 'libtpu==0.0.42.*'
+    python benchmarks/tpu_check.py [RECIPE ...] [--write]
+
+The real compiler lays out the memory of the recipe's own step: its model,
+batch size, image size, mixing, in bfloat16. What is printed per chip is exact
+but for the time, which is a lower bound and the compiler's own estimate
+(training/topology_plan.py). One to ten minutes for each recipe; what is found
+is written to --found at once, and `--before` compares with such a folder of
+another state of the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import pairs, tpu_steps
+from benchmarks.tpu_steps import Step
+from core.errors import exit_on_user_error
+from training.chips import parse_slice
+
+RECIPES = (
+    "miniconvnext",
+    "tinyvit",
+    "tinyvit_mae",
+    "tinyvit_ssl",
+    "efficientnetv2",
+    "convnextv2_small",
+    "convnextv2_base",
+)
+VM_PAGE = pairs.ROOT / "docs" / "tpu_vm.md"
+SCALING_PAGE = pairs.ROOT / "docs" / "scaling.md"
+
+
+def steps_table(steps: Mapping[str, Step]) -> str:
+    """Returns what the steps need of a chip."""
+    head = (
+        *("recipe", "images a chip", "state, MiB", "activations, MiB"),
+        *("of the chip", "GFLOPs", "MB of memory", "of it padding"),
+        *("bound, ms", "by", "images/s at most", "estimate, ms"),
+    )
+    rows = []
+    for name, step in steps.items():
+        cost = step.cost
+        if cost is None:
+            rows.append((name, step.rows, *["does not fit"] + ["-"] * 9))
+            continue
+        chips = parse_slice(step.topology)
+        rows.append(
+            (
+                name,
+                step.rows,
+                f"{cost.arguments / 2**20:,.0f}",
+                f"{cost.temporaries / 2**20:,.0f}",
+                f"{cost.memory / chips.chip.memory:.0%}",
+                f"{cost.flops / 1e9:,.0f}",
+                f"{cost.accessed / 1e6:,.0f}",
+                f"{cost.padding / cost.accessed:.0%}",
+                f"{1e3 * cost.bound.seconds:.2f}",
+                cost.bound.limit,
+                f"{step.batch_size / cost.bound.seconds:,.0f}",
+                f"{1e3 * cost.estimate:.1f}",
+            )
+        )
+    return pairs.table(head, rows)
+
+
+def collectives_table(steps: Mapping[str, Step]) -> str:
+    """Returns what the chips exchange in a step."""
+    head = (
+        *("recipe", "all-reduces", "MB summed", "other", "their MB"),
+        *("MB sent by a chip", "links, ms", "of the bound", "overlapped"),
+    )
+    rows = []
+    for name, step in steps.items():
+        if step.cost is None:
+            continue
+        found = dict(step.cost.collectives)
+        every = list(found.values())
+        reduced = found.pop("all-reduce", None)
+        bound = step.cost.bound
+        rows.append(
+            (
+                name,
+                reduced.count if reduced else 0,
+                f"{reduced.size / 1e6 if reduced else 0:,.1f}",
+                sum(each.count for each in found.values()),
+                f"{sum(each.size for each in found.values()) / 1e6:,.1f}",
+                f"{sum(each.sent for each in every) / 1e6:,.1f}",
+                f"{1e3 * bound.links:.2f}",
+                f"{bound.links / bound.seconds:.0%}",
+                f"{sum(each.overlapped for each in every)} of "
+                f"{sum(each.count for each in every)}",
+            )
+        )
+    return pairs.table(head, rows)
+
+
+def comparison_table(
+    before: Mapping[str, Step], after: Mapping[str, Step]
+) -> str:
+    """Returns what changed between two states of the code."""
+    head = (
+        *("recipe", "activations, MiB", "MB of memory", "bound, ms"),
+        *("estimate, ms", "all-reduces"),
+    )
+    rows = []
+    for name, new in after.items():
+        old = before.get(name)
+        if old is None or old.cost is None or new.cost is None:
+            continue
+        pair = old.cost, new.cost
+        rows.append(
+            (
+                name,
+                _change(*(cost.temporaries / 2**20 for cost in pair)),
+                _change(*(cost.accessed / 1e6 for cost in pair)),
+                _change(*(1e3 * cost.bound.seconds for cost in pair), ".2f"),
+                _change(*(1e3 * cost.estimate for cost in pair), ".1f"),
+                _change(
+                    *(cost.collectives["all-reduce"].count for cost in pair)
+                ),
+            )
+        )
+    return pairs.table(head, rows)
+
+
+def _change(old: float, new: float, form: str = ",.0f") -> str:
+    return f"{old:{form}} -> {new:{form}} ({new / old - 1:+.0%})"
+
+
+def read_folder(folder: Path) -> dict[str, Step]:
+    """Returns the steps in a folder by recipe, in the order of `RECIPES`."""
+    files = {path.stem: path for path in folder.glob("*.json")}
+    known = [name for name in RECIPES if name in files]
+    others = sorted(files.keys() - set(known))
+    return {name: tpu_steps.load(files[name]) for name in known + others}
+
+
+def main() -> None:
+    """Compiles, prints the tables, writes the pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="*", default=RECIPES)
+    parser.add_argument("--topology", default="v5e:2x4")
+    parser.add_argument("--found", type=Path, default=Path("runs/tpu_check"))
+    parser.add_argument("--before", type=Path, help="another such folder")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    with exit_on_user_error():
+        for recipe in options.recipes:
+            print(f"compiling {recipe} for {options.topology}", flush=True)
+            kept = options.found / f"{recipe}.json"
+            step = tpu_steps.compile_recipe(recipe, options.topology, kept=kept)
+            tpu_steps.save(step, kept)
+    steps = {
+        name: step
+        for name, step in read_folder(options.found).items()
+        if name in options.recipes
+    }
+    compiler = (
+        f"jax {importlib.metadata.version('jax')}, libtpu "
+        f"{importlib.metadata.version('libtpu')}, {options.topology}"
+    )
+    write = options.write
+    pairs.publish("tpu_check", steps_table(steps), compiler, write, VM_PAGE)
+    pairs.publish(
+        "tpu_collectives",
+        collectives_table(steps),
+        compiler,
+        write,
+        SCALING_PAGE,
+    )
+    if options.before:
+        text = comparison_table(read_folder(options.before), steps)
+        pairs.publish("tpu_before", text, compiler, write, VM_PAGE)
+
+
+if __name__ == "__main__":
+    main()
