@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ensemble test test-slow test-full bench lint format \
-  clean
+.PHONY: help setup demo ensemble test test-slow test-full bench tpu-check \
+  lint format clean
 
 # ---- Settings: make ensemble DATA=/data/poses SIZE=64 ----------------------
 DATA ?=
@@ -33,6 +33,8 @@ help:
 	@echo 'make ensemble DATA=/data/poses   the whole competition, resumable'
 	@echo '               SIZE=64 EPOCHS=30 VARIANT=short for small machines'
 	@echo 'make bench     beside PyTorch, into docs/performance.md (an hour)'
+	@echo 'make tpu-check  all steps compiled for TPUs that are not here, into'
+	@echo '               docs/tpu_vm.md and docs/scaling.md (an hour)'
 	@echo 'make setup     only make $(VENV);  make clean  remove it'
 
 # ---- Set-up -----------------------------------------------------------------
@@ -153,6 +155,13 @@ $(BENCH_VENV)/.ready: $(READY) requirements-torch.txt
 	  --disable-pip-version-check -r requirements.txt \
 	  -r requirements-torch.txt -c constraints.txt
 	@touch $@
+
+# ---- Compiled for TPUs that are not here --------------------------------------
+# Needs libtpu, 200 MB: the script says which. Or: TPU_PY=python of another venv.
+TPU_PY ?= $(PY)
+
+tpu-check: $(READY)
+	@$(TPU_PY) benchmarks/tpu_check.py --write
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV)

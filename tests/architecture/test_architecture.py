@@ -31,7 +31,6 @@ MAX_LINES = 400
 LONG_FILES = {
     "jax_models/efficientnetv2.py": "one file per architecture",
     "jax_models/tinyvit.py": "one file per architecture",
-    "benchmarks/accelerator.py": "one script that is copied to the card",
     "tests/input_pipeline/test_bad_input.py": "a table of wrong input",
 }
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accelerator
-from benchmarks.accelerator import Work
+from benchmarks import accelerator, accelerator_pairs, accelerator_sides
+from benchmarks.accelerator_pairs import Pair, Work
 
 
 class Side:
@@ -46,9 +46,9 @@ def options(tmp_path):
 
 def pair_of(monkeypatch, options, work, **sides):
     monkeypatch.setattr(
-        accelerator, "Side", lambda label, name, size: sides[label]
+        accelerator_pairs, "Side", lambda label, name, size: sides[label]
     )
-    return accelerator.Pair(work, sides, options)
+    return Pair(work, sides, options)
 
 
 def test_batch_is_halved_for_both_when_memory_ends(monkeypatch, options):
@@ -105,7 +105,7 @@ def test_what_matters_most_comes_first():
 
 
 def test_what_does_not_fit_is_not_begun(monkeypatch, options):
-    monkeypatch.setattr(accelerator, "Side", lambda *args: Side())
+    monkeypatch.setattr(accelerator_pairs, "Side", lambda *args: Side())
     monkeypatch.setattr(accelerator, "multiply_adds", lambda *args: 1)
     options.seconds = 60
     session = accelerator.Session(options)
@@ -119,10 +119,13 @@ def test_what_does_not_fit_is_not_begun(monkeypatch, options):
 
 
 def test_a_process_that_does_not_answer_is_killed():
-    side = accelerator.Side("ours", "miniconvnext_demo", 64)
+    side = accelerator_sides.Side("ours", "miniconvnext_demo", 64)
     side.halt()
     side.send("train", 2, 1)
-    assert side.receive(time.monotonic()) == ("failed", accelerator.NO_TIME)
+    assert side.receive(time.monotonic()) == (
+        "failed",
+        accelerator_sides.NO_TIME,
+    )
     assert not side._process.is_alive()
 
 
