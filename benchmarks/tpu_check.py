@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import pairs, tpu_steps
 from benchmarks.tpu_steps import Step
 from core.errors import exit_on_user_error
+from training import topology_plan
 from training.chips import parse_slice
 
 RECIPES = (
@@ -43,16 +44,18 @@ def steps_table(steps: Mapping[str, Step]) -> str:
     """Returns what the steps need of a chip."""
     head = (
         *("recipe", "images a chip", "state, MiB", "activations, MiB"),
-        *("of the chip", "GFLOPs", "MB of memory", "of it padding"),
+        *("of the chip", "images that fit", "GFLOPs"),
+        *("MB of memory", "of it padding"),
         *("bound, ms", "by", "images/s at most", "estimate, ms"),
     )
     rows = []
     for name, step in steps.items():
         cost = step.cost
         if cost is None:
-            rows.append((name, step.rows, *["does not fit"] + ["-"] * 9))
+            rows.append((name, step.rows, *["does not fit"] + ["-"] * 10))
             continue
         chips = parse_slice(step.topology)
+        room = chips.chip.memory - cost.arguments
         rows.append(
             (
                 name,
@@ -60,6 +63,7 @@ def steps_table(steps: Mapping[str, Step]) -> str:
                 f"{cost.arguments / 2**20:,.0f}",
                 f"{cost.temporaries / 2**20:,.0f}",
                 f"{cost.memory / chips.chip.memory:.0%}",
+                f"{step.rows * room / cost.temporaries:,.0f}",
                 f"{cost.flops / 1e9:,.0f}",
                 f"{cost.accessed / 1e6:,.0f}",
                 f"{cost.padding / cost.accessed:.0%}",
@@ -70,6 +74,19 @@ def steps_table(steps: Mapping[str, Step]) -> str:
             )
         )
     return pairs.table(head, rows)
+
+
+def printed_plan(step: Step) -> str:
+    """Returns what `--plan --topology` prints last for a step."""
+    chips = parse_slice(step.topology)
+    lines = [("chip", topology_plan.describe_chip(chips))]
+    lines += topology_plan.describe(step.cost, chips, step.batch_size)
+    text = "\n".join(f"{heading:>10}  {line}" for heading, line in lines)
+    command = (
+        f"python train.py --config=configs/{step.recipe}.py --plan "
+        f"--topology={step.topology}"
+    )
+    return f"```\n$ {command}\n…\n{text}\n```"
 
 
 def collectives_table(steps: Mapping[str, Step]) -> str:
@@ -177,6 +194,8 @@ def main() -> None:
         write,
         SCALING_PAGE,
     )
+    shown = printed_plan(next(iter(steps.values())))
+    pairs.publish("topology_plan", shown, compiler, write, VM_PAGE)
     if options.before:
         text = comparison_table(read_folder(options.before), steps)
         pairs.publish("tpu_before", text, compiler, write, VM_PAGE)

@@ -314,9 +314,10 @@ def describe(
     )
     for kind, each in sorted(found.collectives.items()):
         yield (
-            kind,
-            f"{each.count} of {size(each.size)} in all, {size(each.sent)} "
-            f"sent by each chip; {each.overlapped} overlap with work",
+            "exchange",
+            f"{each.count} {kind} of {size(each.size)} in all, "
+            f"{size(each.sent)} sent by each chip; {each.overlapped} overlap "
+            "with work",
         )
     bound = found.bound
     yield (

@@ -100,7 +100,7 @@ def test_a_plan_for_chips_that_are_not_here(tmp_path):
         r"fits  yes, \d+% of a chip",
         r"work  [\d.e+]+ FLOPs a step on each chip",
         r"traffic  [\d.]+ MiB between chip and memory",
-        r"all-reduce  \d+ of \d+ KiB in all",
+        r"exchange  \d+ all-reduce of \d+ KiB in all",
         r"bound  [\d.]+ ms a step at least, limited by (memory|links)",
         r"speed  [\d,]+ images/s at most",
     ):
