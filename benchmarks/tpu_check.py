@@ -7,14 +7,14 @@ The real compiler lays out the memory of the recipe's own step: its model,
 batch size, image size, mixing, in bfloat16. What is printed per chip is exact
 but for the time, which is a lower bound and the compiler's own estimate
 (training/topology_plan.py). One to ten minutes for each recipe; what is found
-is written to --found at once, and `--before` compares with such a folder of
-another state of the code.
+is written to --found at once, and a step that is still the same program is not
+compiled again. `--before` compares with such a folder of another state of the
+code.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -168,10 +168,13 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:2x4")
     parser.add_argument("--found", type=Path, default=Path("runs/tpu_check"))
     parser.add_argument("--before", type=Path, help="another such folder")
+    parser.add_argument(
+        "--kept", action="store_true", help="compile nothing: only the tables"
+    )
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     with exit_on_user_error():
-        for recipe in options.recipes:
+        for recipe in () if options.kept else options.recipes:
             print(f"compiling {recipe} for {options.topology}", flush=True)
             kept = options.found / f"{recipe}.json"
             step = tpu_steps.compile_recipe(recipe, options.topology, kept=kept)
@@ -181,10 +184,7 @@ def main() -> None:
         for name, step in read_folder(options.found).items()
         if name in options.recipes
     }
-    compiler = (
-        f"jax {importlib.metadata.version('jax')}, libtpu "
-        f"{importlib.metadata.version('libtpu')}, {options.topology}"
-    )
+    compiler = f"{tpu_steps.versions()}, {options.topology}"
     write = options.write
     pairs.publish("tpu_check", steps_table(steps), compiler, write, VM_PAGE)
     pairs.publish(

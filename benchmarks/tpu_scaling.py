@@ -13,7 +13,6 @@ what is found is written to --found at once.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,6 +76,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", default=("miniconvnext",))
     parser.add_argument("--found", type=Path, default=Path("runs/tpu_scaling"))
+    parser.add_argument(
+        "--kept", action="store_true", help="compile nothing: only the table"
+    )
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     rows = []
@@ -86,12 +88,14 @@ def main() -> None:
             for kind, topology, batch in works(recipe):
                 name = f"{recipe}-{topology.replace(':', '-')}-{batch}"
                 kept = options.found / f"{name}.json"
-                print(f"compiling {name}", flush=True)
-                step = tpu_steps.compile_recipe(
-                    recipe, topology, batch, kept=kept
-                )
-                tpu_steps.save(step, kept)
-                found.append((kind, step))
+                if not options.kept:
+                    print(f"compiling {name}", flush=True)
+                    step = tpu_steps.compile_recipe(
+                        recipe, topology, batch, kept=kept
+                    )
+                    tpu_steps.save(step, kept)
+                if kept.exists():
+                    found.append((kind, tpu_steps.load(kept)))
             rows += rows_of(found)
     head = (
         *("recipe", "scaling", "slice", "batch", "images a chip", "GFLOPs"),
@@ -99,12 +103,10 @@ def main() -> None:
         *("compute, ms", "memory, ms", "links, ms", "limit"),
         *("images/s at most", "per chip"),
     )
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("jax", "libtpu")
-    )
     text = pairs.table(head, rows)
-    pairs.publish("tpu_scaling", text, versions, options.write, PAGE)
+    pairs.publish(
+        "tpu_scaling", text, tpu_steps.versions(), options.write, PAGE
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import sys
 import time
@@ -122,6 +123,14 @@ def compile_recipe(
     seconds = time.monotonic() - start
     size = stage.config.batch_size
     return Step(recipe, topology, size, program, seconds, cost)
+
+
+def versions() -> str:
+    """Returns the compiler's versions, for a table's last line."""
+    return ", ".join(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("jax", "libtpu")
+    )
 
 
 def save(step: Step, path: Path) -> None:
