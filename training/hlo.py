@@ -301,43 +301,70 @@ def collectives(
 ) -> dict[str, Collective]:
     """Returns the collectives of a step by kind, those in loops every time.
 
+    The TPU compiler cuts a collective into parts, and joins them to other
+    work: parts of one channel count once, as overlapped.
+
     Args:
       module: from `parse`.
       entry: the same.
       devices: that run the program, where a collective names no groups.
     """
     found: dict[str, Collective] = {}
+    parted = _channels_in_parts(module)
+    seen: set[str] = set()
     for name, count in times_run(module, entry).items():
         lines = list(module.get(name, ()))
         for index, line in enumerate(lines):
             kind = line.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
-            started = line.opcode.endswith("-start")
-            size = (
-                _result_size(line, kind)
-                if started
-                else sum(shape.size for shape in line.results)
+            channel = _channel(line)
+            if channel in seen:
+                continue
+            if channel in parted:
+                seen.add(channel)
+            group = _group_size(line, devices)
+            size = _result_size(line, kind)
+            if name.startswith("all-reduce-scatter"):
+                # A sum of which every device keeps its part.
+                kind, size = "reduce-scatter", size // group
+            overlapped = channel in parted or (
+                line.opcode.endswith("-start") and _is_overlapped(lines, index)
             )
-            overlapped = started and _is_overlapped(lines, index)
             old = found.get(kind, Collective(0, 0, 0.0, 0))
             found[kind] = Collective(
                 old.count + count,
                 old.size + count * size,
-                old.sent
-                + count * size * _share_sent(kind, _group_size(line, devices)),
+                old.sent + count * size * _share_sent(kind, group),
                 old.overlapped + count * overlapped,
             )
     return found
 
 
-def _result_size(line: Instruction, kind: str) -> int:
-    """Bytes of the result of a collective's start, which is (input, result).
+def _channels_in_parts(module: Module) -> set[str]:
+    """Channels of collectives that are cut up and joined to other work."""
+    return {
+        _channel(line)
+        for name, lines in module.items()
+        if name.startswith("async_collective")
+        for line in lines
+        if line.opcode in COLLECTIVES
+    } - {""}
 
-    An all-reduce gives its results alone.
+
+def _channel(line: Instruction) -> str:
+    found = re.search(r"channel_id=(\d+)", line.rest)
+    return found[1] if found else ""
+
+
+def _result_size(line: Instruction, kind: str) -> int:
+    """Bytes of the result of a collective.
+
+    A start's is (operands, results, …), but that of an all-reduce, which
+    gives its results alone.
     """
     results = line.results
-    if kind != "all-reduce" and len(results) > len(line.operands):
+    if kind != "all-reduce" and line.opcode.endswith("-start"):
         results = results[len(line.operands) : 2 * len(line.operands)]
     return sum(shape.size for shape in results)
 

@@ -146,3 +146,35 @@ def test_a_cpu_module_without_tiles_is_read_as_well():
     )
     found = hlo.collectives(*hlo.parse(text), devices=2)
     assert found == {"all-reduce": hlo.Collective(1, 32, 32.0, 0)}
+
+
+def test_parts_of_one_collective_count_once_and_overlap():
+    """As the TPU compiler writes a gather beside a convolution."""
+    part = (
+        "  %g{n} = bf16[64]{{0}} all-gather(%p{n}), channel_id=7, "
+        "replica_groups=[1,8]<=[8], dimensions={{0}}\n"
+    )
+    fusions = "".join(
+        f"%async_collective_fusion.{n} (p{n}: bf16[8]) -> bf16[64] {{\n"
+        f"  %p{n} = bf16[8]{{0}} parameter(0)\n{part.format(n=n)}}}\n\n"
+        for n in (1, 2)
+    )
+    text = (
+        fusions + "%all-reduce-scatter.1 (p3: f32[64]) -> f32[8] {\n"
+        "  %p3 = f32[64]{0} parameter(0)\n"
+        "  %r = f32[64]{0} all-reduce(%p3), channel_id=8, "
+        "replica_groups=[1,8]<=[8], to_apply=%sum\n"
+        "  ROOT %s = f32[8]{0} dynamic-slice(%r, %zero), "
+        "dynamic_slice_sizes={8}\n}\n\n"
+        "ENTRY %main (x: bf16[8], y: f32[64]) -> f32[8] {\n"
+        "  %x = bf16[8]{0} parameter(0)\n"
+        "  %y = f32[64]{0} parameter(1)\n"
+        "  %a = bf16[64]{0} fusion(%x), calls=%async_collective_fusion.1\n"
+        "  %b = bf16[64]{0} fusion(%x), calls=%async_collective_fusion.2\n"
+        "  ROOT %c = f32[8]{0} fusion(%y), calls=%all-reduce-scatter.1\n}\n"
+    )
+    found = hlo.collectives(*hlo.parse(text), devices=8)
+    assert found == {
+        "all-gather": hlo.Collective(1, 128, 128 * 7 / 8, 1),
+        "reduce-scatter": hlo.Collective(1, 32, 32 * 7.0, 0),
+    }
