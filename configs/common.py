@@ -70,7 +70,8 @@ def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
         # Recomputes activations in the backward pass, to fit memory.
         remat=False,
         # How devices share the work, see training/multihost/sharding.py:
-        # `fsdp` devices keep one copy of the large parameters between them;
+        # `fsdp` devices keep one copy of the large parameters and of their
+        # optimizer state between them, and gather each parameter once a step;
         # 1 gives each device a copy of its own, -1 takes all.
         mesh=declare("mesh", fsdp=Field(1, at_least_or_all(1))),
         seed=Field(42, at_least(0)),

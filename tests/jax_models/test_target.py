@@ -76,7 +76,13 @@ def test_patches_are_one_product_where_that_is_faster(
     platform, channels, convolves
 ):
     def conv(images, kernel):
-        return cpu_kernels.conv_general_dilated(images, kernel, (2, 2), "VALID")
+        return cpu_kernels.conv_general_dilated(
+            images,
+            kernel,
+            (2, 2),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
 
     images = jnp.ones((1, 4, 4, channels))
     kernel = jnp.ones((2, 2, channels, 16))

@@ -1,6 +1,7 @@
 """What a plan says of chips that are not here."""
 
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -76,12 +77,10 @@ def test_every_card_has_a_description_of_its_size():
     for kind, chip in CHIPS.items():
         if parse_slice(chip.example).platform == "cuda":
             text = gpu_target.target_config(kind)
-            found = dict(
-                line.split(": ") for line in text.splitlines() if ": " in line
-            )
-            size = float(found["  device_memory_size"])
+            found = dict(re.findall(r"(\w+): ([\d.]+)$", text, re.MULTILINE))
+            size = float(found["device_memory_size"])
             assert size == pytest.approx(chip.memory, rel=0.08)
-            speed = float(found["  memory_bandwidth"])
+            speed = float(found["memory_bandwidth"])
             assert speed == pytest.approx(chip.bandwidth, rel=0.01)
 
 

@@ -4,7 +4,8 @@ The mesh has the axes `data` and `fsdp`. A batch is split by rows over both, so
 every device trains on rows of its own. Parameters are replicated or, with
 fsdp > 1, the large ones are sharded over the devices of an `fsdp` group (ZeRO,
 Rajbhandari et al. 2020): a device keeps its shards of them, of their optimizer
-state and of their moving average, and a step gathers them for its duration.
+state and of their moving average. A step gathers each once, as the forward
+pass comes to it, and keeps it until the backward pass has passed it.
 
 Models know nothing of this: an array's sharding follows from its path.
 """
@@ -183,7 +184,9 @@ def gather_params(params: Any, mesh: Mesh) -> Any:
     """All-gathers sharded `params`, inside a jitted step.
 
     Left to itself, XLA may move activations between devices rather than
-    parameters, which are smaller.
+    parameters, which are smaller. When each is gathered is for XLA to decide:
+    the TPU compiler does it layer by layer, in the dtype that the layer
+    computes in, and keeps it for the backward pass (docs/scaling.md).
     """
     if mesh.shape["fsdp"] == 1:
         return params
