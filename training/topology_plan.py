@@ -30,8 +30,10 @@ from training.loop.stages import Stage
 from training.multihost import sharding
 from training.tasks.base import Task
 
-# libtpu looks for the host that it runs on; here there is none.
+# libtpu looks for the host that it runs on; here there is none. And it locks
+# the chips, so that not even two plans could be made at once.
 _NO_HOST = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
