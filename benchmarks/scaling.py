@@ -51,7 +51,7 @@ import jax_models
 from configs import loading
 from input_pipeline.transforms.mixing import Mixing
 from jax_models import costs, cpu_kernels
-from training import hlo, memory_plan
+from training import collectives, hlo, memory_plan
 from training.loop import stages, state
 from training.loop.step import Loss
 from training.multihost import sharding
@@ -126,7 +126,7 @@ def compiled_step(recipe: str, data: int, fsdp: int):
 
 def collective_bytes(step, mesh) -> dict[str, int]:
     """Returns bytes of the results of each kind of collective in a step."""
-    found = hlo.collectives(*hlo.parse(step.as_text()), mesh.size)
+    found = collectives.collectives(*hlo.parse(step.as_text()), mesh.size)
     return {kind: each.size for kind, each in found.items()}
 
 

@@ -26,7 +26,7 @@ from jax_models import cpu_kernels
 from training import cli, memory_plan, runtime, topology_plan
 from training import data as data_lib
 from training.chips import Bound, parse_slice
-from training.hlo import Collective
+from training.collectives import Collective
 from training.loop import stages
 from training.tasks import base, registry
 from training.topology_plan import DoesNotFit, StepCost

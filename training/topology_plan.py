@@ -22,10 +22,10 @@ from jax.sharding import Mesh
 
 from core.errors import UserError
 from training import chips as chips_lib
-from training import gpu_target, hlo, memory_plan
+from training import collectives, gpu_target, hlo, memory_plan
 from training.chips import Bound, Slice
+from training.collectives import Collective
 from training.data import Data
-from training.hlo import Collective
 from training.loop.stages import Stage
 from training.multihost import sharding
 from training.tasks.base import Task
@@ -200,7 +200,7 @@ def cost(compiled: jax.stages.Compiled, chips: Slice, flops: float) -> StepCost:
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     traffic = hlo.memory_traffic(module, entry)
     accessed = sum(moved.padded for moved in traffic)
-    found = hlo.collectives(module, entry, chips.size)
+    found = collectives.collectives(module, entry, chips.size)
     cycles = hlo.estimated_cycles(module, entry)
     return StepCost(
         memory.argument_size_in_bytes + max(new, 0),

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import tpu_check, tpu_scaling, tpu_steps
 from benchmarks.tpu_steps import Step
 from training.chips import parse_slice, roofline
-from training.hlo import Collective
+from training.collectives import Collective
 from training.topology_plan import StepCost
 
 

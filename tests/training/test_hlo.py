@@ -3,7 +3,7 @@
 
 import pytest
 
-from training import hlo
+from training import collectives, hlo
 
 # As the TPU compiler writes them: layouts with tiles, S(1) for what is on the
 # chip, asynchronous copies and collectives.
@@ -96,7 +96,7 @@ def test_an_instruction_knows_what_it_was_in_jax(program):
 
 
 def test_collectives_are_counted_by_kind_and_group(program):
-    found = hlo.collectives(*program, devices=8)
+    found = collectives.collectives(*program, devices=8)
     once, in_loop = 2 * 2 * 8 + 4 * 4, 4 * 16 * 128
     assert set(found) == {
         "all-reduce",
@@ -132,7 +132,7 @@ def test_every_kind_sends_what_it_must(kind, sent):
         f"  ROOT %y = f32[16]{{0}} {kind}(%x), replica_groups={{}}\n"
         "}\n"
     )
-    found = hlo.collectives(*hlo.parse(text), devices=8)
+    found = collectives.collectives(*hlo.parse(text), devices=8)
     assert found[kind].sent == sent
 
 
@@ -144,8 +144,8 @@ def test_a_cpu_module_without_tiles_is_read_as_well():
         "  ROOT %z = f32[4,8]{1,0} add(%x, %all-gather)\n"
         "}\n"
     )
-    found = hlo.collectives(*hlo.parse(text), devices=2)
-    assert found == {"all-reduce": hlo.Collective(1, 32, 32.0, 0)}
+    found = collectives.collectives(*hlo.parse(text), devices=2)
+    assert found == {"all-reduce": collectives.Collective(1, 32, 32.0, 0)}
 
 
 def test_parts_of_one_collective_count_once_and_overlap():
@@ -173,8 +173,8 @@ def test_parts_of_one_collective_count_once_and_overlap():
         "  %b = bf16[64]{0} fusion(%x), calls=%async_collective_fusion.2\n"
         "  ROOT %c = f32[8]{0} fusion(%y), calls=%all-reduce-scatter.1\n}\n"
     )
-    found = hlo.collectives(*hlo.parse(text), devices=8)
+    found = collectives.collectives(*hlo.parse(text), devices=8)
     assert found == {
-        "all-gather": hlo.Collective(1, 128, 128 * 7 / 8, 1),
-        "reduce-scatter": hlo.Collective(1, 32, 32 * 7.0, 0),
+        "all-gather": collectives.Collective(1, 128, 128 * 7 / 8, 1),
+        "reduce-scatter": collectives.Collective(1, 32, 32 * 7.0, 0),
     }

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from training import gpu_target, memory_plan, topology_plan
 from training.chips import CHIPS, parse_slice, roofline
-from training.hlo import Collective
+from training.collectives import Collective
 from training.topology_plan import DoesNotFit, StepCost
 
 EIGHT = parse_slice("v5e:2x4")
