@@ -178,12 +178,14 @@ def compile_lowered(
     try:
         return lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(
-            f"it needs {found[1]} of the {found[2]} that a chip has for it"
-        ) from error
+        # "Used 19G of 15G hbm" or "temporaries (19G) exceeds available (15G)".
+        sizes = re.findall(r"\b([\d.]+[KMGT])\b", str(error))
+        told = "it needs more than a chip has"
+        if len(sizes) >= 2:
+            told = f"it needs {sizes[0]} of the {sizes[1]} that a chip has"
+        raise DoesNotFit(told) from error
 
 
 def cost(compiled: jax.stages.Compiled, chips: Slice, flops: float) -> StepCost:
