@@ -149,6 +149,17 @@ def test_a_stage_starts_its_own_stream_at_its_own_step(data):
     assert (other["row"] != stream[0]["row"]).any()
 
 
+def test_an_example_is_the_first_row_of_a_stages_first_batch(data):
+    """A plan needs no more of it than shapes, and no loader processes."""
+    for stage in stages.plan_stages(digits(), len(data.train_rows)):
+        batch = first_batch(data, stage, stage.start)
+        sampler = ShuffledSampler(data.train_rows, data.stage_seed(stage))
+        example = data.example(stage, sampler)
+        assert example.keys() == batch.keys()
+        for name, values in example.items():
+            np.testing.assert_array_equal(values, batch[name][:1])
+
+
 def test_a_stage_has_the_augmentation_that_it_overrides(data):
     def images(**augment):
         config = digits()
