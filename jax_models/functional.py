@@ -69,8 +69,8 @@ def normalize(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Brings `x` to mean 0 and variance 1 over `axes`, in float32 at least.
 
-    On accelerators, the statistics of 16-bit numbers come from two sums that
-    do not wait for one another: one pass over `x`, which XLA joins to what
+    On accelerators, the statistics of bfloat16 come from two sums that do not
+    wait for one another: one pass over `x`, which XLA joins to what
     computes it, and one all-reduce. Their difference loses little: bfloat16
     cannot tell a deviation below 2**-8 of the mean from 0, and float32 keeps
     2**-24 of the square.
@@ -78,7 +78,7 @@ def normalize(
     Returns:
       The normalised x, and mean and variance with `axes` of length 1.
     """
-    in_one_pass = x.dtype.itemsize < 4 and platform() != "cpu"
+    in_one_pass = x.dtype == jnp.bfloat16 and platform() != "cpu"
     x = at_least_float32(x)
     mean = x.mean(axes, keepdims=True)
     if in_one_pass:
