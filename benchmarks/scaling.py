@@ -51,7 +51,7 @@ import jax_models
 from configs import loading
 from input_pipeline.transforms.mixing import Mixing
 from jax_models import costs, cpu_kernels
-from training import collectives, hlo, memory_plan
+from training import chips, collectives, hlo, memory_plan
 from training.loop import stages, state
 from training.loop.step import Loss
 from training.multihost import sharding
@@ -90,8 +90,9 @@ class Chip:
     latency: dict[int, float]
 
 
-TPU_V5E = Chip(197e12, 0.40, 100e9, {8: 5e-6, 64: 10e-6, 512: 40e-6})
-H200 = Chip(790e12, 0.25, 450e9, {8: 15e-6})
+_V5E, _H200 = chips.CHIPS["v5e"], chips.CHIPS["h200"]
+TPU_V5E = Chip(_V5E.peak, 0.40, 2 * _V5E.link, {8: 5e-6, 64: 10e-6, 512: 40e-6})
+H200 = Chip(790e12, 0.25, _H200.link, {8: 15e-6})  # The peak was measured.
 
 
 def compiled_step(recipe: str, data: int, fsdp: int):
