@@ -207,7 +207,8 @@ def full_models() -> None:
         sharded = [
             (n - 1) / n * (2 * split + 2 * (summed - split)) for n in CHIPS
         ]
-        due = flops * batch, 3 * norms
+        # Sums forward, and sums backward.
+        due = flops * batch, 2 * norms
         tpu = [efficiency(TPU_V5E, *due, n, rings[n]) for n in CHIPS]
         gpu = efficiency(H200, *due, 8, rings[8])
         cells = [
