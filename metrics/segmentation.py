@@ -101,7 +101,8 @@ def bootstrap_interval(
     """Returns the percentile bootstrap interval of a score over images.
 
     Images are drawn, not pixels: those of one image are no independent
-    evidence.
+    evidence. Draws whose score is NaN, as that of a class which none of them
+    has, are left out.
 
     Args:
       counts: of each image, such as its confusion matrix.
@@ -111,7 +112,7 @@ def bootstrap_interval(
       seed: of the resampling.
 
     Returns:
-      (low, high); (0, 0) without images.
+      (low, high); (0, 0) without images, or without a score.
     """
     images = len(counts)
     if not images:
@@ -123,6 +124,9 @@ def bootstrap_interval(
     sums = drawn @ counts.reshape(images, -1).astype(np.float64)
     values = score(sums.reshape(draws, *counts.shape[1:]))
     tail = (1 - level) / 2
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 0.0
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
 

@@ -158,9 +158,9 @@ def _class_rows(counts: Counts) -> list[dict]:
             continue
         low, high = segmentation.bootstrap_interval(
             counts.confusion,
-            lambda c, number=number: np.nan_to_num(
-                segmentation.dice_from_confusion(c)[:, number]
-            ),
+            lambda c, number=number: segmentation.dice_from_confusion(c)[
+                :, number
+            ],
         )
         rows.append(
             {
@@ -181,7 +181,8 @@ def _class_rows(counts: Counts) -> list[dict]:
 def _gallery(counts: Counts, examples: ReadExamples | None) -> Section:
     """The worst and the best images by Dice."""
     dice = segmentation.mean_dice_from_confusion(counts.confusion)
-    order = np.argsort(dice, kind="stable")
+    counted = np.flatnonzero(counts.confusion.sum(axis=(1, 2)))
+    order = counted[np.argsort(dice[counted], kind="stable")]
     worst = order[:WORST]
     best = order[WORST:][-BEST:][::-1]
     chosen = [*worst.tolist(), *best.tolist()]

@@ -119,7 +119,9 @@ class ArtifactWriter:
         folder = PurePosixPath(name).parent.as_posix()
         known = folder in (".", *layout.PREDICTION_FOLDERS)
         # A mask for each image of a split.
-        known |= PurePosixPath(folder).parent.as_posix() == "masks"
+        known |= len(PurePosixPath(name).parts) > 2 and folder.startswith(
+            "masks/"
+        )
         known &= ".." not in PurePosixPath(name).parts
         if not known or not name.endswith(suffix):
             raise ValueError(f"no artifact may be called {name!r}")

@@ -182,7 +182,8 @@ class Source:
     """Everything known about one data folder before an image is decoded.
 
     Attributes:
-      name: `digits`, `csv`, `folders`, `records` or `tfds:<name>`.
+      name: `digits`, `digit_scenes`, `csv`, `folders`, `masks`, `records` or
+        `tfds:<name>`.
       labelled: the examples that the folds divide.
       test: the examples to predict, or None; labels only where the source
         knows them (digits), for scoring and nothing else.

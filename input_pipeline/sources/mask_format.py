@@ -35,8 +35,8 @@ class MaskFormat:
       classes: C names.
       values: of each class, what its pixels hold in a file of one channel.
       ignored: values of pixels without a class.
-      colours: RGB of each class, then of each ignored value; () where masks
-        in colour are not understood.
+      colours: RGB of each class, then of ignored values; () where masks in
+        colour are not understood.
       palette: of the masks that are written, R, G, B for each value; () makes
         them grey.
     """
@@ -70,6 +70,15 @@ class MaskFormat:
         table[: len(self.values)] = self.values
         table[IGNORE] = self.ignored[0] if self.ignored else IGNORE
         return table[mask]
+
+    def palette_of_colours(self) -> tuple[int, ...]:
+        """Returns R, G, B for each value from the colours; () without any."""
+        if not self.colours:
+            return ()
+        table = np.zeros((256, 3), np.uint8)
+        values = (self.values + self.ignored)[: len(self.colours)]
+        table[list(values)] = self.colours
+        return tuple(table.ravel().tolist())
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
@@ -219,13 +228,18 @@ def from_values(
                 f"data.mask_values has {len(numbers)} values and the list of "
                 f"classes {len(names)}; give one for each class"
             )
-    ignored = (ignore_index,) if ignore_index >= 0 else ()
+    ignored, colours = (), ()
+    if listed is not None:
+        ignored, colours = listed.ignored, listed.colours
+    if ignore_index >= 0:
+        ignored = (*ignored, ignore_index)
     if set(ignored) & set(numbers):
         raise UserError(
-            f"data.ignore_index {ignore_index} is also in data.mask_values "
-            f"'{text}'; a value is a class or ignored"
+            f"data.mask_values is '{text}', of which "
+            f"{min(set(ignored) & set(numbers))} is ignored; a value is a "
+            "class or ignored"
         )
-    return MaskFormat(names, tuple(numbers), ignored)
+    return MaskFormat(names, tuple(numbers), ignored, colours)
 
 
 def from_found(
@@ -243,26 +257,24 @@ def from_found(
     """
     found = np.flatnonzero(counts)
     found = found[found != ignore_index].tolist()
-    advice = (
-        f"list the classes in {root / 'classes.csv'} (index,name,ignore), or "
-        "set --config.data.mask_values"
-    )
-    if found == [0, 255]:
-        raise UserError(
-            f"the masks in {root} hold 0 and 255 alone; set "
-            "--config.data.mask_values=0,255 if 255 is the object, or "
-            "--config.data.ignore_index=255 if it has no class"
-        )
+    listing = f"list the classes in {root / 'classes.csv'} (index,name,ignore)"
     if len(found) < 2 or len(found) > MOST_UNLISTED:
         raise UserError(
             f"the masks in {root} hold {len(found)} different values, which "
-            f"are no classes; {advice}"
+            f"are no classes; {listing}, or give masks with class indices"
         )
-    if 255 in found:
+    if 255 in found and found[-2] < MOST_UNLISTED and len(found) > 2:
         raise UserError(
             f"the masks in {root} hold 255 beside {found[-2] + 1} classes; if "
             "these pixels have no class, set --config.data.ignore_index=255, "
-            f"else {advice}"
+            f"else {listing}"
+        )
+    if found[-1] > MOST_UNLISTED:
+        raise UserError(
+            f"the masks in {root} hold the values "
+            f"{', '.join(map(str, found))}; if each of them is a class, set "
+            f"--config.data.mask_values={','.join(map(str, found))}, else "
+            f"{listing}"
         )
     # Values between may be missing by chance: they stay classes.
     values = tuple(v for v in range(found[-1] + 1) if v != ignore_index)

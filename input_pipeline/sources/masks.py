@@ -30,6 +30,7 @@ LAYOUTS = (
     ("img_dir/{}", "ann_dir/{}"),
 )
 SPLITS = ("train", "val", "test")
+PLAIN = ("images", "masks")  # Without splits.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +117,9 @@ def open_masks(data: Any, root: Path, cache: Path | None = None) -> Source:
             census.values.sum(0), data.ignore_index, root
         )
     mask_census.refuse_values(mask_paths, census, form)
-    palette = mask_format.read_palette(read_file(mask_paths[0]))
+    palette = form.palette_of_colours()
+    if not palette:
+        palette = mask_format.read_palette(read_file(mask_paths[0]))
     form = dataclasses.replace(form, palette=palette)
     pixels = census.values[:, form.values]
     labels = _rarest_class(pixels)
@@ -144,52 +147,64 @@ def open_masks(data: Any, root: Path, cache: Path | None = None) -> Source:
 
 
 def looks_like_masks(data: Any, root: Path) -> bool:
-    """Whether `root` holds folders of masks, and no csv that classifies."""
+    """Whether `root` holds images beside masks, and no csv that classifies."""
     if (root / data.answers).is_file():
         return False
-    masks = [data.train_masks, "masks"]
-    masks += [layout[1].format("train") for layout in LAYOUTS]
-    return any((root / name).is_dir() for name in masks)
+    pairs = [(data.train_images, data.train_masks), PLAIN]
+    pairs += [tuple(n.format("train") for n in layout) for layout in LAYOUTS]
+    return any(
+        all(name and (root / name).is_dir() for name in pair) for pair in pairs
+    )
 
 
 # ---- Folders and pairs -------------------------------------------------------
 
 
 def _folders(data: Any, root: Path) -> dict[str, tuple[Path, Path]]:
-    """The image and mask folder of each split that there is."""
+    """The image and mask folder of each split that there is.
+
+    Raises:
+      UserError: a folder that the config names does not exist.
+    """
     named = {
         "train": (data.train_images, data.train_masks),
         "val": (data.val_images, data.val_masks),
         "test": (data.test_images, ""),
     }
-    if not (root / data.train_images).is_dir():
-        for layout in LAYOUTS:
-            if (root / layout[0].format("train")).is_dir():
-                named = {
-                    split: tuple(name.format(split) for name in layout)
-                    for split in SPLITS
-                }
-                break
-        else:
-            if (root / "images").is_dir() and (root / "masks").is_dir():
-                named = {"train": ("images", "masks")}
-    found = {
-        split: (root / images, root / masks)
-        for split, (images, masks) in named.items()
-        if images and (split == "train" or (root / images).is_dir())
+    usual = {
+        split: tuple(name.format(split) for name in LAYOUTS[0])
+        for split in SPLITS
     }
-    for split in ("train", "val"):
-        for flag, folder in zip(
-            (f"data.{split}_images", f"data.{split}_masks"),
-            found.get(split, ()),
-            strict=False,
-        ):
+    if named["train"] == usual["train"]:
+        layouts = [
+            {s: tuple(n.format(s) for n in layout) for s in SPLITS}
+            for layout in LAYOUTS
+        ]
+        for layout in (*layouts, {"train": PLAIN}):
+            if all((root / name).is_dir() for name in layout["train"]):
+                # What the config names otherwise, or leaves out, it decides.
+                for split in SPLITS:
+                    if named[split][0] == usual[split][0]:
+                        named[split] = layout.get(split, ("", ""))
+                break
+    found = {}
+    for split, names in named.items():
+        if not names[0]:
+            continue
+        pair = tuple(root / name for name in names)
+        guessed = names[0] == usual[split][0] and split != "train"
+        if guessed and not pair[0].is_dir():
+            continue
+        for kind, folder in zip(("images", "masks"), pair, strict=True):
+            if split == "test" and kind == "masks":
+                continue
             if not folder.is_dir():
+                what = "photos" if kind == "images" else "masks"
                 raise UserError(
-                    f"folder {folder} does not exist; set --config.{flag} to "
-                    "the folder of the "
-                    + ("masks" if flag.endswith("masks") else "photos")
+                    f"folder {folder} does not exist; set "
+                    f"--config.data.{split}_{kind} to the folder of the {what}"
                 )
+        found[split] = pair
     return found
 
 
@@ -202,8 +217,11 @@ def _pairs(
       UserError: one side of a pair is missing, or there are two of it.
     """
     folders = [listing.Folder(path, "data.root") for path in (images, masks)]
+    suffix = data.mask_suffix
     photo = _by_stem(folders[0], "")
-    mask = _by_stem(folders[1], data.mask_suffix)
+    mask = _by_stem(folders[1], suffix)
+    if suffix and images == masks:  # Side by side in one folder.
+        photo = {s: n for s, n in photo.items() if not s.endswith(suffix)}
     for ours, theirs, here, there, what in (
         (photo, mask, images, masks, "no mask"),
         (mask, photo, masks, images, "no image"),
@@ -228,7 +246,14 @@ def _pairs(
         (split, stem, str(images / photo[stem]), str(masks / mask[stem]))
         for stem in photo
     ]
-    return pairs, [file for f in folders for file in f.left_out("train")]
+    taken = (photo, mask)
+    return pairs, [
+        file
+        for folder, names in zip(folders, taken, strict=True)
+        for file in folder.left_out(
+            "train", None if images == masks else names.values()
+        )
+    ]
 
 
 def _by_stem(folder: listing.Folder, suffix: str) -> dict[str, str]:
@@ -291,7 +316,7 @@ def _described_format(data: Any, root: Path) -> MaskFormat | None:
             f"class '{name}'; put 1 into its column 'ignore'"
         )
     return dataclasses.replace(
-        listed, ignored=(*listed.ignored, data.ignore_index), colours=()
+        listed, ignored=(*listed.ignored, data.ignore_index)
     )
 
 

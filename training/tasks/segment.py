@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from configs import common
@@ -187,17 +187,16 @@ class Segmentation(Task):
         splits = [("val", source.labelled, data.val_rows)]
         if source.test is not None:
             splits.append(("test", source.test, np.arange(len(source.test))))
-        counts = np.zeros((0, 1, 1), np.int64)
         for split, examples, rows in splits:
-            found = self._masks(
+            masks = self._masks(
                 data.rows(examples, rows, ("whole",)),
                 rows,
                 params,
                 batch_stats,
                 data.mesh,
             )
-            confusions, edges = [], []
-            for row, mask in found:
+            seen, confusions, edges = [], [], []
+            for row, mask in masks:
                 name = _mask_name(split, examples.ids[row])
                 form = examples.format
                 comm.run_on_primary(
@@ -214,29 +213,27 @@ class Segmentation(Task):
                     edges.append(
                         segmentation.boundary_counts(truth, mask, *size)
                     )
+                    seen.append(row)
             if split == "val":
+                if not seen:
+                    raise UserError(
+                        "none of the validation images can be read; see to "
+                        "the photos, and run the same command again"
+                    )
                 counts = np.stack(confusions)
-                ids = examples.ids[rows]
+                arrays = {
+                    "ids": examples.ids[seen],
+                    "confusion": counts,
+                    "boundary": np.stack(edges),
+                    "classes": np.array(self.classes),
+                }
                 comm.run_on_primary(
-                    lambda ids=ids, counts=counts, edges=edges: str(
-                        writer.array(
-                            layout.MASK_COUNTS,
-                            ids=ids,
-                            confusion=counts,
-                            boundary=np.stack(edges),
-                            classes=np.array(self.classes),
-                        )
+                    lambda arrays=arrays: str(
+                        writer.array(layout.MASK_COUNTS, **arrays)
                     )
                 )
-        found = segmentation.scores(counts)
-        low, high = segmentation.bootstrap_interval(
-            counts, segmentation.mean_dice_from_confusion
-        )
         return (
-            f"validation mDice {found['mean_dice']:.4f} ({low:.4f} to "
-            f"{high:.4f}), mIoU {found['mean_iou']:.4f}; per image "
-            f"{found['image_dice']:.4f} and {found['image_iou']:.4f}; masks in "
-            f"{writer.workdir / 'masks'}"
+            f"validation {_told(counts)}; masks in {writer.workdir / 'masks'}"
         )
 
     def predict(
@@ -285,6 +282,28 @@ class Segmentation(Task):
                 )
 
         return segmentation_sections(workdir, examples)
+
+    @classmethod
+    def join_folds(
+        cls, workdir: Path, runs: Sequence[Path], writer: ArtifactWriter
+    ) -> str:
+        """Joins what was counted on the validation images of all folds.
+
+        Returns:
+          A sentence on the out-of-fold scores.
+        """
+        from reports.segmentation import read_counts
+
+        found = [read_counts(run) for run in runs]
+        arrays = {
+            name: np.concatenate([getattr(one, name) for one in found])
+            for name in ("ids", "confusion", "boundary")
+        }
+        writer.array(layout.MASK_COUNTS, **arrays, classes=found[0].classes)
+        return (
+            f"out-of-fold {_told(arrays['confusion'])} over "
+            f"{len(arrays['ids']):,} images; masks in the folders of the folds"
+        )
 
     def _constants(self) -> dict[str, np.ndarray]:
         return {
@@ -370,5 +389,23 @@ def _weights_problem(text: str) -> str:
 
 
 def _mask_name(split: str, image_id: str) -> str:
-    """Where an image's mask is written; without `val/` in front of its id."""
-    return f"masks/{split}/{PurePosixPath(image_id).name}.png"
+    """Where an image's mask is written: `masks/<split>/<id>.png`.
+
+    Ids that are in two splits begin with theirs, which is left out.
+    """
+    for prefix in ("train/", "val/"):
+        image_id = image_id.removeprefix(prefix)
+    return f"masks/{split}/{image_id}.png"
+
+
+def _told(confusions: Int[np.ndarray, "N C C"]) -> str:
+    """Scores in words, with an interval."""
+    found = segmentation.scores(confusions)
+    low, high = segmentation.bootstrap_interval(
+        confusions, segmentation.mean_dice_from_confusion
+    )
+    return (
+        f"mDice {found['mean_dice']:.4f} ({low:.4f} to {high:.4f}), mIoU "
+        f"{found['mean_iou']:.4f}; per image {found['image_dice']:.4f} and "
+        f"{found['image_iou']:.4f}"
+    )
