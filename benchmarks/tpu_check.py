@@ -186,7 +186,11 @@ def main() -> None:
     }
     compiler = f"{tpu_steps.versions()}, {options.topology}"
     write = options.write
-    pairs.publish("tpu_check", steps_table(steps), compiler, write, VM_PAGE)
+    text = steps_table(steps)
+    missing = [name for name in RECIPES if name not in steps]
+    if missing:
+        text += f"\n\nNot compiled yet: {', '.join(missing)}."
+    pairs.publish("tpu_check", text, compiler, write, VM_PAGE)
     pairs.publish(
         "tpu_collectives",
         collectives_table(steps),
