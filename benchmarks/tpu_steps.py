@@ -103,9 +103,9 @@ def compile_recipe(
     mesh = topology_plan.make_mesh(chips, config.mesh.fsdp)
     with cpu_kernels.for_mesh(mesh):
         task_class = registry.check(config)
-        data = data_lib.Data(config, NO_RUN, mesh, 0, task_class.features)
+        data = data_lib.Data(config, NO_RUN, mesh, 0, task_class)
         task = task_class(config, data.source.classes)
-        task.statistics = base.Statistics.unknown(data.class_prior)
+        task.statistics = base.Statistics.unknown(data)
         schedule = stages.plan_stages(config, len(data.train_rows))
         stage = memory_plan.heaviest(schedule)
         lowered = memory_plan.lower_stage(task, data, stage, mesh)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 _FREE = {
     "after-all",
     "bitcast",
+    "call",
     "conditional",
     "constant",
     "get-tuple-element",
@@ -214,12 +215,15 @@ class Traffic:
     padded: int
 
 
+_SLICES = ("dynamic-slice", "slice", "gather", "dynamic-update-slice")
+
+
 def memory_traffic(module: Module, entry: str) -> list[Traffic]:
     """Returns what each instruction of a step moves to and from main memory.
 
     Every array that an instruction reads or writes counts once, as a whole;
-    what is in on-chip memory does not. An update in place counts as if it
-    wrote the whole array.
+    what is in on-chip memory does not. Of slices and updates in place counts
+    what is moved, unless they are fused with something else.
     """
     times, inlined = times_run(module, entry), _inlined(module)
     found = []
@@ -233,7 +237,12 @@ def memory_traffic(module: Module, entry: str) -> list[Traffic]:
             moved = [
                 shape for name in line.operands for shape in of.get(name, ())
             ]
-            moved += line.results
+            if line.opcode in _SLICES:  # As much is read as is written.
+                update = line.opcode == "dynamic-update-slice"
+                part = of.get(line.operands[1], ()) if update else line.results
+                moved = [*part, *part]
+            else:
+                moved += line.results
             if line.opcode in ("copy-start", "slice-start"):
                 # The results are what is copied to and from: in this order
                 # for copies, the other way round for slices. As much is read

@@ -326,7 +326,7 @@ def describe(
     bound = found.bound
     yield (
         "bound",
-        f"{bound.seconds * 1e3:.3g} ms a step at least, limited by "
+        f"{bound.seconds * 1e3:.3g} ms a step by the roofline, limited by "
         f"{bound.limit} (compute {bound.compute * 1e3:.3g}, memory "
         f"{bound.memory * 1e3:.3g}, links {bound.links * 1e3:.3g} ms; "
         f"{bound.sum * 1e3:.3g} if nothing overlaps)",

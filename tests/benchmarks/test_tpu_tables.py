@@ -103,7 +103,7 @@ def test_what_scales_perfectly_gives_a_chip_as_much():
 def test_a_plan_is_shown_as_the_command_prints_it():
     text = tpu_check.printed_plan(step())
     assert "--config=configs/tinyvit.py --plan --topology=v5e:2x4" in text
-    assert "bound  1 ms a step at least" in text
+    assert "bound  1 ms a step by the roofline" in text
 
 
 @pytest.mark.parametrize("recipe", tpu_check.RECIPES)

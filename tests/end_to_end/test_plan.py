@@ -101,7 +101,7 @@ def test_a_plan_for_chips_that_are_not_here(tmp_path):
         r"work  [\d.e+]+ FLOPs a step on each chip",
         r"traffic  [\d.]+ MiB between chip and memory",
         r"exchange  \d+ all-reduce of \d+ KiB in all",
-        r"bound  [\d.]+ ms a step at least, limited by (memory|links)",
+        r"bound  [\d.]+ ms a step by the roofline, limited by (memory|links)",
         r"speed  [\d,]+ images/s at most",
     ):
         assert re.search(pattern, process.stdout), pattern

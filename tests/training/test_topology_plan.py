@@ -37,7 +37,7 @@ def test_a_step_is_told_per_chip():
     assert told["work"].endswith("6.16e+09 an image")
     assert "50% of it padding" in told["traffic"]
     assert told["exchange"].startswith("3 all-reduce of 977 KiB")
-    assert "2 ms a step at least, limited by memory" in told["bound"]
+    assert "2 ms a step by the roofline, limited by memory" in told["bound"]
     assert told["speed"] == "128,000 images/s at most, 50% of the peak"
     assert told["estimate"].endswith("64,000 images/s")
 
