@@ -175,6 +175,7 @@ def _folders(data: Any, root: Path) -> dict[str, tuple[Path, Path]]:
         split: tuple(name.format(split) for name in LAYOUTS[0])
         for split in SPLITS
     }
+    guessed = {s for s in SPLITS if named[s][0] == usual[s][0]}
     if named["train"] == usual["train"]:
         layouts = [
             {s: tuple(n.format(s) for n in layout) for s in SPLITS}
@@ -183,17 +184,16 @@ def _folders(data: Any, root: Path) -> dict[str, tuple[Path, Path]]:
         for layout in (*layouts, {"train": PLAIN}):
             if all((root / name).is_dir() for name in layout["train"]):
                 # What the config names otherwise, or leaves out, it decides.
-                for split in SPLITS:
-                    if named[split][0] == usual[split][0]:
-                        named[split] = layout.get(split, ("", ""))
+                for split in guessed:
+                    named[split] = layout.get(split, ("", ""))
                 break
     found = {}
     for split, names in named.items():
         if not names[0]:
             continue
         pair = tuple(root / name for name in names)
-        guessed = names[0] == usual[split][0] and split != "train"
-        if guessed and not pair[0].is_dir():
+        optional = split in guessed and split != "train"
+        if optional and not pair[0].is_dir():
             continue
         for kind, folder in zip(("images", "masks"), pair, strict=True):
             if split == "test" and kind == "masks":

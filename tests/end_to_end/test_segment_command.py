@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -129,6 +130,35 @@ def test_killed_and_run_again_it_comes_to_the_same_bits(whole, data, tmp_path):
     for path in (whole[0] / "masks").rglob("*.png"):
         same = workdir / path.relative_to(whole[0])
         assert same.read_bytes() == path.read_bytes(), path
+
+
+def test_an_unreadable_validation_photo_shifts_nothing(data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "data")
+    (root / "img_val/p1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    workdir = tmp_path / "run"
+    done = commands.run(*words(workdir, root, "--config.epochs=2"))
+    assert done.returncode == 0, done.stderr
+    assert "p1.png" in done.stderr
+    with np.load(workdir / "masks/val.npz") as counts:
+        ids = counts["ids"].tolist()
+        assert ids == [f"val/p{row}" for row in (0, 2, 3, 4)]
+        assert len(counts["confusion"]) == len(counts["boundary"]) == 4
+        for name, confusion in zip(ids, counts["confusion"], strict=True):
+            truth = Image.open(root / f"mask_val/{name[4:]}.png")
+            pixels = np.bincount(np.asarray(truth).ravel(), minlength=3)
+            assert confusion.sum(1).tolist() == pixels.tolist()
+
+
+def test_all_folds_join_their_scores(data, tmp_path):
+    fields = ("--config.data.val_images=", "--config.data.folds=2")
+    short = ("--config.epochs=1", "--all-folds")
+    workdir = tmp_path / "all"
+    done = commands.run(*words(workdir, data, *fields, *short))
+    assert done.returncode == 0, done.stderr
+    assert "out-of-fold mDice" in done.stdout
+    with np.load(workdir / "masks/val.npz") as counts:
+        assert sorted(counts["ids"]) == sorted(f"p{row}" for row in range(12))
+    assert "boundary IoU" in (workdir / "report.html").read_text()
 
 
 def test_a_plan_tells_the_shares_of_the_classes(data, tmp_path):

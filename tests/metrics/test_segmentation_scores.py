@@ -139,6 +139,16 @@ def test_bootstrap_draws_images():
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15)
 
 
+def test_draws_without_the_class_are_left_out_of_its_interval():
+    confusions = np.zeros((40, 2, 2), np.int64)
+    confusions[:, 0, 0] = 100
+    confusions[:2, 1, 1] = 10  # Perfect, in two images of forty.
+    interval = segmentation.bootstrap_interval(
+        confusions, lambda c: segmentation.dice_from_confusion(c)[:, 1]
+    )
+    assert interval == (1.0, 1.0)
+
+
 def test_frequency_weights_by_hand():
     # Class 0 is 90 of 100 pixels in both images, class 1 10 in the first.
     pixels = np.array([[90, 10, 0], [100, 0, 0]])

@@ -119,6 +119,61 @@ def test_common_layouts_are_found_and_others_named(tmp_path, folders):
     assert source.classes == ("0", "1", "2")
 
 
+@pytest.mark.parametrize(
+    "folders", [("img_{}", "mask_{}"), ("{}/images", "{}/masks")]
+)
+def test_validation_folders_can_be_left_out_of_any_layout(tmp_path, folders):
+    write_split(tmp_path, "train", 4, folders=folders)
+    write_split(tmp_path, "val", 2, start=4, folders=folders)
+    assert opened(tmp_path).given_folds is not None
+    source = opened(tmp_path, val_images="")
+    assert source.given_folds is None and len(source.labelled) == 4
+
+
+@pytest.mark.parametrize("field", ["train_images", "val_images", "test_images"])
+def test_a_folder_that_the_config_names_must_exist(root, field):
+    with pytest.raises(UserError, match="typo does not exist"):
+        opened(root, **{field: "typo"}, source="masks")
+
+
+def test_class_folders_may_be_called_masks(tmp_path):
+    for name in ("masks", "no_masks"):
+        (tmp_path / name).mkdir()
+        for row in range(3):
+            picture = Image.fromarray(np.full((8, 8, 3), row, np.uint8))
+            picture.save(tmp_path / name / f"{row}.png")
+    assert opened(tmp_path).name == "folders"
+
+
+def test_values_that_are_no_indices_are_listed(root):
+    for path in root.glob("mask_*/*.png"):
+        values = np.asarray(Image.open(path))
+        Image.fromarray((values > 0) * np.uint8(128)).save(path)
+    (root / "classes.csv").unlink()
+    with pytest.raises(UserError, match="mask_values=0,128"):
+        opened(root)
+    assert opened(root, mask_values="0,128").classes == ("0", "1")
+
+
+def test_images_in_subfolders_are_paired(root):
+    for kind, ending in (("img", "jpg"), ("mask", "png")):
+        folder = root / f"{kind}_train"
+        (folder / "a").mkdir()
+        (folder / f"p0.{ending}").rename(folder / f"a/p1.{ending}")
+    ids = opened(root).labelled.ids.tolist()
+    assert "a/p1" in ids and "p1" in ids
+
+
+def test_masks_beside_images_in_one_folder(tmp_path):
+    write_split(tmp_path, "train", 4, folders=("mixed", "masks_{}"))
+    for path in (tmp_path / "masks_train").glob("*.png"):
+        path.rename(tmp_path / "mixed" / f"{path.stem}_mask.png")
+    fields = {"train_images": "mixed", "train_masks": "mixed"}
+    source = opened(tmp_path, **fields, mask_suffix="_mask")
+    assert source.labelled.ids.tolist() == ["p0", "p1", "p2", "p3"]
+    assert not source.left_out
+
+
 def test_equal_names_in_two_splits_are_told_apart(root):
     write_split(root, "val", 1, start=0)
     ids = opened(root).labelled.ids.tolist()
@@ -156,6 +211,10 @@ def test_colours_and_palettes(root):
         np.testing.assert_array_equal(
             source.labelled.read(row)["mask"], mask_of(row)
         )
+    # What is written shows in the same colours.
+    palette = np.reshape(source.labelled.format.palette, (-1, 3))
+    np.testing.assert_array_equal(palette[:3], colours)
+    assert palette[9].tolist() == [255, 255, 255]
     colours[1, 0] = 127
     save_mask(root, colours[mask_of(0)])
     with pytest.raises(UserError, match=r"1 of 9 masks .*colour \(127, 0, 0\)"):

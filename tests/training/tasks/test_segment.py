@@ -224,3 +224,14 @@ def test_a_classifier_is_no_segmentation_network():
     config.stages = (common.stage(),)
     with pytest.raises(UserError, match="encoder=miniconvnext"):
         segment.Segmentation(config, ("ground", "crack"))
+
+
+def test_masks_of_equal_names_do_not_overwrite_each_other():
+    ids = ["p0", "val/p1", "cityA/p0", "cityB/p0"]
+    names = [segment._mask_name("val", image_id) for image_id in ids]
+    assert names == [
+        "masks/val/p0.png",
+        "masks/val/p1.png",
+        "masks/val/cityA/p0.png",
+        "masks/val/cityB/p0.png",
+    ]
