@@ -147,11 +147,14 @@ class Data:
         """Returns what must not change while the run lives, as JSON.
 
         `rows_hash` names ids and labels in their order, which training
-        depends on.
+        depends on, and how many pixels of each class the masks have.
         """
         labelled = self.source.labelled
         digest = hashlib.sha256("\n".join(labelled.ids.tolist()).encode())
         digest.update(np.asarray(labelled.labels, np.int32).tobytes())
+        if self.source.mask_pixels is not None:
+            pixels = np.ascontiguousarray(self.source.mask_pixels, np.int64)
+            digest.update(pixels.tobytes())
         return {
             "classes": list(self.source.classes),
             "folds_hash": self.folds_hash,

@@ -1,5 +1,8 @@
 """The examples of a run: what is refused, how they are divided and batched."""
 
+import dataclasses
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -119,6 +122,29 @@ def test_identity_names_rows_and_their_division(tmp_path, data):
     other = open_data(tmp_path, digits(**{"data.folds_seed": 7})).identity()
     assert other["rows_hash"] == same["rows_hash"]
     assert other["folds_hash"] != same["folds_hash"]
+
+
+def test_rows_without_masks_keep_the_hash_that_they_had(data):
+    """Another one would refuse to continue runs that were begun before."""
+    ids = "\n".join(data.source.labelled.ids.tolist()).encode()
+    labels = data.source.labelled.labels.astype(np.int32).tobytes()
+    found = hashlib.sha256(ids + labels).hexdigest()[:16]
+    assert data.identity()["rows_hash"] == found
+
+
+def test_identity_notices_that_masks_were_changed(tmp_path, monkeypatch):
+    scenes = open_data(tmp_path, digits(**{"data.source": "digit_scenes"}))
+    before = scenes.identity()
+    pixels = scenes.source.mask_pixels.copy()
+    pixels[0, :2] += 1, -1
+    monkeypatch.setattr(
+        scenes,
+        "source",
+        dataclasses.replace(scenes.source, mask_pixels=pixels),
+    )
+    after = scenes.identity()
+    assert after.pop("rows_hash") != before.pop("rows_hash")
+    assert after == before
 
 
 # ---- Batches ----------------------------------------------------------------
