@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from training.multihost import comm, sharding
 if TYPE_CHECKING:
     from training.tasks.base import Task
 
-# Validation images up to this size are decoded once and kept.
+# Validation images up to this size, masks included, are decoded once and kept.
 VALIDATION_BYTES_IN_MEMORY = 2**30
 
 
@@ -270,10 +271,15 @@ class Data:
         """
         if self._validation is not None:
             return self._validation
-        rows = self.val_rows
-        batches = self.rows(self.source.labelled, rows, self._task.views[:1])
-        pixels = 3 * self._config.image_size**2 * len(rows)
-        if pixels > VALIDATION_BYTES_IN_MEMORY:
+        rows, views = self.val_rows, self._task.known_views[:1]
+        batches = self.rows(self.source.labelled, rows, views)
+        transform = self._task.eval_transform(self._config, self.source, views)
+        spec = transform.spec(self.source.labelled.kinds)
+        row_bytes = sum(
+            math.prod(shape) * np.dtype(dtype).itemsize
+            for shape, dtype in spec.values()
+        )
+        if row_bytes * len(rows) > VALIDATION_BYTES_IN_MEMORY:
             return batches
         self._validation = list(batches)
         return self._validation
@@ -286,7 +292,7 @@ class Data:
         Args:
           examples: of the source.
           rows: int [N], which of them.
-          views: of the task's.
+          views: of the task's known ones.
         """
         batch_size = self._config.eval.batch_size
         return loader.eval_batches(

@@ -15,6 +15,7 @@ from training import data as data_lib
 from training.loop import stages
 from training.multihost import sharding
 from training.tasks.base import Task
+from training.tasks.segment import Segmentation
 
 IMAGE = {"image": Kind.IMAGE}
 
@@ -208,3 +209,29 @@ def test_every_validation_row_comes_once_and_is_decoded_once(data, monkeypatch):
         again = list(data.validation())
         assert len(again) == len(batches)
         np.testing.assert_array_equal(again[0]["image"], batches[0]["image"])
+
+
+def test_masks_count_among_what_validation_keeps_in_memory(
+    tmp_path, monkeypatch
+):
+    """At their own size, they are most of it."""
+    config = digits(**{"data.source": "digit_scenes", "image_size": 8})
+
+    def is_kept(limit):
+        monkeypatch.setattr(data_lib, "VALIDATION_BYTES_IN_MEMORY", limit)
+        task = type("Learner", (Segmentation,), {"features": IMAGE})
+        mesh = sharding.make_mesh()
+        scenes = data_lib.Data(config, tmp_path, mesh, 0, task)
+        batches = scenes.validation()
+        return scenes, batches, isinstance(batches, list)
+
+    scenes, batches, kept = is_kept(2**30)
+    assert kept
+    rows = len(scenes.val_rows)
+    size = sum(
+        batches[0][name][0].nbytes
+        for name in ("image", "mask", "size", "mask_size")
+    )
+    assert size > 2 * batches[0]["image"][0].nbytes
+    assert is_kept(size * rows)[2]
+    assert not is_kept(size * rows - 1)[2]
