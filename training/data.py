@@ -77,6 +77,12 @@ class Data:
                 "images validate; leave data.fold at 0, or set "
                 "--config.data.val_images= to fold the training images alone"
             )
+        if self.source.given_folds is not None and data.folds_file:
+            raise UserError(
+                f"data.folds_file is set, but {data.root} says itself which "
+                "images validate; leave it empty, or set "
+                "--config.data.val_images= to fold the training images alone"
+            )
         self._folds_notes: list[str] = []
         self.folds = folds_for(
             self.source,

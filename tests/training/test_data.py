@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 
+import masked_photos
 import numpy as np
 import pytest
 
@@ -66,6 +67,24 @@ def test_a_fold_that_is_empty_is_refused(tmp_path, data):
     config = digits(**{"data.folds_file": str(file), "data.fold": 3})
     with pytest.raises(UserError, match=r"leaves 1437 .* and 0 to validate"):
         open_data(tmp_path, config)
+
+
+def test_a_folds_file_is_not_ignored_in_silence(tmp_path):
+    """Where the data say themselves which images validate."""
+    root = masked_photos.write(tmp_path / "data")
+    fields = {"data.root": str(root), "cache_dir": str(tmp_path / "cache")}
+    found = open_data(tmp_path / "run", digits(**fields))
+    assert found.folds.tolist() == [1, 1, 1, 1, 0, 0]
+    fields["data.folds_file"] = str(tmp_path / "mine.csv")
+    with pytest.raises(UserError) as refused:
+        open_data(tmp_path / "run", digits(**fields))
+    assert str(refused.value) == (
+        f"data.folds_file is set, but {root} says itself which images "
+        "validate; leave it empty, or set --config.data.val_images= to fold "
+        "the training images alone"
+    )
+    fields["data.val_images"] = ""
+    assert len(open_data(tmp_path / "run", digits(**fields)).folds) == 4
 
 
 def test_batches_that_cannot_be_shared_are_named_all_at_once():
