@@ -24,9 +24,9 @@ from core import atomic_files
 # longer, as a compilation may, is given up. Schedulers send SIGKILL after 30 s.
 SECONDS_TO_STOP = 25.0
 
-# A Ctrl-C so long after the last one was answered is a new wish. Below it,
-# signals are a burst: schedulers and `timeout` signal a process and its group,
-# a terminal every process in it, and a key that is held repeats.
+# A Ctrl-C so long after the one before is a new wish. Below it, signals are a
+# burst: schedulers and `timeout` signal a process and its group, a terminal
+# every process in it, and a key that is held repeats.
 SECONDS_OF_A_BURST = 1.0
 
 _NAMES = {
@@ -46,13 +46,13 @@ class Stop(NamedTuple):
     Attributes:
       number: of the first signal; 0 until one comes.
       since: when it came, in seconds.
-      told: when a person was told that another Ctrl-C stops at once; None if
-        nobody was.
+      pressed: when the last Ctrl-C came; the first is answered with the word
+        that another one stops at once. None until then.
     """
 
     number: int = 0
     since: float = 0.0
-    told: float | None = None
+    pressed: float | None = None
 
     def seconds_left(self, now: float) -> float | None:
         """Returns the time until the loop is given up; None without a stop."""
@@ -74,8 +74,8 @@ def decide(stop: Stop, number: int, now: float) -> tuple[Stop, Action]:
     """Decides what a signal means while a loop can save.
 
     One wish to stop may come as several signals, so repeated ones shorten
-    nothing: only a person who was told of it, a second ago or more, stops the
-    saving, and only by Ctrl-C.
+    nothing: only a person who was told of it stops the saving, and only by a
+    Ctrl-C a second or more after the one before.
 
     Args:
       stop: what was asked for before.
@@ -90,9 +90,10 @@ def decide(stop: Stop, number: int, now: float) -> tuple[Stop, Action]:
         return Stop(number, now, now if by_hand else None), Action.SAVE
     if not by_hand:
         return stop, Action.IGNORE
-    if stop.told is None:
-        return stop._replace(told=now), Action.TELL
-    if now - stop.told < SECONDS_OF_A_BURST:
+    before, stop = stop.pressed, stop._replace(pressed=now)
+    if before is None:
+        return stop, Action.TELL
+    if now - before < SECONDS_OF_A_BURST:
         return stop, Action.IGNORE
     return stop, Action.EXIT
 
@@ -101,6 +102,7 @@ def decide(stop: Stop, number: int, now: float) -> tuple[Stop, Action]:
 
 # Wake-up pipe: the system writes each signal's number; None before `install`.
 _pipe: int | None = None
+_WAKE = b"\0"  # No signal's number.
 _deferring: StopSignals | None = None
 _deciding = threading.Lock()
 _cleanups: list[Callable[[], None]] = []
@@ -168,10 +170,20 @@ class StopSignals:
     def agree(self, number: int) -> None:
         """Notes a stop that another process was asked for.
 
-        The same wish may then still reach this process as a signal.
+        The same wish may then still reach this process as a signal, also
+        after the context.
         """
-        if not self.received:
+        global _deferring
+        with _deciding:
+            if self.received:
+                return
             self._stop = Stop(number, time.monotonic())
+            _deferring = self
+        if _pipe is not None:
+            # The listener waits without a limit until it hears of the stop.
+            # If the pipe is full, it is about to.
+            with contextlib.suppress(BlockingIOError):
+                os.write(_pipe, _WAKE)
 
     def __enter__(self) -> StopSignals:
         global _deferring

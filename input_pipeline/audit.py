@@ -57,6 +57,7 @@ DOUBTS = {
     "long and narrow": f"is more than {LONGEST_RATIO:g} times longer than wide",
     "sizes differ": "medians of training and test images are far apart",
     "class misses folds": "has fewer images than there are folds",
+    "class in no mask": "is listed, but no pixel has it: cannot be learned",
     "transparent": "is wholly transparent: taken as white",
     "labels alike": "differs from another class only in case or spaces",
     "missing label": "is how a missing value is written",
@@ -189,7 +190,7 @@ def _small_classes(
     if source.mask_pixels is not None:
         for label in np.flatnonzero(source.mask_pixels.sum(axis=0) == 0):
             detail = f"class '{source.classes[label]}' is in no mask"
-            yield Finding("train", "", "", "class too small", detail)
+            yield Finding("train", "", "", "class in no mask", detail)
         return
     listed = Counter(source.labelled.labels.tolist())
     readable = Counter(

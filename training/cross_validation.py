@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import reports
 from core.errors import UserError
+from input_pipeline.sources import open_source
 from run_folder import layout
 from run_folder.artifacts import ArtifactWriter
 from training.cli import Arguments
@@ -47,15 +49,27 @@ def train_all_folds(
 
 
 def check(arguments: Arguments) -> None:
-    """Refuses a folder that holds a run over one fold.
+    """Refuses a folder that holds a run over one fold, and data in no folds.
 
     Raises:
-      UserError: which folder.
+      UserError: which folder, or that the data say themselves which images
+        validate.
     """
     if (arguments.workdir / layout.CONFIG).exists():
         raise UserError(
             f"{arguments.workdir} holds a run over one fold, whose logits "
             "those of all folds would replace; choose another --workdir"
+        )
+    config = arguments.config
+    # Only sources with masks have validation images of their own.
+    if not config.data.root or config.data.source not in ("", "masks"):
+        return
+    source = open_source(config.data, Path(config.cache_dir).expanduser())
+    if source.given_folds is not None:
+        raise UserError(
+            f"--all-folds needs folds, but {config.data.root} says itself "
+            "which images validate; leave --all-folds out, or set "
+            "--config.data.val_images= to fold the training images alone"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from training.multihost import comm, sharding
 if TYPE_CHECKING:
     from training.tasks.base import Task
 
-# Validation images up to this size are decoded once and kept.
+# Validation images up to this size, masks included, are decoded once and kept.
 VALIDATION_BYTES_IN_MEMORY = 2**30
 
 
@@ -74,6 +75,12 @@ class Data:
             raise UserError(
                 f"data.fold is {data.fold}, but {data.root} says itself which "
                 "images validate; leave data.fold at 0, or set "
+                "--config.data.val_images= to fold the training images alone"
+            )
+        if self.source.given_folds is not None and data.folds_file:
+            raise UserError(
+                f"data.folds_file is set, but {data.root} says itself which "
+                "images validate; leave it empty, or set "
                 "--config.data.val_images= to fold the training images alone"
             )
         self._folds_notes: list[str] = []
@@ -147,11 +154,14 @@ class Data:
         """Returns what must not change while the run lives, as JSON.
 
         `rows_hash` names ids and labels in their order, which training
-        depends on.
+        depends on, and how many pixels of each class the masks have.
         """
         labelled = self.source.labelled
         digest = hashlib.sha256("\n".join(labelled.ids.tolist()).encode())
         digest.update(np.asarray(labelled.labels, np.int32).tobytes())
+        if self.source.mask_pixels is not None:
+            pixels = np.ascontiguousarray(self.source.mask_pixels, np.int64)
+            digest.update(pixels.tobytes())
         return {
             "classes": list(self.source.classes),
             "folds_hash": self.folds_hash,
@@ -267,10 +277,15 @@ class Data:
         """
         if self._validation is not None:
             return self._validation
-        rows = self.val_rows
-        batches = self.rows(self.source.labelled, rows, self._task.views[:1])
-        pixels = 3 * self._config.image_size**2 * len(rows)
-        if pixels > VALIDATION_BYTES_IN_MEMORY:
+        rows, views = self.val_rows, self._task.known_views[:1]
+        batches = self.rows(self.source.labelled, rows, views)
+        transform = self._task.eval_transform(self._config, self.source, views)
+        spec = transform.spec(self.source.labelled.kinds)
+        row_bytes = sum(
+            math.prod(shape) * np.dtype(dtype).itemsize
+            for shape, dtype in spec.values()
+        )
+        if row_bytes * len(rows) > VALIDATION_BYTES_IN_MEMORY:
             return batches
         self._validation = list(batches)
         return self._validation
@@ -283,7 +298,7 @@ class Data:
         Args:
           examples: of the source.
           rows: int [N], which of them.
-          views: of the task's.
+          views: of the task's known ones.
         """
         batch_size = self._config.eval.batch_size
         return loader.eval_batches(

@@ -178,7 +178,8 @@ def run_stage(
             )
             if recorder.out_of_patience:
                 break  # Early stopping (Prechelt 1998).
-        # After this block a signal ends the process at once.
+        # After this block a signal ends the process at once, unless one was
+        # received before: then the run stops in order.
         run.checkpoints.wait()
     # One during the last evaluation: what is done is saved.
     if number := agreed_stop(run.stop.received):

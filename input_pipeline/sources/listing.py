@@ -216,6 +216,9 @@ def _walk(
 def kind_of(entry: os.DirEntry) -> str:
     """What a file is by its name, or else by how it begins.
 
+    Only a regular file is opened: a pipe that nobody writes to would keep its
+    reader waiting for ever.
+
     Returns:
       "image"; "no decoder", one that cannot be decoded; "no image", a file of
       another kind; or "" for litter.
@@ -225,11 +228,13 @@ def kind_of(entry: os.DirEntry) -> str:
     if _has_image_name(entry.name):
         return "image"
     other = entry.name.lower().endswith(OTHER_EXTENSIONS)
+    beginning = b""
     try:
-        with open(entry.path, "rb") as file:
-            beginning = file.read(BEGINNING_BYTES)
-    except OSError:
-        beginning = b""
+        if entry.is_file():  # A regular one, or a link to one.
+            with open(entry.path, "rb") as file:
+                beginning = file.read(BEGINNING_BYTES)
+    except OSError:  # It may not be read, or is a link to itself.
+        pass
     # The TIFF inside a camera's raw file is but a small preview.
     if looks_like_image(beginning) and not (
         other and beginning.startswith((b"II", b"MM"))

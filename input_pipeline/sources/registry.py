@@ -46,6 +46,12 @@ def _open(data: Any, cache: Path | None) -> Source:
     kind = data.source
     if not kind and not data.root:
         kind = "digits"
+    if kind in ("digits", "digit_scenes") and data.root:
+        raise UserError(
+            f"data.source is '{kind}', which ignores data.root "
+            f"({data.root}); leave one of them out: for your own images take "
+            "the recipe without :demo, or set --config.data.source="
+        )
     if kind == "digits":
         from input_pipeline.sources import digits
 

@@ -120,6 +120,21 @@ def test_the_same_wish_may_arrive_after_the_loop():
     assert script.end() == (143, "SIGTERM: saving\n")
 
 
+def test_a_stop_by_agreement_after_the_loop_is_not_cut_short_either():
+    text = """
+with signals.StopSignals() as stop: pass
+stop.agree(15)
+print('ready', flush=True)
+time.sleep(0.5)
+print('closed')
+"""
+    script = Script(BEGIN + text)
+    script.wait_for("ready")
+    script.send(signal.SIGTERM)
+    script.wait_for("closed")
+    assert script.end() == (0, "")
+
+
 @pytest.mark.parametrize("flags", [(), ("--foreground",)])
 def test_the_command_timeout_lets_a_loop_save(flags):
     """It signals its child, and then the whole group with the child in it."""
@@ -176,7 +191,7 @@ def decisions(events):
 
 @given(EVENTS)
 def test_only_a_person_who_was_told_stops_the_saving(events):
-    told = None
+    told = pressed = None
     for before, number, now, after, action in decisions(events):
         if not before.number:
             assert action is Action.SAVE
@@ -187,12 +202,54 @@ def test_only_a_person_who_was_told_stops_the_saving(events):
         if action is Action.EXIT:
             assert number == signal.SIGINT
             assert told is not None
-            assert now - told >= signals.SECONDS_OF_A_BURST
+            assert now - pressed >= signals.SECONDS_OF_A_BURST
         elif action is Action.TELL or (
             action is Action.SAVE and number == signal.SIGINT
         ):
             assert told is None
             told = now
+        if number == signal.SIGINT:
+            pressed = now
+
+
+@given(EVENTS, st.floats(10, 60), st.floats(0, signals.SECONDS_TO_STOP))
+def test_a_key_that_is_held_is_one_wish(events, hertz, seconds):
+    """However long; letting go for a second and pressing again is another."""
+    now, stop = 1000.0, Stop()
+    for number, _ in events:  # Of the same moment.
+        stop, _ = signals.decide(stop, number, now)
+    for i in range(int(seconds * hertz)):
+        now += 1 / hertz
+        stop, action = signals.decide(stop, signal.SIGINT, now)
+        assert action in (Action.SAVE, Action.TELL, Action.IGNORE), i
+    if stop.pressed is not None:
+        now = stop.pressed + signals.SECONDS_OF_A_BURST
+        assert signals.decide(stop, signal.SIGINT, now)[1] is Action.EXIT
+
+
+def test_ctrl_c_held_for_two_seconds_lets_a_loop_save():
+    script = Script(BEGIN + LOOP.replace("SECONDS", "2.5"))
+    script.wait_for("ready")
+    for _ in range(60):
+        script.send(signal.SIGINT)
+        time.sleep(1 / 30)
+    assert script.end() == (130, AGAIN)
+
+
+@pytest.mark.parametrize("number", signals.STOP_SIGNALS)
+def test_a_stop_by_agreement_has_the_time_limit_too(number):
+    """The listener, which waits for a signal, hears of it."""
+    text = f"""
+signals.SECONDS_TO_STOP = 0.5
+with signals.StopSignals() as stop:
+    time.sleep(0.3)
+    stop.agree({int(number)})
+    stop.agree({int(number)})
+    time.sleep(15)
+"""
+    code, said = Script(BEGIN + text).end()
+    assert code == 128 + number
+    assert "the step took longer" in said
 
 
 @given(EVENTS)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from sample_images import encoded, photo
 
+from configs import common
+
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -14,28 +16,7 @@ def data_config():
     """Makes a config.data; keywords change single fields."""
 
     def make(**changes):
-        fields = {
-            "root": "",
-            "source": "",
-            "answers": "train_answers.csv",
-            "id_column": "img_id",
-            "target_column": "target_feature",
-            "group_column": "",
-            "train_images": "img_train",
-            "test_images": "img_test",
-            "extension": ".jpg",
-            "sample_submission": "sample_submission.csv",
-            "submission_id_column": "id",
-            "test_folder": "",
-            "folds": 5,
-            "fold": 0,
-            "folds_seed": 42,
-            "folds_file": "",
-            "tfds_split_train": "train",
-            "tfds_split_test": "test",
-            "tfds_image": "image",
-            "tfds_label": "label",
-        }
+        fields = dict(common.data())
         assert set(changes) <= set(fields)
         return types.SimpleNamespace(**(fields | changes))
 

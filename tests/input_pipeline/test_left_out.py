@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import os
 import shutil
+import socket
+import threading
 
 import pytest
 from sample_images import encoded, photo
@@ -333,3 +335,34 @@ def test_ids_with_backslashes(competition, data_config):
     path.write_text(path.read_text().replace("\n4,", "\nsub\\4.jpg,"))
     source = open_source(data_config(root=str(competition)))
     assert source.labelled.path(4).endswith("/sub/4.jpg")
+
+
+@pytest.mark.parametrize("folder", ["train/cat", "train", "test"])
+def test_what_is_no_regular_file_is_not_opened(
+    class_folders, data_config, folder
+):
+    """Opening a pipe would wait for ever, and take what is meant for others."""
+    folder = class_folders / folder
+    os.mkfifo(folder / "pipe")
+    os.mkfifo(folder / ".hidden")
+    (folder / "linked").symlink_to("pipe")
+    (folder / "device").symlink_to("/dev/zero")
+    (folder / "nowhere").symlink_to("missing")
+    (folder / "circle").symlink_to("circle")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(folder / "socket"))
+    # A reader gets an image, so that one that opens the pipe fails below.
+    writer = threading.Thread(
+        target=(folder / "pipe").write_bytes, args=(encoded(photo()),)
+    )
+    writer.start()
+    try:
+        source = open_source(data_config(root=str(class_folders)))
+        assert writer.is_alive()
+    finally:
+        if writer.is_alive():
+            (folder / "pipe").read_bytes()
+        writer.join()
+    assert len(source.labelled) == 10
+    assert len(source.test) == 3
+    assert problems(source) == {"no image": 6}

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from sklearn import datasets
 
+from core.errors import UserError
 from input_pipeline.sources import digits, open_source
 
 
@@ -16,6 +18,18 @@ def test_digits_need_no_folder(data_config):
     assert not set(source.labelled.ids) & set(source.test.ids)
     # Stratified: every digit is about a tenth of the held-out rows.
     assert np.bincount(source.test.labels).min() >= 34
+
+
+@pytest.mark.parametrize("source", ["digits", "digit_scenes"])
+def test_a_folder_is_not_ignored_in_silence(competition, data_config, source):
+    """As with the demo of a recipe for masks, on photos of one's own."""
+    with pytest.raises(UserError) as refused:
+        open_source(data_config(root=str(competition), source=source))
+    assert str(refused.value) == (
+        f"data.source is '{source}', which ignores data.root ({competition}); "
+        "leave one of them out: for your own images take the recipe without "
+        ":demo, or set --config.data.source="
+    )
 
 
 def test_digits_are_those_that_scikit_learn_loads():

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import masked_photos
 import numpy as np
 import pytest
 
@@ -143,3 +144,19 @@ def test_a_run_over_one_fold_keeps_its_folder(tmp_path):
     (tmp_path / "config.json").touch()
     with pytest.raises(UserError, match="one fold"):
         cross_validation.check(arguments_in(tmp_path))
+
+
+def test_data_that_say_which_images_validate_have_no_folds(tmp_path):
+    """Refused before the first fold has trained, not after."""
+    arguments = arguments_in(tmp_path / "run")
+    arguments.config.cache_dir = str(tmp_path / "cache")
+    arguments.config.data.root = str(masked_photos.write(tmp_path / "data"))
+    for source in ("", "masks"):
+        arguments.config.data.source = source
+        with pytest.raises(UserError) as refused:
+            cross_validation.check(arguments)
+        assert "--all-folds" in str(refused.value)
+        assert "--config.data.val_images= " in str(refused.value)
+    arguments.config.data.val_images = ""
+    cross_validation.check(arguments)
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,9 @@
 """The examples of a run: what is refused, how they are divided and batched."""
 
+import dataclasses
+import hashlib
+
+import masked_photos
 import numpy as np
 import pytest
 
@@ -12,6 +16,7 @@ from training import data as data_lib
 from training.loop import stages
 from training.multihost import sharding
 from training.tasks.base import Task
+from training.tasks.segment import Segmentation
 
 IMAGE = {"image": Kind.IMAGE}
 
@@ -62,6 +67,24 @@ def test_a_fold_that_is_empty_is_refused(tmp_path, data):
     config = digits(**{"data.folds_file": str(file), "data.fold": 3})
     with pytest.raises(UserError, match=r"leaves 1437 .* and 0 to validate"):
         open_data(tmp_path, config)
+
+
+def test_a_folds_file_is_not_ignored_in_silence(tmp_path):
+    """Where the data say themselves which images validate."""
+    root = masked_photos.write(tmp_path / "data")
+    fields = {"data.root": str(root), "cache_dir": str(tmp_path / "cache")}
+    found = open_data(tmp_path / "run", digits(**fields))
+    assert found.folds.tolist() == [1, 1, 1, 1, 0, 0]
+    fields["data.folds_file"] = str(tmp_path / "mine.csv")
+    with pytest.raises(UserError) as refused:
+        open_data(tmp_path / "run", digits(**fields))
+    assert str(refused.value) == (
+        f"data.folds_file is set, but {root} says itself which images "
+        "validate; leave it empty, or set --config.data.val_images= to fold "
+        "the training images alone"
+    )
+    fields["data.val_images"] = ""
+    assert len(open_data(tmp_path / "run", digits(**fields)).folds) == 4
 
 
 def test_batches_that_cannot_be_shared_are_named_all_at_once():
@@ -119,6 +142,29 @@ def test_identity_names_rows_and_their_division(tmp_path, data):
     other = open_data(tmp_path, digits(**{"data.folds_seed": 7})).identity()
     assert other["rows_hash"] == same["rows_hash"]
     assert other["folds_hash"] != same["folds_hash"]
+
+
+def test_rows_without_masks_keep_the_hash_that_they_had(data):
+    """Another one would refuse to continue runs that were begun before."""
+    ids = "\n".join(data.source.labelled.ids.tolist()).encode()
+    labels = data.source.labelled.labels.astype(np.int32).tobytes()
+    found = hashlib.sha256(ids + labels).hexdigest()[:16]
+    assert data.identity()["rows_hash"] == found
+
+
+def test_identity_notices_that_masks_were_changed(tmp_path, monkeypatch):
+    scenes = open_data(tmp_path, digits(**{"data.source": "digit_scenes"}))
+    before = scenes.identity()
+    pixels = scenes.source.mask_pixels.copy()
+    pixels[0, :2] += 1, -1
+    monkeypatch.setattr(
+        scenes,
+        "source",
+        dataclasses.replace(scenes.source, mask_pixels=pixels),
+    )
+    after = scenes.identity()
+    assert after.pop("rows_hash") != before.pop("rows_hash")
+    assert after == before
 
 
 # ---- Batches ----------------------------------------------------------------
@@ -182,3 +228,29 @@ def test_every_validation_row_comes_once_and_is_decoded_once(data, monkeypatch):
         again = list(data.validation())
         assert len(again) == len(batches)
         np.testing.assert_array_equal(again[0]["image"], batches[0]["image"])
+
+
+def test_masks_count_among_what_validation_keeps_in_memory(
+    tmp_path, monkeypatch
+):
+    """At their own size, they are most of it."""
+    config = digits(**{"data.source": "digit_scenes", "image_size": 8})
+
+    def is_kept(limit):
+        monkeypatch.setattr(data_lib, "VALIDATION_BYTES_IN_MEMORY", limit)
+        task = type("Learner", (Segmentation,), {"features": IMAGE})
+        mesh = sharding.make_mesh()
+        scenes = data_lib.Data(config, tmp_path, mesh, 0, task)
+        batches = scenes.validation()
+        return scenes, batches, isinstance(batches, list)
+
+    scenes, batches, kept = is_kept(2**30)
+    assert kept
+    rows = len(scenes.val_rows)
+    size = sum(
+        batches[0][name][0].nbytes
+        for name in ("image", "mask", "size", "mask_size")
+    )
+    assert size > 2 * batches[0]["image"][0].nbytes
+    assert is_kept(size * rows)[2]
+    assert not is_kept(size * rows - 1)[2]

@@ -90,7 +90,8 @@ def predict(
       mesh: to lay the batches out on.
 
     Raises:
-      RuntimeError: a row came twice or never; a bug, never a lower score.
+      RuntimeError: a row came twice, never or out of order; a bug, never a
+        lower score.
     """
     found = list(predictions(step, params, batch_stats, batches, rows, mesh))
     logits, bad = (

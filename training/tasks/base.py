@@ -107,7 +107,7 @@ class Task(abc.ABC):
       metrics: what an evaluation gives, with the direction of better; the
         first ranks checkpoints unless `checkpoint.metric` names another.
       loss_fields: those of `LOSS_FIELDS` that its loss reads.
-      views: test-time views that it knows; the first is the validation's.
+      known_views: test-time views to choose from; validation takes the first.
       chooses_views: whether its export obeys `eval.tta=auto`.
       learns_labels: whether it learns what the labels say, so that a model
         of it must not be shown rows that validate elsewhere.
@@ -127,7 +127,7 @@ class Task(abc.ABC):
     loss_fields: ClassVar[frozenset[str]] = frozenset()
     chooses_views: ClassVar[bool] = False
     learns_labels: ClassVar[bool] = False
-    views: ClassVar[Sequence[str]] = VIEWS
+    known_views: ClassVar[Sequence[str]] = VIEWS
 
     statistics: Statistics
 
@@ -201,9 +201,10 @@ class Task(abc.ABC):
                 "views; name those to average"
             )
         for view in config.eval.tta:
-            if view not in (*cls.views, common.AUTO):
+            if view not in (*cls.known_views, common.AUTO):
                 yield (
-                    f"eval.tta has {view!r}: choose from {', '.join(cls.views)}"
+                    f"eval.tta has {view!r}: choose from "
+                    f"{', '.join(cls.known_views)}"
                 )
         default = common.stage()
         for index, stage in enumerate(config.stages):
@@ -224,7 +225,7 @@ class Task(abc.ABC):
         Args:
           config: of the run.
           source: of the data; None where there is none but the photos.
-          views: out of `views`.
+          views: out of `known_views`.
         """
         return EvalTransform(views, config.image_size)
 

@@ -62,7 +62,7 @@ class Segmentation(Task):
         {"loss", "label_smoothing", "focal_gamma", "mixing"}
     )
     learns_labels: ClassVar[bool] = True
-    views: ClassVar[Sequence[str]] = tuple(WHOLE_VIEWS)
+    known_views: ClassVar[Sequence[str]] = tuple(WHOLE_VIEWS)
 
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
         super().__init__(config, classes)

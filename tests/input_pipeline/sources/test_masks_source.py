@@ -8,6 +8,7 @@ from PIL import Image
 
 from configs import common
 from core.errors import UserError
+from input_pipeline import audit
 from input_pipeline.decoding import BadImage
 from input_pipeline.folds import folds_for
 from input_pipeline.sources import open_source
@@ -77,6 +78,16 @@ def test_pairs_classes_and_given_splits(root):
     assert set(source.labelled.labels[1::2].tolist()) == {2}
     assert source.test.ids.tolist() == ["p9", "p10"]
     assert "mask" not in source.test.kinds
+
+
+def test_a_class_in_no_mask_is_doubtful_but_loses_nothing(root):
+    """Training takes such a list of classes as it is."""
+    (root / "classes.csv").write_text(CLASSES + "3,dent,0\n")
+    found = audit.audit(opened(root), folds=5)
+    details = {(one.problem, one.detail) for one in found}
+    assert ("class in no mask", "class 'dent' is in no mask") in details
+    assert "class in no mask" in audit.DOUBTS
+    assert not {one.problem for one in found} & set(audit.LOSSES)
 
 
 def test_without_validation_folders_the_images_are_folded(root):
