@@ -67,6 +67,9 @@ def committed_steps(folder: Path) -> list[int]:
 
     Args:
       folder: `<run>/checkpoints`; may be missing.
+
+    Raises:
+      UserError: it cannot be read.
     """
     # A save that was killed leaves a name with more than the step's digits.
     found = [path for path in _entries(folder) if path.name.isdigit()]
@@ -76,13 +79,21 @@ def committed_steps(folder: Path) -> list[int]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder holds; never by a pattern, as its name may be one."""
+    """What a folder holds; never by a pattern, as its name may be one.
+
+    Only what is missing is empty: a run that cannot be read now has begun.
+    """
     try:
         return list(folder.iterdir())
-    except OSError as error:
-        if paths.is_unreachable(error):  # A bucket that does not answer.
-            raise
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        if paths.is_remote(folder):  # Told by `paths.reaching`.
+            raise
+        raise UserError(
+            f"cannot read the folder {folder}: {error.strerror or error}; see "
+            "to the disk and the right to read there"
+        ) from error
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from training.checkpointing.reader import (
     CheckpointReader,
     CorruptCheckpointError,
     flatten,
+    system_error,
 )
 from training.multihost import comm
 
@@ -176,9 +175,14 @@ class CheckpointManager(CheckpointReader):
         return max(steps, default=None)
 
     def _remove_old(self) -> None:
-        best = sorted(self._ranks(), reverse=True)[: self._keep_best]
-        steps = self._steps()
-        for step in {*steps[:-1]} - {step for _, step in best}:
+        """Deletes all but the latest and the best.
+
+        What cannot be read now stays: it may be the best.
+        """
+        steps, ranks = self._steps(), self._ranks(UserError)
+        evaluated = [step for step, rank in ranks.items() if rank]
+        best = sorted(evaluated, key=ranks.get, reverse=True)[: self._keep_best]
+        for step in {*steps[:-1]} & ranks.keys() - {*best}:
             folder = self._directory / str(step)
             # Killed in between, it is no checkpoint any more.
             if paths.is_remote(folder):
@@ -232,30 +236,14 @@ class CheckpointManager(CheckpointReader):
         try:
             yield
         except Exception as error:
-            reason = _disk_error(error)
-            if reason is None or paths.is_remote(self._directory):
+            failed = system_error(error)
+            if failed is None or paths.is_remote(self._directory):
                 raise
             raise UserError(
-                f"cannot write a checkpoint in {self._directory}: {reason}; "
-                "free some space or make it writable, and run the same "
-                "command again to continue"
+                f"cannot write a checkpoint in {self._directory}: "
+                f"{failed.strerror or failed}; free some space or make it "
+                "writable, and run the same command again to continue"
             ) from error
-
-
-def _disk_error(error: BaseException | None) -> str | None:
-    """The system's message about the disk; None for any other error.
-
-    TensorStore, which writes the arrays, raises ValueErrors with the errno in
-    their text.
-    """
-    if error is None:
-        return None
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    if number is not None:
-        return os.strerror(int(number[1]))
-    return _disk_error(error.__cause__)
 
 
 @jax.jit
