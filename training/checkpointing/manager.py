@@ -197,9 +197,13 @@ class CheckpointManager(CheckpointReader):
             return
         whole = {str(step) for step in self._steps()}
         for path in self._directory.iterdir():
-            if _UNFINISHED in path.name or (
-                paths.is_remote(path) and path.name not in whole
-            ):
+            # Nothing else there is ours, such as a copy that somebody made.
+            uncommitted = (
+                paths.is_remote(path)
+                and path.name.isdigit()
+                and path.name not in whole
+            )
+            if _UNFINISHED in path.name or uncommitted:
                 epath.Path(path).rmtree(missing_ok=True)
 
     @property

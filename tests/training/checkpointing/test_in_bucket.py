@@ -46,8 +46,9 @@ def test_what_was_not_committed_is_no_checkpoint(folder, state):
     save_all(folder, state, {1: 0.5, 2: 0.4})
     (folder / "2/commit_success.txt").unlink()  # Killed before, or deleting.
     assert reader.CheckpointReader(folder).steps() == [1]
+    (folder / "1-copy/state").write_text("of a user")
     again = manager.CheckpointManager(folder)
-    assert [path.name for path in folder.iterdir()] == ["1"]
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "1-copy"]
     again.save(2, state, {}, {"merit": 0.6})  # Under the same name.
     assert (again.latest(), again.best()) == (2, 2)
 
