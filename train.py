@@ -175,7 +175,9 @@ def start(arguments: cli.Arguments) -> None:
         runtime.stay_on_cpu()
     runtime.start(arguments.config.cache_dir)
     runtime.connect(arguments.peers)
-    folders = [arguments.workdir]
+    config = arguments.config
+    folders = [arguments.workdir, config.init_from, config.data.folds_file]
+    folders += [stage.distill_from for stage in config.stages]
     with (
         coordinated_shutdown.shutdown_together(),
         paths.reaching(folders),
