@@ -166,7 +166,7 @@ def reaching(names: Iterable[str | os.PathLike]) -> Iterator[None]:
             or re.match(_PERMANENT, text)
         )
         raise (UserError if permanent else TransientError)(
-            f"{' or '.join(remote)} cannot be read or written ({kind}: {text[:200]}); "
-            "see to its name, the right to write there and the network, and "
-            "run the same command again"
+            f"{' or '.join(remote)} cannot be read or written ({kind}: "
+            f"{text[:200]}); see to its name, the right to write there and "
+            "the network, and run the same command again"
         ) from error
