@@ -137,7 +137,8 @@ def claim(
       identity: of the data (classes, folds, rows), kept in `data.json`:
         under other folds, an image that was trained on might validate.
       on_lost: called in another thread when another run has taken the folder
-        over, which only happens in a bucket; it is to end this run.
+        over, which only happens in a bucket; it is to end this run. Needed
+        there.
 
     Returns:
       The lock, which ends when this context is closed. On a disk it ends with
@@ -186,6 +187,8 @@ def _lock(
     workdir: Path, on_lost: Callable[[UserError], None] | None
 ) -> contextlib.AbstractContextManager[Any]:
     if paths.is_remote(workdir):
+        if on_lost is None:
+            raise ValueError("a run in a bucket needs on_lost")
         return Lease(workdir / LEASE, on_lost)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
