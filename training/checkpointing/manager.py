@@ -45,8 +45,9 @@ class CheckpointManager(CheckpointReader):
     when all have, the primary commits: by a rename on a disk, by a last file
     in a bucket. The primary alone deletes.
 
-    There are 1 + `keep_best` checkpoints, and one more during a save: each
-    about three times the parameters (four or five with EMA), in float32.
+    There are 1 + `keep_best` checkpoints, and one more from each save to the
+    next, which deletes it: each about three times the parameters (four or five
+    with EMA), in float32.
 
     Args:
       directory: `<run>/checkpoints`, the same in all processes.
@@ -57,7 +58,6 @@ class CheckpointManager(CheckpointReader):
         super().__init__(directory)
         self._keep_best = keep_best
         self._saving: Any = None  # Orbax's future of the last save.
-        self._quarantined: list[int] = []  # Steps; in the primary alone.
 
         def begin() -> None:
             with self._writing():
@@ -166,10 +166,12 @@ class CheckpointManager(CheckpointReader):
 
     def _latest(self) -> int | None:
         steps = self._steps()
-        if not steps and self._quarantined:
+        # Also those that an earlier process has moved.
+        damaged = self._quarantine_folder
+        if not steps and damaged.exists() and any(damaged.iterdir()):
             raise UserError(
                 f"every checkpoint in {self._directory} was damaged and is now "
-                f"in {self._quarantine_folder}; restore one from a copy, or "
+                f"in {damaged}; restore one from a copy, or "
                 "delete the run folder to start over"
             )
         return max(steps, default=None)
@@ -219,15 +221,15 @@ class CheckpointManager(CheckpointReader):
         source = self._directory / str(step)
         with self._writing():
             if paths.is_remote(source):
-                # First it stops being a checkpoint. Objects have no rename.
-                (source / layout.COMMITTED).unlink()
+                # Objects have no rename. Killed before the copy is whole, it
+                # is still a checkpoint, and is found damaged again.
                 files, _ = fsspec.core.url_to_fs(str(source))
                 files.copy(str(source), str(target), recursive=True)
+                (source / layout.COMMITTED).unlink()
                 source.rmtree()
             else:
                 target.parent.mkdir(exist_ok=True)
                 source.rename(target)
-        self._quarantined.append(step)
         print(
             f"the checkpoint of step {step} is damaged ({corrupt.reason}); it "
             f"is now {target}",

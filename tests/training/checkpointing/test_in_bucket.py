@@ -70,6 +70,25 @@ def test_a_damaged_checkpoint_is_moved_and_the_one_before_used(
     assert not bucket.names(f"{prefix}/2/")
 
 
+def test_a_damaged_checkpoint_is_copied_before_it_is_deleted(
+    folder, state, bucket
+):
+    saved = save_all(folder, state, {1: 0.5})
+    damaged = reader.CorruptCheckpointError(folder, 1, "a flipped bit")
+    bucket.fault = lambda method, path: (
+        HTTPStatus.FORBIDDEN if "-damaged" in path else None
+    )
+    with pytest.raises(OSError, match="Forbidden"):
+        saved.quarantine(damaged)
+    bucket.fault = lambda method, path: None
+    assert saved.steps() == [1]
+    saved.load(1, state)
+    saved.quarantine(damaged)
+    for again in (saved, manager.CheckpointManager(folder)):
+        with pytest.raises(UserError, match="every checkpoint in gs:"):
+            again.latest()
+
+
 @pytest.mark.parametrize("part", ["_CHECKPOINT_METADATA", "manifest.ocdbt"])
 def test_what_cannot_be_read_now_is_not_damaged(folder, state, bucket, part):
     saved = save_all(folder, state, {1: 0.5})
