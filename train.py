@@ -72,6 +72,8 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
         data = data_lib.Data(config, workdir, mesh, workers, task_class)
         return data, task_class(config, data.source.classes)
 
+    if not arguments.plan:  # Hosts that do not share it have other folds, too.
+        comm.check_shared(workdir)
     data, task = comm.run_on_all(open_data)
     comm.check_all_equal(data.identity())
     identity = data.identity()
@@ -96,7 +98,6 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
             )
         )
 
-    comm.check_shared(workdir)
     comm.run_on_primary(claim)
     checkpoints = CheckpointManager(
         workdir / layout.CHECKPOINTS, config.checkpoint.keep_best
