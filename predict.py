@@ -4,8 +4,9 @@
 
 Needs the run folder alone: neither the training photos nor a cache. A photo
 that cannot be read is reported, and the others go on. Exit codes: 0 all photos
-were predicted; 1 some could not be read; 2 a mistake in the command; 141 stdout
-is a pipe that was closed, as by `head`.
+were predicted; 1 some could not be read; 2 a mistake in the command; 75 the run
+is in a bucket that does not answer now; 141 stdout is a pipe that was closed,
+as by `head`.
 """
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ def find_photos(names: Sequence[str]) -> Iterator[Path]:
     from input_pipeline.sources.listing import Folder
 
     for name in names:
+        if "://" in name:
+            raise UserError(
+                f"{name} is not on a disk; copy the photos here, and name "
+                "their folder"
+            )
         path = Path(name)
         if path.is_dir():
             folder = Folder(path, "photos")

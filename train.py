@@ -72,6 +72,8 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
         data = data_lib.Data(config, workdir, mesh, workers, task_class)
         return data, task_class(config, data.source.classes)
 
+    if not arguments.plan:  # Hosts that do not share it have other folds, too.
+        comm.check_shared(workdir)
     data, task = comm.run_on_all(open_data)
     comm.check_all_equal(data.identity())
     identity = data.identity()
@@ -96,7 +98,6 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
             )
         )
 
-    comm.check_shared(workdir)
     comm.run_on_primary(claim)
     checkpoints = CheckpointManager(
         workdir / layout.CHECKPOINTS, config.checkpoint.keep_best
@@ -175,7 +176,9 @@ def start(arguments: cli.Arguments) -> None:
         runtime.stay_on_cpu()
     runtime.start(arguments.config.cache_dir)
     runtime.connect(arguments.peers)
-    folders = [arguments.workdir]
+    config = arguments.config
+    folders = [arguments.workdir, config.init_from, config.data.folds_file]
+    folders += [stage.distill_from for stage in config.stages]
     with (
         coordinated_shutdown.shutdown_together(),
         paths.reaching(folders),

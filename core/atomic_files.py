@@ -40,9 +40,15 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = paths.make_path(path)
     if paths.is_remote(path):
-        with temporary_folder() as folder:
-            yield folder / path.name
-            path.write_bytes((folder / path.name).read_bytes())
+        try:
+            with temporary_folder() as folder:
+                yield folder / path.name
+                content = (folder / path.name).read_bytes()
+        except OSError as error:
+            if paths.is_unreachable(error):
+                raise
+            raise _cannot_write(path, error) from error
+        path.write_bytes(content)
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,10 +66,17 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             temporary.chmod(0o666 & ~umask)
             os.replace(temporary, path)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space "
-            "or choose a folder that can be written"
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    if paths.is_remote(path):
+        reason += f" in {tempfile.gettempdir()}, from where it is sent"
+    return UserError(
+        f"cannot write {path}: {reason}; free some space or choose a folder "
+        "that can be written"
+    )
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

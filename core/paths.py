@@ -9,6 +9,7 @@ fsspec. Every package may import this module; of Sextet it imports only
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import re
@@ -25,6 +26,14 @@ _DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}
 _PACKAGES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
 _STATUS = re.compile(
     "UNAVAILABLE|DEADLINE_|ABORTED|EXHAUSTED|CURL|PERMISSION_|UNAUTH"
+)
+# Of this machine, which a network's errors never are.
+_LOCAL = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
 )
 _PERMANENT = r"Forbidden|.*PERMISSION_|.*UNAUTH|.*\b(400|401|403|404)\b"
 
@@ -112,10 +121,15 @@ def is_unreachable(error: BaseException | None) -> bool:
     """
     if error is None or isinstance(error, FileNotFoundError):
         return False
-    of_network = isinstance(error, OSError) and error.filename is None
+    of_network = (
+        isinstance(error, OSError)
+        and error.filename is None
+        and not isinstance(error, BrokenPipeError)  # stdout's
+        and error.errno not in _LOCAL
+    )
     return (
         type(error).__module__.partition(".")[0] in _PACKAGES
-        or (of_network and not isinstance(error, BrokenPipeError))  # stdout's
+        or of_network
         or (isinstance(error, ValueError) and bool(_STATUS.search(str(error))))
         or is_unreachable(error.__cause__)
     )
@@ -128,7 +142,8 @@ def reaching(names: Iterable[str | os.PathLike]) -> Iterator[None]:
     The drivers have tried again for half a minute before they raise.
 
     Args:
-      names: of the run folders; nothing is done if all are on disks.
+      names: of the run folders, or a command's arguments; nothing is done
+        if all are on disks.
 
     Raises:
       TransientError: the bucket does not answer.
@@ -139,7 +154,8 @@ def reaching(names: Iterable[str | os.PathLike]) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # Each driver has types of its own.
-        remote = [text for text in map(str, names) if "://" in text]
+        urls = (re.search(r"\w+://.*", str(name), re.DOTALL) for name in names)
+        remote = list(dict.fromkeys(url[0] for url in urls if url))
         missing = isinstance(error, FileNotFoundError) and not error.filename
         if not remote or not (missing or is_unreachable(error)):
             raise
@@ -150,7 +166,7 @@ def reaching(names: Iterable[str | os.PathLike]) -> Iterator[None]:
             or re.match(_PERMANENT, text)
         )
         raise (UserError if permanent else TransientError)(
-            f"{remote[0]} cannot be read or written ({kind}: {text[:200]}); "
-            "see to its name, the right to write there and the network, and "
-            "run the same command again"
+            f"{' or '.join(remote)} cannot be read or written ({kind}: "
+            f"{text[:200]}); see to its name, the right to write there and "
+            "the network, and run the same command again"
         ) from error

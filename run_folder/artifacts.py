@@ -25,9 +25,10 @@ class ArtifactWriter:
     """Writes the files of one export, each atomically.
 
     Names are paths inside the run folder, such as `embeddings/val.npz`: files
-    at its top, or in one of `layout.PREDICTION_FOLDERS`. From construction to
-    `finish` the folder counts as not exported, so a process killed in between
-    leaves nothing that passes for an export.
+    at its top, or in one of `layout.PREDICTION_FOLDERS`. From `begin` to `finish`
+    the folder counts as not exported, so a process killed in between leaves
+    nothing that passes for an export. Every process of a run may have a writer;
+    one of them calls its methods.
 
     Args:
       workdir: the run folder.
@@ -43,6 +44,9 @@ class ArtifactWriter:
     def __init__(self, workdir: Path, step: int):
         self.workdir, self._step = paths.make_path(workdir), step
         self._files: dict[str, dict[str, Any]] = {}
+
+    def begin(self) -> None:
+        """Deletes the manifest of an earlier export; to be called first."""
         (self.workdir / layout.ARTIFACTS).unlink(missing_ok=True)
 
     def logits(self, split: str, logits: Logits) -> Path:

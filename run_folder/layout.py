@@ -67,6 +67,9 @@ def committed_steps(folder: Path) -> list[int]:
 
     Args:
       folder: `<run>/checkpoints`; may be missing.
+
+    Raises:
+      UserError: it cannot be read.
     """
     # A save that was killed leaves a name with more than the step's digits.
     found = [path for path in _entries(folder) if path.name.isdigit()]
@@ -76,13 +79,21 @@ def committed_steps(folder: Path) -> list[int]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder holds; never by a pattern, as its name may be one."""
+    """What a folder holds; never by a pattern, as its name may be one.
+
+    Only what is missing is empty: a run that cannot be read now has begun.
+    """
     try:
         return list(folder.iterdir())
-    except OSError as error:
-        if paths.is_unreachable(error):  # A bucket that does not answer.
-            raise
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        if paths.is_remote(folder):  # Told by `paths.reaching`.
+            raise
+        raise UserError(
+            f"cannot read the folder {folder}: {error.strerror or error}; see "
+            "to the disk and the right to read there"
+        ) from error
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
@@ -126,7 +137,8 @@ def claim(
       identity: of the data (classes, folds, rows), kept in `data.json`:
         under other folds, an image that was trained on might validate.
       on_lost: called in another thread when another run has taken the folder
-        over, which only happens in a bucket; it is to end this run.
+        over, which only happens in a bucket; it is to end this run. Needed
+        there.
 
     Returns:
       The lock, which ends when this context is closed. On a disk it ends with
@@ -175,6 +187,8 @@ def _lock(
     workdir: Path, on_lost: Callable[[UserError], None] | None
 ) -> contextlib.AbstractContextManager[Any]:
     if paths.is_remote(workdir):
+        if on_lost is None:
+            raise ValueError("a run in a bucket needs on_lost")
         return Lease(workdir / LEASE, on_lost)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

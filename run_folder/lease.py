@@ -45,7 +45,7 @@ class Lease:
         self._path, self._on_lost = path, on_lost
         self._fs, self._name = fsspec.core.url_to_fs(str(path))
         self._id, self._renewals = secrets.token_hex(8), 0
-        self._released = threading.Event()
+        self._released, self._changing = threading.Event(), threading.Lock()
         self._acquire()
         self._thread = threading.Thread(target=self._keep_renewing, daemon=True)
         self._thread.start()
@@ -88,18 +88,29 @@ class Lease:
 
     def _keep_renewing(self) -> None:
         while not self._released.wait(RENEWAL_SECONDS):
+            lost = None
             # A bucket that does not answer may do so the next time.
             with contextlib.suppress(Exception):
-                found = self._read()
-                # A run that took it over and has finished has deleted it.
-                if found is None or found.get("id") != self._id:
-                    self._released.set()
-                    self._on_lost(self._lost(found))
-                    return
-                self._write("overwrite")
+                lost = self._renew()
+            if lost is not None:
+                self._on_lost(lost)
+                return
+
+    def _renew(self) -> UserError | None:
+        """Renews it; returns an error if another run has taken it over."""
+        with self._changing:
+            if self._released.is_set():  # It would come back once deleted.
+                return None
+            found = self._read()
+            # A run that took it over and has finished has deleted it.
+            if found is None or found.get("id") != self._id:
+                self._released.set()
+                return self._lost(found)
+            self._write("overwrite")
+            return None
 
     def _delete(self) -> None:
-        with contextlib.suppress(Exception):  # It expires as well.
+        with contextlib.suppress(Exception), self._changing:  # It expires, too.
             if (self._read() or {}).get("id") == self._id:
                 self._fs.rm_file(self._name)
 

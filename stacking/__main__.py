@@ -76,6 +76,16 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _local(text: str) -> Path:
+    """An argparse type: a path on a disk."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is in a bucket, where a stack cannot be kept; name a "
+            "local path"
+        )
+    return Path(text)
+
+
 def _number(kind, low, high):
     """An argparse type: `kind` between `low` and `high`."""
 
@@ -107,7 +117,7 @@ def _stack_parser() -> argparse.ArgumentParser:
         "for predicting again.",
     )
     _common(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--out", required=True, type=_local, metavar="FOLDER")
     parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument(
         "--blend",
@@ -177,8 +187,8 @@ def _predict_parser() -> argparse.ArgumentParser:
         description="Predicts new logits with a stack made before.",
     )
     _common(parser)
-    parser.add_argument("--stack", required=True, type=Path, metavar="FOLDER")
-    parser.add_argument("--out", required=True, type=Path, metavar="CSV")
+    parser.add_argument("--stack", required=True, type=_local, metavar="FOLDER")
+    parser.add_argument("--out", required=True, type=_local, metavar="CSV")
     parser.add_argument("--split", choices=("test", "val"), default="test")
     return parser
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -95,7 +94,7 @@ def write_submission(
 ) -> None:
     """Writes header and rows as csv, whole or not at all."""
     with (
-        atomic_write(Path(path)) as temporary,
+        atomic_write(path) as temporary,
         open(temporary, "w", encoding="utf-8", newline="") as file,
     ):
         csv.writer(file, lineterminator="\n").writerows(rows)

@@ -101,6 +101,7 @@ def join(arguments: Arguments) -> str:
     task = registry.get(arguments.config.task)
     runs = [fold.workdir for fold in arguments_of(arguments)]
     writer = ArtifactWriter(workdir, step=0)
+    writer.begin()
     message = task.join_folds(workdir, runs, writer)
     writer.finish()
     report = reports.run_report(workdir, task.report_sections(workdir))

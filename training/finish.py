@@ -67,6 +67,7 @@ def finish(run: Run, workdir: Path) -> None:
     )
     print(f"predicting with the best checkpoint, step {step}")
     writer = artifacts.ArtifactWriter(workdir, step)
+    comm.run_on_primary(writer.begin)
     print(run.task.export(run.data, writer, *weights))
     # Once more: the export may have chosen the views.
     save_inference_spec(run.task, run.data.source, workdir)

@@ -80,8 +80,8 @@ class HttpError(Exception):
 )
 def test_errors_of_a_bucket_are_one_sentence(error, kind):
     with (
-        pytest.raises(UserError, match=r"gs://b/x cannot be read") as told,
-        paths.reaching(["--workdir", "gs://b/x"]),
+        pytest.raises(UserError, match=r"^gs://b/x cannot be read") as told,
+        paths.reaching(["photo.jpg", "--run=gs://b/x"]),
     ):
         raise error
     assert type(told.value) is kind
@@ -96,6 +96,8 @@ def test_errors_of_a_bucket_are_one_sentence(error, kind):
         ValueError("a bug"),
         BrokenPipeError(),
         OSError(errno.ENOSPC, "full", "/tmp/x"),
+        OSError(errno.ENOSPC, "full"),
+        OSError(errno.EMFILE, "too many open files"),
         UserError("told already"),
     ],
 )
@@ -103,3 +105,16 @@ def test_other_errors_pass_through(error):
     with pytest.raises(type(error)) as told, paths.reaching(["gs://b/x"]):
         raise error
     assert told.value is error
+
+
+def test_a_disk_that_is_full_here_is_not_the_buckets_fault(url):
+    path = paths.make_path(url) / "file.txt"
+    with (
+        pytest.raises(
+            UserError, match=r"cannot write gs://.*: full in"
+        ) as told,
+        atomic_files.atomic_write(path),
+    ):
+        raise OSError(errno.ENOSPC, "full")
+    assert not isinstance(told.value, TransientError)
+    assert not path.exists()

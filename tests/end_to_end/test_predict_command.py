@@ -91,6 +91,7 @@ def test_a_bad_photo_is_told_and_the_others_go_on(orphan, tmp_path):
     [
         (("--run", "/nowhere", "README.md"), "is no run folder"),
         (("--run", "{run}", "/nowhere.jpg"), "/nowhere.jpg does not exist"),
+        (("--run", "{run}", "gs://b/x.jpg"), "gs://b/x.jpg is not on a disk"),
         (("--run", "{run}", "{empty}"), "holds no photo"),
         (("--run", "{run}"), "photos"),
     ],

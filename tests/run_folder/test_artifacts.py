@@ -29,6 +29,7 @@ PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
 def export(workdir, step=7):
     writer = ArtifactWriter(workdir, step)
+    writer.begin()
     writer.logits("val", LOGITS)
     writer.array("embeddings/val.npz", ids=LOGITS.ids, values=np.ones(2))
     writer.image("picture.png", PIXELS)

@@ -1,6 +1,9 @@
 """Whose run folder it is."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +85,22 @@ def test_a_folder_of_all_folds_is_no_folder_of_one(tmp_path):
     assert names == ["fold-9", "fold-10"]
     with pytest.raises(UserError, match="a run over all folds"):
         layout.claim(tmp_path / "run", config(), {})
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_run_that_cannot_be_read_now_is_not_begun_anew(
+    tmp_path, monkeypatch, code
+):
+    begin(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    iterdir = Path.iterdir
+
+    def fail(path):
+        if path.name == "checkpoints":
+            raise OSError(code, os.strerror(code), str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(UserError, match=r"cannot read the folder .*checkpo"):
+        layout.claim(tmp_path, config(seed=7), IDENTITY)
+    assert (tmp_path / "config.json").read_bytes() == before

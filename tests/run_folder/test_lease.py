@@ -90,6 +90,47 @@ def test_a_run_that_stood_still_learns_that_it_was_replaced(folder):
     second.close()
 
 
+def test_a_renewal_under_way_does_not_bring_a_released_lease_back(
+    folder, monkeypatch
+):
+    held = hold(folder)
+    reading, go_on = threading.Event(), threading.Event()
+    read = held._read
+
+    def slow():
+        found = read()
+        if threading.current_thread() is held._thread:
+            reading.set()
+            go_on.wait(10)
+        return found
+
+    monkeypatch.setattr(held, "_read", slow)
+    assert reading.wait(10)
+    threading.Timer(0.2, go_on.set).start()
+    held.close()  # While the renewal has read, and is about to write.
+    held._thread.join(10)
+    assert not (folder / "owner.json").exists()
+
+
+def test_an_error_while_a_run_is_ended_is_not_hidden(folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+
+    def fail(error):
+        raise ZeroDivisionError
+
+    held = lease.Lease(folder / "owner.json", fail)
+    (folder / "owner.json").unlink()
+    wait_for(lambda: shown)
+    assert shown[0].exc_type is ZeroDivisionError
+    held.close()
+
+
+def test_a_run_in_a_bucket_must_learn_that_it_was_replaced(folder):
+    with pytest.raises(ValueError, match="on_lost"):
+        layout.claim(folder, {}, {})
+
+
 def test_a_bucket_that_fails_for_a_while_takes_nothing_away(folder, bucket):
     lost = []
     with hold(folder, lost):

@@ -163,6 +163,16 @@ def test_numbers_that_are_none(option, capsys):
     assert f"argument {option[0]}: '{option[1]}' is no number from" in said
 
 
+@pytest.mark.parametrize(
+    ("command", "option"), [((), "--out"), (("predict",), "--stack")]
+)
+def test_no_stack_is_kept_in_a_bucket(command, option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--runs", "x", f"{option}=gs://b/x"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option}: gs://b/x is in a bucket" in said
+
+
 def test_unknown_booster():
     found = call("--runs", "x", "--out", "y", "--boosters", "xg", code=2)
     assert "catboost, lightgbm and none, not xg" in found.stderr

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from training.checkpointing.reader import (
     CheckpointReader,
     CorruptCheckpointError,
     flatten,
+    system_error,
 )
 from training.multihost import comm
 
@@ -46,8 +45,9 @@ class CheckpointManager(CheckpointReader):
     when all have, the primary commits: by a rename on a disk, by a last file
     in a bucket. The primary alone deletes.
 
-    There are 1 + `keep_best` checkpoints, and one more during a save: each
-    about three times the parameters (four or five with EMA), in float32.
+    There are 1 + `keep_best` checkpoints, and one more from each save to the
+    next, which deletes it: each about three times the parameters (four or five
+    with EMA), in float32.
 
     Args:
       directory: `<run>/checkpoints`, the same in all processes.
@@ -58,7 +58,6 @@ class CheckpointManager(CheckpointReader):
         super().__init__(directory)
         self._keep_best = keep_best
         self._saving: Any = None  # Orbax's future of the last save.
-        self._quarantined: list[int] = []  # Steps; in the primary alone.
 
         def begin() -> None:
             with self._writing():
@@ -167,18 +166,25 @@ class CheckpointManager(CheckpointReader):
 
     def _latest(self) -> int | None:
         steps = self._steps()
-        if not steps and self._quarantined:
+        # Also those that an earlier process has moved.
+        damaged = self._quarantine_folder
+        if not steps and damaged.exists() and any(damaged.iterdir()):
             raise UserError(
                 f"every checkpoint in {self._directory} was damaged and is now "
-                f"in {self._quarantine_folder}; restore one from a copy, or "
+                f"in {damaged}; restore one from a copy, or "
                 "delete the run folder to start over"
             )
         return max(steps, default=None)
 
     def _remove_old(self) -> None:
-        best = sorted(self._ranks(), reverse=True)[: self._keep_best]
-        steps = self._steps()
-        for step in {*steps[:-1]} - {step for _, step in best}:
+        """Deletes all but the latest and the best.
+
+        What cannot be read now stays: it may be the best.
+        """
+        steps, ranks = self._steps(), self._ranks(UserError)
+        evaluated = [step for step, rank in ranks.items() if rank]
+        best = sorted(evaluated, key=ranks.get, reverse=True)[: self._keep_best]
+        for step in {*steps[:-1]} & ranks.keys() - {*best}:
             folder = self._directory / str(step)
             # Killed in between, it is no checkpoint any more.
             if paths.is_remote(folder):
@@ -193,9 +199,13 @@ class CheckpointManager(CheckpointReader):
             return
         whole = {str(step) for step in self._steps()}
         for path in self._directory.iterdir():
-            if _UNFINISHED in path.name or (
-                paths.is_remote(path) and path.name not in whole
-            ):
+            # Nothing else there is ours, such as a copy that somebody made.
+            uncommitted = (
+                paths.is_remote(path)
+                and path.name.isdigit()
+                and path.name not in whole
+            )
+            if _UNFINISHED in path.name or uncommitted:
                 epath.Path(path).rmtree(missing_ok=True)
 
     @property
@@ -211,15 +221,15 @@ class CheckpointManager(CheckpointReader):
         source = self._directory / str(step)
         with self._writing():
             if paths.is_remote(source):
-                # First it stops being a checkpoint. Objects have no rename.
-                (source / layout.COMMITTED).unlink()
+                # Objects have no rename. Killed before the copy is whole, it
+                # is still a checkpoint, and is found damaged again.
                 files, _ = fsspec.core.url_to_fs(str(source))
                 files.copy(str(source), str(target), recursive=True)
+                (source / layout.COMMITTED).unlink()
                 source.rmtree()
             else:
                 target.parent.mkdir(exist_ok=True)
                 source.rename(target)
-        self._quarantined.append(step)
         print(
             f"the checkpoint of step {step} is damaged ({corrupt.reason}); it "
             f"is now {target}",
@@ -232,30 +242,14 @@ class CheckpointManager(CheckpointReader):
         try:
             yield
         except Exception as error:
-            reason = _disk_error(error)
-            if reason is None or paths.is_remote(self._directory):
+            failed = system_error(error)
+            if failed is None or paths.is_remote(self._directory):
                 raise
             raise UserError(
-                f"cannot write a checkpoint in {self._directory}: {reason}; "
-                "free some space or make it writable, and run the same "
-                "command again to continue"
+                f"cannot write a checkpoint in {self._directory}: "
+                f"{failed.strerror or failed}; free some space or make it "
+                "writable, and run the same command again to continue"
             ) from error
-
-
-def _disk_error(error: BaseException | None) -> str | None:
-    """The system's message about the disk; None for any other error.
-
-    TensorStore, which writes the arrays, raises ValueErrors with the errno in
-    their text.
-    """
-    if error is None:
-        return None
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    if number is not None:
-        return os.strerror(int(number[1]))
-    return _disk_error(error.__cause__)
 
 
 @jax.jit

@@ -5,9 +5,12 @@ This, `manager` and `orbax_paths` are the only files that use Orbax (v1 API).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,10 @@ from training.multihost import comm
 # Names in Orbax's layout: of the arrays, and of our metadata.
 ARRAYS = "state"
 _METADATA = "_CHECKPOINT_METADATA"
+
+# Of a disk that has answered: a file is not there. Orbax raises OSErrors of its
+# own for it, which have no number.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, None)
 
 
 class CorruptCheckpointError(UserError):
@@ -144,21 +151,30 @@ class CheckpointReader:
         return layout.committed_steps(self._directory)
 
     def _best(self) -> int | None:
-        return max(self._ranks(), default=(None, None))[1]
+        ranks = self._ranks(CorruptCheckpointError)
+        evaluated = [step for step, rank in ranks.items() if rank]
+        return max(evaluated, key=ranks.get, default=None)
 
-    def _ranks(self) -> list[tuple[tuple[float, int], int]]:
-        """(rank, step) of all that were evaluated and can be read."""
-        found = []
+    def _ranks(
+        self, skipped: type[UserError]
+    ) -> dict[int, tuple[float, int] | None]:
+        """{step: rank}; None for one that was not evaluated.
+
+        Args:
+          skipped: a step whose metadata raises this is left out.
+        """
+        found = {}
         for step in self._steps():
             try:
                 metrics = self._content(step)["metrics"]
-            except CorruptCheckpointError:
+            except skipped:
                 continue
+            found[step] = None
             if metrics is not None:
                 value = metrics["merit"]
                 merit = value if math.isfinite(value) else -math.inf
                 # The earliest of equals is the best.
-                found.append(((merit, -metrics["step"]), step))
+                found[step] = (merit, -metrics["step"])
         return found
 
     def _history(self, step: int) -> dict[str, Any]:
@@ -222,12 +238,38 @@ class CheckpointReader:
                 checkpointable_name=ARRAYS,
             )
 
-    def _corrupt(self, step: int, reason: str, error: Exception) -> Exception:
-        """The error for a checkpoint, unless its bucket cannot be reached."""
-        if paths.is_remote(self._directory) and paths.is_unreachable(error):
-            with paths.reaching([self._directory]):
-                raise error
-        return CorruptCheckpointError(self._directory, step, reason)
+    def _corrupt(self, step: int, reason: str, error: Exception) -> UserError:
+        """The error for a checkpoint; another one if it cannot be read now.
+
+        A disk or bucket that fails says nothing about what it holds.
+        """
+        if paths.is_remote(self._directory):
+            if paths.is_unreachable(error):
+                with paths.reaching([self._directory]):
+                    raise error
+            return CorruptCheckpointError(self._directory, step, reason)
+        failed = system_error(error)
+        if failed is None or failed.errno in _ABSENT:
+            return CorruptCheckpointError(self._directory, step, reason)
+        return UserError(
+            f"cannot read the checkpoint {self._directory / str(step)}: "
+            f"{failed.strerror or failed}; see to the disk and the right to "
+            "read there, and run the same command again"
+        )
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The error of the disk that caused `error`; None if there was none.
+
+    TensorStore, which reads and writes the arrays, raises ValueErrors with the
+    errno in their text.
+    """
+    if error is None or isinstance(error, OSError):
+        return error
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return system_error(error.__cause__)
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class MetricsLog:
 
     def append(self, line: bytes) -> None:
         """Appends a line, whole or not at all."""
+        if not comm.is_primary():
+            return
         if self._file is None:
             self._content += line
             return

@@ -46,8 +46,9 @@ def test_what_was_not_committed_is_no_checkpoint(folder, state):
     save_all(folder, state, {1: 0.5, 2: 0.4})
     (folder / "2/commit_success.txt").unlink()  # Killed before, or deleting.
     assert reader.CheckpointReader(folder).steps() == [1]
+    (folder / "1-copy/state").write_text("of a user")
     again = manager.CheckpointManager(folder)
-    assert [path.name for path in folder.iterdir()] == ["1"]
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "1-copy"]
     again.save(2, state, {}, {"merit": 0.6})  # Under the same name.
     assert (again.latest(), again.best()) == (2, 2)
 
@@ -67,6 +68,25 @@ def test_a_damaged_checkpoint_is_moved_and_the_one_before_used(
     moved = bucket.names(f"{prefix}-damaged/2/")
     assert any(name.endswith("_CHECKPOINT_METADATA") for name in moved)
     assert not bucket.names(f"{prefix}/2/")
+
+
+def test_a_damaged_checkpoint_is_copied_before_it_is_deleted(
+    folder, state, bucket
+):
+    saved = save_all(folder, state, {1: 0.5})
+    damaged = reader.CorruptCheckpointError(folder, 1, "a flipped bit")
+    bucket.fault = lambda method, path: (
+        HTTPStatus.FORBIDDEN if "-damaged" in path else None
+    )
+    with pytest.raises(OSError, match="Forbidden"):
+        saved.quarantine(damaged)
+    bucket.fault = lambda method, path: None
+    assert saved.steps() == [1]
+    saved.load(1, state)
+    saved.quarantine(damaged)
+    for again in (saved, manager.CheckpointManager(folder)):
+        with pytest.raises(UserError, match="every checkpoint in gs:"):
+            again.latest()
 
 
 @pytest.mark.parametrize("part", ["_CHECKPOINT_METADATA", "manifest.ocdbt"])

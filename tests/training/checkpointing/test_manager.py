@@ -1,5 +1,6 @@
 """Checkpoints: latest and best are kept, and come back bit by bit."""
 
+import errno
 import os
 import shutil
 import threading
@@ -192,9 +193,10 @@ def test_without_an_intact_checkpoint_there_is_no_fresh_start(
         corrupt_file(
             tmp_path / f"checkpoints/{step}/_CHECKPOINT_METADATA", "truncate"
         )
-    saved = open_in(tmp_path)
-    with pytest.raises(UserError, match=r"every checkpoint in .* was damaged"):
-        saved.latest()
+    for _ in range(2):  # Also in the next process.
+        saved = open_in(tmp_path)
+        with pytest.raises(UserError, match=r"every checkpoint in .* damaged"):
+            saved.latest()
 
 
 @pytest.mark.parametrize("how", ["delete", "truncate", "flip"])
@@ -353,3 +355,42 @@ def test_an_empty_folder_has_no_latest_and_no_best(tmp_path):
     saved = open_in(tmp_path)
     assert saved.latest() is None
     assert saved.best() is None
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_what_cannot_be_read_now_is_neither_damaged_nor_deleted(
+    tmp_path, monkeypatch, code
+):
+    state = Run().start()
+    saved = open_in(tmp_path)
+    save_all(saved, state, {1: 0.9, 2: 0.5})
+    read_text = Path.read_text
+
+    def fail(path, *arguments):
+        if path.parent.name == "1":
+            raise OSError(code, os.strerror(code), str(path))
+        return read_text(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fail)
+        save_all(saved, state, {3: 0.1})
+        assert steps_on_disk(tmp_path) == [1, 2, 3]
+        for read in (saved.best, lambda: open_in(tmp_path)):
+            with pytest.raises(UserError, match=r"cannot read the") as told:
+                read()
+            assert not isinstance(told.value, reader.CorruptCheckpointError)
+    again = open_in(tmp_path)
+    assert (again.best(), again.latest()) == (1, 3)
+    assert steps_on_disk(tmp_path) == [1, 3]
+    assert not (tmp_path / "checkpoints-damaged").exists()
+
+
+def test_what_is_damaged_while_the_run_goes_on_is_kept(tmp_path):
+    state = Run().start()
+    saved = open_in(tmp_path)
+    save_all(saved, state, {1: 0.9, 2: 0.5})
+    corrupt_file(tmp_path / "checkpoints/1/_CHECKPOINT_METADATA", "truncate")
+    save_all(saved, state, {3: 0.1, 4: 0.2})
+    assert steps_on_disk(tmp_path) == [1, 2, 4]
+    assert open_in(tmp_path).best() == 2
+    assert (tmp_path / "checkpoints-damaged/1").exists()

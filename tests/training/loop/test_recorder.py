@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from core.errors import UserError
-from training.loop import recorder, stages, throughput
+from training.loop import metrics_log, recorder, stages, throughput
 
 
 def plan(patience=0):
@@ -229,3 +229,11 @@ def test_speed_is_told_although_every_epoch_is_evaluated(
     ]
     # Ten images a second; the step that ends a pause starts the clock anew.
     assert speeds and all(10 <= speed <= 20 for speed in speeds), output
+
+
+def test_other_processes_keep_no_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_log.comm, "is_primary", lambda: False)
+    log = metrics_log.MetricsLog(tmp_path / "m.jsonl")
+    log.append(b"{}\n")
+    log.sync()
+    assert log.size() == 0 and not (tmp_path / "m.jsonl").exists()
