@@ -25,10 +25,10 @@ class ArtifactWriter:
     """Writes the files of one export, each atomically.
 
     Names are paths inside the run folder, such as `embeddings/val.npz`: files
-    at its top, or in one of `layout.PREDICTION_FOLDERS`. From `begin` to `finish`
-    the folder counts as not exported, so a process killed in between leaves
-    nothing that passes for an export. Every process of a run may have a writer;
-    one of them calls its methods.
+    at its top, in one of `layout.PREDICTION_FOLDERS`, or in a folder below
+    `masks`. From `begin` to `finish` the folder counts as not exported, so a
+    process killed in between leaves nothing that passes for an export. Every
+    process of a run may have a writer; one of them calls its methods.
 
     Args:
       workdir: the run folder.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from configs import common
@@ -69,7 +69,9 @@ class Segmentation(Task):
         self._predict_step = None
         # Refuses another number of weights than of classes.
         even = np.full(len(classes), 1 / max(len(classes), 1))
-        class_weights(config.segment.class_weights, even, even)
+        segmentation_losses.class_weights(
+            config.segment.class_weights, even, even
+        )
 
     @classmethod
     def problems(cls, config: ConfigDict) -> Iterator[str]:
@@ -90,7 +92,9 @@ class Segmentation(Task):
                     "no single class per pixel; set it to 0, which is CutMix "
                     "alone, or mixing.prob to 0"
                 )
-        if problem := _weights_problem(config.segment.class_weights):
+        if problem := segmentation_losses.weights_problem(
+            config.segment.class_weights
+        ):
             yield f"segment.class_weights is {problem}"
 
     @classmethod
@@ -308,7 +312,7 @@ class Segmentation(Task):
     def _constants(self) -> dict[str, np.ndarray]:
         return {
             **self.statistics.channels,
-            "class_weights": class_weights(
+            "class_weights": segmentation_losses.class_weights(
                 self.config.segment.class_weights,
                 self.statistics.class_prior,
                 self.statistics.class_prior_where_present,
@@ -344,48 +348,6 @@ class Segmentation(Task):
                             outputs, *size.tolist()
                         ),
                     )
-
-
-def class_weights(
-    text: str,
-    prior: Float[np.ndarray, " C"],
-    prior_where_present: Float[np.ndarray, " C"],
-) -> Float[np.ndarray, " C"]:
-    """Returns the weights that `segment.class_weights` asks for, float32 [C].
-
-    Raises:
-      UserError: numbers are given, but not one for each class.
-    """
-    if not text:
-        return np.ones(len(prior), np.float32)
-    if text in segmentation.WEIGHTINGS:
-        weights = segmentation.frequency_weights(
-            prior, prior_where_present, text
-        )
-        return weights.astype(np.float32)
-    weights = np.array([float(part) for part in text.split(",")], np.float32)
-    if len(weights) != len(prior):
-        raise UserError(
-            f"segment.class_weights has {len(weights)} numbers and the data "
-            f"{len(prior)} classes; give one for each class"
-        )
-    return weights
-
-
-def _weights_problem(text: str) -> str:
-    """What is wrong with `segment.class_weights`, or ''."""
-    if text in ("", *segmentation.WEIGHTINGS):
-        return ""
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if numbers and all(0 <= n < np.inf for n in numbers) and any(numbers):
-        return ""
-    return (
-        f"{text!r}: choose one of {', '.join(segmentation.WEIGHTINGS)}, or "
-        "give a number for each class, with commas between them"
-    )
 
 
 def _mask_name(split: str, image_id: str) -> str:

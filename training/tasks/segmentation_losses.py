@@ -17,6 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from core.errors import UserError
+from metrics import segmentation
+
 Logits = Float[Array, "B H W C"]
 Labels = Int[Array, "B H W"]
 Counted = Float[Array, "B H W"]
@@ -164,6 +167,48 @@ def make_loss(
         )
 
     return loss
+
+
+def class_weights(
+    text: str,
+    prior: Float[np.ndarray, " C"],
+    prior_where_present: Float[np.ndarray, " C"],
+) -> Float[np.ndarray, " C"]:
+    """Returns the weights that `segment.class_weights` asks for, float32 [C].
+
+    Raises:
+      UserError: numbers are given, but not one for each class.
+    """
+    if not text:
+        return np.ones(len(prior), np.float32)
+    if text in segmentation.WEIGHTINGS:
+        weights = segmentation.frequency_weights(
+            prior, prior_where_present, text
+        )
+        return weights.astype(np.float32)
+    weights = np.array([float(part) for part in text.split(",")], np.float32)
+    if len(weights) != len(prior):
+        raise UserError(
+            f"segment.class_weights has {len(weights)} numbers and the data "
+            f"{len(prior)} classes; give one for each class"
+        )
+    return weights
+
+
+def weights_problem(text: str) -> str:
+    """Returns what is wrong with `segment.class_weights`, or ''."""
+    if text in ("", *segmentation.WEIGHTINGS):
+        return ""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if numbers and all(0 <= n < np.inf for n in numbers) and any(numbers):
+        return ""
+    return (
+        f"{text!r}: choose one of {', '.join(segmentation.WEIGHTINGS)}, or "
+        "give a number for each class, with commas between them"
+    )
 
 
 def _pick(values: jax.Array, labels: jax.Array) -> jax.Array:

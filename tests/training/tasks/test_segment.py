@@ -15,7 +15,7 @@ from core.errors import UserError
 from metrics import segmentation
 from training.loop.state import make_abstract_model
 from training.multihost import sharding
-from training.tasks import segment
+from training.tasks import segment, segmentation_losses
 from training.tasks import segmentation_outputs as outputs_lib
 
 C = 3
@@ -175,19 +175,24 @@ def test_flips_are_turned_back_and_averaged():
 
 
 def test_class_weights_are_named_or_given():
+    weights = segmentation_losses.class_weights
     prior = np.array([0.9, 0.1]), np.array([0.9, 0.2])
-    assert segment.class_weights("", *prior).tolist() == [1, 1]
+    assert weights("", *prior).tolist() == [1, 1]
     np.testing.assert_allclose(
-        segment.class_weights("median", *prior), [0.55 / 0.9, 0.55 / 0.2]
+        weights("median", *prior),
+        [0.55 / 0.9, 0.55 / 0.2],
     )
     np.testing.assert_allclose(
-        segment.class_weights("inverse", *prior), [0.5 / 0.9, 0.5 / 0.1]
+        weights("inverse", *prior),
+        [0.5 / 0.9, 0.5 / 0.1],
     )
     np.testing.assert_allclose(
-        segment.class_weights("0.1, 1.2", *prior), [0.1, 1.2], rtol=1e-6
+        weights("0.1, 1.2", *prior),
+        [0.1, 1.2],
+        rtol=1e-6,
     )
     with pytest.raises(UserError, match="3 numbers and the data 2 classes"):
-        segment.class_weights("1,1,1", *prior)
+        segmentation_losses.class_weights("1,1,1", *prior)
 
 
 @pytest.mark.parametrize(
