@@ -7,9 +7,10 @@ the export is not complete and has to be made again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,8 +18,9 @@ import numpy as np
 
 from core import paths
 from core.atomic_files import atomic_write, write_text
+from core.output import ESCAPE
 from run_folder import layout
-from run_folder.predictions import Logits, write_logits
+from run_folder.predictions import Logits, save_logits
 
 
 class ArtifactWriter:
@@ -52,24 +54,23 @@ class ArtifactWriter:
     def logits(self, split: str, logits: Logits) -> Path:
         """Writes `logits/<split>.npz`; see `run_folder.predictions`."""
         path = layout.logits_path(self.workdir, split)
-        write_logits(path, logits)
-        return self.add(path.relative_to(self.workdir).as_posix())
+        with self._new(path.relative_to(self.workdir).as_posix()) as temporary:
+            save_logits(temporary, logits, path)
+        return path
 
     def array(self, name: str, **arrays: np.ndarray) -> Path:
         """Writes arrays to an `.npz` file, by name."""
-        path = self._path(name, ".npz")
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        with self._new(name, ".npz") as temp, open(temp, "wb") as file:
             np.savez(file, **arrays)
-        return self.add(name)
+        return self.workdir / name
 
     def image(self, name: str, pixels: np.ndarray) -> Path:
         """Writes uint8 [H, W], [H, W, 3] or [H, W, 4] to a `.png` file."""
         from PIL import Image  # Needed by this method alone.
 
-        path = self._path(name, ".png")
-        with atomic_write(path) as temporary:
+        with self._new(name, ".png") as temporary:
             Image.fromarray(pixels).save(temporary, format="png")
-        return self.add(name)
+        return self.workdir / name
 
     def mask(
         self, name: str, values: np.ndarray, palette: Sequence[int] = ()
@@ -83,35 +84,25 @@ class ArtifactWriter:
         """
         from PIL import Image  # As in `image`.
 
-        path = self._path(name, ".png")
         picture = Image.fromarray(values)
         if palette:
             picture.putpalette(list(palette))
-        with atomic_write(path) as temporary:
+        with self._new(name, ".png") as temporary:
             picture.save(temporary, format="png")
-        return self.add(name)
+        return self.workdir / name
 
     def text(self, name: str, text: str) -> Path:
         """Writes text as UTF-8."""
-        write_text(self._path(name), text)
-        return self.add(name)
+        with self._new(name) as temporary:
+            temporary.write_bytes(text.encode("utf-8", ESCAPE))
+        return self.workdir / name
 
     def json(self, name: str, value: Any) -> Path:
         """Writes JSON to a `.json` file."""
-        path = self._path(name, ".json")
-        write_text(path, json.dumps(value, indent=1) + "\n")
-        return self.add(name)
-
-    def add(self, name: str) -> Path:
-        """Takes a file that is there already into the manifest."""
-        path = self._path(name)
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        about = {"bytes": paths.size(path), "sha256": digest.hexdigest()}
-        self._files[name] = about
-        return path
+        text = json.dumps(value, indent=1) + "\n"
+        with self._new(name, ".json") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return self.workdir / name
 
     def finish(self) -> None:
         """Writes the manifest: the export is complete."""
@@ -119,7 +110,9 @@ class ArtifactWriter:
         text = json.dumps({"step": self._step, "files": files}, indent=1)
         write_text(self.workdir / layout.ARTIFACTS, text + "\n")
 
-    def _path(self, name: str, suffix: str = "") -> Path:
+    @contextlib.contextmanager
+    def _new(self, name: str, suffix: str = "") -> Iterator[Path]:
+        """As `atomic_write`; takes the file into the manifest."""
         folder = PurePosixPath(name).parent.as_posix()
         known = folder in (".", *layout.PREDICTION_FOLDERS)
         # A mask for each image of a split.
@@ -129,7 +122,13 @@ class ArtifactWriter:
         known &= ".." not in PurePosixPath(name).parts
         if not known or not name.endswith(suffix):
             raise ValueError(f"no artifact may be called {name!r}")
-        return self.workdir / name
+        with atomic_write(self.workdir / name) as temporary:
+            yield temporary
+            # Here: in a bucket it would have to be fetched again.
+            with open(temporary, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            about = {"bytes": temporary.stat().st_size, "sha256": digest}
+        self._files[name] = about
 
 
 def is_complete(workdir: Path) -> bool:

@@ -69,8 +69,18 @@ def write_logits(path: str | os.PathLike, logits: Logits) -> None:
       UserError: the arrays do not fit together (see `read_logits`), or the
         folder cannot be written.
     """
+    with atomic_write(path) as temporary:
+        save_logits(temporary, logits, path)
+
+
+def save_logits(temporary: Path, logits: Logits, path: Path) -> None:
+    """Writes `logits` to a temporary file that is to become `path`.
+
+    Raises:
+      UserError: the arrays do not fit together (see `read_logits`).
+    """
     logits = _checked(path, logits)
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+    with open(temporary, "wb") as file:
         np.savez(
             file,
             ids=logits.ids,

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from core.errors import UserError
+from core.paths import make_path
 from run_folder.artifacts import ArtifactWriter, is_complete
 from run_folder.predictions import Logits, read_logits
 
@@ -72,8 +73,7 @@ def test_complete_means_all_files(tmp_path):
     assert not is_complete(tmp_path)
     writer = export(tmp_path)
     assert not is_complete(tmp_path)
-    (tmp_path / "report.html").write_text("<html>")
-    writer.add("report.html")
+    writer.text("report.html", "<html>")
     writer.finish()
     assert is_complete(tmp_path)
     (tmp_path / "report.html").write_text("<ht")
@@ -109,3 +109,14 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "logits").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*logits/val\.npz"):
         export(tmp_path)
+
+
+def test_a_file_in_a_bucket_is_sent_once_and_not_fetched(url, bucket):
+    folder = make_path(url)
+    before = len(bucket.requests)
+    writer = ArtifactWriter(folder, 7)
+    writer.text("note.txt", "one")
+    asked = [method for method, _ in bucket.requests[before:]]
+    assert "GET" not in asked and "POST" in asked
+    writer.finish()
+    assert is_complete(folder)

@@ -28,7 +28,7 @@ from training.tasks import registry
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Another run's best weights, on disk.
+    """Another run's best weights.
 
     Attributes:
       folder: the run folder.
@@ -223,8 +223,8 @@ def _find(name: str, workdir: Path, fold: int) -> Path:
 def _read(run: Path, field: str) -> tuple[str, dict, dict]:
     """Where a run lies, its config and its identity, as JSON."""
     try:
-        config = json.loads((run / "config.json").read_text("utf-8"))
-        identity = json.loads((run / "data.json").read_text("utf-8"))
+        config = json.loads((run / layout.CONFIG).read_text("utf-8"))
+        identity = json.loads((run / layout.DATA).read_text("utf-8"))
         # All that is asked of a run later must be there.
         _ = config["task"], config["model"]
         _ = identity["classes"], identity["folds_hash"], identity["rows_hash"]
