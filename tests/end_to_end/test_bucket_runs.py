@@ -7,7 +7,8 @@ import random
 from http import HTTPStatus
 
 import pytest
-from in_process import training
+from commands import run
+from in_process import TINY, training
 from PIL import Image
 from test_kill import assert_same
 
@@ -42,8 +43,8 @@ def test_a_run_in_a_bucket_equals_that_in_a_folder(
     assert "this run is finished" in capsys.readouterr().out
 
     # Whoever reads run folders reads this one.
-    (run,) = read_runs(find_runs([url.replace("/run", "/r*")]), ("val",))
-    assert len(run.val) == 72 and str(run.path) == url
+    (found,) = read_runs(find_runs([url.replace("/run", "/r*")]), ("val",))
+    assert len(found.val) == 72 and str(found.path) == url
     Image.new("RGB", (32, 32)).save("photo.png")
     assert predict.main(["--run", url, "photo.png", "--format", "csv"]) == 0
     assert "photo.png" in capsys.readouterr().out
@@ -111,9 +112,12 @@ def test_slow_answers_and_failures_change_nothing(plain, url, bucket):
 
 @pytest.mark.slow
 def test_a_bucket_that_is_gone_ends_the_run_and_the_next_goes_on(
-    plain, url, bucket, capsys
+    plain, url, bucket
 ):
-    """Gone while the second checkpoint is written, for good."""
+    """Gone while the second checkpoint is written, for good.
+
+    In a process of its own: what TensorStore's threads do then is theirs.
+    """
 
     def fault(method, path):
         gone.append("checkpoints/8" in path and method == "POST")
@@ -121,11 +125,14 @@ def test_a_bucket_that_is_gone_ends_the_run_and_the_next_goes_on(
 
     gone = []
     bucket.fault = fault
-    assert training(url) == 75
-    message = capsys.readouterr().err.splitlines()[-1]
+    command = ("train.py", *TINY, f"--workdir={url}")
+    done = run(*command)
+    assert done.returncode == 75, done.stderr
+    message = done.stderr.splitlines()[-1]
     assert message.startswith("error: gs://"), message
     assert "run the same command again" in message
     bucket.fault = lambda method, path: None
     (make_path(url) / layout.LEASE).unlink(missing_ok=True)
-    assert training(url) == 0
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
     assert_same(make_path(url), plain)

@@ -135,6 +135,13 @@ def test_every_command_everywhere(trained, photos, logits, tmp_path, line):
 # ---- Terminals ---------------------------------------------------------------
 
 
+def _without_width():
+    """The environment without COLUMNS, which pytest-xdist sets."""
+    found = environment()
+    found.pop("COLUMNS", None)
+    return found
+
+
 @contextlib.contextmanager
 def terminal(words, columns, **settings):
     """Starts a command in a terminal of its own; yields it and our end."""
@@ -149,7 +156,7 @@ def terminal(words, columns, **settings):
     process = subprocess.Popen(
         ["env", "--default-signal=INT,HUP", *map(str, words)],
         cwd=ROOT,
-        env={**environment(), "TERM": "xterm", "NO_COLOR": "1", **settings},
+        env=_without_width() | {"TERM": "xterm", "NO_COLOR": "1", **settings},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

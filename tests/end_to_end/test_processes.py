@@ -194,7 +194,7 @@ def test_killed_at_any_moment_and_moved_between_layouts(alone, tmp_path):
     team.processes[1].send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert team.wait() == [143, 143], team.said(0) + team.said(1)
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 60  # 25 s on a machine at rest.
     stopped = re.search(r"stopped at step (\d+)", team.said(0))
     assert stopped, team.said(0)
 
