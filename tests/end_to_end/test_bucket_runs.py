@@ -7,8 +7,7 @@ import random
 from http import HTTPStatus
 
 import pytest
-from commands import run
-from in_process import TINY, training
+from in_process import training
 from PIL import Image
 from test_kill import assert_same
 
@@ -107,32 +106,4 @@ def test_slow_answers_and_failures_change_nothing(plain, url, bucket):
     bucket.fault = fault
     assert training(url) == 0
     bucket.fault = lambda method, path: None
-    assert_same(make_path(url), plain)
-
-
-@pytest.mark.slow
-def test_a_bucket_that_is_gone_ends_the_run_and_the_next_goes_on(
-    plain, url, bucket
-):
-    """Gone while the second checkpoint is written, for good.
-
-    In a process of its own: what TensorStore's threads do then is theirs.
-    """
-
-    def fault(method, path):
-        gone.append("checkpoints/8" in path and method == "POST")
-        return HTTPStatus.SERVICE_UNAVAILABLE if any(gone) else None
-
-    gone = []
-    bucket.fault = fault
-    command = ("train.py", *TINY, f"--workdir={url}")
-    done = run(*command)
-    assert done.returncode == 75, done.stderr
-    message = done.stderr.splitlines()[-1]
-    assert message.startswith("error: gs://"), message
-    assert "run the same command again" in message
-    bucket.fault = lambda method, path: None
-    (make_path(url) / layout.LEASE).unlink(missing_ok=True)
-    done = run(*command)
-    assert done.returncode == 0, done.stderr
     assert_same(make_path(url), plain)
