@@ -10,8 +10,9 @@ from test_kill import assert_same
 from core.paths import make_path
 from run_folder import layout
 
-pytest.importorskip("s3fs")
-moto = pytest.importorskip("moto.server")
+REASON = "an emulator of S3 is optional: pip install -r requirements-s3.txt"
+pytest.importorskip("s3fs", reason=REASON)
+moto = pytest.importorskip("moto.server", reason=REASON)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from core.hardware import usable_cores
 
-# A share of waiting is told once it holds for as long as this, and only if
-# it is worth a word.
+# A share of waiting is reported once it has held for as long as this, and
+# only if it matters.
 WINDOW_SECONDS = 30.0
 WINDOW_STEPS = 10
 SHARE_TO_TELL, SHARE_TO_REMARK = 0.2, 0.05
@@ -80,7 +80,7 @@ class InputStallMonitor:
         self._end = self._watch.submit(self._when_ready, results)
 
     def _when_ready(self, results: Any) -> float:
-        # A step that fails has ended, too; whoever reads its results is told.
+        # A step that fails has ended, too; reading its results raises.
         with contextlib.suppress(Exception):
             jax.block_until_ready(results)
         return self._clock()

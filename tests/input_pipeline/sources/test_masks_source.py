@@ -136,7 +136,7 @@ def test_common_layouts_are_found_and_others_named(tmp_path, folders):
 def test_validation_folders_can_be_left_out_of_any_layout(tmp_path, folders):
     write_split(tmp_path, "train", 4, folders=folders)
     write_split(tmp_path, "val", 2, start=4, folders=folders)
-    assert opened(tmp_path).given_folds is not None
+    assert opened(tmp_path).given_folds.tolist() == [1] * 4 + [0] * 2
     source = opened(tmp_path, val_images="")
     assert source.given_folds is None and len(source.labelled) == 4
 
