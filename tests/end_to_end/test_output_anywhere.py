@@ -117,7 +117,13 @@ def test_every_command_everywhere(trained, photos, logits, tmp_path, line):
         name: run(line, *words).returncode
         for name, words in {
             "train": ("train.py", *TINY, f"--workdir={tmp_path / 'run'}"),
-            "plan": ("train.py", *data, "--plan", f"--workdir={odd}-plan"),
+            "plan": (
+                "train.py",
+                *data,
+                "--plan",
+                f"--workdir={tmp_path / 'plan'}",
+            ),
+            "odd run": ("train.py", *data, "--plan", f"--workdir={odd}-plan"),
             "mistake": ("train.py", f"--config={odd}.py"),
             "audit": (*pipeline, "audit", *data, f"--out={odd}.csv"),
             "draw": (*pipeline, *data, f"--out={odd}.png", "--batches=0"),
@@ -125,8 +131,9 @@ def test_every_command_everywhere(trained, photos, logits, tmp_path, line):
             "stack": stacking(logits, f"{odd}-stack"),
         }.items()
     }
-    # ArrayRecord takes no such name.
-    assert done == dict.fromkeys(done, 0) | {"mistake": 2, "convert": 2}
+    # Neither Orbax nor ArrayRecord takes such a name.
+    refused = dict.fromkeys(("mistake", "odd run", "convert"), 2)
+    assert done == dict.fromkeys(done, 0) | refused
     codes = {NOBODY_READS: (141,), ONE_LINE: (0, 141), FULL: (2,), CLOSED: (2,)}
     models = run(line, "-m", "jax_models").returncode
     assert models in codes.get(line, (0,))
