@@ -26,6 +26,7 @@ from benchmarks.tpu_steps import Step
 from core.errors import exit_on_user_error
 from training import topology_plan
 from training.chips import parse_slice
+from training.topology_plan import StepCost
 
 RECIPES = (
     "miniconvnext",
@@ -35,6 +36,8 @@ RECIPES = (
     "efficientnetv2",
     "convnextv2_small",
     "convnextv2_base",
+    "unet",
+    "deeplabv3plus",
 )
 VM_PAGE = pairs.ROOT / "docs" / "tpu_vm.md"
 SCALING_PAGE = pairs.ROOT / "docs" / "scaling.md"
@@ -141,16 +144,20 @@ def comparison_table(
                 _change(*(cost.accessed / 1e6 for cost in pair)),
                 _change(*(1e3 * cost.bound.seconds for cost in pair), ".2f"),
                 _change(*(1e3 * cost.estimate for cost in pair), ".1f"),
-                _change(
-                    *(cost.collectives["all-reduce"].count for cost in pair)
-                ),
+                _change(*map(_all_reduces, pair)),
             )
         )
     return pairs.table(head, rows)
 
 
 def _change(old: float, new: float, form: str = ",.0f") -> str:
-    return f"{old:{form}} -> {new:{form}} ({new / old - 1:+.0%})"
+    text = f"{old:{form}} -> {new:{form}}"
+    return f"{text} ({new / old - 1:+.0%})" if old else text
+
+
+def _all_reduces(cost: StepCost) -> int:
+    found = cost.collectives.get("all-reduce")
+    return found.count if found else 0
 
 
 def read_folder(folder: Path) -> dict[str, Step]:
@@ -198,8 +205,10 @@ def main() -> None:
         write,
         SCALING_PAGE,
     )
-    shown = printed_plan(next(iter(steps.values())))
-    pairs.publish("topology_plan", shown, compiler, write, VM_PAGE)
+    fitting = [step for step in steps.values() if step.cost is not None]
+    if fitting:
+        shown = printed_plan(fitting[0])
+        pairs.publish("topology_plan", shown, compiler, write, VM_PAGE)
     if options.before:
         text = comparison_table(read_folder(options.before), steps)
         pairs.publish("tpu_before", text, compiler, write, VM_PAGE)

@@ -43,7 +43,7 @@ class Step:
       recipe: the config's file name, without ".py".
       topology: the slice, as text.
       batch_size: images of a step, on all chips.
-      program: hash of the step and the slice.
+      program: hash of the step, the slice and the compiler's version.
       seconds: that compiling took.
       cost: what it needs; None if it does not fit into the chips.
     """
@@ -109,7 +109,8 @@ def compile_recipe(
         schedule = stages.plan_stages(config, len(data.train_rows))
         stage = memory_plan.heaviest(schedule)
         lowered = memory_plan.lower_stage(task, data, stage, mesh)
-    digest = hashlib.sha256(f"{chips} {lowered.as_text()}".encode())
+    text = f"{chips} {versions()} {lowered.as_text()}"
+    digest = hashlib.sha256(text.encode())
     program = digest.hexdigest()[:16]
     if kept is not None and kept.exists():
         step = load(kept)

@@ -92,22 +92,27 @@ class Slice:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes/s that the chip with the fewest links sends; 0 if alone.
+        """Bytes/s that a chip can send, on average over the slice; 0 if alone.
 
-        In a mesh that is a corner, with one link along each dimension longer
-        than one chip. A collective is as slow as its slowest chip.
+        All links at once, each in both directions. A dimension of a mesh has
+        one link less than chips, one that is closed to a ring as many. What
+        all chips send together takes at least as long as this says, whichever
+        of them sends it.
         """
         if not self.chip.dimensions:
             return self.chip.link if self.size > 1 else 0.0
         links = sum(
-            2 if size >= self.chip.ring else 1
+            2 if size >= self.chip.ring else 2 * (size - 1) / size
             for size in self.shape
-            if size > 1
         )
         return links * self.chip.link
 
     def __str__(self) -> str:
         return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+
+
+# Cards of one host, joined by NVLink.
+_CARDS = 8
 
 
 def parse_slice(text: str) -> Slice:
@@ -125,6 +130,11 @@ def parse_slice(text: str) -> Slice:
             "are along each dimension, such as "
             f"{', '.join(chip.example for chip in CHIPS.values())}"
         )
+    if not chip.dimensions and shape[0] > _CARDS:
+        raise UserError(
+            f"--topology is {text!r}: no speed is known of the network between "
+            f"hosts; write at most {_CARDS} cards, which one host has"
+        )
     return Slice(match[1], shape)
 
 
@@ -135,7 +145,7 @@ class Bound:
     Attributes:
       compute: all FLOPs at the peak.
       memory: all bytes at the memory's bandwidth.
-      links: all bytes that a chip sends, over all its links at once.
+      links: all bytes that chips send, over all links at once.
     """
 
     compute: float

@@ -55,7 +55,8 @@ class Instruction:
       opcode: such as "fusion".
       results: arrays that it gives, those of a tuple one by one.
       operands: names of the lines whose results it reads.
-      rest: what follows the operands: attributes and metadata.
+      rest: what follows the operands: attributes and metadata. Of a parameter,
+        its number.
     """
 
     name: str
@@ -106,6 +107,8 @@ def _instruction(line: str) -> Instruction | None:
     kind, rest = _until_space(line[head.end() :])
     opcode, _, rest = rest.partition("(")
     operands, rest = _until_closed(rest)
+    if opcode == "parameter":
+        operands, rest = "", operands
     return Instruction(
         head[1],
         opcode,
@@ -215,15 +218,16 @@ class Traffic:
     padded: int
 
 
-_SLICES = ("dynamic-slice", "slice", "gather", "dynamic-update-slice")
+_SLICES = ("dynamic-slice", "gather", "slice")
+_UPDATE = "dynamic-update-slice"
 
 
 def memory_traffic(module: Module, entry: str) -> list[Traffic]:
     """Returns what each instruction of a step moves to and from main memory.
 
-    Every array that an instruction reads or writes counts once, as a whole;
-    what is in on-chip memory does not. Of slices and updates in place counts
-    what is moved, unless they are fused with something else.
+    Every array that an instruction reads or writes counts once; what is in
+    on-chip memory does not. Of slices and updates in place, also of those
+    inside a fusion, counts what is moved.
     """
     times, inlined = times_run(module, entry), _inlined(module)
     found = []
@@ -235,25 +239,8 @@ def memory_traffic(module: Module, entry: str) -> list[Traffic]:
             if line.opcode in _FREE or line.opcode.endswith("-done"):
                 continue
             moved = [
-                shape for name in line.operands for shape in of.get(name, ())
+                shape for shape in _moved(module, line, of) if not shape.on_chip
             ]
-            if line.opcode in _SLICES:  # As much is read as is written.
-                update = line.opcode == "dynamic-update-slice"
-                part = of.get(line.operands[1], ()) if update else line.results
-                moved = [*part, *part]
-            else:
-                moved += line.results
-            if line.opcode in ("copy-start", "slice-start"):
-                # The results are what is copied to and from: in this order
-                # for copies, the other way round for slices. As much is read
-                # as is written.
-                ends = line.results[:2]
-                written = ends[line.opcode == "slice-start"]
-                moved = [
-                    dataclasses.replace(written, on_chip=end.on_chip)
-                    for end in ends
-                ]
-            moved = [shape for shape in moved if not shape.on_chip]
             if moved:
                 found.append(
                     Traffic(
@@ -263,6 +250,109 @@ def memory_traffic(module: Module, entry: str) -> list[Traffic]:
                     )
                 )
     return found
+
+
+def _moved(
+    module: Module, line: Instruction, of: Mapping[str, tuple[Shape, ...]]
+) -> list[Shape]:
+    """What one instruction reads and writes; `of`: results by name."""
+    if line.opcode in _SLICES:  # As much is read as is written.
+        return [*line.results, *line.results]
+    if line.opcode == _UPDATE:
+        part = of.get(line.operands[1], ())
+        return [*part, *part]
+    if line.opcode in ("copy-start", "slice-start"):
+        # The results are what is copied to and from: in this order for
+        # copies, the other way round for slices.
+        ends = line.results[:2]
+        written = ends[line.opcode == "slice-start"]
+        return [
+            dataclasses.replace(written, on_chip=end.on_chip) for end in ends
+        ]
+    inside = module.get(next(_called(line), ""), ())
+    if line.opcode != "fusion" or not inside:
+        read = [shape for name in line.operands for shape in of.get(name, ())]
+        return [*read, *line.results]
+    moved = list(_written(inside, line.results))
+    for number, operand in enumerate(line.operands):
+        whole, parts = of.get(operand, ()), _parts_read(module, inside, number)
+        if parts is None or len(whole) != 1:
+            moved += whole
+        else:
+            moved += [
+                dataclasses.replace(part, on_chip=whole[0].on_chip)
+                for part in parts
+            ]
+    return moved
+
+
+def _parts_read(
+    module: Module, inside: Sequence[Instruction], number: int
+) -> list[Shape] | None:
+    """The slices that a fusion takes of an operand; None if it reads it all.
+
+    Args:
+      module: from `parse`.
+      inside: the computation of the fusion.
+      number: of the operand.
+    """
+    parts: list[Shape] = []
+    names = {
+        line.name
+        for line in inside
+        if line.opcode == "parameter" and line.rest == str(number)
+    }
+    for line in inside:  # An instruction follows those that it reads.
+        if not names & {*line.operands}:
+            continue
+        first = line.operands[0] in names
+        only_first = first and not names & {*line.operands[1:]}
+        if line.opcode == "bitcast":
+            names.add(line.name)
+        elif line.opcode in _SLICES and only_first:
+            parts += line.results
+        elif line.opcode == _UPDATE and only_first:
+            if not _is_result(inside, line):  # It is not done in place.
+                return None
+        elif line.opcode == "fusion":
+            nested = module.get(next(_called(line), ""), ())
+            for place, operand in enumerate(line.operands):
+                if operand in names:
+                    found = _parts_read(module, nested, place)
+                    if found is None:
+                        return None
+                    parts += found
+        else:
+            return None
+    return parts
+
+
+def _written(
+    inside: Sequence[Instruction], results: Sequence[Shape]
+) -> Iterator[Shape]:
+    """Yields what a fusion writes: of an update in place, the part."""
+    of = {line.name: line for line in inside}
+    last = inside[-1]
+    sources = last.operands if last.opcode == "tuple" else (last.name,)
+    for source, result in zip(sources, results, strict=True):
+        line = of[source]
+        while line.opcode == "bitcast":
+            line = of[line.operands[0]]
+        if line.opcode == _UPDATE:
+            (part,) = of[line.operands[1]].results
+            result = dataclasses.replace(part, on_chip=result.on_chip)
+        yield result
+
+
+def _is_result(inside: Sequence[Instruction], line: Instruction) -> bool:
+    """Whether nothing in a fusion reads an instruction but what names it."""
+    names = {line.name}
+    for other in inside:
+        if names & {*other.operands}:
+            if other.opcode not in ("bitcast", "tuple"):
+                return False
+            names.add(other.name)
+    return True
 
 
 def estimated_cycles(module: Module, entry: str) -> int:

@@ -46,22 +46,29 @@ def test_the_examples_are_slices():
     ("text", "links"),
     [
         ("v5e:1x1", 0),
-        ("v5e:1x8", 1),  # The end of a line.
-        ("v5e:2x4", 2),  # A corner.
-        ("v5e:16x16", 4),  # A torus has no corner.
-        ("v5e:8x16", 3),
+        ("v5e:1x2", 1),
+        ("v5e:1x8", 14 / 8),  # Seven links, each of two directions.
+        ("v5e:2x4", 20 / 8),  # Four and six.
+        ("v5e:16x16", 4),  # A torus.
+        ("v5e:8x16", 14 / 8 + 2),
         ("v5p:4x4x4", 6),
         ("v5p:2x2x1", 2),
     ],
 )
-def test_the_chip_with_the_fewest_links_decides(text, links):
+def test_all_links_of_a_slice_send_at_once(text, links):
     found = parse_slice(text)
-    assert found.bandwidth == links * found.chip.link
+    assert found.bandwidth == pytest.approx(links * found.chip.link)
+
+
+def test_cards_of_several_hosts_are_refused():
+    assert parse_slice("h100:8").size == 8
+    with pytest.raises(UserError, match="at most 8 cards"):
+        parse_slice("h100:64")
 
 
 def test_the_bound_is_the_longest_of_three():
     found = parse_slice("v5e:2x4")
-    bound = chips.roofline(found, flops=197e9, accessed=819e6, sent=300e6)
+    bound = chips.roofline(found, flops=197e9, accessed=819e6, sent=375e6)
     assert bound.compute == pytest.approx(1e-3)
     assert bound.memory == pytest.approx(1e-3)
     assert bound.links == pytest.approx(3e-3)

@@ -90,6 +90,46 @@ def test_only_main_memory_counts_as_traffic(program):
     assert moved["loop_reduce"][0] == 5 * 2 * 4 * 16 * 128
 
 
+def test_a_fusion_reads_and_writes_the_slices_alone_that_it_takes():
+    text = """\
+%inner (q: f32[64,128], at: s32[]) -> f32[8,128] {
+  %q = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %at = s32[]{:T(128)} parameter(1)
+  ROOT %cut = f32[8,128]{1,0:T(8,128)} dynamic-slice(%q, %at), dynamic_slice_sizes={8,128}
+}
+
+%fused (i: s32[], p: f32[64,128], whole: f32[16,128], old: f32[64,128]) -> f32[64,128] {
+  %i = s32[]{:T(128)} parameter(0)
+  %p = f32[64,128]{1,0:T(8,128)} parameter(1)
+  %whole = f32[16,128]{1,0:T(8,128)} parameter(2)
+  %old = f32[64,128]{1,0:T(8,128)} parameter(3)
+  %flat = f32[64,128]{1,0:T(8,128)} bitcast(%p)
+  %a = f32[8,128]{1,0:T(8,128)} slice(%flat), slice={[0:8], [0:128]}
+  %b = f32[8,128]{1,0:T(8,128)} fusion(%p, %i), kind=kLoop, calls=%inner
+  %c = f32[8,128]{1,0:T(8,128)} slice(%whole), slice={[0:8], [0:128]}
+  %sum = f32[8,128]{1,0:T(8,128)} add(%a, %b)
+  %all = f32[16,128]{1,0:T(8,128)} negate(%whole)
+  %new = f32[64,128]{1,0:T(8,128)} dynamic-update-slice(%old, %sum, %i)
+  ROOT %again = f32[64,128]{1,0:T(8,128)} bitcast(%new)
+}
+
+ENTRY %main (n: s32[], x: f32[64,128], y: f32[16,128], z: f32[64,128]) -> f32[64,128] {
+  %n = s32[]{:T(128)S(6)} parameter(0)
+  %x = f32[64,128]{1,0:T(8,128)} parameter(1)
+  %y = f32[16,128]{1,0:T(8,128)} parameter(2)
+  %z = f32[64,128]{1,0:T(8,128)} parameter(3)
+  ROOT %result = f32[64,128]{1,0:T(8,128)} fusion(%n, %x, %y, %z), kind=kLoop, calls=%fused
+}
+"""
+    (found,) = hlo.memory_traffic(*hlo.parse(text))
+    # Two slices of x, all of y, nothing of z; and the update of it.
+    assert found.size == 4 * 128 * (8 + 8 + 16 + 8)
+    # An update that something else reads is no update in place.
+    text = text.replace("bitcast(%new)", "negate(%new)")
+    (found,) = hlo.memory_traffic(*hlo.parse(text))
+    assert found.size == 4 * 128 * (8 + 8 + 16 + 64 + 64)
+
+
 def test_an_instruction_knows_what_it_was_in_jax(program):
     module, _ = program
     assert module["main"][2].source == "jit(step)/stages/0/double"
