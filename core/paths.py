@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -74,6 +75,8 @@ def make_path(name: str | os.PathLike) -> Path:
     # listing that is remembered would be out of date.
     options = fsspec.config.conf.setdefault(needed[0].removesuffix("fs"), {})
     options.setdefault("use_listings_cache", False)
+    # It logs each failure with a traceback; `reaching` says it in a sentence.
+    logging.getLogger(needed[0]).setLevel(logging.CRITICAL)
     return epath.Path(f"{scheme}://{'/'.join(parts)}")
 
 
