@@ -225,7 +225,7 @@ def _listen(pipe: int) -> None:
         if not ready:
             _end(
                 stop.number,
-                f"; the step took longer than {SECONDS_TO_STOP:.0f} s",
+                f"; not done saving after {SECONDS_TO_STOP:.0f} s",
             )
         for number in os.read(pipe, 64):
             if number not in STOP_SIGNALS:

@@ -24,8 +24,9 @@ from core.errors import UserError
 # A lease that was not renewed for so long has expired.
 RENEWAL_SECONDS, EXPIRY_SECONDS = 15.0, 60.0
 
-# What deleting it may take when the process is about to exit.
-_RELEASE_SECONDS = 5.0
+# What deleting it may take when the process is about to exit. With the 25 s
+# that saving may take, that is less than the 30 s after which schedulers kill.
+_RELEASE_SECONDS = 3.0
 
 
 class Lease:

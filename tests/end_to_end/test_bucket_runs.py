@@ -6,8 +6,10 @@ SIGKILL is in test_kill.py, several processes are in test_processes.py.
 import random
 from http import HTTPStatus
 
+import gcsfs.retry
 import pytest
 from in_process import training
+from orbax.checkpoint._src.serialization import tensorstore_utils
 from PIL import Image
 from test_kill import assert_same
 
@@ -89,6 +91,43 @@ def test_a_second_run_is_refused_and_a_plan_writes_nothing_else(
         assert training(url) == 2
     assert "is training in gs://" in capsys.readouterr().err
     assert not layout.has_checkpoint(make_path(url))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Drivers that give up after two attempts, not after minutes."""
+    waiting = {"max_retries": 2, "initial_delay": "10ms"}
+    for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
+        patient = getattr(tensorstore_utils, name)
+        context = {**patient, "gcs_request_retries": waiting}
+        monkeypatch.setattr(tensorstore_utils, name, context)
+    # Between its attempts gcsfs sleeps min(2**n, 32) seconds.
+    monkeypatch.setattr(gcsfs.retry, "min", lambda *_: 0.01, raising=False)
+    # The lease can neither be deleted nor renewed.
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.4)
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_gone_for_good_while_a_checkpoint_is_written(
+    plain, url, bucket, impatient, capfd
+):
+    gone = []
+
+    def fault(method, path):
+        if method != "GET" and "checkpoints/8/" in path and "/d/" in path:
+            gone.append(path)
+        return HTTPStatus.SERVICE_UNAVAILABLE if gone else None
+
+    bucket.fault = fault
+    assert training(url) == 75
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    message = said.splitlines()[-1]
+    assert message.startswith(f"error: {url} cannot be read or written")
+    assert "Unavailable" in message and "run the same command again" in message
+    bucket.fault = lambda method, path: None
+    assert training(url) == 0
+    assert_same(make_path(url), plain)
 
 
 @pytest.mark.slow
