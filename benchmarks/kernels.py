@@ -5,8 +5,9 @@
 The train step, the evaluation and the start-up of benchmarks/train_step.py's
 models, with all kernels of jax_models/cpu_kernels and without each (XLA's or
 JAX's implementation in its place). A start-up traces, compiles and runs the
-first step, with the C++ compiled before and no compilation cache. Processor
-time by default: it means the same on a busy machine.
+first step, with the C++ compiled before and no compilation cache; its time is
+the processor's. So are those of steps with `--clock cpu`, which mean the same
+on a busy machine, but do not show what a second core is worth.
 
 A kernel stays where a model would become slower than PyTorch without it, by
 the ratios in docs/performance.md, or the geometric mean over the models of
@@ -86,7 +87,6 @@ def main() -> None:
     options = pairs.parse(
         __doc__,
         rounds=9,
-        clock="cpu",
         models=dict(nargs="+", default=train_step.MODELS),
     )
     page = pairs.PAGE.read_text()
@@ -137,7 +137,8 @@ def main() -> None:
     text += (
         "\n\nTimes slower than with all kernels, geometric means over "
         f"{', '.join(slower)}; then the lowest ratio to PyTorch that is left. "
-        f"Batches of {BATCH}, {SIZE} px, {options.clock} time."
+        f"Batches of {BATCH}, {SIZE} px, {options.clock} time "
+        "(start-up: processor time)."
     )
     pairs.publish("kernels", text, pairs.describe_machine("jax"), options.write)
 
