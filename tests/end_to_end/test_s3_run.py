@@ -10,7 +10,10 @@ from test_kill import assert_same
 from core.paths import make_path
 from run_folder import layout
 
-REASON = "an emulator of S3 is optional: pip install -r requirements-s3.txt"
+REASON = (
+    "an emulator of S3 is optional: pip install -c constraints.txt -r "
+    "requirements-s3.txt"
+)
 pytest.importorskip("s3fs", reason=REASON)
 moto = pytest.importorskip("moto.server", reason=REASON)
 
