@@ -17,6 +17,13 @@ labels. Exit code 0: everything can be used; 1: something would be left out;
 
 writes the photos into a few large files, for fast reading at scale.
 
+    python -m input_pipeline to-coco --config=configs/unet.py \
+        --config.data.root=/data/steel --out=/data/steel-coco
+    python -m input_pipeline from-coco \
+        --annotations=instances_train.json --out=/data/parts/mask_train
+
+write masks as COCO annotations, and COCO annotations as masks.
+
 Any field of the config can be set as for train.py; without data both take the
 digits that ship inside scikit-learn.
 """
@@ -34,10 +41,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from configs import common, loading
+from core import csv_table
 from core.errors import UserError, exit_on_user_error
 from input_pipeline import audit
 from input_pipeline.contact_sheet import write_contact_sheet
-from input_pipeline.folds import folds_for
+from input_pipeline.findings import loses, write_findings
+from input_pipeline.folds import check_given_folds, folds_for
 from input_pipeline.sources import open_source
 from input_pipeline.transforms.policy import Augment
 
@@ -55,8 +64,9 @@ def draw(argv: list[str]) -> None:
     parser = loading.Parser(
         prog="python -m input_pipeline",
         description="Draws a contact sheet of a recipe's augmentations.",
-        epilog="python -m input_pipeline audit --help: finds bad images, "
-        "copies and doubtful labels.",
+        epilog="Commands, each with --help: audit finds bad images, copies "
+        "and doubtful labels; convert writes large files; to-coco and "
+        "from-coco convert masks.",
     )
     parser.add_argument("--out", default="contact_sheet.png", metavar="PNG")
     parser.add_argument("--rows", type=int, default=8, help="images")
@@ -102,9 +112,10 @@ def draw(argv: list[str]) -> None:
     )
     below = ""
     if mixing is not None:
+        what = "soft labels" if source.mask_pixels is None else "masks"
         below = (
             f"; below, {known.batches} batches of stage {known.stage} with "
-            "their soft labels"
+            f"their {what}"
         )
     print(
         f"{known.out}: {len(chosen)} images of '{source.name}', each plain "
@@ -146,7 +157,9 @@ def check(argv: list[str]) -> int:
     )
     parser.add_argument("--out", default="audit.csv", metavar="CSV")
     known, config = loading.parse(parser, argv)
-    source, data = open_source(config.data), config.data
+    data = config.data
+    source = open_source(data, keep_going=True)
+    check_given_folds(source, data)
     if data.folds_file and os.path.exists(data.folds_file):
         folds_for(
             source,
@@ -156,12 +169,12 @@ def check(argv: list[str]) -> int:
             id_column=data.id_column,
             note=print,
         )
-    findings = audit.audit(source, config.data.folds)
-    audit.write_findings(known.out, findings)
-    print("\n".join([*audit.summary(source, findings), *source.notes]))
-    if findings:
-        print(f"all {len(findings):,} of them: {known.out}")
-    return int(audit.loses(findings))
+    found = audit.audit(source, config.data.folds)
+    write_findings(known.out, found)
+    print("\n".join([*audit.summary(source, found), *source.notes]))
+    if found:
+        print(f"all {len(found):,} of them: {known.out}")
+    return int(loses(found))
 
 
 def convert(argv: list[str]) -> None:
@@ -170,12 +183,12 @@ def convert(argv: list[str]) -> None:
     Args:
       argv: the command line without the program's name and `convert`.
     """
-    from input_pipeline.sources import records
+    from input_pipeline.sources import records_writer
 
     parser = loading.Parser(
         prog="python -m input_pipeline convert",
-        description="Writes photos, labels and ids into a few large files "
-        "(ArrayRecord), which --config.data.source=records reads.",
+        description="Writes photos, masks, labels and ids into a few large "
+        "files (ArrayRecord), which --config.data.source=records reads.",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", required=True, help="local or gs://…"
@@ -183,22 +196,58 @@ def convert(argv: list[str]) -> None:
     parser.add_argument(
         "--rows-per-shard",
         type=int,
-        default=records.ROWS_PER_SHARD,
+        default=records_writer.ROWS_PER_SHARD,
         help="photos in one file",
     )
     known, config = loading.parse(parser, argv)
     if known.rows_per_shard < 1:
         raise UserError("--rows-per-shard must be at least 1")
     source = open_source(config.data)
-    print(records.convert(source, known.out, known.rows_per_shard))
+    print(records_writer.convert(source, known.out, known.rows_per_shard))
     _print_notes(source)
+
+
+def to_coco(argv: list[str]) -> None:
+    """Writes masks as COCO annotations; see `coco.to_coco.run`."""
+    from input_pipeline.coco import to_coco  # SciPy takes a while.
+
+    to_coco.run(argv)
+
+
+def from_coco(argv: list[str]) -> None:
+    """Writes COCO annotations as masks; see `coco.from_coco.run`."""
+    from input_pipeline.coco import from_coco
+
+    from_coco.run(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command; without a name it is the contact sheet.
+
+    Args:
+      argv: the command line without the program's name.
+
+    Returns:
+      The exit code.
+    """
+    commands = {
+        "audit": check,
+        "convert": convert,
+        "to-coco": to_coco,
+        "from-coco": from_coco,
+    }
+    if not argv or argv[0].startswith("-"):
+        draw(argv)
+        return 0
+    if argv[0] not in commands:
+        raise UserError(
+            f"there is no command '{argv[0]}'"
+            f"{csv_table.did_you_mean(argv[0], commands)}; choose from "
+            f"{', '.join(commands)}, or none for the contact sheet"
+        )
+    return commands[argv[0]](argv[1:]) or 0
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        if sys.argv[1:2] == ["convert"]:
-            convert(sys.argv[2:])
-            sys.exit(0)
-        if sys.argv[1:2] == ["audit"]:
-            sys.exit(check(sys.argv[2:]))
-        draw(sys.argv[1:])
+        sys.exit(main(sys.argv[1:]))
