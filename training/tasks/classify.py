@@ -197,11 +197,7 @@ class Classification(Task):
         return averaged.told
 
     def predict(
-        self,
-        photos: Photos,
-        params: dict,
-        batch_stats: dict,
-        files: None = None,
+        self, photos: Photos, params: dict, batch_stats: dict, files=None
     ) -> list[dict[str, Any]]:
         """Returns class and probabilities of each photo; see `Task`."""
         transform = self.eval_transform(self.config, None, self.views)

@@ -126,7 +126,7 @@ def _bilinear(lengths: jax.Array, frame: int, length: int) -> jax.Array:
     where = (jnp.arange(frame) + 0.5) * scale - 0.5  # [B, frame]
     where = jnp.clip(where, 0, length - 1)[..., None]
     weights = 1 - jnp.abs(where - jnp.arange(length))
-    return jnp.maximum(weights, 0).astype(xp.float32)
+    return jnp.maximum(weights, 0).astype(jnp.float32)
 
 
 def labels_of(mask: jax.Array) -> tuple[jax.Array, jax.Array]:

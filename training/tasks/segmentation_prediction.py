@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from core.errors import UserError
 from input_pipeline.loader import Transform
@@ -29,6 +29,7 @@ from input_pipeline.transforms.views import WholeTransform, parse_whole_view
 from jax_models import cpu_kernels
 from training.loop.predict import predictions
 from training.loop.state import AbstractModel
+from training.tasks import segmentation_stripes as stripes_lib
 
 Flips = tuple[bool, bool]
 
