@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +26,6 @@ from input_pipeline.transforms.views import (
     WholeTransform,
     parse_whole_view,
 )
-from input_pipeline.transforms.windows import Windows
 from jax_models.segmentation import SegmentationModel
 from metrics import segmentation
 from run_folder import layout
@@ -38,7 +36,11 @@ from training.multihost import comm
 from training.tasks import segmentation_losses, segmentation_outputs
 from training.tasks.base import Direction, Task, build_encoder
 from training.tasks.segmentation_files import MaskFiles, write_photo
-from training.tasks.segmentation_prediction import PixelPredictor
+from training.tasks.segmentation_prediction import (
+    PixelPredictor,
+    resize_rule,
+    windows_of,
+)
 
 if TYPE_CHECKING:
     from reports.page import Section
@@ -50,9 +52,6 @@ if TYPE_CHECKING:
 # Larger masks are reduced for the evaluation during training; the scores of
 # the export are always those of the masks as they are.
 LARGEST_CANVAS = 1024
-
-# The resize rule of a run with windows, before their overlap.
-_WINDOWS = "windows "
 
 
 class Segmentation(Task):
@@ -80,10 +79,7 @@ class Segmentation(Task):
 
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
         super().__init__(config, classes)
-        if overlap := config.segment.get("windows", 0.0):
-            self.resize = f"{_WINDOWS}{overlap:g}"
-        else:
-            self.resize = "whole"
+        self.resize = resize_rule(config)
         self._made: tuple[Any, PixelPredictor] | None = None
         self._mask_style: MaskStyle | None = None
         # Refuses another number of weights than of classes.
@@ -162,6 +158,16 @@ class Segmentation(Task):
         self._mask_style = MaskStyle(
             spec.classes, spec.mask_values, spec.mask_palette
         )
+
+    def describe(self) -> dict[str, str]:
+        """Returns what the plan says of the masks, as {heading: text}."""
+        how = "whole images"
+        if (cut := windows_of(self.resize, self.config)) is not None:
+            how = (
+                f"windows of {cut.share:.1%} of an image, {cut.overlap:.0%} "
+                "overlapping"
+            )
+        return {"masks": f"{how}; {', '.join(self.views)}"}
 
     def describe_data(self, data: Data) -> dict[str, str]:
         """Returns what the plan says of the classes, as {heading: text}."""
@@ -360,31 +366,14 @@ class Segmentation(Task):
     def _predictor(self, mesh: Mesh) -> PixelPredictor:
         key = mesh, self.views, self.resize
         if self._made is None or self._made[0] != key:
-            cut = None
-            if self.resize.startswith(_WINDOWS):
-                cut = Windows(
-                    self.config.image_size,
-                    float(self.resize.removeprefix(_WINDOWS)),
-                    _mean_crop(self.config),
-                )
             made = PixelPredictor(
                 self.abstract_model,
                 self.statistics.mean,
                 self.statistics.std,
                 self.config.image_size,
                 self.views,
-                cut,
+                windows_of(self.resize, self.config),
                 mesh,
             )
             self._made = key, made
         return self._made[1]
-
-
-def _mean_crop(config: ConfigDict) -> float:
-    """The share of its image that a training crop has in the mean, at most 1.
-
-    Of the last stage, which ends as the model is used; zoomed crops show less.
-    """
-    augment = common.merged(config, config.stages[-1], "augment")
-    zoom = math.exp(sum(map(math.log, augment["zoom"])) / 2)
-    return min(1.0, sum(augment["crop_scale"]) / 2 / zoom**2)

@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -20,7 +21,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
+from configs import common
 from core.errors import UserError
 from input_pipeline.loader import Transform
 from input_pipeline.sources.base import Examples
@@ -31,7 +34,35 @@ from training.loop.predict import predictions
 from training.loop.state import AbstractModel
 from training.tasks import segmentation_stripes as stripes_lib
 
+_WINDOWS = "windows "  # Before their overlap.
+
 Flips = tuple[bool, bool]
+
+
+def resize_rule(config: ConfigDict) -> str:
+    """Returns how images are shown, as a saved run names it."""
+    # Runs of earlier versions have no such field.
+    overlap = config.segment.get("windows", 0.0)
+    return f"{_WINDOWS}{overlap:g}" if overlap else "whole"
+
+
+def windows_of(rule: str, config: ConfigDict) -> windows.Windows | None:
+    """Returns how images are cut into windows; None where they are whole.
+
+    A window shows what a training crop does in the mean: in the last stage,
+    which ends as the model is used. Zoomed crops show less.
+
+    Args:
+      rule: from `resize_rule`.
+      config: of the run.
+    """
+    if not rule.startswith(_WINDOWS):
+        return None
+    augment = common.merged(config, config.stages[-1], "augment")
+    zoom = math.exp(sum(map(math.log, augment["zoom"])) / 2)
+    share = min(1.0, sum(augment["crop_scale"]) / 2 / zoom**2)
+    overlap = float(rule.removeprefix(_WINDOWS))
+    return windows.Windows(config.image_size, overlap, share)
 
 
 class PredictedImage(NamedTuple):
