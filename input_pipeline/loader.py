@@ -293,7 +293,7 @@ class _MakeBatch:
             if row < 0:
                 continue
             try:
-                example = self.examples.read(row)
+                example = self.examples.read(int(row))
                 example["id"] = str(self.examples.ids[row])
                 done = self.transform(example, rng)
             except BadImage as error:

@@ -80,7 +80,9 @@ def save_mask(
 
     picture = Image.fromarray(values)
     if palette:
-        picture.putpalette(list(palette))
+        # Pillow writes as many bits as the palette needs, not the values.
+        lacking = 3 * (int(values.max()) + 1) - len(palette)
+        picture.putpalette([*palette, *[0] * lacking])
     picture.save(path, format="png")
 
 
