@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
 from input_pipeline.backends import image_backend
@@ -133,8 +134,8 @@ class WindowedExamples(Examples):
 
 def cut(
     images: Examples,
-    rows: Sequence[int],
-    sizes: Sequence[tuple[int, int]],
+    rows: Int[np.ndarray, " N"],
+    sizes: Int[np.ndarray, "N 2"],
     windows: Windows,
 ) -> WindowedExamples:
     """Returns the windows of images, in order.
@@ -148,9 +149,9 @@ def cut(
     """
     boxes = [
         windows.boxes(*size) if min(size) > 0 else [(0.0, 0.0, 1.0, 1.0)]
-        for size in sizes
+        for size in sizes.tolist()
     ]
-    image_rows = np.repeat(np.asarray(rows), [len(found) for found in boxes])
+    image_rows = np.repeat(rows, [len(found) for found in boxes])
     return WindowedExamples(
         ids=images.ids[image_rows],
         labels=images.labels[image_rows],

@@ -68,7 +68,7 @@ def test_a_long_image_is_cut_along_its_length_alone():
 
 def cut_all(examples, rows, cut, fill=(9, 9, 9)):
     sizes = [windows.image_size(examples, row) for row in rows]
-    cells = windows.cut(examples, rows, sizes, cut)
+    cells = windows.cut(examples, np.array(rows), np.array(sizes), cut)
     transform = WindowTransform(cut.size, fill)
     return cells, transform, sizes
 

@@ -180,7 +180,9 @@ class PixelPredictor:
             ]
         else:
             if sizes is None:
-                sizes = [windows.image_size(examples, int(r)) for r in rows]
+                sizes = np.array(
+                    [windows.image_size(examples, int(row)) for row in rows]
+                )
             streams = [
                 self._in_windows(source, examples, rows, weights, sizes, scale)
                 for scale in self._steps
@@ -242,8 +244,8 @@ class PixelPredictor:
             )
             for window in zip(batch["outputs"], batch["bad"], strict=True)
         )
-        for row, size in zip(rows, sizes, strict=True):
-            width, height = map(int, size)
+        for row, size in zip(rows, sizes.tolist(), strict=True):
+            width, height = size
             stripes, rest = None, iter(())
             first, bad = next(found)
             if width and height:

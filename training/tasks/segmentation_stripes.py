@@ -11,7 +11,7 @@ from jaxtyping import Float
 from input_pipeline.transforms.windows import Grid
 
 # Pixels of a photo that are brought to its size at once.
-STRIPE_PIXELS = 1 << 18
+STRIPE_PIXELS = 1 << 17
 
 # Rows of a window, or of a whole image's outputs, that are widened at once.
 _ROWS = 32
