@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         out = None
         if known.out is not None:
             out = paths.make_path(known.out)
-            check_names(photos, out)
+            check_names(known.photos, photos, out)
         elif known.probabilities:
             raise UserError(
                 "--probabilities are files, and --out does not say where to "
@@ -125,15 +125,19 @@ def find_photos(names: Sequence[str]) -> Iterator[tuple[Path, str]]:
             raise UserError(f"{path} does not exist; correct the name")
 
 
-def check_names(photos: Mapping[Path, str], out: Path) -> None:
+def check_names(
+    named: Sequence[str], photos: Mapping[Path, str], out: Path
+) -> None:
     """Refuses photos whose files would have the same name, or be photos.
 
     Args:
+      named: files and folders, as the command names them.
       photos: what the files of each photo are called.
       out: folder of the files.
 
     Raises:
-      UserError: two photos have one name, or a photo would be overwritten.
+      UserError: two photos have one name, a photo would be overwritten, or
+        a mask taken for a photo the next time.
     """
     first: dict[str, Path] = {}
     for path, name in photos.items():
@@ -144,10 +148,19 @@ def check_names(photos: Mapping[Path, str], out: Path) -> None:
                 f"{other} and {path} would both become {out / name}.png; "
                 "predict them one after the other, with another --out"
             )
+    if paths.is_remote(out):
+        return
+    place = Path(os.path.realpath(out))
+    for folder in map(Path, named):
+        if folder.is_dir() and place.is_relative_to(os.path.realpath(folder)):
+            raise UserError(
+                f"--out {out} lies in {folder}, where the masks would be "
+                "photos the next time; choose another --out"
+            )
     taken = {os.path.realpath(path) for path in photos}
     for path, name in photos.items():
         target = out / f"{name}.png"
-        if not paths.is_remote(out) and os.path.realpath(target) in taken:
+        if os.path.realpath(target) in taken:
             raise UserError(
                 f"{target} is one of the photos, and the mask of {path} would "
                 "replace it; choose another --out"

@@ -84,6 +84,11 @@ def find_runs(
             )
         elif path.is_dir():
             note(f"{path} has no logits yet and is left out")
+    if not runs and any((path / layout.MASK_COUNTS).exists() for path in named):
+        raise UserError(
+            f"the runs in --runs {' '.join(patterns)} have masks and no "
+            "logits; python -m stacking.masks averages those"
+        )
     if not runs:
         raise UserError(
             f"no folder in --runs {' '.join(patterns)} holds "

@@ -286,6 +286,7 @@ def test_photos_get_the_masks_of_the_export(exported, data, tmp_path):
         (("a/p0.png", "b/p0.png"), ("--out", "{}/o"), "would both become"),
         (("a/p0.png", "a/P0.bmp"), ("--out", "{}/o"), "would both become"),
         (("a/p0.png",), ("--out", "{}/a"), "is one of the photos"),
+        (("a",), ("--out", "{}/a/o"), "would be photos the next time"),
         (("a/p0.png",), ("--probabilities",), "name a folder with --out"),
     ],
     ids=str,
@@ -294,6 +295,9 @@ def test_photos_whose_files_would_clash_are_refused(
     whole, data, tmp_path, photos, flags, answer
 ):
     for name in photos:
+        if name == "a":  # The folder.
+            (tmp_path / name).mkdir()
+            name = "a/p0.png"
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(data / "img_test/p0.png", tmp_path / name)
     done = commands.run(

@@ -15,6 +15,7 @@ from run_folder import layout
 from run_folder.artifacts import ArtifactWriter
 from run_folder.mask_files import IGNORE, MaskStyle
 from stacking import mask_members, mask_weights, masks
+from stacking.runs import find_runs
 
 STYLE = MaskStyle(("ground", "crack", "hole"), (0, 5, 9), (0, 0, 0) * 10)
 COUNT = 8
@@ -330,3 +331,8 @@ def test_mistakes_in_the_command_are_told(
         masks.main(given)
     assert stopped.value.code == 2
     assert answer in capsys.readouterr().err
+
+
+def test_the_command_for_logits_names_the_one_for_masks(runs):
+    with pytest.raises(UserError, match=r"python -m stacking\.masks"):
+        find_runs([f"{runs}/*"])
