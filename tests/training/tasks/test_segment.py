@@ -15,7 +15,6 @@ from metrics import segmentation
 from run_folder import layout
 from training.tasks import segment, segmentation_losses
 from training.tasks import segmentation_outputs as outputs_lib
-from training.tasks import segmentation_stripes as stripes_lib
 
 C = 3
 
@@ -72,10 +71,7 @@ def by_numpy(batches):
         for row in np.flatnonzero(batch["weight"] * ~batch["bad"]):
             width, height = batch["mask_size"][row].tolist()
             outputs = batch["image"][row, 0].astype(np.float32)
-            stripes = stripes_lib.resized(
-                iter([outputs]), *outputs.shape[1::-1], width, height
-            )
-            mask = np.concatenate([s.argmax(-1) for s in stripes])
+            mask = outputs_lib.full_size_mask(outputs, width, height)
             truth = batch["mask"][row, :height, :width]
             confusions.append(
                 segmentation.confusion_matrix(truth, mask, C, 255)
