@@ -11,6 +11,8 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from configs import common
+from configs import segmentation as segmentation_config
 from input_pipeline import loader
 from input_pipeline.sources.base import ArrayExamples
 from input_pipeline.transforms.windows import Grid, Windows
@@ -18,7 +20,12 @@ from training.loop.state import make_abstract_model
 from training.multihost import sharding
 from training.tasks import segmentation_stripes as stripes_lib
 from training.tasks.segmentation_outputs import resized_to_canvas
-from training.tasks.segmentation_prediction import PixelPredictor, make_step
+from training.tasks.segmentation_prediction import (
+    PixelPredictor,
+    make_step,
+    resize_rule,
+    windows_of,
+)
 
 C = 3
 CHANNELS = np.zeros(3, np.float32), np.full(3, 1 / 255, np.float32)
@@ -256,6 +263,27 @@ def test_pixel_by_pixel_windows_are_the_image_at_their_scale(shape):
         antialias=False,
     )
     assert np.abs(found - np.asarray(expected)).mean() < 0.02
+
+
+def test_windows_show_what_crops_of_the_last_stage_do():
+    config = segmentation_config.base()
+    assert resize_rule(config) == "whole"
+    assert windows_of("whole", config) is None
+    config.segment.windows = 0.25
+    config.augment.update(crop_scale=(0.2, 0.4), zoom=(0.5, 2.0))
+    config.stages = (common.stage(), common.stage())
+    rule = resize_rule(config)
+    cut = windows_of(rule, config)
+    assert (cut.size, cut.overlap) == (config.image_size, 0.25)
+    assert cut.share == pytest.approx(0.3)
+    config.stages = (
+        common.stage(),
+        common.stage(augment={"crop_scale": (0.4, 0.8), "zoom": (2.0, 2.0)}),
+    )
+    assert windows_of(rule, config).share == pytest.approx(0.6 / 4)
+    config.augment.crop_scale, config.stages = (1.0, 1.0), (common.stage(),)
+    config.augment.zoom = (0.5, 0.5)  # All of it, and what is around it.
+    assert windows_of(rule, config).share == 1
 
 
 def test_windows_see_the_middle_where_the_edge_of_one_is_wrong():
