@@ -1,6 +1,7 @@
 """Predicts photos with a trained run.
 
     python predict.py --run runs/tinyvit photo.jpg folder/ --format csv
+    python predict.py --run runs/unet folder/ --out masks/
 
 Needs the run folder alone: neither the training photos nor a cache. A photo
 that cannot be read is reported, and the others go on. Exit codes: 0 all photos
@@ -20,8 +21,10 @@ if __name__ == "__main__":
 
 import csv
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +49,19 @@ def main(argv: Sequence[str]) -> int:
     """
     with exit_on_user_error(), paths.reaching(argv):
         known = make_parser().parse_args(argv)
-        photos = list(find_photos(known.photos))
-        found = predict(paths.make_path(known.run), photos)
+        photos = dict(find_photos(known.photos))
+        out = None
+        if known.out is not None:
+            out = paths.make_path(known.out)
+            check_names(known.photos, photos, out)
+        elif known.probabilities:
+            raise UserError(
+                "--probabilities are files, and --out does not say where to "
+                "put them; name a folder with --out"
+            )
+        found = predict(
+            paths.make_path(known.run), photos, out, known.probabilities
+        )
         bad = write(found, known.format)
         return int(bad > 0)
 
@@ -61,18 +75,30 @@ def make_parser() -> loading.Parser:
     parser.add_argument("--run", required=True, metavar="DIR")
     parser.add_argument("photos", nargs="+", help="files, or folders of them")
     parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="of a segmentation: where to write a mask for each photo",
+    )
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="write those of the masks' pixels beside them, as .npz",
+    )
     return parser
 
 
-def find_photos(names: Sequence[str]) -> Iterator[Path]:
+def find_photos(names: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """Yields the photos that are named, and those in the named folders.
 
-    Of a kind that cannot be decoded, too: they will be told of.
+    Of a kind that cannot be decoded, too: they will be told of. Beside each
+    photo what its files are called: its name inside the named folder, without
+    the ending.
 
     Raises:
       UserError: a name leads to nothing, or a folder has no photo.
     """
-    from input_pipeline.sources.listing import Folder
+    from input_pipeline.sources.listing import Folder, stem
 
     for name in names:
         if "://" in name:
@@ -91,52 +117,101 @@ def find_photos(names: Sequence[str]) -> Iterator[Path]:
             ]
             if not found:
                 raise UserError(f"{path} holds no photo; name another folder")
-            yield from found
+            for photo in found:
+                yield photo, stem(photo.relative_to(path).as_posix())
         elif path.exists():
-            yield path
+            yield path, stem(path.name)
         else:
             raise UserError(f"{path} does not exist; correct the name")
 
 
+def check_names(
+    named: Sequence[str], photos: Mapping[Path, str], out: Path
+) -> None:
+    """Refuses photos whose files would have the same name, or be photos.
+
+    Args:
+      named: files and folders, as the command names them.
+      photos: what the files of each photo are called.
+      out: folder of the files.
+
+    Raises:
+      UserError: two photos have one name, a photo would be overwritten, or
+        a mask taken for a photo the next time.
+    """
+    first: dict[str, Path] = {}
+    for path, name in photos.items():
+        # Many disks do not tell capitals apart.
+        other = first.setdefault(name.casefold(), path)
+        if other != path:
+            raise UserError(
+                f"{other} and {path} would both become {out / name}.png; "
+                "predict them one after the other, with another --out"
+            )
+    if paths.is_remote(out):
+        return
+    place = Path(os.path.realpath(out))
+    for folder in map(Path, named):
+        if folder.is_dir() and place.is_relative_to(os.path.realpath(folder)):
+            raise UserError(
+                f"--out {out} lies in {folder}, where the masks would be "
+                "photos the next time; choose another --out"
+            )
+    taken = {os.path.realpath(path) for path in photos}
+    for path, name in photos.items():
+        target = out / f"{name}.png"
+        if os.path.realpath(target) in taken:
+            raise UserError(
+                f"{target} is one of the photos, and the mask of {path} would "
+                "replace it; choose another --out"
+            )
+
+
 def predict(
-    run_folder: Path, photos: Sequence[Path]
+    run_folder: Path,
+    photos: Mapping[Path, str],
+    out: Path | None = None,
+    probabilities: bool = False,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yields (photo, record) for each photo, in order.
 
     Args:
       run_folder: of a run with an evaluated checkpoint.
-      photos: their paths.
+      photos: their paths, with what their files are called in `out`.
+      out: where to write files about photos; None writes none.
+      probabilities: whether to write those of pixels, too.
 
     Raises:
-      UserError: it is no such folder, or its task predicts no photos.
+      UserError: it is no such folder, its task predicts no photos, or writes
+        no files.
     """
-    import numpy as np
-
     from configs import common
-    from input_pipeline import loader
-    from input_pipeline.sources.base import FileExamples
     from training import runtime, saved_run
     from training.multihost import sharding
+    from training.photos import PhotoFiles, Photos
 
     # The run may come from a machine whose cache folder does not exist here.
     runtime.start(common.CACHE_DIR)
     mesh = sharding.make_mesh()
     run = saved_run.open_run(run_folder, mesh)
-    transform = run.task.eval_transform(run.task.config, None, run.spec.views)
-    size = min(run.task.config.eval.batch_size, len(photos))
-    size = -(-size // mesh.size) * mesh.size  # Devices share it evenly.
-    for start in range(0, len(photos), PHOTOS_AT_ONCE):
-        chunk = photos[start : start + PHOTOS_AT_ONCE]
-        names = [str(path.absolute()) for path in chunk]
-        unknown = np.full(len(names), -1, np.int32)
-        rows = np.arange(len(names))
-        batches = loader.eval_batches(
-            FileExamples(np.array(names), unknown, folder="/", names=names),
-            rows,
-            transform,
-            batch_size=size,
+    task = run.task
+    if out is not None and not task.predicts_files:
+        raise UserError(
+            f"the {task.name} task writes no files about photos; leave --out "
+            "away, and it tells what it predicts"
         )
-        records = run.task.predict(batches, rows, *run.weights, mesh)
+    for start in range(0, len(photos), PHOTOS_AT_ONCE):
+        chunk = dict(islice(photos.items(), start, start + PHOTOS_AT_ONCE))
+        given = Photos(
+            [str(path.absolute()) for path in chunk],
+            task.config.eval.batch_size,
+            mesh,
+            shrinks=len(photos) <= PHOTOS_AT_ONCE,
+        )
+        files = None
+        if out is not None:
+            files = PhotoFiles(out, list(chunk.values()), probabilities)
+        records = task.predict(given, *run.weights, files)
         yield from zip(chunk, records, strict=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.fields import declare
+from configs.fields import Field, declare, up_to
 
 
 def base() -> ConfigDict:
@@ -37,6 +37,12 @@ def segment() -> ConfigDict:
         # In the loss: 'median' frequency balancing, 'sqrt_median', 'inverse',
         # or a number for each class, "0.1,1.2,1.2"; '' weighs all alike.
         class_weights="",
+        # Validation and new images, after the training: 0 squeezes the whole
+        # image into a square, 0.5 cuts it into windows as large as training
+        # crops, which overlap by half.
+        windows=Field(0.0, up_to(0.9)),
+        # Whether probabilities/<split>/<id>.npz are written, too.
+        probabilities=False,
     )
 
 

@@ -157,7 +157,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             maker = kept.enter_context(worker_pool.spooled(maker))
         # In a list, to be emptied when it is closed.
         self._chain = [iter(_chain(steps.map(maker), workers))]
-        self._reported: set[int] = set()
+        self._reported: set[str] = set()
         # Also when this is dropped, or when the program ends: worker processes
         # must be gone before the modules that end them are taken apart.
         self.close = weakref.finalize(self, _close, self._chain, kept)
@@ -197,9 +197,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
                 "--config.workers=0, which goes on with the same batches"
             ) from error
         for row, reason in batch.pop(_REASONS):
-            if row not in self._reported:
-                self._reported.add(row)
-                name = self._examples.path(row) or self._examples.ids[row]
+            name = str(self._examples.path(row) or self._examples.ids[row])
+            if name not in self._reported:  # Windows of one image share it.
+                self._reported.add(name)
                 print(
                     f"bad image '{name}': {reason}; {self._consequence}",
                     file=sys.stderr,
@@ -293,7 +293,7 @@ class _MakeBatch:
             if row < 0:
                 continue
             try:
-                example = self.examples.read(row)
+                example = self.examples.read(int(row))
                 example["id"] = str(self.examples.ids[row])
                 done = self.transform(example, rng)
             except BadImage as error:

@@ -179,6 +179,55 @@ def boundary_counts(
     return counts
 
 
+class ImageCounts:
+    """Counts of images with masks, taken one after the other.
+
+    Args:
+      num_classes: C.
+      ignore_index: label of pixels that count nowhere; None has none.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int | None = None):
+        self._size = num_classes, ignore_index
+        self._ids: list[str] = []
+        self._confusions: list[np.ndarray] = []
+        self._boundaries: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(
+        self,
+        image_id: str,
+        labels: Integer[np.ndarray, "H W"],
+        predictions: Integer[np.ndarray, "H W"],
+    ) -> None:
+        """Counts an image."""
+        pair = labels, predictions
+        self._ids.append(image_id)
+        self._confusions.append(confusion_matrix(*pair, *self._size))
+        self._boundaries.append(boundary_counts(*pair, *self._size))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns `ids` [N], `confusion` [N, C, C] and `boundary` [N, C, 2]."""
+        return {
+            "ids": np.array(self._ids),
+            "confusion": np.stack(self._confusions),
+            "boundary": np.stack(self._boundaries),
+        }
+
+
+def summary(confusions: Int[np.ndarray, "N C C"]) -> str:
+    """Returns the scores of N images in words, with an interval."""
+    found = scores(confusions)
+    low, high = bootstrap_interval(confusions, mean_dice_from_confusion)
+    return (
+        f"mDice {found['mean_dice']:.4f} ({low:.4f} to {high:.4f}), mIoU "
+        f"{found['mean_iou']:.4f}; per image {found['image_dice']:.4f} and "
+        f"{found['image_iou']:.4f}"
+    )
+
+
 def boundary_iou(
     counts: Real[np.ndarray, "*batch C 2"],
 ) -> Float64[np.ndarray, "*batch C"]:

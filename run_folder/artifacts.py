@@ -19,7 +19,7 @@ import numpy as np
 from core import paths
 from core.atomic_files import atomic_write, write_text
 from core.output import ESCAPE
-from run_folder import layout
+from run_folder import layout, mask_files
 from run_folder.predictions import Logits, save_logits
 
 
@@ -28,9 +28,10 @@ class ArtifactWriter:
 
     Names are paths inside the run folder, such as `embeddings/val.npz`: files
     at its top, in one of `layout.PREDICTION_FOLDERS`, or in a folder below
-    `masks`. From `begin` to `finish` the folder counts as not exported, so a
-    process killed in between leaves nothing that passes for an export. Every
-    process of a run may have a writer; one of them calls its methods.
+    `masks` or `probabilities`. From `begin` to `finish` the folder counts as
+    not exported, so a process killed in between leaves nothing that passes for
+    an export. Every process of a run may have a writer; one of them calls its
+    methods.
 
     Args:
       workdir: the run folder.
@@ -82,14 +83,29 @@ class ArtifactWriter:
           values: what it holds.
           palette: R, G, B for each value; () makes it grey.
         """
-        from PIL import Image  # As in `image`.
-
-        picture = Image.fromarray(values)
-        if palette:
-            picture.putpalette(list(palette))
         with self._new(name, ".png") as temporary:
-            picture.save(temporary, format="png")
+            mask_files.save_mask(temporary, values, palette)
         return self.workdir / name
+
+    @contextlib.contextmanager
+    def probabilities(
+        self, name: str, *args: Any, **kwargs: Any
+    ) -> Iterator[mask_files.AddStripe]:
+        """Writes the probabilities of an image's pixels to an `.npz` file.
+
+        Args:
+          name: of the file.
+          *args: of `mask_files.write_probabilities`.
+          **kwargs: the same.
+
+        Yields:
+          As that does.
+        """
+        with (
+            self._new(name, ".npz") as temporary,
+            mask_files.write_probabilities(temporary, *args, **kwargs) as add,
+        ):
+            yield add
 
     def text(self, name: str, text: str) -> Path:
         """Writes text as UTF-8."""
@@ -115,11 +131,10 @@ class ArtifactWriter:
         """As `atomic_write`; takes the file into the manifest."""
         folder = PurePosixPath(name).parent.as_posix()
         known = folder in (".", *layout.PREDICTION_FOLDERS)
-        # A mask for each image of a split.
-        known |= len(PurePosixPath(name).parts) > 2 and folder.startswith(
-            "masks/"
-        )
-        known &= ".." not in PurePosixPath(name).parts
+        # A file for each image of a split.
+        parts = PurePosixPath(name).parts
+        known |= len(parts) > 2 and parts[0] in layout.FOLDERS_BY_SPLIT
+        known &= ".." not in parts
         if not known or not name.endswith(suffix):
             raise ValueError(f"no artifact may be called {name!r}")
         with atomic_write(self.workdir / name) as temporary:

@@ -46,6 +46,9 @@ FREE_FIELDS = frozenset(
         "log_every_steps",
         "checkpoint.keep_best",
         "eval.tta",
+        "segment.windows",
+        # What else is exported.
+        "segment.probabilities",
     }
 )
 

@@ -18,7 +18,7 @@ from core.errors import UserError
 from run_folder import layout
 
 # Changes whenever a field does: an older file is refused in one sentence.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,14 @@ class InferenceSpec:
       mean: of the three channels, over values 0..1.
       std: standard deviations of the channels, over values 0..1.
       image_size: side in pixels of what the model sees.
-      resize: the rule that cuts `image_size` out of an image, such as
-        "center_crop".
+      resize: the rule that cuts `image_size` out of an image:
+        "center_crop", "whole" (squeezed into a square), or "windows 0.5",
+        windows that overlap by half.
       views: test-time views whose outputs are averaged.
       dtype: of the activations, "float32" or "bfloat16".
+      mask_values: of each class, what its pixels hold in a mask file; ()
+        for a task without masks.
+      mask_palette: of mask files, R, G, B for each value; () makes them grey.
       id_column: of a submission; None where the data had none.
       target_column: of a submission; None where the data had none.
       sample_submission: path of the sample; None where the data had none.
@@ -55,6 +59,8 @@ class InferenceSpec:
     resize: str
     views: tuple[str, ...]
     dtype: str
+    mask_values: tuple[int, ...] = ()
+    mask_palette: tuple[int, ...] = ()
     id_column: str | None = None
     target_column: str | None = None
     sample_submission: str | None = None
@@ -145,6 +151,12 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
+def _are_bytes(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        type(v) is int and 0 <= v <= 255 for v in value
+    )
+
+
 def _are_channels(value: Any) -> bool:
     numbers = isinstance(value, list) and len(value) == 3
     return numbers and all(
@@ -164,6 +176,10 @@ _CHECKS = {
     "resize": _is_name,
     "views": lambda value: _are_names(value) and bool(value),
     "dtype": lambda value: value in ("float32", "bfloat16"),
+    "mask_values": _are_bytes,
+    "mask_palette": lambda value: (
+        _are_bytes(value) and len(value) % 3 == 0 and len(value) <= 768
+    ),
     "id_column": _is_optional_name,
     "target_column": _is_optional_name,
     "sample_submission": _is_optional_name,

@@ -38,7 +38,16 @@ FOLD = re.compile(r"fold-\d")
 MASK_COUNTS = "masks/val.npz"
 
 # Folders of predictions, which a run may have beside its checkpoints.
-PREDICTION_FOLDERS = ("logits", "embeddings", "masks", "samples")
+PREDICTION_FOLDERS = (
+    "logits",
+    "embeddings",
+    "masks",
+    "probabilities",
+    "samples",
+)
+
+# Those with a folder for each split, and a file in it for each image.
+FOLDERS_BY_SPLIT = ("masks", "probabilities")
 
 
 def fold_folder(workdir: Path, fold: int) -> Path:
@@ -50,6 +59,16 @@ def fold_folders(workdir: Path) -> list[Path]:
     """Returns the runs inside a run over all folds, in order; [] elsewhere."""
     found = (path for path in _entries(workdir) if FOLD.match(path.name))
     return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def image_file(folder: str, split: str, image_id: str, suffix: str) -> str:
+    """Returns the name of an image's file, `<folder>/<split>/<id><suffix>`.
+
+    Ids that are in two splits begin with theirs, which is left out.
+    """
+    for prefix in ("train/", "val/"):
+        image_id = image_id.removeprefix(prefix)
+    return f"{folder}/{split}/{image_id}{suffix}"
 
 
 def logits_path(workdir: Path, split: str) -> Path:

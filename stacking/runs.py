@@ -69,9 +69,7 @@ def find_runs(
     Raises:
       UserError: nothing is there, or the only folder named has no logits.
     """
-    named: list[Path] = []
-    for pattern in patterns:
-        named += [path for path in _expand(pattern) if path not in named]
+    named = expand(patterns)
     own = Path(out).resolve() if out is not None else None
     runs = []
     for path in named:
@@ -86,6 +84,11 @@ def find_runs(
             )
         elif path.is_dir():
             note(f"{path} has no logits yet and is left out")
+    if not runs and any((path / layout.MASK_COUNTS).exists() for path in named):
+        raise UserError(
+            f"the runs in --runs {' '.join(patterns)} have masks and no "
+            "logits; python -m stacking.masks averages those"
+        )
     if not runs:
         raise UserError(
             f"no folder in --runs {' '.join(patterns)} holds "
@@ -94,8 +97,18 @@ def find_runs(
     return runs
 
 
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """The paths that patterns name, each once; a pattern that names none,
+    itself.
+
+    Args:
+      patterns: paths or globs. In a bucket, only the last part may be a glob.
+    """
+    found = (path for pattern in patterns for path in _expand(pattern))
+    return list(dict.fromkeys(found))
+
+
 def _expand(pattern: str) -> list[Path]:
-    """The folders that a pattern names; itself where it names none."""
     if "://" in pattern:
         parent, _, last = pattern.rstrip("/").rpartition("/")
         if not set(last) & set("*?["):

@@ -290,11 +290,24 @@ class Data:
           rows: int [N], which of them.
           views: of the task's known ones.
         """
+        transform = self._task.eval_transform(self._config, self.source, views)
+        return self.batches(examples, rows, transform)
+
+    def batches(
+        self, examples: Examples, rows: np.ndarray, transform: loader.Transform
+    ) -> loader.Batches:
+        """Returns batches of evaluation; see `loader.eval_batches`.
+
+        Args:
+          examples: whose `rows` are loaded.
+          rows: int [N], which of them.
+          transform: makes them what the model is given.
+        """
         batch_size = self._config.eval.batch_size
         return loader.eval_batches(
             examples,
             rows,
-            self._task.eval_transform(self._config, self.source, views),
+            transform,
             batch_size=batch_size,
             local_rows=sharding.local_rows(self.mesh, batch_size),
             workers=self._workers,

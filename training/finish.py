@@ -23,6 +23,7 @@ def save_inference_spec(task: Task, source: Source, workdir: Path) -> None:
       workdir: the run folder.
     """
     config, statistics = task.config, task.statistics
+    style = task.mask_style(source)
     spec = inference.InferenceSpec(
         task=task.name,
         model=config.model,
@@ -32,9 +33,11 @@ def save_inference_spec(task: Task, source: Source, workdir: Path) -> None:
         mean=tuple(statistics.mean.tolist()),
         std=tuple(statistics.std.tolist()),
         image_size=config.image_size,
-        resize="center_crop",
+        resize=task.resize,
         views=task.views,
         dtype=str(runtime.compute_dtype(config.dtype)),
+        mask_values=style.values if style else (),
+        mask_palette=style.palette if style else (),
         id_column=source.id_column,
         target_column=source.target_column,
         sample_submission=source.sample_submission,

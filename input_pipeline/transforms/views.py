@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,13 +102,45 @@ class EvalTransform:
         return features
 
 
-# Flips of a whole image, by name: left to right, upside down.
+# Flips of a whole image, by name: left to right, upside down. `whole@0.75` is
+# the whole at three quarters of the size.
 WHOLE_VIEWS = {
     "whole": (False, False),
     "flip": (True, False),
     "flip_vertical": (False, True),
     "flip_both": (True, True),
 }
+
+# Beyond these a network sees nothing that it has learned.
+WHOLE_SCALES = (0.25, 4.0)
+
+
+def parse_whole_view(name: str) -> tuple[tuple[bool, bool], float]:
+    """Returns the flips and the scale of a view of a whole image.
+
+    Args:
+      name: out of `WHOLE_VIEWS`, perhaps with a scale, as in `flip@1.25`.
+
+    Raises:
+      UserError: there is no such view.
+    """
+    flip, at, factor = name.partition("@")
+    try:
+        scale = float(factor) if at else 1.0
+    except ValueError:
+        scale = math.nan
+    low, high = WHOLE_SCALES
+    if flip in WHOLE_VIEWS and low <= scale <= high:
+        return WHOLE_VIEWS[flip], scale
+    near = difflib.get_close_matches(flip, WHOLE_VIEWS, 1)
+    hint = ""
+    if near and flip not in WHOLE_VIEWS:
+        hint = f"did you mean {near[0]}{at}{factor}? "
+    raise UserError(
+        f"there is no view {name!r}; {hint}choose from "
+        f"{', '.join(WHOLE_VIEWS)}, each perhaps with a scale from {low:g} to "
+        f"{high:g}, as in whole@0.75"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

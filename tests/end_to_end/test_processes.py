@@ -1,5 +1,6 @@
 """Two train.py processes as one training: stopped, killed, resumed."""
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,8 @@ from http import HTTPStatus
 import numpy as np
 import pytest
 from commands import CACHE, ROOT, records
+from PIL import Image
+from test_segment_command import write_data as write_masks
 
 from core.paths import make_path
 from run_folder.predictions import read_logits
@@ -276,3 +279,50 @@ def test_an_error_in_one_process_is_reported_by_all(tmp_path):
     for index in (0, 1):
         (message,) = team.errors(index)
         assert "cannot write the run folder" in message
+
+
+@pytest.mark.slow
+def test_two_processes_export_the_masks_of_one(tmp_path):
+    """In windows and two scales: all must load the same batches in turn."""
+    write_masks(tmp_path / "data")
+    runs = []
+    for count, devices in ((1, 2), (2, 1)):
+        folder = tmp_path / f"{count}"
+        team = Team(
+            *(folder, folder / "run", count, devices),
+            f"--config={ROOT}/tests/end_to_end/segmentation_recipe.py",
+            "--config.epochs=2",
+            f"--config.data.root={tmp_path / 'data'}",
+            "--config.segment.windows=0.5",
+            "--config.segment.probabilities=True",
+            "--config.eval.tta=('whole','flip@0.75')",
+        )
+        assert team.wait() == [0] * count, team.said(0)
+        runs.append(folder / "run")
+    masks = sorted(
+        path.relative_to(runs[0]) for path in runs[0].glob("masks/*/*.png")
+    )
+    assert len(masks) == 8
+    for name in masks:
+        ours, theirs = (np.asarray(Image.open(run / name)) for run in runs)
+        assert (ours != theirs).mean() < 0.02, name
+    for run in runs:
+        files = json.loads((run / "artifacts.json").read_text())["files"]
+        assert len(files) == 17  # And the counts of the validation.
+
+
+@pytest.mark.slow
+def test_a_mask_that_cannot_be_written_ends_both_processes(tmp_path):
+    write_masks(tmp_path / "data")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/masks").write_text("in the way")
+    team = Team(
+        *(tmp_path / "machines", tmp_path / "run", 2, 1),
+        f"--config={ROOT}/tests/end_to_end/segmentation_recipe.py",
+        "--config.epochs=1",
+        f"--config.data.root={tmp_path / 'data'}",
+    )
+    assert team.wait() == [2, 2]
+    for index in range(2):
+        (told,) = team.errors(index)
+        assert "cannot write" in told and "masks" in told

@@ -196,6 +196,134 @@ def test_a_run_predicts_photos_without_its_data(whole, data):
     )
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
-        shares = json.loads(line)["shares"]
-        assert list(shares) == ["ground", "square", "bar"]
-        assert sum(shares.values()) == pytest.approx(1)
+        record = json.loads(line)
+        assert "mask" not in record
+        assert list(record["shares"]) == ["ground", "square", "bar"]
+        assert sum(record["shares"].values()) == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def exported(whole, data, tmp_path_factory):
+    """The run exported anew: windows, a scaled view, probabilities."""
+    workdir = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(whole[0], workdir)
+    done = commands.run(
+        *words(workdir, data, "--export"),
+        "--config.segment.windows=0.5",
+        "--config.segment.probabilities=True",
+        "--config.eval.tta=('whole','flip','whole@0.75')",
+    )
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_windows_scales_and_probabilities(exported, whole, data):
+    workdir, stdout = exported
+    assert "validation mDice" in stdout
+    differ = 0
+    for path in (workdir / "masks").rglob("*.png"):
+        split, name = path.parent.name, path.stem
+        with Image.open(path) as image:
+            mask = np.asarray(image)
+            assert image.getpalette("RGB")[:9] == PALETTE
+        before = np.asarray(Image.open(whole[0] / f"masks/{split}/{path.name}"))
+        assert mask.shape == before.shape
+        differ += int((mask != before).sum())
+        with np.load(workdir / f"probabilities/{split}/{name}.npz") as file:
+            values = file["probabilities"].astype(int)
+            assert values.shape == (*mask.shape, 3)
+            assert np.abs(values.sum(-1) - 255).max() <= 2
+            best = np.take_along_axis(values, mask[..., None].astype(int), 2)
+            assert (best[..., 0] >= values.max(-1) - 1).all()
+            assert ("labels" in file.files) == (split == "val")
+            if split == "val":
+                truth = Image.open(data / f"mask_val/{path.name}")
+                np.testing.assert_array_equal(file["labels"], truth)
+    assert differ > 0  # Windows are another way to look.
+    assert len(list((workdir / "probabilities").rglob("*.npz"))) == 8
+
+
+def test_photos_get_the_masks_of_the_export(exported, data, tmp_path):
+    """In the palette of the training, by the views of the last export."""
+    workdir = shutil.copytree(exported[0], tmp_path / "run")
+    out = tmp_path / "out"
+    (tmp_path / "photos/more").mkdir(parents=True)
+    for name in ("p0.png", "p1.png"):
+        shutil.copy(data / "img_test" / name, tmp_path / "photos")
+    shutil.copy(data / "img_test/p2.png", tmp_path / "photos/more/p0.png")
+    (tmp_path / "photos/broken.jpg").write_bytes(b"no photo")
+    done = commands.run(
+        *("predict.py", "--run", str(workdir), str(tmp_path / "photos")),
+        *("--out", str(out), "--probabilities", "--format", "json"),
+    )
+    assert done.returncode == 1, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    named = {r["photo"].partition("photos/")[2]: r for r in records}
+    assert named["broken.jpg"]["bad"] and named["broken.jpg"]["mask"] == ""
+    assert "broken.jpg" in done.stderr
+    for name, test in (
+        ("p0", "p0"),
+        ("p1", "p1"),
+        ("more/p0", "p2"),
+    ):
+        assert named[f"{name}.png"]["mask"] == str(out / f"{name}.png")
+        for ours, theirs in (
+            (f"{name}.png", f"masks/test/{test}.png"),
+            (f"{name}.npz", f"probabilities/test/{test}.npz"),
+        ):
+            assert (out / ours).exists()
+            if ours.endswith(".png"):
+                a, b = (Image.open(p) for p in (out / ours, workdir / theirs))
+                assert a.getpalette("RGB")[:9] == PALETTE
+                # Batches of another size round otherwise.
+                assert (np.asarray(a) != np.asarray(b)).mean() < 0.01
+    assert not list(out.glob("broken*")) and not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("photos", "flags", "answer"),
+    [
+        (("a/p0.png", "b/p0.png"), ("--out", "{}/o"), "would both become"),
+        (("a/p0.png", "a/P0.bmp"), ("--out", "{}/o"), "would both become"),
+        (("a/p0.png",), ("--out", "{}/a"), "is one of the photos"),
+        (("a",), ("--out", "{}/a/o"), "would be photos the next time"),
+        (("a/p0.png",), ("--probabilities",), "name a folder with --out"),
+    ],
+    ids=str,
+)
+def test_photos_whose_files_would_clash_are_refused(
+    whole, data, tmp_path, photos, flags, answer
+):
+    for name in photos:
+        if name == "a":  # The folder.
+            (tmp_path / name).mkdir()
+            name = "a/p0.png"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(data / "img_test/p0.png", tmp_path / name)
+    done = commands.run(
+        *("predict.py", "--run", str(whole[0])),
+        *(str(tmp_path / name) for name in photos),
+        *(flag.format(tmp_path) for flag in flags),
+    )
+    assert done.returncode == 2
+    assert answer in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_two_runs_become_one_answer(exported, whole, data, tmp_path):
+    second = shutil.copytree(exported[0], tmp_path / "second")
+    done = commands.run(
+        *words(second, data, "--export"),
+        "--config.segment.probabilities=True",
+    )
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "stack"
+    done = commands.run(
+        *("-m", "stacking.masks", "--runs", str(exported[0]), str(second)),
+        *("--out", str(out), "--trials", "20"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "weighted mean" in done.stdout
+    assert len(list((out / "masks/test").glob("*.png"))) == 3
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5

@@ -65,7 +65,9 @@ class MeanColour(Task):
         )
         return f"colours of {len(ids)} images"
 
-    def predict(self, batches, rows, params, batch_stats, mesh):
+    def predict(self, photos, params, batch_stats, files=None):
+        transform = self.eval_transform(self.config, None, self.views)
+        batches = photos.batches(photos.examples, photos.rows, transform)
         colours = self._predict(batches, params, batch_stats)
         return [{"colour": colour.tolist()} for colour in colours]
 

@@ -113,7 +113,11 @@ def test_two_processes_exchange_messages(pair):
     for one in pair:
         assert one["answer"] == {"process": 0}
         assert one["texts"] == ["", "x"]
-        assert one["refusals"] == ["process 0 refuses", "process 1 refuses"]
+        assert one["refusals"] == [
+            "process 0 refuses",
+            "process 1 refuses",
+            "process 0 refuses",
+        ]
         # Sent to process 1 alone, in step 1; known to both a step later.
         assert one["signal"] == [0, 0, 15, 0]
 

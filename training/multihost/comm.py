@@ -77,6 +77,44 @@ def run_on_primary(action: Callable[[], Any]) -> Any:
     return result
 
 
+class PrimaryActions:
+    """Runs actions in the primary process, and tells of their errors later.
+
+    Where `run_on_primary` broadcasts after each action, the processes agree
+    once after many. With one process, an error is raised at once.
+    """
+
+    def __init__(self):
+        self._error: UserError | None = None
+
+    def __call__(self, action: Callable[[], None]) -> None:
+        """Runs an action in the primary, unless an earlier one has failed.
+
+        Args:
+          action: must not call any collective itself.
+        """
+        if not is_primary() or self._error is not None:
+            return
+        try:
+            action()
+        except UserError as error:
+            if jax.process_count() == 1:
+                raise
+            self._error = error
+
+    def agree(self) -> None:
+        """Raises the error of the primary's actions, in all processes.
+
+        Raises:
+          UserError: an action raised it.
+        """
+        run_on_primary(self._raise)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
 def run_on_all(action: Callable[[], T]) -> T:
     """Runs `action` in every process; if it fails in one, it fails in all.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -35,7 +36,10 @@ from training.loop.step import Loss
 if TYPE_CHECKING:
     from reports.page import Section
     from run_folder.artifacts import ArtifactWriter
+    from run_folder.inference import InferenceSpec
+    from run_folder.mask_files import MaskStyle
     from training.data import Data
+    from training.photos import PhotoFiles, Photos
 
 Direction = Literal["max", "min"]
 
@@ -109,11 +113,13 @@ class Task(abc.ABC):
       loss_fields: those of `LOSS_FIELDS` that its loss reads.
       known_views: test-time views to choose from; validation takes the first.
       chooses_views: whether its export obeys `eval.tta=auto`.
+      predicts_files: whether its predictions of photos are files, too.
       learns_labels: whether it learns what the labels say, so that a model
         of it must not be shown rows that validate elsewhere.
       abstract_model: the model without its numbers.
       views: test-time views for new images; under `eval.tta=auto` the first
         alone, until `export` has chosen.
+      resize: the rule that cuts what the model sees out of an image.
       statistics: of the training rows; set by `train.py` once they are known,
         before anything is computed.
 
@@ -126,6 +132,7 @@ class Task(abc.ABC):
     metrics: ClassVar[Mapping[str, Direction]]
     loss_fields: ClassVar[frozenset[str]] = frozenset()
     chooses_views: ClassVar[bool] = False
+    predicts_files: ClassVar[bool] = False
     learns_labels: ClassVar[bool] = False
     known_views: ClassVar[Sequence[str]] = VIEWS
 
@@ -134,6 +141,7 @@ class Task(abc.ABC):
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
         self.config, self.classes = config, tuple(classes)
         self.views = common.view_sets(config.eval.tta)[0]
+        self.resize = "center_crop"
         self.abstract_model: AbstractModel = make_abstract_model(self.build)
         grad_accumulation.check(config, self.abstract_model.batch_stats)
         param_groups.check(
@@ -201,11 +209,8 @@ class Task(abc.ABC):
                 "views; name those to average"
             )
         for view in config.eval.tta:
-            if view not in (*cls.known_views, common.AUTO):
-                yield (
-                    f"eval.tta has {view!r}: choose from "
-                    f"{', '.join(cls.known_views)}"
-                )
+            if view != common.AUTO and (problem := cls.view_problem(view)):
+                yield f"eval.tta: {problem}"
         default = common.stage()
         for index, stage in enumerate(config.stages):
             for field in LOSS_FIELDS:
@@ -215,6 +220,18 @@ class Task(abc.ABC):
                     f"stages[{index}].{field} has no effect on the "
                     f"{cls.name} task: leave it out"
                 )
+
+    @classmethod
+    def view_problem(cls, view: str) -> str:
+        """Returns what is wrong with the name of a test-time view, or ''."""
+        if view in cls.known_views:
+            return ""
+        near = difflib.get_close_matches(view, cls.known_views, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return (
+            f"there is no view {view!r}; {hint}choose from "
+            f"{', '.join(cls.known_views)}"
+        )
 
     @classmethod
     def eval_transform(
@@ -228,6 +245,10 @@ class Task(abc.ABC):
           views: out of `known_views`.
         """
         return EvalTransform(views, config.image_size)
+
+    def mask_style(self, source: Source) -> MaskStyle | None:
+        """Returns how masks are written; None for a task without them."""
+        return None
 
     @property
     def metric(self) -> str:
@@ -289,24 +310,35 @@ class Task(abc.ABC):
         """
         return {}
 
+    def restore(self, spec: InferenceSpec) -> None:
+        """Takes what a saved run knows, to predict new images as it does."""
+        classes = len(spec.classes)
+        self.statistics = Statistics(
+            np.array(spec.mean, np.float32),
+            np.array(spec.std, np.float32),
+            # A photo that cannot be read gets this answer, and is told of.
+            np.full(classes, 1 / max(classes, 1)),
+            np.ones(classes),
+        )
+        self.views, self.resize = spec.views, spec.resize
+
     def predict(
         self,
-        batches: Iterable[dict[str, np.ndarray]],
-        rows: np.ndarray,
+        photos: Photos,
         params: dict,
         batch_stats: dict,
-        mesh: Mesh,
-    ) -> list[dict[str, Any]]:
-        """Returns one JSON-able record per row, for predict.py.
+        files: PhotoFiles | None = None,
+    ) -> Iterable[dict[str, Any]]:
+        """Returns one JSON-able record per photo, for predict.py.
 
         `bad` in a record is True where the photo could not be read.
 
         Args:
-          batches: of test-time views, as `Data.rows` gives them.
-          rows: int [N], in the order of the records.
+          photos: to predict.
           params: of the model.
           batch_stats: of the same.
-          mesh: to lay the batches out on.
+          files: what to write besides; None writes nothing. Only where
+            `predicts_files`.
 
         Raises:
           UserError: the task has nothing to say of single photos.

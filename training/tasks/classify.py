@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from reports.page import Section
     from run_folder.artifacts import ArtifactWriter
     from training.data import Data
+    from training.photos import Photos
 
 # What stacking asks for at least (MIN_ROWS in stacking/pipeline.py).
 FEWEST_ROWS_TO_STACK = 10
@@ -196,15 +197,14 @@ class Classification(Task):
         return averaged.told
 
     def predict(
-        self,
-        batches: Iterable[dict[str, np.ndarray]],
-        rows: np.ndarray,
-        params: dict,
-        batch_stats: dict,
-        mesh: Mesh,
+        self, photos: Photos, params: dict, batch_stats: dict, files=None
     ) -> list[dict[str, Any]]:
-        """Returns class and probabilities of each row; see `Task`."""
-        found = self._predict(batches, rows, params, batch_stats, mesh)
+        """Returns class and probabilities of each photo; see `Task`."""
+        transform = self.eval_transform(self.config, None, self.views)
+        batches = photos.batches(photos.examples, photos.rows, transform)
+        found = self._predict(
+            batches, photos.rows, params, batch_stats, photos.mesh
+        )
         logits = found.mean(self.statistics.class_prior)
         probabilities = np.exp(classification.log_softmax(logits))
         return [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from configs import common
@@ -21,21 +21,33 @@ from input_pipeline.sources.base import Kind, Source
 from input_pipeline.sources.mask_format import IGNORE
 from input_pipeline.sources.pictures import read_masked_pictures
 from input_pipeline.transforms import mixing
-from input_pipeline.transforms.views import WHOLE_VIEWS, WholeTransform
+from input_pipeline.transforms.views import (
+    WHOLE_VIEWS,
+    WholeTransform,
+    parse_whole_view,
+)
 from jax_models.segmentation import SegmentationModel
 from metrics import segmentation
 from run_folder import layout
-from training.loop.predict import predictions
+from run_folder.mask_files import MaskStyle
 from training.loop.stages import Stage
 from training.loop.step import Loss
 from training.multihost import comm
 from training.tasks import segmentation_losses, segmentation_outputs
 from training.tasks.base import Direction, Task, build_encoder
+from training.tasks.segmentation_files import MaskFiles, write_photo
+from training.tasks.segmentation_prediction import (
+    PixelPredictor,
+    resize_rule,
+    windows_of,
+)
 
 if TYPE_CHECKING:
     from reports.page import Section
     from run_folder.artifacts import ArtifactWriter
+    from run_folder.inference import InferenceSpec
     from training.data import Data
+    from training.photos import PhotoFiles, Photos
 
 # Larger masks are reduced for the evaluation during training; the scores of
 # the export are always those of the masks as they are.
@@ -62,11 +74,14 @@ class Segmentation(Task):
         {"loss", "label_smoothing", "focal_gamma", "mixing"}
     )
     learns_labels: ClassVar[bool] = True
+    predicts_files: ClassVar[bool] = True
     known_views: ClassVar[Sequence[str]] = tuple(WHOLE_VIEWS)
 
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
         super().__init__(config, classes)
-        self._predict_step = None
+        self.resize = resize_rule(config)
+        self._made: tuple[Any, PixelPredictor] | None = None
+        self._mask_style: MaskStyle | None = None
         # Refuses another number of weights than of classes.
         even = np.full(len(classes), 1 / max(len(classes), 1))
         segmentation_losses.class_weights(
@@ -98,6 +113,15 @@ class Segmentation(Task):
             yield f"segment.class_weights is {problem}"
 
     @classmethod
+    def view_problem(cls, view: str) -> str:
+        """See `Task.view_problem`."""
+        try:
+            parse_whole_view(view)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    @classmethod
     def eval_transform(
         cls, config: ConfigDict, source: Source | None, views: Sequence[str]
     ) -> Transform:
@@ -122,6 +146,28 @@ class Segmentation(Task):
                 f"--config.model_options.encoder={self.config.model}"
             )
         return model
+
+    def mask_style(self, source: Source) -> MaskStyle:
+        """Returns how the masks of the data are written."""
+        form = source.labelled.format
+        return MaskStyle(form.classes, form.values, form.palette)
+
+    def restore(self, spec: InferenceSpec) -> None:
+        """See `Task.restore`."""
+        super().restore(spec)
+        self._mask_style = MaskStyle(
+            spec.classes, spec.mask_values, spec.mask_palette
+        )
+
+    def describe(self) -> dict[str, str]:
+        """Returns what the plan says of the masks, as {heading: text}."""
+        how = "whole images"
+        if (cut := windows_of(self.resize, self.config)) is not None:
+            how = (
+                f"windows of {cut.share:.1%} of an image, {cut.overlap:.0%} "
+                "overlapping"
+            )
+        return {"masks": f"{how}; {', '.join(self.views)}"}
 
     def describe_data(self, data: Data) -> dict[str, str]:
         """Returns what the plan says of the classes, as {heading: text}."""
@@ -187,86 +233,84 @@ class Segmentation(Task):
         Returns:
           A sentence on the validation scores.
         """
-        source = data.source
-        splits = [("val", source.labelled, data.val_rows)]
-        if source.test is not None:
-            splits.append(("test", source.test, np.arange(len(source.test))))
-        for split, examples, rows in splits:
-            masks = self._masks(
-                data.rows(examples, rows, ("whole",)),
-                rows,
-                params,
-                batch_stats,
-                data.mesh,
+        source, wanted = data.source, self.config.segment.probabilities
+        predictor = self._predictor(data.mesh)
+        splits = [("val", source.labelled, data.val_rows, source.mask_sizes)]
+        if (test := source.test) is not None:
+            splits.append(("test", test, np.arange(len(test)), None))
+        counts = segmentation.ImageCounts(len(self.classes), IGNORE)
+        in_primary = comm.PrimaryActions()
+        for split, examples, rows, sizes in splits:
+            output = MaskFiles(
+                writer, split, self.mask_style(source), probabilities=wanted
             )
-            seen, confusions, edges = [], [], []
-            for row, mask in masks:
-                name = _mask_name(split, examples.ids[row])
-                form = examples.format
-                comm.run_on_primary(
-                    lambda name=name, mask=mask, form=form: str(
-                        writer.mask(name, form.encode(mask), form.palette)
-                    )
+
+            def write(image, output=output, examples=examples) -> None:
+                name, labels = str(examples.ids[image.row]), None
+                if output.split == "val":
+                    labels = examples.mask(image.row)
+                mask = output.write(name, image, labels)
+                if labels is not None:
+                    counts.add(name, labels, mask)
+
+            for number, image in enumerate(
+                predictor.images(
+                    data,
+                    examples,
+                    rows,
+                    params,
+                    batch_stats,
+                    None if sizes is None else sizes[rows],
+                ),
+                1,
+            ):
+                if image.stripes is not None:
+                    in_primary(functools.partial(write, image))
+                if number % self.config.eval.batch_size == 0:
+                    in_primary.agree()
+            in_primary.agree()
+
+        def finish() -> str:
+            if not len(counts):
+                raise UserError(
+                    "none of the validation images can be read; see to the "
+                    "photos, and run the same command again"
                 )
-                if split == "val":
-                    truth = examples.mask(row)
-                    size = len(self.classes), IGNORE
-                    confusions.append(
-                        segmentation.confusion_matrix(truth, mask, *size)
-                    )
-                    edges.append(
-                        segmentation.boundary_counts(truth, mask, *size)
-                    )
-                    seen.append(row)
-            if split == "val":
-                if not seen:
-                    raise UserError(
-                        "none of the validation images can be read; see to "
-                        "the photos, and run the same command again"
-                    )
-                counts = np.stack(confusions)
-                arrays = {
-                    "ids": examples.ids[seen],
-                    "confusion": counts,
-                    "boundary": np.stack(edges),
-                    "classes": np.array(self.classes),
-                }
-                comm.run_on_primary(
-                    lambda arrays=arrays: str(
-                        writer.array(layout.MASK_COUNTS, **arrays)
-                    )
-                )
+            found = counts.arrays()
+            classes = np.array(self.classes)
+            writer.array(layout.MASK_COUNTS, **found, classes=classes)
+            return segmentation.summary(found["confusion"])
+
         return (
-            f"validation {_told(counts)}; masks in {writer.workdir / 'masks'}"
+            f"validation {comm.run_on_primary(finish)}; masks in "
+            f"{writer.workdir / 'masks'}"
         )
 
     def predict(
         self,
-        batches: Iterable[dict[str, np.ndarray]],
-        rows: np.ndarray,
+        photos: Photos,
         params: dict,
         batch_stats: dict,
-        mesh: Mesh,
-    ) -> list[dict[str, Any]]:
-        """Returns the share of each class in each photo; see `Task`."""
-        shares = {}
-        for row, mask in self._masks(batches, rows, params, batch_stats, mesh):
-            counts = np.bincount(mask.ravel(), minlength=len(self.classes))
-            shares[row] = counts / counts.sum()
-        nothing = np.zeros(len(self.classes))
-        return [
-            {
-                "shares": dict(
-                    zip(
-                        self.classes,
-                        shares.get(int(row), nothing).tolist(),
-                        strict=True,
-                    )
-                ),
-                "bad": int(row) not in shares,
-            }
-            for row in rows
-        ]
+        files: PhotoFiles | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the share of each class in each photo; see `Task`."""
+        for image in self._predictor(photos.mesh).images(
+            photos, photos.examples, photos.rows, params, batch_stats
+        ):
+            shares, record = np.zeros(len(self.classes)), {}
+            if image.stripes is not None:
+                if files is None:
+                    mask = image.mask()
+                else:
+                    mask, path = write_photo(image, files, self._mask_style)
+                    record["mask"] = str(path)
+                shares = np.bincount(mask.ravel(), minlength=len(shares))
+                shares = shares / shares.sum()
+            elif files is not None:
+                record["mask"] = ""
+            named = dict(zip(self.classes, shares.tolist(), strict=True))
+            bad = image.stripes is None
+            yield {**record, "shares": named, "bad": bad}
 
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:
@@ -280,7 +324,7 @@ class Segmentation(Task):
             for name, image, truth, form in read_masked_pictures(
                 config["data"], ids, cache
             ):
-                path = workdir / _mask_name("val", name)
+                path = workdir / layout.image_file("masks", "val", name, ".png")
                 yield Example(
                     name, image, truth, form.decode(path.read_bytes())
                 )
@@ -305,7 +349,7 @@ class Segmentation(Task):
         }
         writer.array(layout.MASK_COUNTS, **arrays, classes=found[0].classes)
         return (
-            f"out-of-fold {_told(arrays['confusion'])} over "
+            f"out-of-fold {segmentation.summary(arrays['confusion'])} over "
             f"{len(arrays['ids']):,} images; masks in the folders of the folds"
         )
 
@@ -319,55 +363,17 @@ class Segmentation(Task):
             ),
         }
 
-    def _masks(
-        self, batches, rows, params: dict, batch_stats: dict, mesh: Mesh
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (row, mask uint8 [H, W]) of the images that can be read."""
-        if self._predict_step is None:
-            self._predict_step = segmentation_outputs.make_mask_step(
+    def _predictor(self, mesh: Mesh) -> PixelPredictor:
+        key = mesh, self.views, self.resize
+        if self._made is None or self._made[0] != key:
+            made = PixelPredictor(
                 self.abstract_model,
                 self.statistics.mean,
                 self.statistics.std,
-                tuple(self.config.eval.tta),
+                self.config.image_size,
+                self.views,
+                windows_of(self.resize, self.config),
                 mesh,
             )
-        for batch in predictions(
-            self._predict_step, params, batch_stats, batches, rows, mesh
-        ):
-            for row, outputs, size, bad in zip(
-                batch["row"],
-                batch["outputs"],
-                batch["size"],
-                batch["bad"],
-                strict=True,
-            ):
-                if not bad:
-                    yield (
-                        int(row),
-                        segmentation_outputs.full_size_mask(
-                            outputs, *size.tolist()
-                        ),
-                    )
-
-
-def _mask_name(split: str, image_id: str) -> str:
-    """Where an image's mask is written: `masks/<split>/<id>.png`.
-
-    Ids that are in two splits begin with theirs, which is left out.
-    """
-    for prefix in ("train/", "val/"):
-        image_id = image_id.removeprefix(prefix)
-    return f"masks/{split}/{image_id}.png"
-
-
-def _told(confusions: Int[np.ndarray, "N C C"]) -> str:
-    """Scores in words, with an interval."""
-    found = segmentation.scores(confusions)
-    low, high = segmentation.bootstrap_interval(
-        confusions, segmentation.mean_dice_from_confusion
-    )
-    return (
-        f"mDice {found['mean_dice']:.4f} ({low:.4f} to {high:.4f}), mIoU "
-        f"{found['mean_iou']:.4f}; per image {found['image_dice']:.4f} and "
-        f"{found['image_iou']:.4f}"
-    )
+            self._made = key, made
+        return self._made[1]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from input_pipeline.sources.mask_format import IGNORE
 from input_pipeline.transforms import mixing
-from input_pipeline.transforms.views import WHOLE_VIEWS
-from jax_models import cpu_kernels
 from metrics import segmentation
-from training.loop.state import AbstractModel
+from training.tasks import segmentation_stripes
 
 # Pixels of a photo that are brought to full size at once, to bound memory.
 STRIPE_PIXELS = 1 << 20
@@ -119,8 +115,8 @@ def resized_to_canvas(
       canvas: height and width of the frame, H and W.
     """
     height, width = canvas
-    down = _bilinear(jnp, sizes[:, 1], height, outputs.shape[1])  # [B, H, h]
-    across = _bilinear(jnp, sizes[:, 0], width, outputs.shape[2])  # [B, W, w]
+    down = _bilinear(sizes[:, 1], height, outputs.shape[1])  # [B, H, h]
+    across = _bilinear(sizes[:, 0], width, outputs.shape[2])  # [B, W, w]
     rows = jnp.einsum("bHh,bhwc->bHwc", down, outputs)
     return jnp.einsum("bWw,bHwc->bHWc", across, rows)
 
@@ -128,74 +124,23 @@ def resized_to_canvas(
 def full_size_mask(
     outputs: Float[np.ndarray, "h w C"], width: int, height: int
 ) -> UInt8[np.ndarray, "{height} {width}"]:
-    """Returns an image's mask at its own size.
+    """Returns the likeliest class of an image's pixels, at its own size.
 
-    The same resizing as `resized_to_canvas`, before the argmax, in stripes: a
-    photo of 24 megapixels in 12 classes would take more than a gigabyte.
+    The same resizing as `resized_to_canvas`, before the argmax.
     """
-    across = _bilinear(np, np.array([width]), width, outputs.shape[1])[0]
-    wide = np.einsum("Ww,hwc->hWc", across, outputs, optimize=True)
-    # Of the rows, each takes two.
-    where = (np.arange(height) + 0.5) * len(outputs) / height - 0.5
-    where = np.clip(where, 0, len(outputs) - 1)
-    above = np.minimum(where.astype(int), max(len(outputs) - 2, 0))
-    share = (where - above).astype(np.float32)[:, None, None]
-    below = np.minimum(above + 1, len(outputs) - 1)
-    mask = np.empty((height, width), np.uint8)
-    step = max(1, STRIPE_PIXELS // width)
-    for top in range(0, height, step):
-        part = slice(top, top + step)
-        stripe = (1 - share[part]) * wide[above[part]]  # [s, W, C]
-        stripe += share[part] * wide[below[part]]
-        mask[part] = stripe.argmax(-1)
-    return mask
+    stripes = segmentation_stripes.resized(
+        iter([outputs]), *outputs.shape[1::-1], width, height
+    )
+    return np.concatenate([np.uint8(part.argmax(-1)) for part in stripes])
 
 
-def _bilinear(xp, lengths, frame: int, length: int):
+def _bilinear(lengths: jax.Array, frame: int, length: int) -> jax.Array:
     """Interpolation matrices [B, frame, length] to `lengths` int [B]."""
-    scale = length / xp.maximum(lengths, 1)[:, None]  # [B, 1]
-    where = (xp.arange(frame) + 0.5) * scale - 0.5  # [B, frame]
-    where = xp.clip(where, 0, length - 1)[..., None]
-    weights = 1 - xp.abs(where - xp.arange(length))
-    return xp.maximum(weights, 0).astype(xp.float32)
-
-
-def make_mask_step(
-    abstract_model: AbstractModel,
-    mean: np.ndarray,
-    std: np.ndarray,
-    views: Sequence[str],
-    mesh: Mesh,
-) -> Callable[[dict, dict, jax.Array], jax.Array]:
-    """Returns the jitted step: (params, batch_stats, images) -> outputs.
-
-    images: uint8 [B, 1, S, S, 3]. outputs: float32 [B, S, S, C], logarithms
-    of the classes' probabilities, averaged over the views (`WHOLE_VIEWS`).
-    """
-
-    @jax.jit
-    @cpu_kernels.for_mesh(mesh)
-    def step(params, batch_stats, images, mean, std):
-        model = abstract_model.merge(params, batch_stats)
-        model.eval()
-        images = mixing.normalize(images[:, 0], mean, std)
-        total = 0.0
-        for view in views:
-            axes = [
-                axis
-                for axis, flipped in zip((2, 1), WHOLE_VIEWS[view], strict=True)
-                if flipped
-            ]
-            logits = model(jnp.flip(images, axes)).astype(jnp.float32)
-            total += jnp.flip(jax.nn.softmax(logits), axes)
-        return jnp.log(jnp.maximum(total / len(views), 1e-30))
-
-    # As arguments: folds differ in them, and need not compile anew.
-    return functools.partial(_with_channels, step, mean, std)
-
-
-def _with_channels(step, mean, std, params, batch_stats, images):
-    return step(params, batch_stats, images, mean, std)
+    scale = length / jnp.maximum(lengths, 1)[:, None]  # [B, 1]
+    where = (jnp.arange(frame) + 0.5) * scale - 0.5  # [B, frame]
+    where = jnp.clip(where, 0, length - 1)[..., None]
+    weights = 1 - jnp.abs(where - jnp.arange(length))
+    return jnp.maximum(weights, 0).astype(jnp.float32)
 
 
 def labels_of(mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,14 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
 
 from configs import common
 from configs import segmentation as segmentation_config
 from core.errors import UserError
 from metrics import segmentation
-from training.loop.state import make_abstract_model
-from training.multihost import sharding
+from run_folder import layout
 from training.tasks import segment, segmentation_losses
 from training.tasks import segmentation_outputs as outputs_lib
 
@@ -112,68 +110,6 @@ def test_counts_go_beyond_32_bits():
     np.testing.assert_array_equal(after, before + counted)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (7, 5), (61, 33), (1, 9)])
-def test_full_size_is_a_bilinear_resize_before_the_argmax(size, monkeypatch):
-    monkeypatch.setattr(outputs_lib, "STRIPE_PIXELS", 40)  # Several stripes.
-    width, height = size
-    outputs = np.random.default_rng(0).standard_normal((16, 16, C), np.float32)
-    if width > 16:
-        # For enlarging, Pillow's bilinear and ours are the same.
-        channels = [
-            np.asarray(
-                Image.fromarray(outputs[..., c]).resize(
-                    size, Image.Resampling.BILINEAR
-                )
-            )
-            for c in range(C)
-        ]
-        expected = np.stack(channels, -1).argmax(-1)
-    else:
-        resized = jax.image.resize(
-            outputs, (height, width, C), "bilinear", antialias=False
-        )
-        expected = np.asarray(resized).argmax(-1)
-    found = outputs_lib.full_size_mask(outputs, width, height)
-    assert found.shape == (height, width)
-    assert found.dtype == np.uint8
-    assert (found == expected).mean() > 0.999
-    framed = outputs_lib.resized_to_canvas(
-        jnp.asarray(outputs)[None], jnp.array([size]), (70, 70)
-    )
-    inside = np.asarray(framed)[0, :height, :width].argmax(-1)
-    assert (found == inside).mean() > 0.999
-
-
-class Lopsided(nnx.Module):
-    """Prefers class 0 towards the left of what it sees, whatever that is."""
-
-    def __call__(self, images):
-        ramp = jnp.linspace(2, -2, images.shape[2])[None, None, :, None]
-        first = jnp.array([1.0, 0.0, 0.0])
-        return images / 255 + ramp * first
-
-
-def test_flips_are_turned_back_and_averaged():
-    mesh = sharding.make_mesh()
-    model = make_abstract_model(Lopsided)
-    images = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 6, 3))
-    images = images.astype(np.uint8)
-    channels = np.zeros(3), np.full(3, 1 / 255)
-
-    def outputs(*views):
-        step = outputs_lib.make_mask_step(model, *channels, views, mesh)
-        return np.exp(np.asarray(step({}, {}, images)))
-
-    one, flipped = outputs("whole"), outputs("flip")
-    assert np.abs(one - flipped).max() > 0.1
-    np.testing.assert_allclose(
-        outputs("whole", "flip"), (one + flipped) / 2, atol=1e-6
-    )
-    # What looks at pixels alone does not care about upside down.
-    np.testing.assert_allclose(outputs("flip_vertical"), one, atol=1e-6)
-    np.testing.assert_allclose(one.sum(-1), 1, atol=1e-5)
-
-
 def test_class_weights_are_named_or_given():
     weights = segmentation_losses.class_weights
     prior = np.array([0.9, 0.1]), np.array([0.9, 0.2])
@@ -202,6 +138,10 @@ def test_class_weights_are_named_or_given():
         ({"segment.class_weights": "1,-1"}, "a number for each class"),
         ({"mixing.prob": 0.5, "mixing.mixup_prob": 0.5}, "MixUp leaves no"),
         ({"eval.tta": ("center",)}, "choose from whole, flip"),
+        ({"eval.tta": ("flipp@0.5",)}, "did you mean flip@0.5?"),
+        ({"eval.tta": ("whole@x",)}, "a scale from 0.25 to 4"),
+        ({"eval.tta": ("whole@nan",)}, "a scale from 0.25 to 4"),
+        ({"eval.tta": ("whole@9",)}, "a scale from 0.25 to 4"),
         ({"checkpoint.metric": "val_macro_f1"}, "has val_mean_dice"),
     ],
 )
@@ -233,7 +173,9 @@ def test_a_classifier_is_no_segmentation_network():
 
 def test_masks_of_equal_names_do_not_overwrite_each_other():
     ids = ["p0", "val/p1", "cityA/p0", "cityB/p0"]
-    names = [segment._mask_name("val", image_id) for image_id in ids]
+    names = [
+        layout.image_file("masks", "val", image_id, ".png") for image_id in ids
+    ]
     assert names == [
         "masks/val/p0.png",
         "masks/val/p1.png",
