@@ -260,6 +260,7 @@ class PixelPredictor:
                     )
             yield PredictedImage(int(row), width, height, stripes)
             _exhaust(rest)
+        _exhaust(found)  # So that it is checked that no window is missing.
 
 
 def _readable(
