@@ -86,7 +86,7 @@ PHOTOS = (
 
 def our_images(photos: Photos, folder: Path):
     """Returns the photos as our pipeline reads them."""
-    from input_pipeline.sources import records
+    from input_pipeline.sources import records_writer
     from input_pipeline.sources.base import ArrayExamples, FileExamples, Source
 
     labels = np.zeros(photos.count, np.int32)
@@ -99,7 +99,7 @@ def our_images(photos: Photos, folder: Path):
         return images
     source = Source("folders", images, None, ("0",), None, "id", "label", "")
     shards = tempfile.mkdtemp(dir=folder)  # for each side its own
-    records.convert(source, shards, records.ROWS_PER_SHARD)
+    records_writer.convert(source, shards, records_writer.ROWS_PER_SHARD)
     return records.open_records(types.SimpleNamespace(root=shards)).labelled
 
 

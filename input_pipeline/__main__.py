@@ -37,7 +37,8 @@ from configs import common, loading
 from core.errors import UserError, exit_on_user_error
 from input_pipeline import audit
 from input_pipeline.contact_sheet import write_contact_sheet
-from input_pipeline.folds import folds_for
+from input_pipeline.findings import loses, write_findings
+from input_pipeline.folds import check_given_folds, folds_for
 from input_pipeline.sources import open_source
 from input_pipeline.transforms.policy import Augment
 
@@ -146,7 +147,9 @@ def check(argv: list[str]) -> int:
     )
     parser.add_argument("--out", default="audit.csv", metavar="CSV")
     known, config = loading.parse(parser, argv)
-    source, data = open_source(config.data), config.data
+    data = config.data
+    source = open_source(data, keep_going=True)
+    check_given_folds(source, data)
     if data.folds_file and os.path.exists(data.folds_file):
         folds_for(
             source,
@@ -156,12 +159,12 @@ def check(argv: list[str]) -> int:
             id_column=data.id_column,
             note=print,
         )
-    findings = audit.audit(source, config.data.folds)
-    audit.write_findings(known.out, findings)
-    print("\n".join([*audit.summary(source, findings), *source.notes]))
-    if findings:
-        print(f"all {len(findings):,} of them: {known.out}")
-    return int(audit.loses(findings))
+    found = audit.audit(source, config.data.folds)
+    write_findings(known.out, found)
+    print("\n".join([*audit.summary(source, found), *source.notes]))
+    if found:
+        print(f"all {len(found):,} of them: {known.out}")
+    return int(loses(found))
 
 
 def convert(argv: list[str]) -> None:
@@ -170,12 +173,12 @@ def convert(argv: list[str]) -> None:
     Args:
       argv: the command line without the program's name and `convert`.
     """
-    from input_pipeline.sources import records
+    from input_pipeline.sources import records_writer
 
     parser = loading.Parser(
         prog="python -m input_pipeline convert",
-        description="Writes photos, labels and ids into a few large files "
-        "(ArrayRecord), which --config.data.source=records reads.",
+        description="Writes photos, masks, labels and ids into a few large "
+        "files (ArrayRecord), which --config.data.source=records reads.",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", required=True, help="local or gs://…"
@@ -183,14 +186,14 @@ def convert(argv: list[str]) -> None:
     parser.add_argument(
         "--rows-per-shard",
         type=int,
-        default=records.ROWS_PER_SHARD,
+        default=records_writer.ROWS_PER_SHARD,
         help="photos in one file",
     )
     known, config = loading.parse(parser, argv)
     if known.rows_per_shard < 1:
         raise UserError("--rows-per-shard must be at least 1")
     source = open_source(config.data)
-    print(records.convert(source, known.out, known.rows_per_shard))
+    print(records_writer.convert(source, known.out, known.rows_per_shard))
     _print_notes(source)
 
 

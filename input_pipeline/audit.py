@@ -7,18 +7,15 @@ class that cannot be divided into folds, makes the audit fail.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from core import atomic_files
-from input_pipeline import parallel_scan
+from input_pipeline import mask_audit, near_copies, parallel_scan
 from input_pipeline.decoding import (
     REPAIRED,
     BadImage,
@@ -26,70 +23,27 @@ from input_pipeline.decoding import (
     open_image,
     upright_rgb,
 )
+from input_pipeline.findings import (
+    LONGEST_RATIO,
+    LOSSES,
+    SIZE_FACTOR,
+    Finding,
+    lines,
+)
 from input_pipeline.folds import MIN_PER_CLASS
-from input_pipeline.sources.base import LEFT_OUT, Examples, Source
+from input_pipeline.sources.base import Examples, Source
 from input_pipeline.sources.labels import doubts
-
-# A side so many times longer or shorter than the split's median is unusual.
-SIZE_FACTOR = 4.0
-
-# Of a longer image, a crop shows less than a quarter.
-LONGEST_RATIO = 4.0
 
 # Medians of training and test images further apart are two kinds of images.
 SPLIT_FACTOR = 2.0
-
-# Problems that lose something, and what each means for a run.
-LOSSES = {
-    "bad training image": "cannot be read: left out of training",
-    "bad test image": "cannot be read: keeps its row with the class prior",
-    "class too small": "cannot be divided into folds: training refuses",
-    **LEFT_OUT,
-}
-_IGNORED = {"no image": LOSSES.pop("no image")}
-
-# Problems to check by eye, and what they mean.
-DOUBTS = {
-    "copy": "has the same pixels as another image of its split",
-    "copy across splits": "is a test image with the pixels of a training image",
-    "two labels": "has the same pixels as an image of another class",
-    "unusual size": f"has a side {SIZE_FACTOR:g} times off the median",
-    "long and narrow": f"is more than {LONGEST_RATIO:g} times longer than wide",
-    "sizes differ": "medians of training and test images are far apart",
-    "class misses folds": "has fewer images than there are folds",
-    "class in no mask": "is listed, but no pixel has it: cannot be learned",
-    "transparent": "is wholly transparent: taken as white",
-    "labels alike": "differs from another class only in case or spaces",
-    "missing label": "is how a missing value is written",
-    "repaired": "is damaged, but all of its pixels are read",
-    **_IGNORED,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-      split: `train` or `test`.
-      id: of the image; empty for a finding about a class or a split.
-      file: its path, where it has one.
-      problem: a key of `LOSSES` or `DOUBTS`.
-      detail: the reason, or which other image.
-    """
-
-    split: str
-    id: str
-    file: str
-    problem: str
-    detail: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Decoded:
     """Size and hash of an image's pixels, or the reason why it fails.
 
-    `repaired` is what is wrong with the file all the same.
+    `repaired` is what is wrong with the file all the same; `thumbnail` is for
+    `near_copies`.
     """
 
     reason: str = ""
@@ -98,6 +52,24 @@ class _Decoded:
     digest: bytes = b""
     transparent: bool = False
     repaired: str = ""
+    thumbnail: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Image:
+    """A row of a source, and what was found when it was decoded.
+
+    `label` is equal for images that may have the same pixels.
+    """
+
+    split: str
+    id: str
+    file: str
+    label: int | bytes
+    decoded: _Decoded
+
+    def finding(self, problem: str, detail: str) -> Finding:
+        return Finding(self.split, self.id, self.file, problem, detail)
 
 
 def audit(source: Source, folds: int) -> list[Finding]:
@@ -110,34 +82,60 @@ def audit(source: Source, folds: int) -> list[Finding]:
     Returns:
       The findings: losses first, then by split and row.
     """
-    splits = {"train": source.labelled}
-    if source.test is not None:
-        splits["test"] = source.test
-    decoded = {
-        split: list(
-            parallel_scan.every_image(
-                _inspect, images, np.arange(len(images)), f"{split} images"
-            )
-        )
-        for split, images in splits.items()
-    }
+    splits = splits_of(source)
+    labels = source.labelled.labels.tolist()
+    if source.mask_digests is not None:
+        labels = [digest.tobytes() for digest in source.mask_digests]
+    images = _decoded(source.labelled, splits, labels, "train images")
+    known = images
+    if (test := source.test) is not None:
+        names = np.full(len(test), "test")
+        images = images + _decoded(test, names, [-1] * len(test), "test images")
     found = [
-        *_bad(splits, decoded),
+        *_bad(images),
         *_left_out(source),
-        *_small_classes(source, decoded["train"], folds),
-        *_copies(splits, decoded),
-        *_sizes(splits, decoded),
+        *_small_classes(source, known, folds),
+        *_copies(images, source.mask_digests is not None),
+        *_near_copies(images, source),
+        *_sizes(images),
         *_doubtful_labels(source),
     ]
+    if source.mask_pixels is not None:
+        found += mask_audit.mask_findings(source, splits)
     return sorted(found, key=lambda finding: finding.problem not in LOSSES)
+
+
+def splits_of(source: Source) -> np.ndarray:
+    """Returns `train` or `val` of each labelled row, str `[N]`.
+
+    `val` are those that the data themselves set apart to validate.
+    """
+    splits = np.full(len(source.labelled), "train")
+    if source.given_folds is not None:
+        splits[source.given_folds == 0] = "val"
+    return splits
+
+
+def _decoded(
+    examples: Examples, splits: np.ndarray, labels: Sequence, title: str
+) -> list[_Image]:
+    rows = np.arange(len(examples))
+    found = parallel_scan.every_image(_inspect, examples, rows, title)
+    return [
+        _Image(str(split), str(name), examples.path(row), label, decoded)
+        for row, split, name, label, decoded in zip(
+            rows.tolist(), splits, examples.ids, labels, found, strict=True
+        )
+    ]
 
 
 def _inspect(images: Examples, row: int) -> _Decoded:
     try:
         image = open_image(images.read(row)["image"])
-        pixels = np.asarray(upright_rgb(image))
+        upright = upright_rgb(image)
     except BadImage as error:
         return _Decoded(reason=str(error))
+    pixels = np.asarray(upright)
     height, width, _ = pixels.shape
     digest = hashlib.blake2b(f"{width} {height} ".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels))
@@ -148,58 +146,36 @@ def _inspect(images: Examples, row: int) -> _Decoded:
         digest.digest(),
         transparent=is_transparent(image),
         repaired=image.info.get(REPAIRED, ""),
+        thumbnail=near_copies.thumbnail(upright),
     )
 
 
-def _finding(
-    splits: dict[str, Examples], split: str, row: int, problem: str, detail: str
-) -> Finding:
-    images = splits[split]
-    return Finding(
-        split, str(images.ids[row]), images.path(row), problem, detail
-    )
-
-
-def _bad(
-    splits: dict[str, Examples], decoded: dict[str, list[_Decoded]]
-) -> Iterator[Finding]:
-    problems = {"train": "bad training image", "test": "bad test image"}
-    for split, found in decoded.items():
-        for row, image in enumerate(found):
-            if image.reason:
-                yield _finding(
-                    splits, split, row, problems[split], image.reason
-                )
-            if image.transparent:
-                detail = "no pixel of it can be seen"
-                yield _finding(splits, split, row, "transparent", detail)
-            if image.repaired:
-                yield _finding(splits, split, row, "repaired", image.repaired)
+def _bad(images: Sequence[_Image]) -> Iterator[Finding]:
+    for image in images:
+        decoded = image.decoded
+        if decoded.reason:
+            kind = "test" if image.split == "test" else "training"
+            yield image.finding(f"bad {kind} image", decoded.reason)
+        if decoded.transparent:
+            yield image.finding("transparent", "no pixel of it can be seen")
+        if decoded.repaired:
+            yield image.finding("repaired", decoded.repaired)
 
 
 def _left_out(source: Source) -> Iterator[Finding]:
     for file in source.left_out:
-        detail = Path(file.path).suffix or "no ending"
+        detail = file.detail or Path(file.path).suffix or "no ending"
         yield Finding(file.split, "", file.path, file.problem, detail)
 
 
 def _small_classes(
-    source: Source, decoded: list[_Decoded], folds: int
+    source: Source, images: Sequence[_Image], folds: int
 ) -> Iterator[Finding]:
     """Classes that a stratified split cannot or can hardly divide."""
     if source.mask_pixels is not None:
-        for label in np.flatnonzero(source.mask_pixels.sum(axis=0) == 0):
-            detail = f"class '{source.classes[label]}' is in no mask"
-            yield Finding("train", "", "", "class in no mask", detail)
-        return
-    listed = Counter(source.labelled.labels.tolist())
-    readable = Counter(
-        label
-        for label, image in zip(
-            source.labelled.labels.tolist(), decoded, strict=True
-        )
-        if not image.reason
-    )
+        return  # Images of such a class count to another one.
+    listed = Counter(image.label for image in images)
+    readable = Counter(i.label for i in images if not i.decoded.reason)
     for label, name in enumerate(source.classes):
         detail = f"class '{name}' has {readable[label]} images to train on"
         too_few = listed[label] < MIN_PER_CLASS and source.groups is None
@@ -210,53 +186,74 @@ def _small_classes(
             yield Finding("train", "", "", "class misses folds", detail)
 
 
-def _copies(
-    splits: dict[str, Examples], decoded: dict[str, list[_Decoded]]
-) -> Iterator[Finding]:
+def _copies(images: Sequence[_Image], masks: bool) -> Iterator[Finding]:
     """Images of the same pixels, whatever their files look like."""
-    rows_of = defaultdict(list)
-    for split, found in decoded.items():
-        for row, image in enumerate(found):
-            if not image.reason:
-                rows_of[image.digest].append((split, row))
-    for same in rows_of.values():
-        (first_split, first), *others = same
-        for split, row in others:
-            images, original = splits[split], splits[first_split]
-            detail = f"same pixels as {first_split} id '{original.ids[first]}'"
+    alike = defaultdict(list)
+    for image in images:
+        if not image.decoded.reason:
+            alike[image.decoded.digest].append(image)
+    for first, *others in alike.values():
+        for image in others:
+            detail = f"same pixels as {first.split} id '{first.id}'"
             problem = "copy"
-            if split != first_split:
+            if image.split != first.split:
                 problem = "copy across splits"
-            elif (
-                split == "train" and images.labels[row] != images.labels[first]
-            ):
-                problem = "two labels"
-            yield _finding(splits, split, row, problem, detail)
+            elif image.label != first.label:
+                problem = "two masks" if masks else "two labels"
+            yield image.finding(problem, detail)
 
 
-def _sizes(
-    splits: dict[str, Examples], decoded: dict[str, list[_Decoded]]
-) -> Iterator[Finding]:
-    medians = {}
-    for split, found in decoded.items():
-        sizes = np.array(
-            [(image.width, image.height) for image in found if not image.reason]
-        )
-        if not len(sizes):
+def _near_copies(images: Sequence[_Image], source: Source) -> Iterator[Finding]:
+    """Images that look like others, of another split or perhaps fold."""
+    groups = [f"{image.split} split" for image in images]
+    if source.given_folds is None:  # Folds may part any two that may be parted.
+        rows = range(len(source.labelled))
+        groups[: len(rows)] = rows if source.groups is None else source.groups
+    shown = [
+        (image, group)
+        for image, group in zip(images, map(str, groups), strict=True)
+        if image.decoded.thumbnail is not None
+    ]
+    if not shown:
+        return
+    images, groups = zip(*shown, strict=True)
+    matches = near_copies.find(
+        np.stack([image.decoded.thumbnail for image in images]),
+        groups,
+        [image.decoded.digest for image in images],
+    )
+    for image, match in zip(images, matches, strict=True):
+        if match is None:
             continue
+        other = images[match.row]
+        detail = f"looks like {other.split} id '{other.id}'"
+        if match.position:
+            detail += f" {match.position}"
+        problem = "near copy"
+        if image.split != other.split:
+            problem = "near copy across splits"
+        yield image.finding(problem, f"{detail} ({match.correlation:.3f})")
+
+
+def _sizes(images: Sequence[_Image]) -> Iterator[Finding]:
+    medians = {}
+    for split in ("train", "val", "test"):
+        readable = [
+            image
+            for image in images
+            if image.split == split and not image.decoded.reason
+        ]
+        if not readable:
+            continue
+        sizes = [(i.decoded.width, i.decoded.height) for i in readable]
         median = medians[split] = np.median(sizes, axis=0)
-        for row, image in enumerate(found):
-            if image.reason:
-                continue
-            size = np.array([image.width, image.height])
-            detail = (
-                f"{image.width}x{image.height}, the median is {_by(median)}"
-            )
+        for image, size in zip(readable, np.array(sizes), strict=True):
+            detail = f"{_by(size)}, the median is {_by(median)}"
             if max(size) > LONGEST_RATIO * min(size):
-                yield _finding(splits, split, row, "long and narrow", detail)
+                yield image.finding("long and narrow", detail)
             elif _factor(size, median) > SIZE_FACTOR:
-                yield _finding(splits, split, row, "unusual size", detail)
-    if len(medians) == 2:
+                yield image.finding("unusual size", detail)
+    if {"train", "test"} <= set(medians):
         train, test = medians["train"], medians["test"]
         if _factor(train, test) > SPLIT_FACTOR:
             detail = f"median {_by(train)} in training, {_by(test)} in test"
@@ -277,43 +274,23 @@ def _doubtful_labels(source: Source) -> Iterator[Finding]:
         yield Finding("train", "", "", doubt.problem, str(doubt))
 
 
-def write_findings(path: str | Path, findings: Iterable[Finding]) -> None:
-    """Writes the findings as a csv, one row each, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [field.name for field in dataclasses.fields(Finding)]
-    writer.writerow(names)
-    for finding in findings:
-        writer.writerow([getattr(finding, name) for name in names])
-    atomic_files.write_text(path, text.getvalue())
-
-
-def summary(source: Source, findings: list[Finding]) -> list[str]:
-    """The findings in a few lines, one for each kind."""
+def summary(source: Source, findings: Sequence[Finding]) -> list[str]:
+    """The data in a line, shares of classes in masks, and the findings."""
     test = 0 if source.test is None else len(source.test)
-    lines = [
-        f"'{source.name}': {len(source.labelled):,} labelled images in "
-        f"{len(source.classes)} classes, {test:,} to predict"
+    splits = splits_of(source)
+    images = f"{len(splits):,} labelled images"
+    if count := int((splits == "val").sum()):
+        images = (
+            f"{len(splits) - count:,} images to train, {count:,} to validate"
+        )
+    heading = (
+        f"'{source.name}': {images} in {len(source.classes)} classes, "
+        f"{test:,} to predict"
+    )
+    shares = []
+    if source.mask_pixels is not None:
+        shares = mask_audit.share_lines(source, splits)
+    odd = lines(findings) or [
+        "  every image can be read, and nothing else is odd"
     ]
-    by_problem = defaultdict(list)
-    for finding in findings:
-        by_problem[finding.problem].append(finding)
-    for problem, meaning in (LOSSES | DOUBTS).items():
-        if found := by_problem[problem]:
-            lines.append(
-                f"  {len(found):,} × {problem}: {meaning} "
-                f"(first: {_first(found[0])})"
-            )
-    if not findings:
-        lines.append("  every image can be read, and nothing else is odd")
-    return lines
-
-
-def _first(finding: Finding) -> str:
-    where = finding.file or finding.id
-    return f"{where}: {finding.detail}" if where else finding.detail
-
-
-def loses(findings: Iterable[Finding]) -> bool:
-    """Whether something would be left out."""
-    return any(finding.problem in LOSSES for finding in findings)
+    return [heading, *shares, *odd]

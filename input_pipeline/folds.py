@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,33 @@ def make_folds(
                 "leave it out"
             )
     return stratified_split.split(ids, labels, k, seed)
+
+
+def check_given_folds(source: Source, data: Any) -> None:
+    """Refuses folds for data that say themselves which images validate.
+
+    Args:
+      source: of the data.
+      data: config.data.
+
+    Raises:
+      UserError: `data.fold` or `data.folds_file` is set all the same.
+    """
+    if source.given_folds is None:
+        return
+    problem = remedy = ""
+    if data.fold:
+        problem = f"data.fold is {data.fold}"
+        remedy = "leave data.fold at 0"
+    elif data.folds_file:
+        problem, remedy = "data.folds_file is set", "leave it empty"
+    if problem:
+        again = "convert again with" if source.name == "records" else "set"
+        raise UserError(
+            f"{problem}, but {data.root} says itself which images validate; "
+            f"{remedy}, or {again} --config.data.val_images= to fold the "
+            "training images alone"
+        )
 
 
 def folds_for(

@@ -47,10 +47,17 @@ def every_image(
                 functools.partial(function, examples), portion.tolist()
             )
         )
-        yield from _with_progress(answers, len(rows), title)
+        yield from with_progress(answers, len(rows), title)
 
 
-def _with_progress(answers: Iterator[T], total: int, title: str) -> Iterator[T]:
+def with_progress(answers: Iterator[T], total: int, title: str) -> Iterator[T]:
+    """Yields `answers`, and tells of progress and the time left on stderr.
+
+    Args:
+      answers: one for each image.
+      total: how many there will be.
+      title: of the work.
+    """
     if sys.stderr.isatty():
         # Here, for loader processes import this module and draw no bar.
         from rich import progress

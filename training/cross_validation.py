@@ -62,7 +62,8 @@ def check(arguments: Arguments) -> None:
         )
     config = arguments.config
     # Only sources with masks have validation images of their own.
-    if not config.data.root or config.data.source not in ("", "masks"):
+    kinds = ("", "masks", "records")
+    if not config.data.root or config.data.source not in kinds:
         return
     source = open_source(config.data, Path(config.cache_dir).expanduser())
     if source.given_folds is not None:

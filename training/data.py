@@ -16,7 +16,7 @@ from configs import common
 from core import paths
 from core.errors import UserError
 from input_pipeline import loader, statistics
-from input_pipeline.folds import folds_for
+from input_pipeline.folds import check_given_folds, folds_for
 from input_pipeline.samplers import Sampler
 from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Examples, Kind
@@ -71,18 +71,7 @@ class Data:
         data = config.data
         self.source = open_source(data, Path(config.cache_dir).expanduser())
         _check_features(self.source.labelled, self.source.name, task.features)
-        if self.source.given_folds is not None and data.fold:
-            raise UserError(
-                f"data.fold is {data.fold}, but {data.root} says itself which "
-                "images validate; leave data.fold at 0, or set "
-                "--config.data.val_images= to fold the training images alone"
-            )
-        if self.source.given_folds is not None and data.folds_file:
-            raise UserError(
-                f"data.folds_file is set, but {data.root} says itself which "
-                "images validate; leave it empty, or set "
-                "--config.data.val_images= to fold the training images alone"
-            )
+        check_given_folds(self.source, data)
         self._folds_notes: list[str] = []
         self.folds = folds_for(
             self.source,
@@ -154,7 +143,7 @@ class Data:
         """Returns what must not change while the run lives, as JSON.
 
         `rows_hash` names ids and labels in their order, which training
-        depends on, and how many pixels of each class the masks have.
+        depends on, and what the masks hold.
         """
         labelled = self.source.labelled
         digest = hashlib.sha256("\n".join(labelled.ids.tolist()).encode())
@@ -162,6 +151,7 @@ class Data:
         if self.source.mask_pixels is not None:
             pixels = np.ascontiguousarray(self.source.mask_pixels, np.int64)
             digest.update(pixels.tobytes())
+            digest.update(self.source.mask_digests.tobytes())
         return {
             "classes": list(self.source.classes),
             "folds_hash": self.folds_hash,

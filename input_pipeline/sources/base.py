@@ -159,6 +159,13 @@ LEFT_OUT = {
     "no decoder": "cannot be decoded: save it as JPEG or PNG",
     "no row": "is named by no row of the csv: not used",
     "no class": "lies in no class's folder: not used",
+    # Training refuses all of these at once; an audit lists them one by one.
+    "no mask": "has no mask: training refuses",
+    "no photo": "is a mask without an image: training refuses",
+    "two files": "has the name of another one: training refuses",
+    "bad mask": "is a mask that cannot be read: training refuses",
+    "mask size": "is a mask of another size than its image: training refuses",
+    "mask values": "is a mask with values of no class: training refuses",
     "no image": "is a file of another kind: ignored",
 }
 
@@ -167,14 +174,28 @@ class LeftOut(NamedTuple):
     """A file in the folders of a source that it does not take.
 
     Attributes:
-      split: `train` or `test`.
+      split: `train`, `val` or `test`.
       path: of the file.
       problem: a key of `LEFT_OUT`.
+      detail: the reason, where the problem does not say it all.
     """
 
     split: str
     path: str
     problem: str
+    detail: str = ""
+
+
+class Refused(NamedTuple):
+    """Files that cannot be trained on as they are.
+
+    Attributes:
+      sentence: how many there are, one of them, and what to do.
+      files: all of them.
+    """
+
+    sentence: str
+    files: list[LeftOut]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -202,6 +223,7 @@ class Source:
       mask_pixels: int64 `[N, C]`, pixels of each class in the masks of the
         labelled rows; None without masks.
       mask_sizes: int32 `[N, 2]`, width and height of those masks.
+      mask_digests: uint8 `[N, 16]`, hashes of what those masks hold.
     """
 
     name: str
@@ -218,6 +240,7 @@ class Source:
     given_folds: np.ndarray | None = None
     mask_pixels: np.ndarray | None = None
     mask_sizes: np.ndarray | None = None
+    mask_digests: np.ndarray | None = None
 
     def describe(self) -> dict[str, str]:
         """What it left out and how it understood the rest: {heading: text}."""

@@ -10,6 +10,7 @@ from PIL import Image
 
 from input_pipeline.sources.base import Examples, Kind, Source, fingerprint
 from input_pipeline.sources.digits import open_digits
+from input_pipeline.sources.mask_census import digest_of
 from input_pipeline.sources.mask_format import MaskFormat
 
 # A test scene for every fourth to learn from; no digit is in both.
@@ -101,11 +102,9 @@ def open_digit_scenes(data: Any) -> Source:
             seed=seed,
         )
     labelled = splits["train"]
+    masks = [labelled.mask(row) for row in range(TRAIN_SCENES)]
     pixels = np.stack(
-        [
-            np.bincount(labelled.mask(row).ravel(), minlength=len(CLASSES))
-            for row in range(TRAIN_SCENES)
-        ]
+        [np.bincount(mask.ravel(), minlength=len(CLASSES)) for mask in masks]
     )
     return Source(
         name="digit_scenes",
@@ -118,4 +117,5 @@ def open_digit_scenes(data: Any) -> Source:
         fingerprint=fingerprint(labelled.ids, labelled.labels, [pixels.sum()]),
         mask_pixels=pixels,
         mask_sizes=np.full((TRAIN_SCENES, 2), SIDE, np.int32),
+        mask_digests=np.array([digest_of(mask) for mask in masks]),
     )

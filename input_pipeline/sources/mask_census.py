@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from core import atomic_files
-from core.errors import UserError
 from input_pipeline import parallel_scan
 from input_pipeline.decoding import (
     BadImage,
@@ -22,7 +21,7 @@ from input_pipeline.decoding import (
     upright_size,
 )
 from input_pipeline.sources import mask_format
-from input_pipeline.sources.base import read_file
+from input_pipeline.sources.base import LeftOut, Refused, read_file
 from input_pipeline.sources.mask_format import MaskFormat
 
 
@@ -34,11 +33,17 @@ class Census(NamedTuple):
       sizes: int32 [N, 6], width and height of the mask, of its image the
         right way up, and of its image as it is stored; 0 where unknown.
       reasons: str [N], why a mask cannot be read; '' where it can.
+      digests: uint8 [N, 16], hashes of the values.
     """
 
     values: np.ndarray
     sizes: np.ndarray
     reasons: np.ndarray
+    digests: np.ndarray
+
+    def of(self, rows: np.ndarray) -> Census:
+        """Returns what was found in some of the masks."""
+        return Census(*(field[rows] for field in self))
 
 
 def take_census(
@@ -70,19 +75,23 @@ def take_census(
         ):
             return Census(*(file[name] for name in Census._fields))
 
-    def look(examples: None, row: int) -> tuple[np.ndarray, list[int], str]:
+    def look(examples: None, row: int) -> tuple:
         try:
             values = mask_format.read_values(read_file(mask_paths[row]), form)
         except BadImage as error:
-            return np.zeros(256, np.int64), [0] * 6, str(error)
+            return np.zeros(256), [0] * 6, str(error), digest_of(np.zeros(0))
         size = [*values.shape[::-1], *_image_sizes(paths[row])]
-        return np.bincount(values.ravel(), minlength=256), size, ""
+        counts = np.bincount(values.ravel(), minlength=256)
+        return counts, size, "", digest_of(values)
 
     rows = np.arange(len(mask_paths))
     found = list(parallel_scan.every_image(look, None, rows, "masks"))
-    values, sizes, reasons = zip(*found, strict=True)
+    values, sizes, reasons, digests = zip(*found, strict=True)
     census = Census(
-        np.array(values, np.int64), np.array(sizes, np.int32), np.array(reasons)
+        np.array(values, np.int64),
+        np.array(sizes, np.int32),
+        np.array(reasons),
+        np.array(digests),
     )
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -106,53 +115,66 @@ def _image_sizes(path: str) -> list[int]:
         return [0, 0, 0, 0]
 
 
-def refuse_unreadable(mask_paths: Sequence[str], found: Census) -> None:
-    """Refuses masks that cannot be read, or are not of their image's size.
+def digest_of(mask: np.ndarray) -> np.ndarray:
+    """Returns a hash of what a mask holds, uint8 [16]."""
+    found = hashlib.blake2b(repr(mask.shape).encode(), digest_size=16)
+    found.update(np.ascontiguousarray(mask))
+    return np.frombuffer(found.digest(), np.uint8)
 
-    Raises:
-      UserError: how many, and one of them.
-    """
+
+def unreadable(mask_paths: Sequence[str], found: Census) -> Refused | None:
+    """Returns the masks that cannot be read; None if all can."""
     bad = np.flatnonzero(found.reasons != "")
-    if len(bad):
-        raise UserError(
-            f"{len(bad)} of {len(mask_paths)} masks cannot be used: for one, "
-            f"{mask_paths[bad[0]]}: {found.reasons[bad[0]]}"
-        )
+    if not len(bad):
+        return None
+    return Refused(
+        f"{len(bad)} of {len(mask_paths)} masks cannot be used: for one, "
+        f"{mask_paths[bad[0]]}: {found.reasons[bad[0]]}",
+        [
+            LeftOut("train", mask_paths[row], "bad mask", found.reasons[row])
+            for row in bad
+        ],
+    )
+
+
+def of_other_sizes(mask_paths: Sequence[str], found: Census) -> Refused | None:
+    """Returns the masks of other sizes than their images; None without any."""
     mask, upright, stored = np.split(found.sizes, 3, axis=1)
     known = upright[:, 0] > 0
     differ = np.flatnonzero(known & (mask != upright).any(axis=1))
     if not len(differ):
-        return
-    row = differ[0]
-    width, height = mask[row]
+        return None
     advice = "make each mask of its image's size"
     if (mask[differ] == stored[differ]).all():
         advice = (
             "the photo's EXIF entry turns it and the mask is not turned: "
             "save the photos upright, or turn the masks"
         )
-    raise UserError(
+    details = [
+        "has {}x{} pixels and its image {}x{}".format(*mask[row], *upright[row])
+        for row in differ
+    ]
+    return Refused(
         f"{len(differ)} of {len(mask_paths)} masks are of another size than "
-        f"their images: for one, {mask_paths[row]} has {width}x{height} "
-        f"pixels and its image {upright[row, 0]}x{upright[row, 1]}; {advice}"
+        f"their images: for one, {mask_paths[differ[0]]} {details[0]}; "
+        f"{advice}",
+        [
+            LeftOut("train", mask_paths[row], "mask size", detail)
+            for row, detail in zip(differ, details, strict=True)
+        ],
     )
 
 
-def refuse_values(
+def of_no_class(
     mask_paths: Sequence[str], found: Census, form: MaskFormat
-) -> None:
-    """Refuses masks with values that are neither a class nor ignored.
-
-    Raises:
-      UserError: how many, and one of them.
-    """
-    strange = found.values.sum(0)
-    strange[list(form.values + form.ignored)] = 0
-    unknown = np.flatnonzero(strange)
-    if not len(unknown):
-        return
-    bad = np.flatnonzero(found.values[:, unknown].any(axis=1))
-    value = unknown[np.flatnonzero(found.values[bad[0], unknown])[0]]
+) -> Refused | None:
+    """Returns the masks with values neither of a class nor ignored, or None."""
+    strange = found.values.copy()
+    strange[:, list(form.values + form.ignored)] = 0
+    bad = np.flatnonzero(strange.any(axis=1))
+    if not len(bad):
+        return None
+    unknown = np.flatnonzero(strange.any(axis=0))
     advice = (
         "correct the masks, or name their values in the list of classes or "
         "in --config.data.mask_values"
@@ -162,9 +184,17 @@ def refuse_values(
             "set --config.data.ignore_index=255 if these pixels have no "
             "class, or --config.data.mask_values to say what they are"
         )
-    raise UserError(
+    details = [
+        f"holds {', '.join(map(str, np.flatnonzero(strange[row])[:8]))}"
+        for row in bad
+    ]
+    return Refused(
         f"{len(bad)} of {len(mask_paths)} masks hold values that no class "
-        f"has: for one, {mask_paths[bad[0]]} holds {value}; {advice}"
+        f"has: for one, {mask_paths[bad[0]]} {details[0]}; {advice}",
+        [
+            LeftOut("train", mask_paths[row], "mask values", detail)
+            for row, detail in zip(bad, details, strict=True)
+        ],
     )
 
 

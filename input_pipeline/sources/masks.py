@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,24 @@ import numpy as np
 from jaxtyping import Int64
 
 from core.errors import UserError
-from input_pipeline.sources import listing, mask_census, mask_format
+from input_pipeline.sources import (
+    listing,
+    mask_census,
+    mask_format,
+    mask_pairs,
+)
 from input_pipeline.sources.base import (
     Examples,
     Kind,
     LeftOut,
+    Refused,
     Source,
     fingerprint,
     read_file,
 )
+from input_pipeline.sources.mask_census import Census
 from input_pipeline.sources.mask_format import MaskFormat
-
-# Folders of a split under the root where the config says nothing else.
-LAYOUTS = (
-    ("img_{}", "mask_{}"),
-    ("images/{}", "masks/{}"),
-    ("{}/images", "{}/masks"),
-    ("img_dir/{}", "ann_dir/{}"),
-)
-SPLITS = ("train", "val", "test")
-PLAIN = ("images", "masks")  # Without splits.
+from input_pipeline.sources.mask_pairs import Pair
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,10 +68,20 @@ class MaskedExamples(Examples):
         Raises:
           BadImage: it cannot be read, or holds what no class has.
         """
-        return self.format.decode(read_file(self.mask_paths[row]))
+        return self.format.decode(self.mask_file(row))
+
+    def mask_file(self, row: int) -> bytes:
+        """Returns the bytes of a mask's file.
+
+        Raises:
+          BadImage: it cannot be read.
+        """
+        return read_file(self.mask_paths[row])
 
 
-def open_masks(data: Any, root: Path, cache: Path | None = None) -> Source:
+def open_masks(
+    data: Any, root: Path, cache: Path | None = None, keep_going: bool = False
+) -> Source:
     """Opens the folder `root`.
 
     Every mask is read once: what its values mean must be known before
@@ -83,6 +91,8 @@ def open_masks(data: Any, root: Path, cache: Path | None = None) -> Source:
       data: config.data.
       root: the folder, absolute.
       cache: folder for what was counted; None counts anew.
+      keep_going: whether files that training refuses are listed in
+        `left_out`, as long as there are others.
 
     Returns:
       The source. The label of an image, by which folds are stratified, is
@@ -93,30 +103,77 @@ def open_masks(data: Any, root: Path, cache: Path | None = None) -> Source:
       UserError: images and masks do not belong together, or a mask holds
         what no class has; how many do, and one of them.
     """
-    folders = _folders(data, root)
+    folders = mask_pairs.find_folders(data, root)
     pairs, left_out = [], []
     for split in ("train", "val"):
         if split in folders:
-            found, aside = _pairs(split, *folders[split], data)
+            found, aside, refused = mask_pairs.find_pairs(
+                split, *folders[split], data
+            )
             pairs += found
-            left_out += aside
-    test = None
-    if "test" in folders:
-        test = listing.Folder(folders["test"][0], "data.test_images")
-        left_out += test.left_out("test")
-    stems = [stem for _, stem, *_ in pairs]
-    if len(set(stems)) < len(stems):  # 001 in both splits.
-        stems = [f"{split}/{stem}" for split, stem, *_ in pairs]
-    paths = [image for _, _, image, _ in pairs]
-    mask_paths = [mask for _, _, _, mask in pairs]
+            left_out += aside + _set_aside(refused, keep_going and found)
     form = _described_format(data, root)
-    census = mask_census.take_census(paths, mask_paths, form, cache)
-    mask_census.refuse_unreadable(mask_paths, census)
+    census = mask_census.take_census(
+        [pair.image for pair in pairs],
+        [pair.mask for pair in pairs],
+        form,
+        cache,
+    )
+
+    def check(find: Callable, *details: MaskFormat) -> None:
+        nonlocal pairs, census, left_out
+        refused = find([pair.mask for pair in pairs], census, *details)
+        if refused is None:
+            return
+        bad = {file.path for file in refused.files}
+        good = np.array([pair.mask not in bad for pair in pairs])
+        split_of = {pair.mask: pair.split for pair in pairs}
+        left_out += [
+            file._replace(split=split_of[file.path])
+            for file in _set_aside([refused], keep_going and good.any())
+        ]
+        pairs = [pair for pair in pairs if pair.mask not in bad]
+        census = census.of(good)
+
+    check(mask_census.unreadable)
+    check(mask_census.of_other_sizes)
     if form is None:
         form = mask_format.from_found(
             census.values.sum(0), data.ignore_index, root
         )
-    mask_census.refuse_values(mask_paths, census, form)
+    check(mask_census.of_no_class, form)
+    test = None
+    if "test" in folders:
+        test = listing.Folder(folders["test"][0], "data.test_images")
+        left_out += test.left_out("test")
+    return _source(data, pairs, census, form, test, left_out, "val" in folders)
+
+
+def _set_aside(refused: Iterable[Refused], keep_going: Any) -> list[LeftOut]:
+    """The refused files; a UserError about the first unless `keep_going`."""
+    found = []
+    for sentence, files in refused:
+        if not keep_going:
+            raise UserError(sentence)
+        found += files
+    return found
+
+
+def _source(
+    data: Any,
+    pairs: Sequence[Pair],
+    census: Census,
+    form: MaskFormat,
+    test: listing.Folder | None,
+    left_out: Sequence[LeftOut],
+    divided: bool,
+) -> Source:
+    """The source of pairs that are as they must be."""
+    stems = [pair.stem for pair in pairs]
+    if len(set(stems)) < len(stems):  # 001 in both splits.
+        stems = [f"{pair.split}/{pair.stem}" for pair in pairs]
+    paths = [pair.image for pair in pairs]
+    mask_paths = [pair.mask for pair in pairs]
     palette = form.palette_of_colours()
     if not palette:
         palette = mask_format.read_palette(read_file(mask_paths[0]))
@@ -124,8 +181,8 @@ def open_masks(data: Any, root: Path, cache: Path | None = None) -> Source:
     pixels = census.values[:, form.values]
     labels = _rarest_class(pixels)
     given = None
-    if "val" in folders:
-        given = np.array([split != "val" for split, *_ in pairs], np.int32)
+    if divided:
+        given = np.array([pair.split != "val" for pair in pairs], np.int32)
     return Source(
         name="masks",
         labelled=MaskedExamples(
@@ -142,6 +199,7 @@ def open_masks(data: Any, root: Path, cache: Path | None = None) -> Source:
         given_folds=given,
         mask_pixels=pixels,
         mask_sizes=census.sizes[:, :2],
+        mask_digests=census.digests,
         left_out=left_out,
     )
 
@@ -150,143 +208,14 @@ def looks_like_masks(data: Any, root: Path) -> bool:
     """Whether `root` holds images beside masks, and no csv that classifies."""
     if (root / data.answers).is_file():
         return False
-    pairs = [(data.train_images, data.train_masks), PLAIN]
-    pairs += [tuple(n.format("train") for n in layout) for layout in LAYOUTS]
+    pairs = [(data.train_images, data.train_masks), mask_pairs.PLAIN]
+    pairs += [
+        tuple(name.format("train") for name in layout)
+        for layout in mask_pairs.LAYOUTS
+    ]
     return any(
         all(name and (root / name).is_dir() for name in pair) for pair in pairs
     )
-
-
-# ---- Folders and pairs -------------------------------------------------------
-
-
-def _folders(data: Any, root: Path) -> dict[str, tuple[Path, Path]]:
-    """The image and mask folder of each split that there is.
-
-    Raises:
-      UserError: a folder that the config names does not exist.
-    """
-    named = {
-        "train": (data.train_images, data.train_masks),
-        "val": (data.val_images, data.val_masks),
-        "test": (data.test_images, ""),
-    }
-    usual = {
-        split: tuple(name.format(split) for name in LAYOUTS[0])
-        for split in SPLITS
-    }
-    guessed = {s for s in SPLITS if named[s][0] == usual[s][0]}
-    if named["train"] == usual["train"]:
-        layouts = [
-            {s: tuple(n.format(s) for n in layout) for s in SPLITS}
-            for layout in LAYOUTS
-        ]
-        for layout in (*layouts, {"train": PLAIN}):
-            if all((root / name).is_dir() for name in layout["train"]):
-                # What the config names otherwise, or leaves out, it decides.
-                for split in guessed:
-                    named[split] = layout.get(split, ("", ""))
-                break
-    found = {}
-    for split, names in named.items():
-        if not names[0]:
-            continue
-        pair = tuple(root / name for name in names)
-        optional = split in guessed and split != "train"
-        if optional and not pair[0].is_dir():
-            continue
-        for kind, folder in zip(("images", "masks"), pair, strict=True):
-            if split == "test" and kind == "masks":
-                continue
-            if not folder.is_dir():
-                what = "photos" if kind == "images" else "masks"
-                raise UserError(
-                    f"folder {folder} does not exist; set "
-                    f"--config.data.{split}_{kind} to the folder of the {what}"
-                )
-        found[split] = pair
-    return found
-
-
-def _pairs(
-    split: str, images: Path, masks: Path, data: Any
-) -> tuple[list[tuple[str, str, str, str]], list[LeftOut]]:
-    """Split, stem, image and mask of every pair of two folders; and the rest.
-
-    Raises:
-      UserError: one side of a pair is missing, or there are two of it.
-    """
-    folders = [listing.Folder(path, "data.root") for path in (images, masks)]
-    suffix = data.mask_suffix
-    photo = _by_stem(folders[0], "")
-    mask = _by_stem(folders[1], suffix)
-    if suffix and images == masks:  # Side by side in one folder.
-        photo = {s: n for s, n in photo.items() if not s.endswith(suffix)}
-    for ours, theirs, here, there, what in (
-        (photo, mask, images, masks, "no mask"),
-        (mask, photo, masks, images, "no image"),
-    ):
-        lonely = [stem for stem in ours if stem not in theirs]
-        if not lonely:
-            continue
-        advice = "add the files, or remove what they belong to"
-        suffix = _common_suffix(photo, mask)
-        if suffix:
-            advice = f"set --config.data.mask_suffix={suffix}"
-        raise UserError(
-            f"{len(lonely)} of {len(ours)} files in {here} have {what} in "
-            f"{there} (for one, {ours[lonely[0]]}); {advice}"
-        )
-    if not photo:
-        raise UserError(
-            f"{images} holds no image; put the {split} images there, or set "
-            f"--config.data.{split}_images"
-        )
-    pairs = [
-        (split, stem, str(images / photo[stem]), str(masks / mask[stem]))
-        for stem in photo
-    ]
-    taken = (photo, mask)
-    return pairs, [
-        file
-        for folder, names in zip(folders, taken, strict=True)
-        for file in folder.left_out(
-            "train", None if images == masks else names.values()
-        )
-    ]
-
-
-def _by_stem(folder: listing.Folder, suffix: str) -> dict[str, str]:
-    """File names in a folder by stem, without `suffix` at its end."""
-    names: dict[str, str] = {}
-    found = folder.image_names()
-    listing.check_readable_names(folder.path, found)
-    for name in found:
-        stem = listing.stem(name)
-        if suffix and not stem.endswith(suffix):
-            continue
-        stem = stem.removesuffix(suffix)
-        if stem in names:
-            raise UserError(
-                f"{folder.path} has {names[stem]} and {name} for '{stem}'; "
-                "keep one of them"
-            )
-        names[stem] = name
-    return names
-
-
-def _common_suffix(photo: Mapping[str, str], mask: Mapping[str, str]) -> str:
-    """What must be cut off the masks' stems to make pairs; '' if nothing."""
-    if not photo:
-        return ""
-    first = next(iter(photo))
-    for stem in mask:
-        suffix = stem.removeprefix(first)
-        if stem != first and stem.startswith(first):
-            cut = {s.removesuffix(suffix) for s in mask if s.endswith(suffix)}
-            if set(photo) <= cut:
-                return suffix
-    return ""
 
 
 def _unmasked(folder: listing.Folder, form: MaskFormat) -> Examples:

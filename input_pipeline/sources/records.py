@@ -5,15 +5,16 @@ a shard is one file that gives any of its records at once. `python -m
 input_pipeline convert` writes the folder:
 
     records.json                            what it is, and the classes
-    labelled.npz                            ids str [N], labels int32 [N],
-                                            perhaps groups str [N]
+    labelled.npz                            ids str [N], labels int32 [N], and
+                                            what else is known of the rows
     labelled-00000-of-00004.array_record    photos, N over all shards
+    labelled_mask-00000-of-00004.array_record          masks, if there are any
     test.npz, test-00000-of-00001.array_record         if there are test rows
     sample_submission.csv                              if there was one
 
-A record is one photo's file, byte for byte; row i is record i of the shards
-laid end to end. Rows keep the order of the source that they came from, so
-folds and training are the same as with that source.
+A record is one file, of a photo or a mask, byte for byte; row i is record i of
+the shards laid end to end. Rows keep the order of the source that they came
+from, so folds and training are the same as with that source.
 
 The source opens in the memory that ids and labels take: photos are read by
 row, as they are needed, and each host reads the rows of its own devices.
@@ -21,35 +22,34 @@ row, as they are needed, and each host reads the rows of its own devices.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import io
 import json
-import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import zipfile
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module
 from etils import epath
 from grain.python import ArrayRecordDataSource
-from PIL import Image
 
-from core import atomic_files
 from core.errors import UserError
 from input_pipeline.decoding import BadImage
-from input_pipeline.sources.base import Examples, Source
+from input_pipeline.sources.base import Examples, Kind, Source
+from input_pipeline.sources.mask_format import MaskFormat
 
 INDEX = "records.json"
 VERSION = 1
 
-# Photos in one shard, at the most, by default.
-ROWS_PER_SHARD = 10_000
+SAMPLE = "sample_submission.csv"
+MASKS = "labelled_mask"  # in the names of their shards
 
-_SAMPLE = "sample_submission.csv"
+# In the index of labelled rows: fields of `Source`, and `Examples.columns`.
+OF_ROWS = (
+    *("groups", "given_folds"),
+    *("mask_pixels", "mask_sizes", "mask_digests"),
+)
+COLUMN = "column:"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +70,45 @@ class RecordExamples(Examples):
         return {"image": photo}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskedRecordExamples(RecordExamples):
+    """Photos with masks.
+
+    Attributes:
+      mask_shards: paths, in order; empty for photos to predict.
+      format: of the masks.
+    """
+
+    mask_shards: tuple[str, ...]
+    format: MaskFormat
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of every feature."""
+        masks = {"mask": Kind.MASK} if self.mask_shards else {}
+        return {**super().kinds, **masks}
+
+    def read(self, row: int) -> dict[str, bytes | np.ndarray]:
+        """Returns `image`, the photo's file, and `mask`, uint8 `[H, W]`."""
+        features: dict[str, Any] = super().read(row)
+        if self.mask_shards:
+            features["mask"] = self.mask(row)
+        return features
+
+    def mask(self, row: int) -> np.ndarray:
+        """Returns a mask as class indices, uint8 `[H, W]`.
+
+        Raises:
+          BadImage: it holds what no class has.
+        """
+        return self.format.decode(self.mask_file(row))
+
+    def mask_file(self, row: int) -> bytes:
+        """Returns the bytes of a mask's file."""
+        return _records(self.mask_shards)[int(row)]
+
+
+# Of two splits, photos and masks, and of a teacher's data.
 @functools.lru_cache(maxsize=8)
 def _records(shards: tuple[str, ...]) -> ArrayRecordDataSource:
     return ArrayRecordDataSource(list(shards))
@@ -85,29 +124,33 @@ def open_records(data: Any) -> Source:
       UserError: it is no such folder, or a part of it is missing.
     """
     root = epath.Path(data.root)
-    _check_name(root)
+    check_name(root)
     about = _about(root)
-    splits, groups = {}, None
+    form = None
+    if described := about.get("mask_format"):
+        form = MaskFormat(**{name: _tuple(v) for name, v in described.items()})
+    splits, known = {}, {}
     for split, count in about["splits"].items():
-        names = _shard_names(split, about["shards"][split])
-        absent = [name for name in names if not (root / name).exists()]
-        if absent:
-            raise UserError(
-                f"{root} lacks {absent[0]}; copy it again, or convert anew"
+        index = _index(root / f"{split}.npz")
+        shards = _shards(root, split, about["shards"][split], count)
+        columns = {
+            name.removeprefix(COLUMN): index.pop(name)
+            for name in list(index)
+            if name.startswith(COLUMN)
+        }
+        rows = index.pop("ids"), index.pop("labels"), shards
+        if form is None:
+            splits[split] = RecordExamples(*rows, columns=columns)
+        else:
+            masks = ()
+            if split == "labelled":
+                masks = _shards(root, MASKS, about["shards"][split], count)
+            splits[split] = MaskedRecordExamples(
+                *rows, masks, form, columns=columns
             )
-        with (root / f"{split}.npz").open("rb") as file:
-            index = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        shards = tuple(str(root / name) for name in names)
-        splits[split] = RecordExamples(index["ids"], index["labels"], shards)
-        if "groups" in index:
-            groups = index["groups"]
-        found = len(_records(shards))
-        if not found == len(splits[split]) == count:
-            raise UserError(
-                f"the {split} shards in {root} hold {found} photos where "
-                f"{count} were written; copy them again, or convert anew"
-            )
-    sample = root / _SAMPLE if about["sample_submission"] else None
+        if split == "labelled":
+            known = {name: index[name] for name in OF_ROWS if name in index}
+    sample = root / SAMPLE if about["sample_submission"] else None
     return Source(
         name="records",
         labelled=splits["labelled"],
@@ -117,8 +160,49 @@ def open_records(data: Any) -> Source:
         id_column=about["id_column"],
         target_column=about["target_column"],
         fingerprint=about["fingerprint"],
-        groups=groups,
+        **known,
     )
+
+
+def _index(path: epath.Path) -> dict[str, np.ndarray]:
+    """What is known of the rows of a split, by name."""
+    try:
+        with path.open("rb") as file:
+            data = io.BytesIO(file.read())
+        return dict(np.load(data, allow_pickle=False))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); copy it again, or convert anew"
+        ) from error
+
+
+def _shards(
+    root: epath.Path, name: str, shards: int, count: int
+) -> tuple[str, ...]:
+    """The shards of a split's photos or masks, `count` in all.
+
+    Raises:
+      UserError: one is missing, or is not whole.
+    """
+    names = shard_names(name, shards)
+    absent = [shard for shard in names if not (root / shard).exists()]
+    if absent:
+        raise UserError(
+            f"{root} lacks {absent[0]}; copy it again, or convert anew"
+        )
+    paths = tuple(str(root / shard) for shard in names)
+    found = len(_records(paths))
+    if found != count:
+        raise UserError(
+            f"the {name} shards in {root} hold {found} records where {count} "
+            "were written; copy them again, or convert anew"
+        )
+    return paths
+
+
+def _tuple(value: Any) -> Any:
+    """What a JSON list was before."""
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def _about(root: epath.Path) -> dict[str, Any]:
@@ -131,7 +215,7 @@ def _about(root: epath.Path) -> dict[str, Any]:
             "python -m input_pipeline convert, or correct --config.data.root"
         ) from error
     except ImportError as error:
-        raise _no_driver(root, error) from error
+        raise no_driver(root, error) from error
     if version != VERSION:
         raise UserError(
             f"{root} was written in version {version} of the format, and "
@@ -140,134 +224,16 @@ def _about(root: epath.Path) -> dict[str, Any]:
     return about
 
 
-def convert(source: Source, out: str, rows_per_shard: int) -> str:
-    """Writes a source as a folder of shards.
-
-    Args:
-      source: from `open_source`.
-      out: the folder, local or `gs://…`; it must hold no records yet.
-      rows_per_shard: photos in one shard, at the most.
-
-    Returns:
-      A sentence on what was written.
-
-    Raises:
-      UserError: the folder has records already, or cannot be written.
-    """
-    folder = epath.Path(out)
-    _check_name(folder)
-    try:
-        if (folder / INDEX).exists():
-            raise UserError(f"{folder} holds records already; choose another")
-        folder.mkdir(parents=True, exist_ok=True)
-    except ImportError as error:
-        raise _no_driver(folder, error) from error
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; choose another "
-            "--out"
-        ) from error
-    splits = {"labelled": source.labelled}
-    if source.test is not None:
-        splits["test"] = source.test
-    shards, size = {}, 0
-    for split, examples in splits.items():
-        shards[split] = -(-len(examples) // rows_per_shard)
-        groups = source.groups if split == "labelled" else None
-        size += _write_split(folder, split, examples, shards[split], groups)
-    if source.sample_submission:
-        text = Path(source.sample_submission).read_bytes()
-        with _arriving(folder / _SAMPLE) as path:
-            path.write_bytes(text)
-    about = {
-        "version": VERSION,
-        "classes": list(source.classes),
-        "splits": {name: len(examples) for name, examples in splits.items()},
-        "shards": shards,
-        "sample_submission": bool(source.sample_submission),
-        "id_column": source.id_column,
-        "target_column": source.target_column,
-        "fingerprint": source.fingerprint,
-    }
-    # Last: a folder with this file is whole.
-    with _arriving(folder / INDEX) as path:
-        path.write_text(json.dumps(about, indent=2) + "\n")
-    rows = sum(about["splits"].values())
-    return (
-        f"{rows:,} photos in {sum(shards.values())} shards, "
-        f"{size / 2**20:,.1f} MiB, in {folder}; train with "
-        f"--config.data.source=records --config.data.root={folder}"
-    )
-
-
-def _write_split(
-    folder: epath.Path,
-    split: str,
-    examples: Examples,
-    shards: int,
-    groups: np.ndarray | None,
-) -> int:
-    """Writes the shards and the index of a split; returns bytes of photos."""
-    size = 0
-    # Sizes differ by one at the most.
-    parts = np.array_split(np.arange(len(examples)), shards)
-    for name, rows in zip(_shard_names(split, shards), parts, strict=True):
-        with _arriving(folder / name) as path:
-            # A group of one: a photo is read without its neighbours.
-            writer = array_record_module.ArrayRecordWriter(
-                str(path), "group_size:1"
-            )
-            for row in rows.tolist():
-                photo = _encoded(examples, row)
-                size += len(photo)
-                writer.write(photo)
-            writer.close()
-        print(f"{name}: {len(rows):,} photos", file=sys.stderr, flush=True)
-    index = {
-        "ids": np.asarray(examples.ids, np.str_),
-        "labels": examples.labels,
-    }
-    if groups is not None:
-        index["groups"] = groups
-    with _arriving(folder / f"{split}.npz") as path, open(path, "wb") as file:
-        np.savez_compressed(file, **index)
-    return size
-
-
-def _encoded(examples: Examples, row: int) -> bytes:
-    """The photo's file; empty where it cannot be read, to keep its row."""
-    try:
-        photo = examples.read(row)["image"]
-    except BadImage:
-        return b""
-    if isinstance(photo, bytes):
-        return photo
-    file = io.BytesIO()
-    Image.fromarray(photo).save(file, "png")
-    return file.getvalue()
-
-
-def _shard_names(split: str, count: int) -> list[str]:
+def shard_names(split: str, count: int) -> list[str]:
+    """Returns the names of the files of a split, or of its masks."""
     return [
         f"{split}-{index:05d}-of-{count:05d}.array_record"
         for index in range(count)
     ]
 
 
-@contextlib.contextmanager
-def _arriving(path: epath.Path) -> Iterator[Path]:
-    """Yields a local file that becomes `path`, whole or not at all."""
-    if "://" not in str(path):
-        with atomic_files.atomic_write(path) as temporary:
-            yield temporary
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        epath.Path(temporary).copy(path, overwrite=True)
-
-
-def _check_name(folder: epath.Path) -> None:
+def check_name(folder: epath.Path) -> None:
+    """Raises UserError for a folder whose name ArrayRecord cannot take."""
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
@@ -277,7 +243,8 @@ def _check_name(folder: epath.Path) -> None:
         ) from error
 
 
-def _no_driver(path: epath.Path, error: ImportError) -> UserError:
+def no_driver(path: epath.Path, error: ImportError) -> UserError:
+    """Returns the error about a bucket that nothing here can reach."""
     return UserError(
         f"{path} cannot be reached ({error}); pip install gcsfs, or name a "
         "local folder"

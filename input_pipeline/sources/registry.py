@@ -16,7 +16,9 @@ from input_pipeline.sources import csv, folders, masks
 from input_pipeline.sources.base import Source
 
 
-def open_source(data: Any, cache: Path | None = None) -> Source:
+def open_source(
+    data: Any, cache: Path | None = None, keep_going: bool = False
+) -> Source:
     """Opens the data that `config.data` describes.
 
     Args:
@@ -24,6 +26,8 @@ def open_source(data: Any, cache: Path | None = None) -> Source:
         and folder names (see configs/common.py). An empty `root` means the
         digits; an empty `source` is found out from what is in `root`.
       cache: folder for what takes long to find out; None keeps nothing.
+      keep_going: whether masks that training refuses are listed in
+        `left_out`, for an audit, as long as there are others.
 
     Returns:
       The source, checked: every labelled row has a file and a known class.
@@ -32,7 +36,7 @@ def open_source(data: Any, cache: Path | None = None) -> Source:
       UserError: a missing folder or file, a wrong column, a bad id or label,
         or `group_column` of a source without columns.
     """
-    source = _open(data, cache)
+    source = _open(data, cache, keep_going)
     if data.group_column and source.groups is None:
         raise UserError(
             f"data.group_column is '{data.group_column}', but the source "
@@ -42,7 +46,7 @@ def open_source(data: Any, cache: Path | None = None) -> Source:
     return source
 
 
-def _open(data: Any, cache: Path | None) -> Source:
+def _open(data: Any, cache: Path | None, keep_going: bool) -> Source:
     kind = data.source
     if not kind and not data.root:
         kind = "digits"
@@ -87,7 +91,7 @@ def _open(data: Any, cache: Path | None) -> Source:
             "folder with the images"
         )
     if kind == "masks" or (not kind and masks.looks_like_masks(data, root)):
-        return masks.open_masks(data, root, cache)
+        return masks.open_masks(data, root, cache, keep_going)
     if not kind and _looks_like_csv(data, root):
         _check_answers(data, root)
         kind = "csv"

@@ -258,7 +258,7 @@ def test_a_column_of_the_csv_groups_its_rows(with_people, tmp_path):
 
 def test_records_keep_the_groups(with_people, data_config, tmp_path):
     source = open_source(with_people)
-    records.convert(source, str(tmp_path / "records"), 100)
+    records_writer.convert(source, str(tmp_path / "records"), 100)
     copy = open_source(
         data_config(source="records", root=str(tmp_path / "records"))
     )

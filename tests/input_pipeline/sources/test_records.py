@@ -10,7 +10,7 @@ import pytest
 from configs import common
 from core.errors import UserError
 from input_pipeline.decoding import BadImage, decode
-from input_pipeline.sources import open_source, records
+from input_pipeline.sources import open_source, records_writer
 from input_pipeline.sources.base import ArrayExamples, Source
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,7 +30,7 @@ def digits():
 @pytest.fixture(scope="module")
 def converted(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "digits"
-    records.convert(digits, str(folder), 400)
+    records_writer.convert(digits, str(folder), 400)
     return folder
 
 
@@ -65,7 +65,7 @@ def test_a_file_is_kept_byte_for_byte_and_a_bad_one_keeps_its_row(tmp_path):
         np.array(["a", "b", "ä,\n"]), np.array([0, 1, 0], np.int32), None
     )
     source = Source("csv", images, None, ("x", "y"), None, "i", "t", "f")
-    records.convert(source, str(tmp_path / "out"), 2)
+    records_writer.convert(source, str(tmp_path / "out"), 2)
     found = open_source(data_at(tmp_path / "out"))
     assert found.test is None
     assert list(found.labelled.ids) == ["a", "b", "ä,\n"]
@@ -76,11 +76,11 @@ def test_a_file_is_kept_byte_for_byte_and_a_bad_one_keeps_its_row(tmp_path):
 
 def test_what_is_wrong_is_said_in_one_sentence(digits, converted, tmp_path):
     with pytest.raises(UserError, match="holds records already"):
-        records.convert(digits, str(converted), 400)
+        records_writer.convert(digits, str(converted), 400)
     with pytest.raises(UserError, match=r"records\.json cannot be read"):
         open_source(data_at(tmp_path))
     copy = tmp_path / "copy"
-    records.convert(digits, str(copy), 1000)
+    records_writer.convert(digits, str(copy), 1000)
     (copy / "labelled-00001-of-00002.array_record").unlink()
     with pytest.raises(UserError, match="lacks labelled-00001-of-00002"):
         open_source(data_at(copy))
@@ -114,7 +114,7 @@ def test_reading_100_000_photos_takes_constant_memory(tmp_path):
     ids = np.char.add("photo-", np.arange(count).astype(str))
     images = Made(ids, np.zeros(count, np.int32), None)
     source = Source("csv", images, None, ("x", "y"), None, "i", "t", "f")
-    records.convert(source, str(tmp_path / "many"), 10_000)
+    records_writer.convert(source, str(tmp_path / "many"), 10_000)
     process = subprocess.run(
         [sys.executable, "-c", READ, tmp_path / "many"],
         cwd=ROOT,
