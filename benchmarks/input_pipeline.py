@@ -86,7 +86,7 @@ PHOTOS = (
 
 def our_images(photos: Photos, folder: Path):
     """Returns the photos as our pipeline reads them."""
-    from input_pipeline.sources import records_writer
+    from input_pipeline.sources import records, records_writer
     from input_pipeline.sources.base import ArrayExamples, FileExamples, Source
 
     labels = np.zeros(photos.count, np.int32)

@@ -57,7 +57,7 @@ class Table:
     def check_ids(self, ids: Sequence[str], column: str) -> None:
         """Raises UserError unless the ids are usable, unique and contained."""
         for row, image_id in enumerate(ids):
-            problem = _id_problem(image_id)
+            problem = id_problem(image_id)
             if problem:
                 shown = image_id if len(image_id) < 80 else image_id[:77] + "…"
                 raise UserError(
@@ -81,8 +81,8 @@ class Table:
             )
 
 
-def _id_problem(image_id: str) -> str | None:
-    """What makes an id unusable as a file name inside a folder, if anything."""
+def id_problem(image_id: str) -> str | None:
+    """Returns why an id cannot be a file's name inside a folder, or None."""
     if not image_id:
         return "is empty"
     if len(image_id) > MAX_ID_LENGTH:

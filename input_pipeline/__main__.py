@@ -17,6 +17,13 @@ labels. Exit code 0: everything can be used; 1: something would be left out;
 
 writes the photos into a few large files, for fast reading at scale.
 
+    python -m input_pipeline to-coco --config=configs/unet.py \
+        --config.data.root=/data/steel --out=/data/steel-coco
+    python -m input_pipeline from-coco \
+        --annotations=instances_train.json --out=/data/parts/mask_train
+
+write masks as COCO annotations, and COCO annotations as masks.
+
 Any field of the config can be set as for train.py; without data both take the
 digits that ship inside scikit-learn.
 """
@@ -34,6 +41,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from configs import common, loading
+from core import csv_table
 from core.errors import UserError, exit_on_user_error
 from input_pipeline import audit
 from input_pipeline.contact_sheet import write_contact_sheet
@@ -197,11 +205,47 @@ def convert(argv: list[str]) -> None:
     _print_notes(source)
 
 
+def to_coco(argv: list[str]) -> None:
+    """Writes masks as COCO annotations; see `coco.to_coco.run`."""
+    from input_pipeline.coco import to_coco  # SciPy takes a while.
+
+    to_coco.run(argv)
+
+
+def from_coco(argv: list[str]) -> None:
+    """Writes COCO annotations as masks; see `coco.from_coco.run`."""
+    from input_pipeline.coco import from_coco
+
+    from_coco.run(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command; without a name it is the contact sheet.
+
+    Args:
+      argv: the command line without the program's name.
+
+    Returns:
+      The exit code.
+    """
+    commands = {
+        "audit": check,
+        "convert": convert,
+        "to-coco": to_coco,
+        "from-coco": from_coco,
+    }
+    if not argv or argv[0].startswith("-"):
+        draw(argv)
+        return 0
+    if argv[0] not in commands:
+        raise UserError(
+            f"there is no command '{argv[0]}'"
+            f"{csv_table.did_you_mean(argv[0], commands)}; choose from "
+            f"{', '.join(commands)}, or none for the contact sheet"
+        )
+    return commands[argv[0]](argv[1:]) or 0
+
+
 if __name__ == "__main__":
     with exit_on_user_error():
-        if sys.argv[1:2] == ["convert"]:
-            convert(sys.argv[2:])
-            sys.exit(0)
-        if sys.argv[1:2] == ["audit"]:
-            sys.exit(check(sys.argv[2:]))
-        draw(sys.argv[1:])
+        sys.exit(main(sys.argv[1:]))

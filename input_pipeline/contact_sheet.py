@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from core import atomic_files
+from core import atomic_files, class_colours
 from input_pipeline.decoding import BadImage
-from input_pipeline.sources.base import Examples, Source
+from input_pipeline.sources.base import Examples, Kind, Source
+from input_pipeline.transforms import geometry
 from input_pipeline.transforms.policy import Augment, TrainTransform
-from input_pipeline.transforms.views import EvalTransform
+from input_pipeline.transforms.views import EvalTransform, WholeTransform
 
 if TYPE_CHECKING:  # JAX comes with it, and a sheet may do without.
     from input_pipeline.transforms.mixing import Mixing
@@ -48,6 +50,7 @@ def write_contact_sheet(
     and id; the others are what training may make of it. The classes are gone
     through in turn, from a random one on. Below, with `mixing`, are batches
     as the model gets them, erased and mixed, each image under its soft label.
+    With masks, each image stands beside itself under its mask.
 
     Args:
       path: the PNG to write.
@@ -65,11 +68,15 @@ def write_contact_sheet(
     """
     rng = np.random.default_rng(seed)
     chosen = _one_of_each_class(source.labelled, rows, rng)
-    grid = _Grid(size, columns)
+    masks = source.labelled.kinds.get("mask") is Kind.MASK
+    grid = _Grid(size, columns, aspect=2 if masks else 1)
+    if masks:
+        grid.legend = source.classes
     for row in chosen:
         text, color = _caption(source, row), _INK
         try:
-            images = _looks(source.labelled, row, augment, size, columns, rng)
+            looks = _looks(source.labelled, row, augment, size, columns, rng)
+            images = [_picture(*look, source) for look in looks]
         except BadImage as error:
             images, text, color = [], f"{text}: {error}", _BAD
         grid.add(images, [text], color)
@@ -80,6 +87,13 @@ def write_contact_sheet(
         images, targets = _mixed(batch, mixing, len(source.classes), batch_rng)
         title = f"batch {number + 1} as the model gets it"
         grid.add([], [title], _INK)
+        if masks:
+            images = [
+                _picture(image, mask, source)
+                for image, mask in zip(images, targets, strict=True)
+            ]
+            grid.add(images, [""], _INK)
+            continue
         grid.add(images, [_soft_label(source, row) for row in targets], _INK)
     with atomic_files.atomic_write(path) as temporary:
         grid.draw().save(temporary, "PNG")
@@ -87,12 +101,23 @@ def write_contact_sheet(
 
 
 class _Grid:
-    """Lines of captioned images, drawn when all are known."""
+    """Lines of captioned images, drawn when all are known.
 
-    def __init__(self, size: int, columns: int):
+    Args:
+      size: height of an image in pixels.
+      columns: images of a line.
+      aspect: width of an image over its height.
+
+    Attributes:
+      legend: classes whose colours are explained at the top.
+    """
+
+    def __init__(self, size: int, columns: int, aspect: int = 1):
         self._cell = max(size, _SMALLEST_CELL)
+        self._aspect = aspect
         self._columns = columns
         self._lines: list[tuple[list[np.ndarray], list[str], str]] = []
+        self.legend: Sequence[str] = ()
 
     def add(
         self, images: list[np.ndarray], captions: list[str], color: str
@@ -102,40 +127,83 @@ class _Grid:
 
     def draw(self) -> Image.Image:
         """The finished sheet, mode RGB."""
-        step = self._cell + _MARGIN
+        width = self._cell * self._aspect
+        step, across = self._cell + _MARGIN, width + _MARGIN
         heights = [
             _TEXT * max(text.count("\n") + 1 for text in captions)
             + (step if images else 0)
             for images, captions, _ in self._lines
         ]
+        font = ImageFont.load_default(_TEXT * 0.7)
+        full = self._columns * across + _MARGIN
+        legend = _legend(self.legend, font, full)
         sheet = Image.new(
             "RGB",
-            (self._columns * step + _MARGIN, sum(heights) + _MARGIN),
+            (full, legend.height + sum(heights) + _MARGIN),
             _BACKGROUND,
         )
+        sheet.paste(legend)
         draw = ImageDraw.Draw(sheet)
-        font = ImageFont.load_default(_TEXT * 0.7)
-        top = _MARGIN
+        top = legend.height + _MARGIN
         for (images, captions, color), height in zip(
             self._lines, heights, strict=True
         ):
             for column, text in enumerate(captions):
                 if len(captions) > 1:
-                    text = _fitted(text, font, self._cell)
-                corner = (_MARGIN + column * step, top)
+                    text = _fitted(text, font, width)
+                corner = (_MARGIN + column * across, top)
                 draw.multiline_text(corner, text, color, font, spacing=2)
             for column, pixels in enumerate(images):
-                corner = (_MARGIN + column * step, top + height - step)
+                corner = (_MARGIN + column * across, top + height - step)
                 sheet.paste(self._enlarged(pixels), corner)
             top += height
         return sheet
 
     def _enlarged(self, pixels: np.ndarray) -> Image.Image:
         image = Image.fromarray(pixels)
-        if image.width < self._cell:
-            side = (self._cell, self._cell)
+        if image.height < self._cell:
+            side = (self._cell * self._aspect, self._cell)
             image = image.resize(side, Image.Resampling.NEAREST)
         return image
+
+
+def _legend(
+    classes: Sequence[str], font: ImageFont.FreeTypeFont, width: int
+) -> Image.Image:
+    """The colour and the name of each class, in as many lines as it takes."""
+    if not classes:
+        return Image.new("RGB", (width, 0))
+    numbers = np.uint8([*range(len(classes)), 255])
+    places, left, line = [], _MARGIN, 0
+    for name in (*classes, "ignored"):
+        needed = _TEXT + int(font.getlength(name)) + 3 * _MARGIN
+        if left + needed > width and left > _MARGIN:
+            left, line = _MARGIN, line + 1
+        places.append((left, _MARGIN + line * _TEXT))
+        left += needed
+    height = (line + 1) * _TEXT + _MARGIN
+    picture = Image.new("RGB", (width, height), _BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for number, name, (left, top) in zip(
+        numbers, (*classes, "ignored"), places, strict=True
+    ):
+        patch = np.full((_TEXT - 4, _TEXT - 4), number)
+        colours = class_colours.drawn(patch, len(classes))
+        picture.paste(Image.fromarray(colours), (left, top))
+        draw.text((left + _TEXT, top), name, _INK, font)
+    return picture
+
+
+def _picture(
+    image: np.ndarray, mask: np.ndarray | None, source: Source
+) -> np.ndarray:
+    """The image; with a mask, beside it the image under the mask."""
+    if mask is None:
+        return image
+    count = len(source.classes)
+    return np.concatenate(
+        [image, class_colours.overlay(image, mask, count)], axis=1
+    )
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
@@ -173,12 +241,23 @@ def _looks(
     size: int,
     columns: int,
     rng: np.random.Generator,
-) -> list[np.ndarray]:
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Image and mask, plain and augmented."""
     example = images.read(row)
-    center = EvalTransform(("center",), size)(example)["image"][0]
+    if "mask" in example:
+        plain = WholeTransform(size)(example)
+        corners = (0, 0, *plain["size"].tolist())
+        mask = geometry.resized_mask(
+            example["mask"], corners[2:], size, corners
+        )
+    else:
+        plain, mask = EvalTransform(("center",), size)(example), None
     transform = TrainTransform(dataclasses.replace(augment, device=False), size)
-    others = (transform(example, rng)["image"] for _ in range(columns - 1))
-    return [center, *others]
+    others = [transform(example, rng) for _ in range(columns - 1)]
+    return [
+        (plain["image"][0], mask),
+        *((other["image"], other.get("mask")) for other in others),
+    ]
 
 
 def _batch(
@@ -190,16 +269,21 @@ def _batch(
 ) -> dict[str, np.ndarray]:
     """A batch of random images as the pipeline makes it."""
     rows = rng.choice(len(images), count, replace=count > len(images))
-    pixels = np.zeros((count, size, size, 3), np.uint8)
-    weight = np.zeros(count, np.float32)
     transform = TrainTransform(dataclasses.replace(augment, device=False), size)
+    batch = {
+        name: np.zeros((count, *shape), dtype)
+        for name, (shape, dtype) in transform.spec(images.kinds).items()
+    }
+    weight = np.zeros(count, np.float32)
     for slot, row in enumerate(rows):
         try:
-            pixels[slot] = transform(images.read(row), rng)["image"]
-            weight[slot] = 1
+            done = transform(images.read(row), rng)
         except BadImage:
             continue
-    return {"image": pixels, "label": images.labels[rows], "weight": weight}
+        for name, values in done.items():
+            batch[name][slot] = values
+        weight[slot] = 1
+    return {**batch, "label": images.labels[rows], "weight": weight}
 
 
 def _mixed(
@@ -211,7 +295,8 @@ def _mixed(
     """The batch after erasing and mixing.
 
     Returns:
-      Images uint8 `[size, size, 3]` and soft labels float `[count, C]`.
+      Images uint8 `[size, size, 3]`, and soft labels float `[count, C]` or
+      masks `[count, size, size]`.
     """
     from input_pipeline.transforms.mixing import prepare_once
 
@@ -238,5 +323,8 @@ def _soft_label(source: Source, target: np.ndarray) -> str:
 
 def _caption(source: Source, row: int) -> str:
     name = f"(id {source.labelled.ids[row]})"
+    if source.mask_pixels is not None:
+        present = np.flatnonzero(source.mask_pixels[row])
+        return f"{', '.join(source.classes[one] for one in present)}   {name}"
     label = source.labelled.labels[row]
     return f"{source.classes[label]}   {name}" if label >= 0 else name

@@ -180,11 +180,19 @@ def interval(
     )
 
 
-def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> Markup:
+def confusion_heatmap(
+    confusion: np.ndarray, classes: Sequence[str], shares: bool = False
+) -> Markup:
     """Rows: true classes; columns: predicted classes; shade: share of the row.
 
     Right and wrong predictions have different colours, so that the diagonal
     does not drown the rest.
+
+    Args:
+      confusion: int `[C, C]`.
+      classes: C names.
+      shares: whether per cent of the row are written, not counts, which for
+        pixels are too long.
     """
     count = len(classes)
     cell = 30 if count <= 20 else max(8, 600 // count)
@@ -240,18 +248,21 @@ def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> Markup:
             )
             if numbers:
                 ink = "var(--card)" if shade > 0.55 else "var(--ink)"
+                text = str(number)
+                if shares:
+                    text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
                 parts.append(
                     f'<text x="{x + cell / 2 - 0.7:.1f}" '
                     f'y="{y + cell / 2 + 3.3:.1f}" text-anchor="middle" '
-                    f'style="fill:{ink};font-size:{_fit(number)}px" '
-                    f'pointer-events="none">{number}</text>'
+                    f'style="fill:{ink};font-size:{_fit(text)}px" '
+                    f'pointer-events="none">{escape(text)}</text>'
                 )
     parts.append("</svg>")
     return Markup("".join(parts))
 
 
-def _fit(number: int) -> int:
-    return {1: 11, 2: 11, 3: 10, 4: 8}.get(len(str(number)), 7)
+def _fit(number: str) -> int:
+    return {1: 11, 2: 11, 3: 10, 4: 8}.get(len(number), 7)
 
 
 def _clipped(name: str) -> str:

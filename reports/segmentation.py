@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from core import class_colours
 from core.errors import UserError
 from metrics import segmentation
 from reports.charts import confusion_heatmap
@@ -21,6 +22,7 @@ from run_folder import layout
 WORST, BEST = 9, 3
 # Longer sides are reduced: four pictures stand beside each other.
 _SIDE = 220
+_GAP = 6  # between them
 _ERROR = np.uint8([230, 40, 60])
 _TEMPLATE = "segmentation.html"
 
@@ -108,9 +110,11 @@ def segmentation_sections(
         ),
         Section(
             "Confusions, validation",
-            template(_TEMPLATE).confusion(confusion_heatmap(total, classes)),
-            "In pixels. Rows are true classes, columns are predicted classes; "
-            "the shade is the share of the row.",
+            template(_TEMPLATE).confusion(
+                confusion_heatmap(total, classes, shares=True)
+            ),
+            "Rows are true classes, columns are predicted classes: per cent of "
+            "the pixels of the row.",
         ),
         _gallery(counts, examples),
     ]
@@ -202,54 +206,58 @@ def _gallery(counts: Counts, examples: ReadExamples | None) -> Section:
         {"name": str(name), "colour": "rgb({},{},{})".format(*colour)}
         for name, colour in zip(
             counts.classes.tolist(),
-            palette(len(counts.classes)).tolist(),
+            class_colours.palette(len(counts.classes)).tolist(),
             strict=True,
         )
     ]
+    colours.append({"name": "wrong", "colour": "rgb({},{},{})".format(*_ERROR)})
     return Section(
         "Worst and best, validation",
         template(_TEMPLATE).gallery(
             rows[: len(worst)], rows[len(worst) :], colours
         ),
-        "By the image's mean Dice over its classes. Image, truth, prediction, "
-        f"and what is wrong in red.{problem}",
+        "By the image's mean Dice over its classes. From left to right: image, "
+        "truth, prediction, and what is wrong, in red. Ignored pixels are "
+        f"striped.{problem}",
     )
-
-
-def palette(count: int) -> np.ndarray:
-    """Returns a colour for each class, uint8 [C, 3]: the first is dark."""
-    hues = (np.arange(count) * 0.381966) % 1.0  # Golden ratio: far apart.
-    channels = (hues[:, None] + np.array([0, 2 / 3, 1 / 3])) % 1.0
-    values = np.clip(np.abs(channels * 6 - 3) - 1, 0, 1)
-    colours = np.uint8(55 + 190 * values)
-    colours[0] = 40, 44, 52
-    return colours
 
 
 def strip(example: Example, count: int) -> str:
-    """Returns image, truth, prediction and errors as one data: address."""
-    colours = np.concatenate(
-        [palette(count), np.full((256 - count, 3), 255, np.uint8)]
+    """Returns image, truth, prediction and errors as one data: address.
+
+    Args:
+      example: the image.
+      count: of the classes.
+    """
+    image, truth, predicted = (
+        _sized(part)
+        for part in (example.image, example.truth, example.predicted)
     )
-    wrong = (example.truth != 255) & (example.truth != example.predicted)
-    pale = 255 - (255 - example.image.astype(np.uint16)) // 3
-    errors = np.where(wrong[..., None], _ERROR, pale.astype(np.uint8))
-    parts = (
-        example.image,
-        colours[example.truth],
-        colours[example.predicted],
-        errors,
-    )
-    height, width = example.truth.shape
-    scale = min(1.0, _SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    pictures = [
-        np.asarray(Image.fromarray(part).resize(size, Image.Resampling.NEAREST))
-        for part in parts
-    ]
+    ignored = truth >= count
+    pale = 255 - (255 - image.astype(np.uint16)) // 3
+    errors = np.where((truth != predicted)[..., None], _ERROR, np.uint8(pale))
+    truth = class_colours.drawn(truth, count)
+    errors = np.where(ignored[..., None], truth, errors)
+    predicted = class_colours.drawn(predicted, count)
+    parts = []
+    for part in (image, truth, predicted, errors):
+        opaque = np.full((*part.shape[:2], 1), 255, np.uint8)
+        gap = (0, 0), (0, _GAP), (0, 0)
+        parts.append(np.pad(np.concatenate([part, opaque], axis=2), gap))
     buffer = io.BytesIO()
-    whole = Image.fromarray(np.concatenate(pictures, axis=1))
+    whole = Image.fromarray(np.concatenate(parts, axis=1))
     whole.save(buffer, "PNG", optimize=True)
     return (
         f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     )
+
+
+def _sized(pixels: np.ndarray) -> np.ndarray:
+    """An image or a mask, reduced, or enlarged to whole multiples."""
+    height, width = pixels.shape[:2]
+    scale = _SIDE / max(height, width)
+    scale = scale if scale < 1 else int(scale)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    smooth = pixels.ndim == 3 and scale < 1
+    how = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(pixels).resize(size, how))

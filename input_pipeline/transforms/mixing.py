@@ -329,8 +329,7 @@ def _inside(
     width: int,
 ) -> Bool[Array, "B {height} {width}"]:
     """Which pixels are in the rectangle of each image."""
-    y = jnp.arange(height)[None, :, None]
-    x = jnp.arange(width)[None, None, :]
+    y, x = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None]
     top, left, bottom, right = (
         edge[:, None, None] for edge in (top, left, bottom, right)
     )
@@ -386,15 +385,16 @@ def prepare_once(
     """As `prepare_train`, outside a train step; a seed for the key.
 
     Returns:
-      images float32 `[B, H, W, 3]` and targets float32 `[B, C]`.
+      images float32 `[B, H, W, 3]`, and targets float32 `[B, C]`; of a batch
+      with masks these, `[B, H, W]`.
     """
-    prepare = jax.jit(prepare_train, static_argnames=("mixing", "num_classes"))
-    images, targets, _ = prepare(
-        batch,
-        mixing=mixing,
-        mean=mean,
-        std=std,
-        num_classes=num_classes,
-        key=jax.random.key(seed),
-    )
-    return np.asarray(images), np.asarray(targets)
+    key = jax.random.key(seed)
+    if "mask" not in batch:
+        prepare = jax.jit(prepare_train, static_argnums=(1, 4))
+        found = prepare(batch, mixing, mean, std, num_classes, key)
+        return np.asarray(found[0]), np.asarray(found[1])
+    kinds = {"image": Kind.IMAGE, "mask": Kind.MASK}
+    features = {"image": images_of(batch, mean, std), "mask": batch["mask"]}
+    features = erase(features, kinds, mixing, key)
+    features = mix(features, kinds, mixing, key, batch["weight"])
+    return np.asarray(features["image"]), np.asarray(features["mask"])

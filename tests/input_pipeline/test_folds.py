@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from input_pipeline import folds
-from input_pipeline.sources import open_source, records
+from input_pipeline.sources import open_source, records_writer
 from run_folder import folds_file
 
 

@@ -1,0 +1,62 @@
+"""The colours of classes in pictures, and masks drawn with them."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import UInt8
+
+_FIRST = 40, 44, 52
+# Pixels without a class: stripes, which no class has.
+_STRIPES = np.uint8([[235, 235, 235], [150, 150, 150]])
+_STRIPE_WIDTH = 3
+_OPACITY = 0.55
+
+
+def palette(count: int) -> UInt8[np.ndarray, "C 3"]:
+    """Returns a colour for each class: the first is dark, the others bright.
+
+    Args:
+      count: of the classes, C.
+    """
+    order = np.arange(count)
+    hues = (order * 0.381966) % 1.0  # Golden ratio: far apart.
+    channels = (hues[:, None] + np.array([0, 2 / 3, 1 / 3])) % 1.0
+    values = np.clip(np.abs(channels * 6 - 3) - 1, 0, 1)
+    # Hues of many classes come close: their brightness differs then.
+    low = np.where(order // 6 % 2, 120, 30)[:, None]
+    high = np.where(order // 3 % 2, 190, 250)[:, None]
+    colours = np.uint8(low + (high - low) * values)
+    colours[:1] = _FIRST
+    return colours
+
+
+def drawn(
+    mask: UInt8[np.ndarray, "H W"], count: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns a mask in colours, striped where it has no class.
+
+    Args:
+      mask: classes from 0 to `count` - 1; any other value is none.
+      count: of the classes.
+    """
+    y, x = np.indices(mask.shape)
+    picture = _STRIPES[(x + y) // _STRIPE_WIDTH % 2]
+    known = mask < count
+    picture[known] = palette(count)[mask[known]]
+    return picture
+
+
+def overlay(
+    image: UInt8[np.ndarray, "H W 3"],
+    mask: UInt8[np.ndarray, "H W"],
+    count: int,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns an image with its mask drawn over it, half transparent.
+
+    Args:
+      image: in colour or grey.
+      mask: see `drawn`.
+      count: of the classes.
+    """
+    mixed = _OPACITY * drawn(mask, count) + (1 - _OPACITY) * image
+    return np.uint8(mixed + 0.5)
