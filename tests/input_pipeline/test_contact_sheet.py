@@ -193,3 +193,62 @@ def test_long_class_names_keep_their_share_in_sight():
     text = contact_sheet._fitted("a very long name of a class  37%", font, 96)
     assert font.getlength(text) <= 96
     assert text.startswith("…") and text.endswith("37%")
+
+
+# ---- Masks -------------------------------------------------------------------
+
+
+def test_with_masks_each_image_stands_beside_its_overlay(tmp_path, data_config):
+    from core import class_colours
+
+    data = data_config(source="digit_scenes")
+    source = open_source(data)
+    path = tmp_path / "sheet.png"
+    size = 128
+    chosen = contact_sheet.write_contact_sheet(
+        path, source, NOTHING, size=size, rows=2, columns=3
+    )
+    sheet = np.asarray(Image.open(path))
+    example = source.labelled.read(chosen[0])
+    mask = np.repeat(np.repeat(example["mask"], 2, 0), 2, 1)
+    margin, text = contact_sheet._MARGIN, contact_sheet._TEXT
+    # The legend is above: as many lines as it takes.
+    top = len(sheet) - margin - 2 * (size + text + margin)
+    assert top >= text
+    assert len(np.unique(sheet[:top].reshape(-1, 3), axis=0)) > 12
+    top += margin + text
+    image = sheet[top : top + size, margin : margin + size]
+    beside = sheet[top : top + size, margin + size : margin + 2 * size]
+    np.testing.assert_array_equal(
+        beside, class_colours.overlay(image, mask, len(source.classes))
+    )
+    difference = np.abs(image[::2, ::2].astype(int) - example["image"])
+    assert difference.mean() < 25  # Enlarged bilinearly.
+
+
+def test_mixed_batches_with_masks_show_the_mixed_masks():
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": np.uint8(
+            [[[[250, 0, 0]] * 32] * 32, [[[0, 0, 250]] * 32] * 32]
+        ),
+        "mask": np.stack([np.full((32, 32), one, np.uint8) for one in (0, 1)]),
+        "label": np.zeros(2, np.int32),
+        "weight": np.ones(2, np.float32),
+    }
+    mixing = Mixing(mixup_prob=0.0, erase_prob=0.0)
+    mixed = 0
+    for _ in range(6):
+        images, masks = contact_sheet._mixed(batch, mixing, 2, rng)
+        for image, mask in zip(images, masks, strict=True):
+            np.testing.assert_array_equal(image[..., 2] > 125, mask == 1)
+            mixed += 0 < mask.mean() < 1
+    assert mixed
+
+
+def test_command_with_masks(tmp_path):
+    path = tmp_path / "sheet.png"
+    result = run("--config=configs/unet.py:demo", f"--out={path}", "--rows=3")
+    assert result.returncode == 0, result.stderr
+    with Image.open(path) as image:
+        assert image.width > 8 * 2 * 96

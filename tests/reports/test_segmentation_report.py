@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core import class_colours
 from core.errors import UserError
 from metrics import segmentation as scores
 from reports import segmentation
@@ -80,27 +81,66 @@ def test_scores_classes_and_pictures(workdir):
     assert order[0] == "p7" and len(order) == 8
 
 
-def test_a_strip_shows_image_truth_prediction_and_errors():
-    (example,) = examples(["p7"])
+def parts_of(example):
+    """Image, truth, prediction and errors of a strip, without the gaps."""
     data = segmentation.strip(example, len(CLASSES)).partition(",")[2]
     strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    image, truth, predicted, errors = np.split(strip, 4, axis=1)
-    colours = segmentation.palette(len(CLASSES))
-    np.testing.assert_array_equal(image, example.image)
-    np.testing.assert_array_equal(predicted, colours[example.predicted])
-    counted = example.truth != 255
-    np.testing.assert_array_equal(
-        truth[counted], colours[example.truth[counted]]
-    )
-    assert (truth[~counted] == 255).all()
+    parts = np.split(strip, 4, axis=1)
+    for part in parts:
+        assert (part[:, -segmentation._GAP :, 3] == 0).all()
+        assert (part[:, : -segmentation._GAP, 3] == 255).all()
+    return [part[:, : -segmentation._GAP, :3] for part in parts]
+
+
+def test_a_strip_shows_image_truth_prediction_and_errors():
+    (example,) = examples(["p7"])
+    image, truth, predicted, errors = parts_of(example)
+    # Small ones are enlarged to whole multiples.
+    times = segmentation._SIDE // 30
+    assert image.shape == (20 * times, 30 * times, 3)
+    wide = [
+        np.repeat(np.repeat(part, times, 0), times, 1)
+        for part in (example.image, example.truth, example.predicted)
+    ]
+    colours = class_colours.palette(len(CLASSES))
+    np.testing.assert_array_equal(image, wide[0])
+    np.testing.assert_array_equal(predicted, colours[wide[2]])
+    counted = wide[1] != 255
+    np.testing.assert_array_equal(truth[counted], colours[wide[1][counted]])
     red = (errors == segmentation._ERROR).all(-1)
-    wrong = counted & (example.truth != example.predicted)
-    np.testing.assert_array_equal(red, wrong)
+    np.testing.assert_array_equal(red, counted & (wide[1] != wide[2]))
+    # Ignored pixels are striped, in the error map too, and of no class.
+    for part in (truth, errors):
+        stripes = np.unique(part[~counted], axis=0)
+        assert len(stripes) == 2
+        assert not {*map(tuple, stripes)} & {*map(tuple, colours)}
 
 
-def test_colours_of_many_classes_differ():
-    colours = segmentation.palette(40)
-    assert len({tuple(colour) for colour in colours.tolist()}) == 40
+def test_large_pictures_are_reduced():
+    (example,) = examples(["p7"])
+    large = [np.repeat(np.repeat(part, 40, 0), 40, 1) for part in example[1:]]
+    image, truth, *_ = parts_of(segmentation.Example("p7", *large))
+    assert image.shape == truth.shape == (147, 220, 3)
+
+
+def test_the_legend_names_classes_errors_and_ignored_pixels(workdir):
+    *_, gallery = segmentation.segmentation_sections(workdir, examples)
+    legend = gallery.body.partition("</p>")[0]
+    for words in ("ground", "crack", "&lt;b&gt;hole", "wrong", "ignored"):
+        assert words in legend
+    for colour in class_colours.palette(3).tolist():
+        assert "rgb({},{},{})".format(*colour) in legend
+
+
+def test_confusions_are_per_cent_of_the_row(workdir):
+    _, confusion, _ = segmentation.segmentation_sections(workdir, examples)
+    numbers = re.findall(r'pointer-events="none">([^<]+)<', confusion.body)
+    total = np.load(workdir / layout.MASK_COUNTS)["confusion"].sum(0)
+    share = 100 * total / total.sum(1, keepdims=True)
+    expected = [
+        f"{one:.0f}" if one >= 0.5 else "&lt;1" for one in share[share > 0]
+    ]
+    assert numbers == expected
 
 
 def test_without_pictures_or_with_broken_ones_the_scores_stay(workdir):

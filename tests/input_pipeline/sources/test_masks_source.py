@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mask_folders import CLASSES, mask_of, save_mask, write_split
 from PIL import Image
 
 from configs import common
 from core.errors import UserError
-from input_pipeline import audit
 from input_pipeline.decoding import BadImage
 from input_pipeline.folds import folds_for
 from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Kind
-
-CLASSES = "index,name,ignore\n0,ground,0\n1,crack,0\n2,hole,0\n"
-VOID = CLASSES + "9,void,1\n"
-
-
-def mask_of(row, size=(20, 16)):
-    """Mostly ground, with a crack in even and a hole in odd images."""
-    mask = np.zeros(size[::-1], np.uint8)
-    mask[2:5, 3 : 9 + row] = 1 + row % 2
-    return mask
-
-
-def write_split(root, split, count, start=0, folders=("img_{}", "mask_{}")):
-    images, masks = (root / name.format(split) for name in folders)
-    for folder in (images, masks):
-        folder.mkdir(parents=True, exist_ok=True)
-    for row in range(start, start + count):
-        pixels = np.full((16, 20, 3), 10 * row, np.uint8)
-        Image.fromarray(pixels).save(images / f"p{row}.jpg")
-        Image.fromarray(mask_of(row)).save(masks / f"p{row}.png")
 
 
 @pytest.fixture
@@ -51,10 +31,6 @@ def opened(root, cache=None, **fields):
     data.root = str(root)
     data.update(fields)
     return open_source(data, cache)
-
-
-def save_mask(root, values, name="mask_train/p0.png", **options):
-    Image.fromarray(values).save(root / name, **options)
 
 
 def test_pairs_classes_and_given_splits(root):
@@ -78,16 +54,6 @@ def test_pairs_classes_and_given_splits(root):
     assert set(source.labelled.labels[1::2].tolist()) == {2}
     assert source.test.ids.tolist() == ["p9", "p10"]
     assert "mask" not in source.test.kinds
-
-
-def test_a_class_in_no_mask_is_doubtful_but_loses_nothing(root):
-    """Training takes such a list of classes as it is."""
-    (root / "classes.csv").write_text(CLASSES + "3,dent,0\n")
-    found = audit.audit(opened(root), folds=5)
-    details = {(one.problem, one.detail) for one in found}
-    assert ("class in no mask", "class 'dent' is in no mask") in details
-    assert "class in no mask" in audit.DOUBTS
-    assert not {one.problem for one in found} & set(audit.LOSSES)
 
 
 def test_without_validation_folders_the_images_are_folded(root):
