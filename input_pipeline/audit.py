@@ -21,6 +21,7 @@ from input_pipeline.decoding import (
     BadImage,
     is_transparent,
     open_image,
+    orientation,
     upright_rgb,
 )
 from input_pipeline.findings import (
@@ -42,8 +43,8 @@ SPLIT_FACTOR = 2.0
 class _Decoded:
     """Size and hash of an image's pixels, or the reason why it fails.
 
-    `repaired` is what is wrong with the file all the same; `thumbnail` is for
-    `near_copies`.
+    `repaired` is what is wrong with the file all the same; `turned` whether
+    its EXIF entry turns it to the same size; `thumbnail` is for `near_copies`.
     """
 
     reason: str = ""
@@ -52,6 +53,7 @@ class _Decoded:
     digest: bytes = b""
     transparent: bool = False
     repaired: str = ""
+    turned: bool = False
     thumbnail: np.ndarray | None = None
 
 
@@ -93,6 +95,7 @@ def audit(source: Source, folds: int) -> list[Finding]:
         images = images + _decoded(test, names, [-1] * len(test), "test images")
     found = [
         *_bad(images),
+        *_turned(known, source),
         *_left_out(source),
         *_small_classes(source, known, folds),
         *_copies(images, source.mask_digests is not None),
@@ -146,6 +149,7 @@ def _inspect(images: Examples, row: int) -> _Decoded:
         digest.digest(),
         transparent=is_transparent(image),
         repaired=image.info.get(REPAIRED, ""),
+        turned=orientation(image) > 1 and image.size == upright.size,
         thumbnail=near_copies.thumbnail(upright),
     )
 
@@ -160,6 +164,13 @@ def _bad(images: Sequence[_Image]) -> Iterator[Finding]:
             yield image.finding("transparent", "no pixel of it can be seen")
         if decoded.repaired:
             yield image.finding("repaired", decoded.repaired)
+
+
+def _turned(images: Sequence[_Image], source: Source) -> Iterator[Finding]:
+    """Photos whose mask may lie another way, which no size tells."""
+    for image in images if source.mask_pixels is not None else ():
+        if image.decoded.turned:
+            yield image.finding("turned photo", "see whether its mask is, too")
 
 
 def _left_out(source: Source) -> Iterator[Finding]:

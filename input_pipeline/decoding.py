@@ -197,7 +197,7 @@ def check_pixels(pixels: np.ndarray) -> None:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of what `upright_rgb` makes of a JPEG, undecoded."""
     width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    return (height, width) if orientation(image) >= 5 else (width, height)
 
 
 def reduce_jpeg(image: Image.Image, factor: int) -> int:
@@ -231,7 +231,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """
     try:
         image = _loaded(image)
-        turn = _orientation(image)
+        turn = orientation(image)
         rgb = image if image.mode == "RGB" else None
         if rgb is None or "transparency" in image.info:
             rgb = _to_rgb(image)
@@ -268,7 +268,6 @@ def decode_mask(data: bytes | np.ndarray) -> np.ndarray:
     """Decodes a segmentation mask.
 
     Values are taken as they are, those of a palette image as the indices.
-    The EXIF orientation is not applied.
 
     Args:
       data: an encoded file, or uint8 `[H, W]`.
@@ -277,8 +276,9 @@ def decode_mask(data: bytes | np.ndarray) -> np.ndarray:
       uint8 `[H, W]`, a class per pixel.
 
     Raises:
-      BadImage: the data cannot be read, or values are not exact (JPEG), not
-        of one channel, or above 255.
+      BadImage: the data cannot be read, values are not exact (JPEG), not of
+        one channel, or above 255, or an EXIF entry turns it: programs differ
+        in whether they do so with masks.
     """
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 2 or not data.size:
@@ -289,6 +289,8 @@ def decode_mask(data: bytes | np.ndarray) -> np.ndarray:
     image = open_image(data)
     if image.format in ("JPEG", "MPO"):
         raise BadImage("JPEG does not keep a mask's values; save it as PNG")
+    if orientation(image) != 1:
+        raise BadImage("its EXIF entry turns the mask; save it without")
     try:
         values = np.array(_loaded(image))
     except MemoryError:
@@ -302,8 +304,12 @@ def decode_mask(data: bytes | np.ndarray) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation 1 to 8; 1 where there is none or it is broken."""
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation 1 to 8; 1 if there is none, or it is broken.
+
+    Args:
+      image: from `open_image`.
+    """
     if image.format is None:
         return 1
     if image.format in ("JPEG", "MPO") and "exif" not in image.info:

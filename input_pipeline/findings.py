@@ -45,6 +45,7 @@ DOUBTS = {
     "class not validated": "is in no validation mask: has no score",
     "empty mask": "holds nothing but the first class, or ignored pixels",
     "one-class mask": "holds one class alone, which is not the first",
+    "turned photo": "is turned by its EXIF entry: its mask must be turned",
     "transparent": "is wholly transparent: taken as white",
     "labels alike": "differs from another class only in case or spaces",
     "missing label": "is how a missing value is written",

@@ -169,6 +169,11 @@ def read_classes(path: Path) -> MaskFormat:
     if set(_COLOUR_COLUMNS) <= set(table.header):
         channels = [_numbers(table, c, "0 to 255") for c in _COLOUR_COLUMNS]
         colours = list(zip(*channels, strict=True))
+        for colour, aside in zip(colours, ignore, strict=True):
+            if not aside and colours.count(colour) > 1:
+                raise UserError(
+                    f"{path} has the colour {colour} twice; correct the rows"
+                )
     order = sorted(range(len(names)), key=lambda row: indices[row])
     classes = [row for row in order if not ignore[row]]
     ignored = [row for row in order if ignore[row]]

@@ -16,7 +16,8 @@ from mask_scenes import (
 from PIL import Image
 
 from input_pipeline.backends import image_backend
-from input_pipeline.transforms import degradations
+from input_pipeline.transforms import degradations, operations, policy
+from input_pipeline.transforms.policy import Augment
 from input_pipeline.transforms.views import WholeTransform
 
 
@@ -47,12 +48,98 @@ def test_turns_and_zoom_move_both(changes):
         assert ((other["mask"] == IGNORE).mean() > 0) == shrinks
 
 
-def test_both_back_ends_turn_and_zoom_alike(monkeypatch):
-    changes = {"rotate": 30.0, "zoom": (0.5, 1.5), "transpose": 0.5}
-    compiled = first_batches(scenes(), noise=1.0, **changes)
+class OneClass(Scenes):
+    """Images that are all of class 1."""
+
+    def read(self, row):
+        mask = np.ones((90, 110), np.uint8)
+        return {"image": COLOURS[mask], "mask": mask}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rotate": 45.0},
+        {"zoom": (0.4, 0.9)},
+        {"rotate": 30.0, "zoom": (0.5, 1.0), "transpose": 0.5},
+        {"randaugment_ops": 2, "rotate": 10.0, "flip_vertical": 0.5},
+    ],
+    ids=str,
+)
+def test_what_comes_in_from_outside_is_ignored_never_class_0(changes):
+    examples = OneClass(*(getattr(scenes(), n) for n in ("ids", "labels")))
+    outside = 0
+    for batch in first_batches(examples, **({"randaugment_ops": 0} | changes)):
+        assert set(np.unique(batch["mask"])) <= {1, IGNORE}
+        if changes.get("randaugment_ops"):
+            continue  # It may make other pixels black.
+        black = ~batch["image"].any(-1)
+        assert (batch["mask"][black] == IGNORE).all()
+        # Where smoothing reaches across the edge, a pixel is not quite black.
+        beside = (batch["mask"] == IGNORE) & ~black
+        assert beside.mean() < 0.03
+        outside += black.sum()
+    assert outside or changes.get("randaugment_ops")
+
+
+@pytest.mark.parametrize("degrees", [-33.0, 12.5, 90.0])
+def test_masks_turn_as_pillow_turns_them(degrees):
+    """Against the clock, about the middle, at the size that they had."""
+    mask = scene(4, 81, 120)
+    turned = operations.apply_to_mask(
+        mask, [operations.Operation("turn_and_zoom", (degrees, 1.0))], IGNORE
+    )
+    expected = Image.fromarray(mask).rotate(
+        degrees, Image.Resampling.NEAREST, fillcolor=IGNORE
+    )
+    same = turned == np.asarray(expected)
+    assert same.mean() > 0.999  # Pixels on an edge may fall to either side.
+
+
+def test_noise_and_brightness_are_drawn_over_their_whole_ranges():
+    """albumentations: contrast and brightness +- .2, variance 10 to 50."""
+    augment = Augment(
+        randaugment_ops=0, jitter_prob=0.0, noise=1.0, brightness_contrast=1.0
+    )
+    rng = np.random.default_rng(0)
+    drawn = [policy.draw_operations(augment, 64, rng) for _ in range(2000)]
+    found = [{one.name: one.value for one in each} for each in drawn]
+    pairs = np.array([one["brightness_contrast"] for one in found])
+    stds = np.array([one["noise"][0] for one in found])
+    for values, low, high in (
+        (pairs[:, 0], 0.8, 1.2),
+        (pairs[:, 1], -0.2, 0.2),
+        (stds, 10**0.5, 50**0.5),
+    ):
+        assert low <= values.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < values.max() <= high
+        assert values.mean() == pytest.approx(
+            (low + high) / 2, rel=0.02, abs=0.01
+        )
+    assert len({one["noise"][1] for one in found}) == 2000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rotate": 30.0, "zoom": (0.5, 1.5), "transpose": 0.5, "noise": 1.0},
+        {"crop_max_share": 0.6, "crop_scale": (0.1, 0.5), "rotate": 10.0},
+        {
+            "flip_vertical": 0.5,
+            "brightness_contrast": 1.0,
+            "jitter": (0.4, 0.4, 0.4, 0.1),
+            "gamma": 1.0,
+            "blur": 0.5,
+            "coarse_dropout": 0.5,
+        },
+    ],
+    ids=str,
+)
+def test_both_back_ends_do_the_same(monkeypatch, changes):
+    compiled = first_batches(scenes(), **changes)
     monkeypatch.setattr(image_backend.cpp, "available", lambda: False)
     for one, other in zip(
-        compiled, first_batches(scenes(), noise=1.0, **changes), strict=True
+        compiled, first_batches(scenes(), **changes), strict=True
     ):
         for name in ("image", "mask"):
             np.testing.assert_array_equal(one[name], other[name])

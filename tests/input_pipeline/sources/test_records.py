@@ -94,7 +94,7 @@ def test_what_is_wrong_is_said_in_one_sentence(digits, converted, tmp_path):
         open_source(data_at(copy))
 
 
-# ---- Masks and columns --------------------------------------------------------
+# ---- Masks and columns -------------------------------------------------------
 
 BATCH = {"batch_size": 4, "seed": 3}
 
