@@ -102,7 +102,9 @@ def region_of(
     parts = tools.frPyObjects(
         [[float(one) for one in polygon] for polygon in shape], height, width
     )
-    return tools.decode(tools.merge(parts)).astype(bool)
+    merged = tools.merge(parts)
+    counts = merged["counts"].decode("ascii")
+    return _decoded({**merged, "counts": counts}, height, width)
 
 
 def _is_number(value: Any) -> bool:

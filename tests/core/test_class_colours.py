@@ -17,10 +17,10 @@ def test_colours_differ_from_each_other_and_from_the_stripes(count):
     assert not seen & {*map(tuple, class_colours._STRIPES.tolist())}
 
 
-def test_a_dozen_classes_can_be_told_apart():
-    colours = class_colours.palette(12).astype(int)
+def test_twenty_classes_can_be_told_apart():
+    colours = class_colours.palette(20).astype(int)
     apart = np.abs(colours[:, None] - colours).sum(-1)
-    assert apart[~np.eye(12, dtype=bool)].min() >= 90
+    assert apart[~np.eye(20, dtype=bool)].min() >= 90
 
 
 def test_a_class_keeps_its_colour_whatever_the_others():

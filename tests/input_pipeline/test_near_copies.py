@@ -55,7 +55,7 @@ def test_every_position_is_found_and_named(position):
     *others, match = find([*pictures, moved])
     assert others == [None] * 5
     assert (match.row, match.position) == (3, position)
-    assert match.correlation > 0.999
+    assert match.correlation > 0.99
 
 
 @settings(max_examples=30, deadline=None)
@@ -85,28 +85,40 @@ def test_copies_as_people_make_them(
 def test_the_quick_bound_never_hides_a_pair():
     """Comparing all pairs in all positions finds the same."""
     rng = np.random.default_rng(1)
-    base = rng.normal(0, 1, (6, SIDE, SIDE))
+    base = rng.normal(0, 1, (8, SIDE, SIDE))
     noisy = [
-        np.rot90(one, turns) + rng.normal(0, 0.2, one.shape)
-        for one, turns in zip(base, rng.integers(0, 4, 6), strict=True)
+        np.rot90(one, turns) + rng.normal(0, noise, one.shape)
+        for one, turns, noise in zip(
+            base, rng.integers(0, 4, 8), np.linspace(0.2, 0.5, 8), strict=True
+        )
     ]
-    thumbnails = np.uint8(
-        np.clip(128 + 30 * np.concatenate([base, noisy]), 0, 255)
-    )
-    flat = thumbnails.reshape(12, -1).astype(float)
-    flat -= flat.mean(1, keepdims=True)
-    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    thumbnails = np.concatenate([base, noisy])
+    thumbnails = np.uint8(np.clip(128 + 30 * thumbnails, 0, 255))
+    count = len(thumbnails)
+
+    def coefficients(pixels):
+        none = np.zeros(count, int)
+        return near_copies._index(pixels, none, none).coefficients
+
     best = np.max(
-        [flat @ flat[:, turn].T for turn in near_copies._TURNS], axis=0
+        [
+            coefficients(thumbnails) @ coefficients(turned).T
+            for mirrored in (thumbnails, thumbnails[:, :, ::-1])
+            for turned in (np.rot90(mirrored, k, (1, 2)) for k in range(4))
+        ],
+        axis=0,
     )
     expected = [
         row > 0 and best[:row, row].max() >= near_copies.ALIKE
-        for row in range(12)
+        for row in range(count)
     ]
-    names = [str(row).encode() for row in range(12)]
-    found = near_copies.find(thumbnails, list("abcdefghijkl"), names)
+    names = [str(row).encode() for row in range(count)]
+    found = near_copies.find(thumbnails, list(map(str, range(count))), names)
     assert [match is not None for match in found] == expected
-    assert any(expected) and not all(expected)
+    assert 1 < sum(expected) < 8
+    for row, match in enumerate(found):
+        if match is not None:
+            assert match.correlation == pytest.approx(best[match.row, row])
 
 
 def test_images_of_one_group_or_of_the_same_pixels_are_not_compared():
@@ -151,7 +163,7 @@ def test_an_audit_names_both_images(tmp_path):
 
     (((split, name, problem), detail),) = find_in("0123", "4").items()
     assert (split, name, problem) == ("test", "4", "near copy across splits")
-    assert detail.startswith("looks like train id '1' turned by 90° (0.9")
+    assert detail.startswith("looks like train id '1' turned by 90° (")
     # Folds may part them, unless they are of one group.
     assert list(find_in("01234", "")) == [("train", "4", "near copy")]
     groups = np.array(list("abcdb"))

@@ -182,7 +182,7 @@ def test_names_as_people_write_them(root, opened):
         ),
         (
             lambda root: (root / "classes.csv").write_text(""),
-            "is empty",
+            "has no content",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
