@@ -111,9 +111,10 @@ def draw(argv: list[str]) -> None:
     )
     below = ""
     if mixing is not None:
+        what = "soft labels" if source.mask_pixels is None else "masks"
         below = (
             f"; below, {known.batches} batches of stage {known.stage} with "
-            "their soft labels"
+            f"their {what}"
         )
     print(
         f"{known.out}: {len(chosen)} images of '{source.name}', each plain "

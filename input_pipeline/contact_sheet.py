@@ -92,7 +92,7 @@ def write_contact_sheet(
                 _picture(image, mask, source)
                 for image, mask in zip(images, targets, strict=True)
             ]
-            grid.add(images, [""], _INK)
+            grid.add(images, [], _INK)
             continue
         grid.add(images, [_soft_label(source, row) for row in targets], _INK)
     with atomic_files.atomic_write(path) as temporary:
@@ -130,7 +130,7 @@ class _Grid:
         width = self._cell * self._aspect
         step, across = self._cell + _MARGIN, width + _MARGIN
         heights = [
-            _TEXT * max(text.count("\n") + 1 for text in captions)
+            _TEXT * max((text.count("\n") + 1 for text in captions), default=0)
             + (step if images else 0)
             for images, captions, _ in self._lines
         ]
