@@ -106,14 +106,15 @@ class _Index(NamedTuple):
     """What images are compared by.
 
     Attributes:
-      coefficients: of each image, of length 1.
-      means: what a mean over the eight positions leaves of them, the coarsest.
+      thumbnails: uint8 `[N, SIDE, SIDE]`.
+      means: what a mean over the eight positions leaves of their
+        coefficients, the coarsest.
       norms: of the means, squared.
       groups: int `[N]`.
       same: int `[N]`.
     """
 
-    coefficients: Float32[np.ndarray, "N P"]
+    thumbnails: np.ndarray
     means: Float32[np.ndarray, "N M"]
     norms: Float32[np.ndarray, " N"]
     groups: np.ndarray
@@ -123,20 +124,31 @@ class _Index(NamedTuple):
 def _index(
     thumbnails: np.ndarray, groups: np.ndarray, same: np.ndarray
 ) -> _Index:
+    portions = []
+    for part in np.array_split(thumbnails, len(thumbnails) // 4096 + 1):
+        # Odd frequencies change their sign in some position, and transposing
+        # exchanges the two of a pair.
+        even = _coefficients(part).reshape(-1, SIDE, SIDE)
+        even = even[:, : 2 * _COARSE : 2, : 2 * _COARSE : 2]
+        mean = (even + even.swapaxes(1, 2)) / 2
+        portions.append(mean.reshape(len(part), -1))
+    means = np.concatenate(portions)
+    norms = (means**2).sum(axis=1)
+    return _Index(thumbnails, means, norms, groups, same)
+
+
+def _coefficients(
+    thumbnails: UInt8[np.ndarray, "n 32 32"],
+) -> Float32[np.ndarray, "n P"]:
+    """Weighted cosine transforms of length 1, by row and column frequency."""
     number, place = np.ogrid[:SIDE, :SIDE]
     waves = np.cos(np.pi * number * (2 * place + 1) / (2 * SIDE))
     waves[0] *= 0.5**0.5
-    weight = np.hypot(number, place) ** DETAIL
+    waves = waves.astype(np.float32)
+    weight = np.hypot(number, place).astype(np.float32) ** DETAIL
     weight[0, 0] = 0  # The mean grey.
-    found = waves @ thumbnails @ waves.T * weight
-    found /= np.linalg.norm(found, axis=(1, 2), keepdims=True)
-    # Odd frequencies change their sign in some position, and transposing
-    # exchanges the two of a pair.
-    even = found[:, : 2 * _COARSE : 2, : 2 * _COARSE : 2]
-    means = (even + even.swapaxes(1, 2)) / 2
-    means = means.reshape(len(means), -1).astype(np.float32)
-    flat = found.reshape(len(found), -1).astype(np.float32)
-    return _Index(flat, means, (means**2).sum(axis=1), groups, same)
+    found = (waves @ thumbnails @ waves.T * weight).reshape(-1, SIDE * SIDE)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
 def _turns(side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -174,8 +186,8 @@ def _match(index: _Index, row: int) -> Match | None:
         near = near[distance[near].argpartition(MOST_COMPARED)[:MOST_COMPARED]]
     if not len(near):
         return None
-    own = index.coefficients[row][_PLACES] * _SIGNS
-    correlation = index.coefficients[near] @ own.T
+    *others, own = _coefficients(index.thumbnails[[*near, row]])
+    correlation = np.array(others) @ (own[_PLACES] * _SIGNS).T
     best, turn = np.unravel_index(correlation.argmax(), correlation.shape)
     found = float(correlation[best, turn])
     if found < ALIKE:

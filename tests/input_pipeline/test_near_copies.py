@@ -96,10 +96,7 @@ def test_the_quick_bound_never_hides_a_pair():
     thumbnails = np.uint8(np.clip(128 + 30 * thumbnails, 0, 255))
     count = len(thumbnails)
 
-    def coefficients(pixels):
-        none = np.zeros(count, int)
-        return near_copies._index(pixels, none, none).coefficients
-
+    coefficients = near_copies._coefficients
     best = np.max(
         [
             coefficients(thumbnails) @ coefficients(turned).T
