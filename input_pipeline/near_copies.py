@@ -31,10 +31,6 @@ ALIKE = 0.94
 # A coefficient counts with its frequency to this power.
 DETAIL = 0.5
 
-# Of the coefficients that a mean over positions leaves, so many frequencies a
-# side are looked at first.
-_COARSE = 8
-
 # Grey levels of standard deviation below which a thumbnail shows nothing.
 FLATTEST = 3.0
 
@@ -108,7 +104,7 @@ class _Index(NamedTuple):
     Attributes:
       thumbnails: uint8 `[N, SIDE, SIDE]`.
       means: what a mean over the eight positions leaves of their
-        coefficients, the coarsest.
+        coefficients.
       norms: of the means, squared.
       groups: int `[N]`.
       same: int `[N]`.
@@ -124,14 +120,15 @@ class _Index(NamedTuple):
 def _index(
     thumbnails: np.ndarray, groups: np.ndarray, same: np.ndarray
 ) -> _Index:
+    # Odd frequencies change their sign in some position, and transposing
+    # exchanges the two of a pair, which count as one.
+    row, column = 2 * np.array(np.triu_indices(SIDE // 2))
+    scale = np.where(row == column, 0.5, 0.5**0.5).astype(np.float32)
     portions = []
     for part in np.array_split(thumbnails, len(thumbnails) // 4096 + 1):
-        # Odd frequencies change their sign in some position, and transposing
-        # exchanges the two of a pair.
-        even = _coefficients(part).reshape(-1, SIDE, SIDE)
-        even = even[:, : 2 * _COARSE : 2, : 2 * _COARSE : 2]
-        mean = (even + even.swapaxes(1, 2)) / 2
-        portions.append(mean.reshape(len(part), -1))
+        found = _coefficients(part).reshape(-1, SIDE, SIDE)
+        pairs = found[:, row, column] + found[:, column, row]
+        portions.append(pairs * scale)
     means = np.concatenate(portions)
     norms = (means**2).sum(axis=1)
     return _Index(thumbnails, means, norms, groups, same)
