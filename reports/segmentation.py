@@ -105,7 +105,7 @@ def segmentation_sections(
             template(_TEMPLATE).classes(_class_rows(counts)),
             "Over all pixels of the validation images; intervals from "
             "drawing images anew. A class's boundary is what lies within 2 % "
-            "of the image's diagonal of its edge.",
+            f"of the image's diagonal of its edge.{_absent(counts)}",
             figures=_figures(counts),
         ),
         Section(
@@ -136,9 +136,10 @@ def _figures(counts: Counts) -> tuple[Figure, ...]:
             _interval(counts, segmentation.mean_iou_from_confusion),
         ),
         Figure(
-            "per image, Dice and IoU",
-            f"{found['image_dice']:.4f}, {found['image_iou']:.4f}",
-            "means over images of their own classes",
+            "Dice per image", f"{found['image_dice']:.4f}", "over its classes"
+        ),
+        Figure(
+            "IoU per image", f"{found['image_iou']:.4f}", "over its classes"
         ),
         Figure("boundary IoU", f"{edges:.4f}", images),
     )
@@ -180,6 +181,15 @@ def _class_rows(counts: Counts) -> list[dict]:
             }
         )
     return sorted(rows, key=lambda row: row["dice"])
+
+
+def _absent(counts: Counts) -> str:
+    """A sentence on the classes that have no score."""
+    dice = segmentation.dice_from_confusion(counts.confusion.sum(axis=0))
+    names = counts.classes[np.isnan(dice)].tolist()
+    if not names:
+        return ""
+    return f" Neither in labels nor in predictions: {', '.join(names)}."
 
 
 def _gallery(counts: Counts, examples: ReadExamples | None) -> Section:

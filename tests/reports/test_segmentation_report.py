@@ -66,12 +66,13 @@ def test_scores_classes_and_pictures(workdir):
     classes, confusion, gallery = segmentation.segmentation_sections(
         workdir, examples
     )
-    (dice, iou, per_image, edges) = classes.figures
+    dice, iou, image_dice, image_iou, edges = classes.figures
     counts = np.load(workdir / layout.MASK_COUNTS)
     found = scores.scores(counts["confusion"])
     assert dice.number == f"{found['mean_dice']:.4f}"
     assert iou.number == f"{found['mean_iou']:.4f}"
-    assert f"{found['image_dice']:.4f}" in per_image.number
+    assert image_dice.number == f"{found['image_dice']:.4f}"
+    assert image_iou.number == f"{found['image_iou']:.4f}"
     assert 0 < float(edges.number) < 1
     assert "interval" in dice.note
     assert "&lt;b&gt;hole" in classes.body and "<b>hole" not in classes.body
@@ -79,6 +80,18 @@ def test_scores_classes_and_pictures(workdir):
     order = re.findall(r'class="name">(p\d)<', gallery.body)
     # The worst first: p7 has lost most of its crack.
     assert order[0] == "p7" and len(order) == 8
+
+
+def test_a_class_that_nobody_has_is_named_below_the_table(workdir):
+    path = workdir / layout.MASK_COUNTS
+    counts = dict(np.load(path))
+    counts["confusion"] = np.pad(counts["confusion"], ((0, 0), (0, 1), (0, 1)))
+    counts["boundary"] = np.pad(counts["boundary"], ((0, 0), (0, 1), (0, 0)))
+    counts["classes"] = np.array([*CLASSES, "dent"])
+    np.savez(path, **counts)
+    classes, *_ = segmentation.segmentation_sections(workdir)
+    assert "dent" not in classes.body
+    assert classes.note.endswith("nor in predictions: dent.")
 
 
 def parts_of(example):
