@@ -313,6 +313,21 @@ def test_masks_are_counted_once_and_again_after_a_change(root, tmp_path):
     assert opened(root, cache).mask_pixels[0, 1] > first.mask_pixels[0, 1]
 
 
+def test_a_mask_is_known_by_what_it_holds_not_by_its_file(root):
+    first = opened(root)
+    assert first.mask_digests.shape == (9, 16)
+    assert len(np.unique(first.mask_digests[:6], axis=0)) == 6
+    save_mask(root, mask_of(0), compress_level=1)
+    again = opened(root)
+    np.testing.assert_array_equal(first.mask_digests, again.mask_digests)
+    # As many pixels of each class, elsewhere.
+    save_mask(root, mask_of(0)[:, ::-1])
+    moved = opened(root)
+    np.testing.assert_array_equal(first.mask_pixels, moved.mask_pixels)
+    changed = (first.mask_digests != moved.mask_digests).any(axis=1)
+    assert changed.tolist() == [True] + [False] * 8
+
+
 def test_a_mask_that_changes_later_is_a_bad_image(root):
     source = opened(root)
     save_mask(root, mask_of(0) + 7)
