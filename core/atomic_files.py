@@ -135,6 +135,10 @@ def remove_temporaries() -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
+        # By another name: what still writes into it finds it gone, and cannot
+        # fill it while it is emptied.
+        with contextlib.suppress(OSError):
+            path = path.rename(path.with_name(f"{path.name}.gone"))
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):

@@ -220,7 +220,7 @@ def write_masks(
     palette[:count] = class_colours.palette(count)
     palette[IGNORE] = 255
 
-    def look(folder: Path, row: int) -> None:
+    def look(content: Content, row: int) -> bytes:
         image = content.images[row]
         annotations = content.annotations.get(image["id"], [])
         if skip_crowds:
@@ -233,18 +233,21 @@ def write_masks(
                 f"{content.path}: an annotation of '{image['file_name']}' "
                 f"cannot be drawn: {error}; correct or remove it"
             ) from error
-        path = folder / f"{stems[row]}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(mask)
+        picture, file = Image.fromarray(mask), io.BytesIO()
         picture.putpalette(palette.ravel().tolist())
-        picture.save(path)
+        picture.save(file, "PNG")
+        return file.getvalue()
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_files.temporary_folder(out.parent, ".masks-") as folder:
+            paths = [folder / f"{stem}.png" for stem in stems]
+            for parent in {path.parent for path in paths}:
+                parent.mkdir(parents=True, exist_ok=True)
             rows = np.arange(len(stems))
-            for _ in parallel_scan.every_image(look, folder, rows, "masks"):
-                pass
+            files = parallel_scan.every_image(look, content, rows, "masks")
+            for path, file in zip(paths, files, strict=True):
+                path.write_bytes(file)
             atomic_files.write_text(class_list, table)
             umask = os.umask(0)
             os.umask(umask)

@@ -327,6 +327,23 @@ with files.atomic_write({str(tmp_path / "new")!r}) as path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_is_still_being_filled_is_removed_whole(tmp_path):
+    writing = f"""
+import itertools
+from core import atomic_files as files
+with files.temporary_folder({str(tmp_path)!r}) as folder:
+    for number in itertools.count():
+        (folder / str(number % 5000)).write_bytes(b"file")
+        if number == 2000:
+            print('ready', flush=True)
+"""
+    script = Script(BEGIN + writing)
+    script.wait_for("ready")
+    script.send(signal.SIGTERM)
+    assert script.end() == (143, "stopped by SIGTERM\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_was_started_in_the_background_ignores_ctrl_c():
     text = BEGIN + READY + "time.sleep(0.5)\n"
     process = subprocess.Popen(
