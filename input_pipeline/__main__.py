@@ -64,8 +64,9 @@ def draw(argv: list[str]) -> None:
     parser = loading.Parser(
         prog="python -m input_pipeline",
         description="Draws a contact sheet of a recipe's augmentations.",
-        epilog="python -m input_pipeline audit --help: finds bad images, "
-        "copies and doubtful labels.",
+        epilog="Commands, each with --help: audit finds bad images, copies "
+        "and doubtful labels; convert writes large files; to-coco and "
+        "from-coco convert masks.",
     )
     parser.add_argument("--out", default="contact_sheet.png", metavar="PNG")
     parser.add_argument("--rows", type=int, default=8, help="images")

@@ -91,12 +91,16 @@ def check_given_folds(source: Source, data: Any) -> None:
     elif data.folds_file:
         problem, remedy = "data.folds_file is set", "leave it empty"
     if problem:
-        again = "convert again with" if source.name == "records" else "set"
         raise UserError(
             f"{problem}, but {data.root} says itself which images validate; "
-            f"{remedy}, or {again} --config.data.val_images= to fold the "
-            "training images alone"
+            f"{remedy}, or {how_to_fold(source)}"
         )
+
+
+def how_to_fold(source: Source) -> str:
+    """Returns what makes folds of data that say which images validate."""
+    how = "convert again with" if source.name == "records" else "set"
+    return f"{how} --config.data.val_images= to fold the training images alone"
 
 
 def folds_for(

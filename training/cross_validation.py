@@ -9,6 +9,7 @@ from pathlib import Path
 
 import reports
 from core.errors import UserError
+from input_pipeline.folds import how_to_fold
 from input_pipeline.sources import open_source
 from run_folder import layout
 from run_folder.artifacts import ArtifactWriter
@@ -69,8 +70,8 @@ def check(arguments: Arguments) -> None:
     if source.given_folds is not None:
         raise UserError(
             f"--all-folds needs folds, but {config.data.root} says itself "
-            "which images validate; leave --all-folds out, or set "
-            "--config.data.val_images= to fold the training images alone"
+            "which images validate; leave --all-folds out, or "
+            f"{how_to_fold(source)}"
         )
 
 

@@ -345,12 +345,13 @@ def draw(
     Raises:
       BadAnnotation: one of them means no region.
     """
-    mask = np.full((height, width), background, np.uint8)
+    mask = np.full(height * width, background, np.uint8)
+    # As pixel numbers: many whole pictures would not fit into the memory.
     drawn = [
-        (annotation, regions.region_of(annotation, height, width))
-        for annotation in annotations
+        (one, np.flatnonzero(regions.region_of(one, height, width)))
+        for one in annotations
     ]
-    drawn.sort(key=lambda one: (not one[0].get("iscrowd"), -one[1].sum()))
-    for annotation, region in drawn:
-        mask[region] = value_of(annotation)
-    return mask
+    drawn.sort(key=lambda pair: (not pair[0].get("iscrowd"), -len(pair[1])))
+    for annotation, pixels in drawn:
+        mask[pixels] = value_of(annotation)
+    return mask.reshape(height, width)

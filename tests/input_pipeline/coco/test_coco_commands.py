@@ -282,6 +282,38 @@ def test_what_is_there_is_not_written_over(tmp_path):
         from_coco.write_masks(content, tmp_path / "mask")
 
 
+@pytest.mark.parametrize(
+    ("classes", "name", "background"),
+    [
+        (("background", "crack"), None, 0),
+        (("Background", "crack"), None, 0),
+        (("0", "1"), None, 0),
+        (("sky", "road"), None, None),
+        (("background", "crack"), "", None),
+        (("sky", "road"), "road", 1),
+    ],
+)
+def test_which_class_is_no_category(classes, name, background):
+    assert to_coco._background_of(classes, name) == background
+
+
+def test_any_class_may_be_the_background_there_and_back(
+    source, tmp_path, root, data_config
+):
+    for number, background in enumerate((None, 1, 2)):
+        folder = tmp_path / str(number)
+        to_coco.export(source, folder, to_coco.Style(background))
+        content = from_coco.read(folder / "instances_val.json")
+        from_coco.write_masks(content, folder / "mask_train")
+        os.symlink(root / "img_val", folder / "img_train")
+        found = open_source(data_config(root=str(folder)))
+        assert found.classes == source.classes
+        for row, given in enumerate(np.flatnonzero(source.given_folds == 0)):
+            np.testing.assert_array_equal(
+                found.labelled.mask(row), source.labelled.mask(given)
+            )
+
+
 def run(*words):
     return subprocess.run(
         [sys.executable, "-m", "input_pipeline", *map(str, words)],
