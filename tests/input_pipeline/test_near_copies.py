@@ -172,3 +172,41 @@ def test_an_audit_names_both_images(tmp_path):
     assert list(find_in("01234", "", given_folds=given)) == [
         ("val", "4", "near copy across splits")
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    # One cell was photographed twice, and parted.
+    [("steel3", []), ("blood3", [("a157", "a158")])],
+)
+def test_photos_of_one_kind_are_told_apart_and_their_copies_found(
+    shared_data, name, known
+):
+    """Copies as in NEU_Seg, which spreads each photo over its splits."""
+    rng = np.random.default_rng(0)
+    files = sorted((shared_data / name).glob("img_*/*.jpg"))
+    pictures = [decode(path.read_bytes()) for path in files]
+    groups = [path.parent.name for path in files]
+    found = [
+        {files[row].stem, files[match.row].stem}
+        for row, match in enumerate(find(pictures, groups))
+        if match is not None
+    ]
+    assert found == [set(pair) for pair in known]
+    originals = pictures[::10]
+    copies = [
+        decode(
+            encoded(
+                in_position(pixels, POSITIONS[rng.integers(8)]),
+                quality=int(rng.integers(60, 96)),
+            )
+        )
+        for pixels in originals
+    ]
+    groups = ["before"] * len(originals) + ["after"] * len(copies)
+    matches = find(originals + copies, groups)[len(originals) :]
+    right = [
+        match is not None and match.row == row
+        for row, match in enumerate(matches)
+    ]
+    assert np.mean(right) > 0.97
