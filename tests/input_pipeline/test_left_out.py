@@ -13,6 +13,7 @@ from sample_images import encoded, photo
 
 from core.errors import UserError
 from input_pipeline import audit, decoding
+from input_pipeline.findings import loses
 from input_pipeline.sources import listing, open_source
 
 HEIC = b"\0\0\0\x18ftypheic" + bytes(40)
@@ -107,14 +108,14 @@ def test_what_cannot_be_decoded_is_counted_and_named(
         assert list(source.left_out) == [] and source.describe() == {}
         return
     (file,) = source.left_out
-    assert file == (where.split("/")[0], str(path), problem)
+    assert file == (where.split("/")[0], str(path), problem, "")
     told = source.describe()["left out"]
     assert told == f"1 × {problem} (first: {path})"
     findings = audit.audit(source, 5)
     assert [(one.problem, one.file) for one in findings] == [
         (problem, str(path))
     ]
-    assert audit.loses(findings) == (problem == "no decoder")
+    assert loses(findings) == (problem == "no decoder")
     assert str(path) in "\n".join(audit.summary(source, findings))
 
 
@@ -199,7 +200,7 @@ def test_images_in_no_class_folder_are_counted(class_folders, data_config):
     put(class_folders / "cover.png", encoded(photo(), "PNG"))
     source = open_source(data_config(root=str(class_folders)))
     assert problems(source) == {"no class": 4}
-    assert audit.loses(audit.audit(source, 5))
+    assert loses(audit.audit(source, 5))
 
 
 def test_images_that_no_row_names_are_counted(competition, data_config):

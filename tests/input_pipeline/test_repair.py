@@ -16,6 +16,7 @@ from sample_images import encoded, eval_image, photo, train_image
 from input_pipeline import audit, decoding, repair
 from input_pipeline.backends import cpp
 from input_pipeline.decoding import BadImage, decode, decode_mask
+from input_pipeline.findings import loses
 from input_pipeline.sources import open_source
 from input_pipeline.transforms.policy import Augment
 
@@ -207,7 +208,7 @@ def test_the_audit_tells_of_what_it_could_read_all_the_same(
     )
     source = open_source(data_config(root=str(competition)))
     found = audit.audit(source, 3)
-    assert not audit.loses(found)
+    assert not loses(found)
     assert [(one.problem, one.id) for one in found] == [
         ("repaired", "4"),
         ("repaired", "2"),
