@@ -346,12 +346,10 @@ def draw(
       BadAnnotation: one of them means no region.
     """
     mask = np.full(height * width, background, np.uint8)
-    # As pixel numbers: many whole pictures would not fit into the memory.
     drawn = [
-        (one, np.flatnonzero(regions.region_of(one, height, width)))
-        for one in annotations
+        (one, regions.pixels_of(one, height, width)) for one in annotations
     ]
     drawn.sort(key=lambda pair: (not pair[0].get("iscrowd"), -len(pair[1])))
     for annotation, pixels in drawn:
         mask[pixels] = value_of(annotation)
-    return mask.reshape(height, width)
+    return np.ascontiguousarray(mask.reshape(height, width, order="F"))

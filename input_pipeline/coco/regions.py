@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from core.errors import UserError
 
@@ -75,10 +75,10 @@ def run_lengths(
     }
 
 
-def region_of(
+def pixels_of(
     annotation: Mapping[str, Any], height: int, width: int
-) -> Bool[np.ndarray, "H W"]:
-    """Returns the pixels of an annotation.
+) -> Int64[np.ndarray, " n"]:
+    """Returns the pixels of an annotation: numbers, column by column.
 
     Raises:
       BadAnnotation: it means no region.
@@ -113,7 +113,7 @@ def _is_number(value: Any) -> bool:
 
 def _decoded(
     shape: Mapping[str, Any], height: int, width: int
-) -> Bool[np.ndarray, "H W"]:
+) -> Int64[np.ndarray, " n"]:
     """The pixels of run lengths.
 
     Not by pycocotools, which trusts them and writes beyond its memory.
@@ -131,8 +131,10 @@ def _decoded(
     )
     if not fine or sum(counts) != height * width:
         raise BadAnnotation("its run lengths do not fill the image")
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape(height, width, order="F")
+    runs = np.array(counts, np.int64)
+    starts, inside = (np.cumsum(runs) - runs)[1::2], runs[1::2]
+    before = np.cumsum(inside) - inside
+    return np.arange(inside.sum()) + np.repeat(starts - before, inside)
 
 
 def _decompressed(text: str) -> list[int]:
