@@ -1,7 +1,9 @@
 """Photos with masks in, masks out: trained, killed, resumed, predicted."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -12,6 +14,11 @@ import pytest
 from PIL import Image
 
 RECIPE = commands.ROOT / "tests/end_to_end/segmentation_recipe.py"
+# Compiled quickly rather than well: there is next to nothing to compute.
+HASTY = (
+    "--xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
 PALETTE = [20, 20, 20, 220, 30, 30, 30, 30, 220]
 
 
@@ -327,3 +334,53 @@ def test_two_runs_become_one_answer(exported, whole, data, tmp_path):
     assert len(list((out / "masks/test").glob("*.png"))) == 3
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5
+
+
+@pytest.mark.parametrize(
+    ("devices", "fields", "room"),
+    [
+        pytest.param(
+            *(4, ("--config.mesh.fsdp=2",), 1e-3),
+            id="on four devices",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(1, ("--config.dtype=bfloat16",), 0.05), id="in bfloat16"
+        ),
+    ],
+)
+def test_layout_and_precision_keep_the_losses(
+    whole, data, tmp_path, monkeypatch, devices, fields, room
+):
+    monkeypatch.setenv(
+        "XLA_FLAGS",
+        f"--xla_force_host_platform_device_count={devices} {HASTY}",
+    )
+    workdir = tmp_path / "run"
+    done = commands.run(*words(workdir, data, *fields))
+    assert done.returncode == 0, done.stderr
+    found, right = (
+        [record["loss"] for record in commands.records(run) if "loss" in record]
+        for run in (workdir, whole[0])
+    )
+    assert found != right  # Sums in another order, or rounded.
+    np.testing.assert_allclose(found, right, rtol=room)
+    assert len(list((workdir / "masks/test").glob("*.png"))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU's compiler, is not installed",
+)
+def test_a_plan_for_chips_that_are_not_here(data, tmp_path):
+    flags = ("--plan", "--topology=v5e:2x4")
+    done = commands.run(*words(tmp_path / "run", data, *flags))
+    assert done.returncode == 0, done.stderr
+    for pattern in (
+        r"bfloat16, 32 px",
+        r"devices  8 x TPU v5 lite",
+        r"fits  yes, \d+% of a chip",
+        r"exchange  \d+ all-reduce of \d+ KiB in all",
+    ):
+        assert re.search(pattern, done.stdout), pattern
