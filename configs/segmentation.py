@@ -48,6 +48,18 @@ def stage(learning_rate: float, **fields) -> ConfigDict:
     )
 
 
+def for_pretrained(config: ConfigDict) -> ConfigDict:
+    """Turns a recipe for masks into its `:pretrained`: a short fine-tuning.
+
+    Twenty epochs at 192 px; weights are averaged over the last few of them.
+    """
+    config.init_from = "imagenet"
+    config.image_size = 192
+    config.stages = (stage(1e-3, epochs=20.0, batch_size=8, ema_decay=0.98),)
+    config.eval.every_epochs = 5.0
+    return config
+
+
 def for_digit_scenes(config: ConfigDict) -> ConfigDict:
     """Turns a recipe for masks into its `:demo`: scenes of digits, 64 px."""
     config.image_size = 64

@@ -1,0 +1,157 @@
+"""Scores of segmentation: our network beside the same one of smp on PyTorch.
+
+    python benchmarks/segmentation.py --data FOLDER --runs FOLDER \
+        [--pairs NAME:PIXELS:EPOCHS ...]
+
+One training each, under the same recipe: data, augmentation (ours makes the
+batches of both), weights to start from, loss, AdamW, rates, averaged weights,
+test-time views. Each trains in a process of its own, whose processor time is
+told, start and compilation included; a side that is done already is not trained
+again. Scores are those of the validation images at their own size, by the same
+code, with bootstrap intervals over images; of the difference, the same images
+are drawn for both.
+
+Needs requirements-torch.txt; `taskset -c 0` gives both sides one core.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import pairs
+from core.atomic_files import write_text
+from metrics import segmentation
+from reports.segmentation import read_counts
+
+RECIPE = "configs/unet.py:pretrained"
+# Data set, pixels a side, epochs.
+PAIRS = ("blood3:128:25", "steel3:192:20", "camvid:192:15")
+PAGE = pairs.ROOT / "docs" / "segmentation.md"
+SCORES = {
+    "mDice": segmentation.mean_dice_from_confusion,
+    "mIoU": segmentation.mean_iou_from_confusion,
+}
+SIDES = {"ours": "train.py", "theirs": "benchmarks/segmentation_torch.py"}
+# In a run folder: what its training took.
+TIMES = "processor_seconds.json"
+
+
+class Pair(NamedTuple):
+    """One training of each side.
+
+    Attributes:
+      name: of the data set, a folder in `--data`.
+      pixels: a side of what the networks see.
+      epochs: of the training.
+    """
+
+    name: str
+    pixels: int
+    epochs: float
+
+    @classmethod
+    def parse(cls, text: str) -> Pair:
+        """Reads "name:pixels:epochs"."""
+        name, pixels, epochs = text.split(":")
+        return cls(name, int(pixels), float(epochs))
+
+
+def train(pair: Pair, side: str, options) -> Path:
+    """Trains one side, unless it is done.
+
+    Returns:
+      Its run folder.
+    """
+    workdir = Path(options.runs) / f"{pair.name}-{side}"
+    if (workdir / TIMES).exists():
+        return workdir
+    command = [
+        *(sys.executable, SIDES[side], f"--config={options.recipe}"),
+        f"--workdir={workdir}",
+        f"--config.data.root={Path(options.data) / pair.name}",
+        f"--config.image_size={pair.pixels}",
+        f"--config.epochs={pair.epochs}",
+        *options.fields,
+    ]
+    process = subprocess.Popen(command, cwd=pairs.ROOT)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} has failed")
+    taken = {"seconds": used.ru_utime + used.ru_stime, "command": command}
+    write_text(workdir / TIMES, json.dumps(taken))
+    return workdir
+
+
+def interval(counts: np.ndarray, score: Callable) -> str:
+    """Returns a score of images with its interval."""
+    low, high = segmentation.bootstrap_interval(counts, score)
+    return f"{float(score(counts.sum(0))):.4f} ({low:.4f}-{high:.4f})"
+
+
+def row(pair: Pair, ours: Path, theirs: Path) -> list[str]:
+    """Returns the table's line of a pair.
+
+    Raises:
+      SystemExit: the two sides have not scored the same pixels.
+    """
+    sides = [read_counts(path) for path in (ours, theirs)]
+    ids, other = (side.ids.tolist() for side in sides)
+    both = np.stack([side.confusion for side in sides], 1)  # [N, 2, C, C]
+    if ids != other or (both[:, 0].sum(-1) != both[:, 1].sum(-1)).any():
+        raise SystemExit(f"{ours} and {theirs} have not scored the same pixels")
+    cells = [f"{pair.name}, {pair.pixels} px, {pair.epochs:g} epochs"]
+    for score in SCORES.values():
+        cells += [interval(both[:, side], score) for side in (0, 1)]
+        low, high = segmentation.bootstrap_interval(
+            both, lambda c, score=score: score(c)[..., 0] - score(c)[..., 1]
+        )
+        apart = np.subtract(*score(both.sum(0)))
+        cells.append(f"{apart:+.4f} ({low:+.4f} to {high:+.4f})")
+    for path in (ours, theirs):
+        taken = json.loads((path / TIMES).read_text())["seconds"]
+        cells.append(f"{taken / 60:.1f}")
+    return cells
+
+
+def main() -> None:
+    """Trains what is not trained yet, and prints the table."""
+    options = pairs.parse(
+        __doc__,
+        rounds=1,
+        data=dict(required=True, help="folder with a data set in each folder"),
+        runs=dict(required=True, help="folder of the run folders"),
+        pairs=dict(nargs="+", default=PAIRS, help="name:pixels:epochs"),
+        sides=dict(nargs="+", default=tuple(SIDES), choices=tuple(SIDES)),
+        recipe=dict(default=RECIPE),
+        fields=dict(nargs="+", default=(), help="more of --config.a.b=value"),
+    )
+    rows = []
+    for pair in map(Pair.parse, options.pairs):
+        folders = [train(pair, side, options) for side in options.sides]
+        if len(folders) == len(SIDES):
+            rows.append(row(pair, *folders))
+            print(*rows[-1], sep=" | ", flush=True)
+    if not rows:
+        return
+    head = ["validation"]
+    for name in SCORES:
+        head += [f"{name}, ours", "smp", "difference"]
+    head += ["minutes, ours", "smp"]
+    text = pairs.table(head, rows)
+    text += "\n\nMinutes are processor time of the whole command."
+    machine = pairs.describe_machine("jax", "torch")
+    pairs.publish("scores", text, machine, options.write, PAGE)
+
+
+if __name__ == "__main__":
+    main()
