@@ -1,12 +1,12 @@
 """A recipe for masks, trained by PyTorch on smp's network, with our batches.
 
-    python benchmarks/segmentation_torch.py --config=configs/unet.py:pretrained \
-        --config.data.root=FOLDER --workdir=FOLDER
+    python benchmarks/segmentation_torch.py --workdir=FOLDER \
+        --config=configs/unet.py:pretrained --config.data.root=FOLDER
 
 Everything that decides a score is as in train.py: batches, normalisation,
-weights to start from, loss, AdamW and its rates, averaged weights, the choice of
-the best evaluation, test-time views, sizes. It leaves `masks/val.npz` as a run
-folder has it.
+weights to start from, loss, AdamW and its rates, averaged weights, the choice
+of the best evaluation, test-time views, sizes. It leaves `masks/val.npz` as a
+run folder has it.
 
 Needs requirements-torch.txt.
 """
