@@ -45,7 +45,6 @@ from training.tasks.base import Statistics
 from training.tasks.segment import Segmentation
 from training.tasks.segmentation_outputs import full_size_mask
 
-NETWORKS = {"unet": smp.Unet, "deeplabv3plus": smp.DeepLabV3Plus}
 # What smp calls encoders of other names than ours, and where it keeps them.
 ENCODERS = {
     "efficientnet_lite0": ("tu-tf_efficientnet_lite0", "encoder.model.")
