@@ -56,9 +56,11 @@ def make_network(config, classes: int) -> torch.nn.Module:
     name = jax_models.encoder_name(config.model, **config.model_options)
     theirs, prefix = ENCODERS.get(name, (name, "encoder."))
     torch.manual_seed(config.seed)
-    model = NETWORKS[config.model](
-        theirs, encoder_weights=None, classes=classes
-    )
+    assert config.model == "unet", config.model
+    options = {}
+    if "channels" in config.model_options:
+        options["decoder_channels"] = tuple(config.model_options.channels)
+    model = smp.Unet(theirs, encoder_weights=None, classes=classes, **options)
     if name.startswith("efficientnet_lite"):
         for module in model.encoder.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
