@@ -99,14 +99,14 @@ def find(config: ConfigDict) -> Path | None:
         encoder = jax_models.encoder_name(config.model, **config.model_options)
         return comm.run_on_all(lambda: pretrained.path_of(encoder))
     path = paths.make_path(name)
-    if path.suffix not in SUFFIXES or path.is_dir():
+    if path.suffix not in SUFFIXES:
         return None
     if paths.is_remote(path):
         raise UserError(
             f"init_from names {name}, a file in a bucket; copy it to a disk, "
             "and name it there"
         )
-    return path
+    return None if path.is_dir() else path
 
 
 def open_file(path: Path, model: AbstractModel) -> WeightFile:
