@@ -31,6 +31,8 @@ def get_config(variant: str = ""):
     elif variant == "pretrained":
         config = segmentation.for_pretrained(config)
         config.model_options.encoder = "efficientnet_lite0"
+        # Half the decoder's work: as much goes into larger images.
+        config.model_options.channels = (128, 64, 32, 16, 16)
         config.model_options.encoder_options = ConfigDict(
             {"drop_path_rate": 0.0}
         )
