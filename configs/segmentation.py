@@ -56,6 +56,8 @@ def for_pretrained(config: ConfigDict) -> ConfigDict:
     """
     config.init_from = "imagenet"
     config.image_size = 192
+    # So few epochs see hardly any more of an object in smaller crops.
+    config.augment.crop_scale = (0.6, 1.0)
     config.stages = (
         stage(
             2e-3,
