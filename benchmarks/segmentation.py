@@ -1,7 +1,7 @@
 """Scores of segmentation: our network beside the same one of smp on PyTorch.
 
     python benchmarks/segmentation.py --data FOLDER --runs FOLDER \
-        [--pairs NAME:PIXELS:EPOCHS ...]
+        [--pairs NAME:PIXELS:EPOCHS[:turned] ...]
 
 One training each, under the same recipe: data, augmentation (ours makes the
 batches of both), weights to start from, loss, AdamW, rates, averaged weights,
@@ -34,8 +34,13 @@ from metrics import segmentation
 from reports.segmentation import read_counts
 
 RECIPE = "configs/unet.py:pretrained"
-# Data set, pixels a side, epochs.
-PAIRS = ("blood3:128:25", "steel3:192:20", "camvid:192:15")
+PAIRS = ("blood3:160:24:turned", "steel3:192:24:turned", "camvid:224:14")
+# For pictures without an up: all eight positions, in tests the four flips.
+TURNED = (
+    "--config.augment.flip_vertical=0.5",
+    "--config.augment.transpose=0.5",
+    "--config.eval.tta=('whole','flip','flip_vertical','flip_both')",
+)
 PAGE = pairs.ROOT / "docs" / "segmentation.md"
 SCORES = {
     "mDice": segmentation.mean_dice_from_confusion,
@@ -53,17 +58,19 @@ class Pair(NamedTuple):
       name: of the data set, a folder in `--data`.
       pixels: a side of what the networks see.
       epochs: of the training.
+      turned: whether the pictures have no up.
     """
 
     name: str
     pixels: int
     epochs: float
+    turned: bool
 
     @classmethod
     def parse(cls, text: str) -> Pair:
-        """Reads "name:pixels:epochs"."""
-        name, pixels, epochs = text.split(":")
-        return cls(name, int(pixels), float(epochs))
+        """Reads "name:pixels:epochs", perhaps with ":turned"."""
+        name, pixels, epochs, *more = text.split(":")
+        return cls(name, int(pixels), float(epochs), more == ["turned"])
 
 
 def train(pair: Pair, side: str, options) -> Path:
@@ -81,7 +88,7 @@ def train(pair: Pair, side: str, options) -> Path:
         f"--config.data.root={Path(options.data) / pair.name}",
         f"--config.image_size={pair.pixels}",
         f"--config.epochs={pair.epochs}",
-        *options.fields,
+        *(TURNED if pair.turned else ()),
     ]
     process = subprocess.Popen(command, cwd=pairs.ROOT)
     _, status, used = os.wait4(process.pid, 0)
@@ -130,10 +137,11 @@ def main() -> None:
         rounds=1,
         data=dict(required=True, help="folder with a data set in each folder"),
         runs=dict(required=True, help="folder of the run folders"),
-        pairs=dict(nargs="+", default=PAIRS, help="name:pixels:epochs"),
+        pairs=dict(
+            nargs="+", default=PAIRS, help="name:pixels:epochs[:turned]"
+        ),
         sides=dict(nargs="+", default=tuple(SIDES), choices=tuple(SIDES)),
         recipe=dict(default=RECIPE),
-        fields=dict(nargs="+", default=(), help="more of --config.a.b=value"),
     )
     rows = []
     for pair in map(Pair.parse, options.pairs):
