@@ -73,15 +73,11 @@ class Pair(NamedTuple):
         return cls(name, int(pixels), float(epochs), more == ["turned"])
 
 
-def train(pair: Pair, side: str, options) -> Path:
-    """Trains one side, unless it is done.
-
-    Returns:
-      Its run folder.
-    """
+def train(pair: Pair, side: str, options) -> None:
+    """Trains one side, unless it is done."""
     workdir = Path(options.runs) / f"{pair.name}-{side}"
     if (workdir / TIMES).exists():
-        return workdir
+        return
     command = [
         *(sys.executable, SIDES[side], f"--config={options.recipe}"),
         f"--workdir={workdir}",
@@ -96,7 +92,6 @@ def train(pair: Pair, side: str, options) -> Path:
         raise SystemExit(f"{' '.join(command)} has failed")
     taken = {"seconds": used.ru_utime + used.ru_stime, "command": command}
     write_text(workdir / TIMES, json.dumps(taken))
-    return workdir
 
 
 def interval(counts: np.ndarray, score: Callable) -> str:
@@ -105,29 +100,38 @@ def interval(counts: np.ndarray, score: Callable) -> str:
     return f"{float(score(counts.sum(0))):.4f} ({low:.4f}-{high:.4f})"
 
 
-def row(pair: Pair, ours: Path, theirs: Path) -> list[str]:
-    """Returns the table's line of a pair.
+def row(pair: Pair, runs: Path) -> list[str]:
+    """Returns the table's line of a pair; a side that is not there has a dash.
 
     Raises:
       SystemExit: the two sides have not scored the same pixels.
     """
-    sides = [read_counts(path) for path in (ours, theirs)]
-    ids, other = (side.ids.tolist() for side in sides)
+    folders = [runs / f"{pair.name}-{side}" for side in SIDES]
+    folders = [folder for folder in folders if (folder / TIMES).exists()]
+    sides = [read_counts(folder) for folder in folders]
     both = np.stack([side.confusion for side in sides], 1)  # [N, 2, C, C]
-    if ids != other or (both[:, 0].sum(-1) != both[:, 1].sum(-1)).any():
-        raise SystemExit(f"{ours} and {theirs} have not scored the same pixels")
+    if any(
+        side.ids.tolist() != sides[0].ids.tolist()
+        or (side.confusion.sum(-1) != sides[0].confusion.sum(-1)).any()
+        for side in sides
+    ):
+        raise SystemExit(f"{folders} have not scored the same pixels")
+    alone = len(sides) < len(SIDES)
     cells = [f"{pair.name}, {pair.pixels} px, {pair.epochs:g} epochs"]
     for score in SCORES.values():
-        cells += [interval(both[:, side], score) for side in (0, 1)]
+        cells += [interval(both[:, side], score) for side in range(len(sides))]
+        if alone:
+            cells += ["–", "–"]
+            continue
         low, high = segmentation.bootstrap_interval(
             both, lambda c, score=score: score(c)[..., 0] - score(c)[..., 1]
         )
         apart = np.subtract(*score(both.sum(0)))
         cells.append(f"{apart:+.4f} ({low:+.4f} to {high:+.4f})")
-    for path in (ours, theirs):
-        taken = json.loads((path / TIMES).read_text())["seconds"]
+    for folder in folders:
+        taken = json.loads((folder / TIMES).read_text())["seconds"]
         cells.append(f"{taken / 60:.1f}")
-    return cells
+    return [*cells, "–"] if alone else cells
 
 
 def main() -> None:
@@ -145,9 +149,10 @@ def main() -> None:
     )
     rows = []
     for pair in map(Pair.parse, options.pairs):
-        folders = [train(pair, side, options) for side in options.sides]
-        if len(folders) == len(SIDES):
-            rows.append(row(pair, *folders))
+        for side in options.sides:
+            train(pair, side, options)
+        if "ours" in options.sides:
+            rows.append(row(pair, Path(options.runs)))
             print(*rows[-1], sep=" | ", flush=True)
     if not rows:
         return
@@ -157,7 +162,8 @@ def main() -> None:
     head += ["minutes, ours", "smp"]
     text = pairs.table(head, rows)
     text += "\n\nMinutes are processor time of the whole command."
-    machine = pairs.describe_machine("jax", "torch")
+    packages = ["jax", "torch"] if "theirs" in options.sides else ["jax"]
+    machine = pairs.describe_machine(*packages)
     pairs.publish("scores", text, machine, options.write, PAGE)
 
 
