@@ -111,7 +111,9 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     if finished and finish.is_exported(workdir) and not arguments.export:
         print("this run is finished; --export writes its predictions once more")
         return 0
-    task.statistics = base.Statistics.of(data, *data.prepare(cache))
+    measured = base.Statistics.of(data, *data.prepare(cache))
+    # Weights from elsewhere go on with images as they know them.
+    task.statistics = measured.with_channels(pin.get("init_from") or {})
     finish.save_inference_spec(task, data.source, workdir)
     log = recorder.Recorder(
         workdir / layout.METRICS,

@@ -11,7 +11,11 @@ import time
 import commands
 import numpy as np
 import pytest
+import safetensors.numpy
+from flax import nnx
 from PIL import Image
+
+import jax_models
 
 RECIPE = commands.ROOT / "tests/end_to_end/segmentation_recipe.py"
 # Compiled quickly rather than well: there is next to nothing to compute.
@@ -137,6 +141,35 @@ def test_killed_and_run_again_it_comes_to_the_same_bits(whole, data, tmp_path):
     for path in (whole[0] / "masks").rglob("*.png"):
         same = workdir / path.relative_to(whole[0])
         assert same.read_bytes() == path.read_bytes(), path
+
+
+def test_it_starts_from_a_file_of_weights_and_needs_it_once(data, tmp_path):
+    def write_weights(name, seed):
+        model = jax_models.create_model("miniconvnext_demo", 9, nnx.Rngs(seed))
+        weights = jax_models.export_torch(model)
+        safetensors.numpy.save_file(weights, tmp_path / name)
+        return f"--config.init_from={tmp_path / name}"
+
+    mine = write_weights("mine.safetensors", 1)
+    command = words(tmp_path / "run", data, "--config.epochs=1")
+    done = commands.run(*command, mine)
+    assert done.returncode == 0, done.stderr
+    assert f"starts from the encoder in {tmp_path}/mine.saf" in done.stdout
+    assert "initialised anew: decoder, head" in done.stdout
+    spec = json.loads((tmp_path / "run/inference.json").read_text())
+    assert spec["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    # The file is needed no more; if it is elsewhere now, it must be the same.
+    (tmp_path / "mine.safetensors").rename(tmp_path / "moved.safetensors")
+    for name in ("mine", "moved"):
+        fields = (f"--config.init_from={tmp_path / name}.safetensors",)
+        again = commands.run(*command, *fields)
+        assert "this run is finished" in again.stdout, again.stderr
+    other = commands.run(*command, write_weights("other.safetensors", 2))
+    assert other.returncode == 2, other.stdout
+    assert "has started from other weights" in other.stderr
+    without = commands.run(*command)
+    assert without.returncode == 2
+    assert "init_from" in without.stderr
 
 
 def test_an_unreadable_validation_photo_shifts_nothing(data, tmp_path):

@@ -91,6 +91,20 @@ class Statistics:
         """Returns statistics for a plan, which reads no image."""
         return cls.of(data, np.zeros(3, np.float32), np.ones(3, np.float32))
 
+    def with_channels(self, given: Mapping[str, Any]) -> Statistics:
+        """Returns the same for images normalised otherwise.
+
+        Args:
+          given: `mean` and `std`, three numbers each; without them nothing
+            changes.
+        """
+        channels = {
+            name: np.array(given[name], np.float32)
+            for name in ("mean", "std")
+            if name in given
+        }
+        return dataclasses.replace(self, **channels)
+
     @property
     def channels(self) -> dict[str, np.ndarray]:
         """`mean` and `std` by name, as constants of a jitted step."""
