@@ -41,9 +41,9 @@ from training.checkpointing import weight_files
 from training.loop import schedules, stages
 from training.multihost import sharding
 from training.tasks import segmentation_losses
-from training.tasks.base import Statistics
 from training.tasks.segment import Segmentation
 from training.tasks.segmentation_outputs import full_size_mask
+from training.tasks.statistics import Statistics
 
 # What smp calls encoders of other names than ours, and where it keeps them.
 ENCODERS = {

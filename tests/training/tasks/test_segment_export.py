@@ -21,8 +21,8 @@ from training import finish
 from training.data import Data
 from training.multihost import sharding
 from training.photos import PhotoFiles, Photos
-from training.tasks.base import Statistics
 from training.tasks.segment import Segmentation
+from training.tasks.statistics import Statistics
 
 
 class Brightness(nnx.Module):
