@@ -1,9 +1,7 @@
 """Photos with masks in, masks out: trained, killed, resumed, predicted."""
 
-import importlib.util
 import json
 import os
-import re
 import shutil
 import signal
 import time
@@ -11,62 +9,13 @@ import time
 import commands
 import numpy as np
 import pytest
-import safetensors.numpy
-from flax import nnx
+from masked_pictures import PALETTE, words, write_data
 from PIL import Image
-
-import jax_models
-
-RECIPE = commands.ROOT / "tests/end_to_end/segmentation_recipe.py"
-# Compiled quickly rather than well: there is next to nothing to compute.
-HASTY = (
-    "--xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
-PALETTE = [20, 20, 20, 220, 30, 30, 30, 30, 220]
-
-
-def write_data(root):
-    """Squares or bars on a noisy ground, of several sizes, palette masks."""
-    rng = np.random.default_rng(0)
-    count = {"train": 12, "val": 5, "test": 3}
-    for split, images in count.items():
-        for kind in ("img", "mask"):
-            (root / f"{kind}_{split}").mkdir(parents=True)
-        for row in range(images):
-            height, width = rng.integers(30, 50, 2)
-            mask = np.zeros((height, width), np.uint8)
-            top, left = rng.integers(2, 10, 2)
-            kind = 1 + row % 2
-            shape = (12, 14) if kind == 1 else (5, 18)
-            mask[top : top + shape[0], left : left + shape[1]] = kind
-            image = rng.normal(90, 10, (height, width, 3))
-            image += 70 * mask[..., None]
-            image = np.uint8(image.clip(0, 255))
-            Image.fromarray(image).save(root / f"img_{split}/p{row}.png")
-            if split == "test":
-                continue
-            picture = Image.fromarray(mask)
-            picture.putpalette(PALETTE)
-            picture.save(root / f"mask_{split}/p{row}.png")
-    (root / "classes.csv").write_text(
-        "index,name,ignore\n0,ground,0\n1,square,0\n2,bar,0\n"
-    )
-    return root
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("masks") / "data")
-
-
-def words(workdir, data, *arguments):
-    return [
-        *("train.py", f"--config={RECIPE}", f"--workdir={workdir}"),
-        f"--config.data.root={data}",
-        f"--config.cache_dir={commands.CACHE}",
-        *arguments,
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -141,72 +90,6 @@ def test_killed_and_run_again_it_comes_to_the_same_bits(whole, data, tmp_path):
     for path in (whole[0] / "masks").rglob("*.png"):
         same = workdir / path.relative_to(whole[0])
         assert same.read_bytes() == path.read_bytes(), path
-
-
-def test_it_starts_from_a_file_of_weights_and_needs_it_once(data, tmp_path):
-    def write_weights(name, seed):
-        model = jax_models.create_model("miniconvnext_demo", 9, nnx.Rngs(seed))
-        weights = jax_models.export_torch(model)
-        safetensors.numpy.save_file(weights, tmp_path / name)
-        return f"--config.init_from={tmp_path / name}"
-
-    mine = write_weights("mine.safetensors", 1)
-    command = words(tmp_path / "run", data, "--config.epochs=1")
-    done = commands.run(*command, mine)
-    assert done.returncode == 0, done.stderr
-    assert f"starts from the encoder in {tmp_path}/mine.saf" in done.stdout
-    assert "initialised anew: decoder, head" in done.stdout
-    spec = json.loads((tmp_path / "run/inference.json").read_text())
-    assert spec["mean"] == pytest.approx([0.485, 0.456, 0.406])
-    # The file is needed no more; if it is elsewhere now, it must be the same.
-    (tmp_path / "mine.safetensors").rename(tmp_path / "moved.safetensors")
-    for name in ("mine", "moved"):
-        fields = (f"--config.init_from={tmp_path / name}.safetensors",)
-        again = commands.run(*command, *fields)
-        assert "this run is finished" in again.stdout, again.stderr
-    other = commands.run(*command, write_weights("other.safetensors", 2))
-    assert other.returncode == 2, other.stdout
-    assert "has started from other weights" in other.stderr
-    without = commands.run(*command)
-    assert without.returncode == 2
-    assert "init_from" in without.stderr
-
-
-def test_an_unreadable_validation_photo_shifts_nothing(data, tmp_path):
-    root = shutil.copytree(data, tmp_path / "data")
-    (root / "img_val/p1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    workdir = tmp_path / "run"
-    done = commands.run(*words(workdir, root, "--config.epochs=2"))
-    assert done.returncode == 0, done.stderr
-    assert "p1.png" in done.stderr
-    with np.load(workdir / "masks/val.npz") as counts:
-        ids = counts["ids"].tolist()
-        assert ids == [f"val/p{row}" for row in (0, 2, 3, 4)]
-        assert len(counts["confusion"]) == len(counts["boundary"]) == 4
-        for name, confusion in zip(ids, counts["confusion"], strict=True):
-            truth = Image.open(root / f"mask_val/{name[4:]}.png")
-            pixels = np.bincount(np.asarray(truth).ravel(), minlength=3)
-            assert confusion.sum(1).tolist() == pixels.tolist()
-
-
-def test_all_folds_join_their_scores(data, tmp_path):
-    fields = ("--config.data.val_images=", "--config.data.folds=2")
-    short = ("--config.epochs=1", "--all-folds")
-    workdir = tmp_path / "all"
-    done = commands.run(*words(workdir, data, *fields, *short))
-    assert done.returncode == 0, done.stderr
-    assert "out-of-fold mDice" in done.stdout
-    with np.load(workdir / "masks/val.npz") as counts:
-        assert sorted(counts["ids"]) == sorted(f"p{row}" for row in range(12))
-    assert "boundary IoU" in (workdir / "report.html").read_text()
-
-
-def test_a_plan_tells_the_shares_of_the_classes(data, tmp_path):
-    done = commands.run(*words(tmp_path / "run", data, "--plan"))
-    assert done.returncode == 0, done.stderr
-    assert "12 to train, 5 to validate (as the folders say)" in done.stdout
-    assert "bar" in done.stdout and "%" in done.stdout
-    assert "cross_entropy + dice" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -387,7 +270,7 @@ def test_layout_and_precision_keep_the_losses(
 ):
     monkeypatch.setenv(
         "XLA_FLAGS",
-        f"--xla_force_host_platform_device_count={devices} {HASTY}",
+        f"--xla_force_host_platform_device_count={devices} {commands.HASTY}",
     )
     workdir = tmp_path / "run"
     done = commands.run(*words(workdir, data, *fields))
@@ -399,21 +282,3 @@ def test_layout_and_precision_keep_the_losses(
     assert found != right  # Sums in another order, or rounded.
     np.testing.assert_allclose(found, right, rtol=room)
     assert len(list((workdir / "masks/test").glob("*.png"))) == 3
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, the TPU's compiler, is not installed",
-)
-def test_a_plan_for_chips_that_are_not_here(data, tmp_path):
-    flags = ("--plan", "--topology=v5e:2x4")
-    done = commands.run(*words(tmp_path / "run", data, *flags))
-    assert done.returncode == 0, done.stderr
-    for pattern in (
-        r"bfloat16, 32 px",
-        r"devices  8 x TPU v5 lite",
-        r"fits  yes, \d+% of a chip",
-        r"exchange  \d+ all-reduce of \d+ KiB in all",
-    ):
-        assert re.search(pattern, done.stdout), pattern

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from masked_pictures import PALETTE, write_data
 from PIL import Image
-from test_segment_command import PALETTE, write_data
 
 from configs import common
 from configs import segmentation as segmentation_config
