@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from core.errors import UserError
-from jax_models import initializers
+from jax_models import cpu_kernels, initializers
 from jax_models.model import ImageModel
 from jax_models.segmentation import (
     ConvNormRelu,
@@ -83,6 +83,11 @@ class Block(nnx.Module):
           skip: the encoder's map of half the stride, where it has one.
           size: h2 and w2.
         """
+        conv = self.conv1.conv
+        doubled = (2 * x.shape[1], 2 * x.shape[2]) == size
+        if doubled and cpu_kernels.supports_winograd(x, conv.kernel[...]):
+            y = cpu_kernels.conv_upsampled(x, skip, conv.kernel[...])
+            return self.conv2(self.conv1.norm(y))
         x = upsample_nearest(x, 2, size)
         if skip is not None:
             x = jnp.concatenate([x, skip], -1)

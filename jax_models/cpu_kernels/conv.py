@@ -20,8 +20,11 @@ from jaxtyping import Array, Float
 from jax_models import target
 from jax_models.cpu_kernels import dispatch
 from jax_models.cpu_kernels.depthwise import depthwise_conv
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
+from jax_models.cpu_kernels.winograd import (
+    Pads,
+    supports_winograd,
+    winograd_conv,
+)
 
 # The kernel is first copied into another order: with more weights than these
 # for each row of the result, that took longer than it saved.
@@ -85,6 +88,8 @@ def conv_general_dilated(
         rows, columns = _output_size(images, kernel, *how)
         if dispatch.for_cpu("conv") and 0 < rows * columns <= height * width:
             return _conv_by_windows(images, kernel, *how)
+        if stride == 1 and supports_winograd(images, kernel):
+            return winograd_conv(images, kernel, pads, dilation)
         if dilation == 1 and _in_cpp(images, kernel, stride, pads):
             return _dense_conv(images, kernel, stride, pads)
     return lax.conv_general_dilated(

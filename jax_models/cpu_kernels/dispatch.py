@@ -53,6 +53,11 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
         "sextet_window_attention",
         "sextet_window_attention_grad",
     ),
+    "winograd": (
+        "sextet_winograd",
+        "sextet_winograd_images_grad",
+        "sextet_winograd_kernel_grad",
+    ),
 }
 
 _disabled: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(

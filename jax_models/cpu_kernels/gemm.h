@@ -30,42 +30,55 @@ inline int64_t RowsTogether(const Pool& pool, int64_t rows, int64_t values,
   return std::max<int64_t>(1, most / unit) * unit;
 }
 
-// A matrix [inner, columns] cut into panels of a few vectors of columns, each
+// Vectors in a panel, of so many that are left.
+inline int PanelWidth(int64_t left) {
+  return left == 4 ? 2 : std::min<int64_t>(left, kTileVectors);
+}
+
+// Matrices [inner, columns] cut into panels of a few vectors of columns, each
 // of which is read from beginning to end. Zeros make the last vector whole.
 class Panels {
  public:
   Panels(const Pool& pool, const float* kernel, int64_t inner, int64_t columns)
+      : Panels(pool, inner, columns, 1,
+               [=](int64_t i, int64_t v, Vector* to, int64_t) {
+          const int64_t count =
+              std::min<int64_t>(kLanes, columns - v * kLanes);
+          *to = LoadSome(kernel + i * columns + v * kLanes, count);
+        }) {}
+
+  // Calls fill(row, vector, to, apart), which has to write that vector of all
+  // matrices, `apart` vectors apart.
+  template <typename Fill>
+  Panels(const Pool& pool, int64_t inner, int64_t columns, int64_t matrices,
+         const Fill& fill)
       : inner(inner),
         columns(columns),
         vectors(VectorsOf(columns)),
-        scratch_(vectors * inner, false) {
+        apart_(vectors * inner),
+        scratch_(matrices * apart_, false) {
     Parallel(pool, vectors, [&](int64_t begin, int64_t end) {
       for (int64_t first = 0; first < end; first += WidthAt(first)) {
         if (first < begin) continue;  // Whoever has its first vector, has it.
-        const int64_t width = WidthAt(first) * kLanes;
-        const int64_t from = first * kLanes;
-        const int64_t count = std::min(width, columns - from);
-        float* to = reinterpret_cast<float*>(scratch_.get() + first * inner);
-        for (int64_t i = 0; i < inner; ++i, to += width) {
-          std::memcpy(to, kernel + i * columns + from, count * sizeof(float));
-          std::fill(to + count, to + width, 0.0f);
+        const int width = WidthAt(first);
+        Vector* to = scratch_.get() + first * inner;
+        for (int64_t i = 0; i < inner; ++i) {
+          for (int v = 0; v < width; ++v) fill(i, first + v, to++, apart_);
         }
       }
     });
   }
 
   // Vectors in the panel that begins with this one.
-  int WidthAt(int64_t first) const {
-    const int64_t left = vectors - first;
-    return left == 4 ? 2 : std::min<int64_t>(left, kTileVectors);
-  }
-  const Vector* At(int64_t first) const {
-    return scratch_.get() + first * inner;
+  int WidthAt(int64_t first) const { return PanelWidth(vectors - first); }
+  const Vector* At(int64_t first, int64_t matrix = 0) const {
+    return scratch_.get() + matrix * apart_ + first * inner;
   }
 
   const int64_t inner, columns, vectors;
 
  private:
+  const int64_t apart_;
   Scratch scratch_;
 };
 
@@ -87,18 +100,19 @@ template <int Width>
   std::memcpy(static_cast<void*>(sums), parts, sizeof(parts));
 }
 
-// Calls finish(row, vector, sum) for what `rows` rows times the matrix give.
+// Calls finish(row, vector, sum) for what `rows` rows times a matrix give.
 // There have to be as many rows as whole tiles have.
 template <typename Finish>
 void Multiply(const float* from, int64_t stride, int64_t rows,
-              const Panels& panels, const Finish& finish) {
+              const Panels& panels, const Finish& finish, int64_t matrix = 0) {
   for (int64_t first = 0; first < panels.vectors;
        first += panels.WidthAt(first)) {
     const int width = panels.WidthAt(first);
     const auto tile = width == 3 ? Tile<3> : width == 2 ? Tile<2> : Tile<1>;
     for (int64_t top = 0; top < rows; top += kTileRows) {
       Vector sums[kTileRows * kTileVectors];
-      tile(from + top * stride, stride, panels.inner, panels.At(first), sums);
+      tile(from + top * stride, stride, panels.inner, panels.At(first, matrix),
+           sums);
       for (int64_t row = 0; row < kTileRows; ++row) {
         for (int v = 0; v < width; ++v) {
           finish(top + row, first + v, sums[row * width + v]);

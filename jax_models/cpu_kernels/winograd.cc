@@ -1,0 +1,522 @@
+// 3x3 convolutions of stride 1 for XLA's CPU backend, channels last, float32,
+// by minimal filtering, F(2x2, 3x3) of Lavin & Gray, "Fast Algorithms for
+// Convolutional Neural Networks", arXiv 1509.09308.
+//
+// A tile of 4x4 inputs x gives 2x2 outputs with 16 products for each pair of
+// channels, instead of 36:
+//
+//   outputs = A^T [ sum over channels of (G kernel G^T) * (B^T x B) ] A
+//
+// The kernel's gradient is the transpose of that. Where the inputs are a map
+// of which every cell is repeated, two across and two down, the middle two of
+// a tile's four rows are alike, and so are the columns: B^T x B is zero at
+// point 2 of each axis, and 9 products are left. A^T [] A has no use for that
+// point where the outputs are summed over such repetitions, as in the
+// gradient with respect to the map.
+
+#include <cstdint>
+
+#include "gemm.h"
+
+namespace {
+
+// The number, of 4, of the computed points of an axis: all, or all but 2.
+template <int Points>
+constexpr int PointAt(int i) {
+  return Points == 4 ? i : i + i / 2;
+}
+
+// One axis of the transforms: element i of the result, of the elements x(j).
+struct OfInputs {  // B^T, of 4
+  template <int Points, typename Get>
+  static Vector At(int i, const Get& x) {
+    switch (PointAt<Points>(i)) {
+      case 0: return x(0) - x(2);
+      case 1: return x(1) + x(2);
+      case 2: return x(2) - x(1);
+      default: return x(1) - x(3);
+    }
+  }
+};
+
+struct OfKernel {  // G, of 3
+  template <int Points, typename Get>
+  static Vector At(int i, const Get& x) {
+    switch (PointAt<Points>(i)) {
+      case 0: return x(0);
+      case 1: return 0.5f * (x(0) + x(1) + x(2));
+      case 2: return 0.5f * (x(0) - x(1) + x(2));
+      default: return x(2);
+    }
+  }
+};
+
+struct OfGrads {  // A, of 2
+  template <int Points, typename Get>
+  static Vector At(int i, const Get& x) {
+    switch (PointAt<Points>(i)) {
+      case 0: return x(0);
+      case 1: return x(0) + x(1);
+      case 2: return x(0) - x(1);
+      default: return -x(1);
+    }
+  }
+};
+
+struct OfProducts {  // A^T, to 2
+  template <int Points, typename Get>
+  static Vector At(int i, const Get& x) {
+    if constexpr (Points == 3) return i == 0 ? x(0) + x(1) : x(1) - x(2);
+    return i == 0 ? x(0) + x(1) + x(2) : x(1) - x(2) - x(3);
+  }
+};
+
+struct OfProductsSummed {  // A^T, to the sum of 2
+  template <int Points, typename Get>
+  static Vector At(int, const Get& x) {
+    return x(0) + 2.0f * x(1) - x(Points - 1);
+  }
+};
+
+struct OfKernelGrad {  // G^T, to 3
+  template <int Points, typename Get>
+  static Vector At(int i, const Get& x) {
+    const Vector last = x(Points - 1);
+    const Vector sum = Points == 3 ? x(1) : x(1) + x(2);
+    const Vector difference = Points == 3 ? x(1) : x(1) - x(2);
+    return i == 0 ? x(0) + 0.5f * sum
+                  : i == 1 ? 0.5f * difference : 0.5f * sum + last;
+  }
+};
+
+// A transform along both axes, of From x From vectors to To x To.
+template <typename Transform, int Points, int From, int To>
+[[gnu::always_inline]] inline void Apply(const Vector (&from)[From][From],
+                                         Vector (&to)[To][To]) {
+  Vector half[To][From];
+#pragma GCC unroll 4
+  for (int j = 0; j < From; ++j) {
+#pragma GCC unroll 4
+    for (int i = 0; i < To; ++i) {
+      half[i][j] = Transform::template At<Points>(
+          i, [&](int k) { return from[k][j]; });
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < To; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < To; ++j) {
+      to[i][j] = Transform::template At<Points>(
+          j, [&](int k) { return half[i][k]; });
+    }
+  }
+}
+
+// For each point a matrix [rows, columns], with whole vectors of columns.
+// Their distance is odd, lest a row of all of them fall on one cache line.
+struct Planes {
+  Planes(int64_t points, int64_t rows, int64_t columns)
+      : width(VectorsOf(columns) * kLanes),
+        apart(rows * width + kLanes),
+        scratch(points * apart / kLanes) {}
+  float* at(int64_t point) {
+    return reinterpret_cast<float*>(scratch.get()) + point * apart;
+  }
+
+  const int64_t width, apart;
+  Scratch scratch;
+};
+
+// A map [B, H, W, C], or one whose cells are repeated `scale` times.
+struct Map {
+  Map(const Array& array, int64_t scale)
+      : data(array.data),
+        batch(array.dimensions[0]),
+        height(array.dimensions[1] * scale),
+        width(array.dimensions[2] * scale),
+        channels(array.dimensions[3]),
+        scale(scale) {}
+
+  bool Has(int64_t y, int64_t x) const {
+    return y >= 0 && y < height && x >= 0 && x < width;
+  }
+  float* At(int64_t image, int64_t y, int64_t x) const {
+    const int64_t row = image * (height / scale) + y / scale;
+    return data + (row * (width / scale) + x / scale) * channels;
+  }
+
+  float* const data;
+  const int64_t batch, height, width, channels, scale;
+};
+
+// The tiles of 2x2 outputs, `dilation` apart, that cover a map.
+struct Tiles {
+  Tiles(const Map& map, int64_t dilation)
+      : dilation(dilation),
+        rows(dilation * ((map.height + 2 * dilation - 1) / (2 * dilation))),
+        columns(dilation * ((map.width + 2 * dilation - 1) / (2 * dilation))),
+        count(map.batch * rows * columns) {}
+
+  struct Place {
+    int64_t image, y, x;
+  };
+  Place At(int64_t tile) const {
+    const auto first = [&](int64_t i) {
+      return i % dilation + i / dilation * 2 * dilation;
+    };
+    return {tile / columns / rows, first(tile / columns % rows),
+            first(tile % columns)};
+  }
+
+  const int64_t dilation, rows, columns, count;
+};
+
+// Transforms Side x Side cells that begin at `place`, as far as they are in
+// the map, to row `row` of the planes: vectors [first, last) of the channels.
+template <typename Transform, int Side, int Points>
+void ToPlanes(const Map& map, const Tiles::Place& place, int64_t dilation,
+              int64_t first, int64_t last, Planes& planes, int64_t row) {
+  const float* cells[Side][Side];
+  for (int i = 0; i < Side; ++i) {
+    for (int j = 0; j < Side; ++j) {
+      const int64_t y = place.y + i * dilation, x = place.x + j * dilation;
+      cells[i][j] = map.Has(y, x) ? map.At(place.image, y, x) : nullptr;
+    }
+  }
+  float* to = planes.at(0) + row * planes.width;
+  const auto transform = [&](int64_t from, const auto& load) {
+    Vector values[Side][Side], points[Points][Points];
+#pragma GCC unroll 4
+    for (int i = 0; i < Side; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < Side; ++j) {
+        const float* cell = cells[i][j];
+        values[i][j] = cell ? load(cell + from) : Vector{};
+      }
+    }
+    Apply<Transform, Points>(values, points);
+#pragma GCC unroll 4
+    for (int i = 0; i < Points; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < Points; ++j) {
+        Store(to + (i * Points + j) * planes.apart, points[i][j]);
+      }
+    }
+    to += kLanes;
+  };
+  const int64_t whole = std::min(last, map.channels / kLanes);
+  for (int64_t v = first; v < whole; ++v) transform(v * kLanes, Load);
+  if (whole < last) {
+    transform(whole * kLanes, [&](const float* from) {
+      return LoadSome(from, map.channels % kLanes);
+    });
+  }
+}
+
+// The products of a tile, of row `row` of the planes, to Side x Side outputs.
+template <typename Transform, int Points, int Side>
+void FromPlanes(Planes& planes, int64_t row, const Map& map,
+                const Tiles::Place& place, int64_t dilation) {
+  const float* from = planes.at(0) + row * planes.width;
+  for (int64_t c = 0; c < map.channels; c += kLanes, from += kLanes) {
+    const int64_t size = std::min<int64_t>(kLanes, map.channels - c);
+    Vector points[Points][Points], values[Side][Side];
+#pragma GCC unroll 4
+    for (int i = 0; i < Points; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < Points; ++j) {
+        points[i][j] = Load(from + (i * Points + j) * planes.apart);
+      }
+    }
+    Apply<Transform, Points>(points, values);
+    for (int i = 0; i < Side; ++i) {
+      for (int j = 0; j < Side; ++j) {
+        const int64_t y = place.y + i * dilation, x = place.x + j * dilation;
+        if (!map.Has(y, x)) continue;
+        StoreSome(map.At(place.image, y, x) + c, values[i][j], size);
+      }
+    }
+  }
+}
+
+// kernel [3, 3, I, O] -> [3, 3, O, I], turned by 180 degrees.
+void Transpose(const Pool& pool, const float* kernel, int64_t inputs,
+               int64_t outputs, float* to) {
+  constexpr int64_t kBlock = 16;
+  const int64_t blocks = (outputs + kBlock - 1) / kBlock;
+  Parallel(pool, 9 * blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t tap = task / blocks, left = task % blocks * kBlock;
+      const float* from = kernel + (8 - tap) * inputs * outputs;
+      float* turned = to + tap * inputs * outputs;
+      const int64_t right = std::min(left + kBlock, outputs);
+      for (int64_t top = 0; top < inputs; top += kBlock) {
+        const int64_t bottom = std::min(top + kBlock, inputs);
+        for (int64_t o = left; o < right; ++o) {
+          for (int64_t i = top; i < bottom; ++i) {
+            turned[o * inputs + i] = from[i * outputs + o];
+          }
+        }
+      }
+    }
+  });
+}
+
+// G kernel G^T of a kernel [3, 3, I, O], a matrix [I, O] for each point.
+template <int Points>
+Panels TransformKernel(const Pool& pool, const float* kernel, int64_t inputs,
+                       int64_t outputs) {
+  const auto fill = [=](int64_t i, int64_t v, Vector* to, int64_t apart) {
+    const int64_t size = std::min<int64_t>(kLanes, outputs - v * kLanes);
+    Vector taps[3][3], points[Points][Points];
+    for (int tap = 0; tap < 9; ++tap) {
+      taps[tap / 3][tap % 3] = LoadSome(
+          kernel + (tap * inputs + i) * outputs + v * kLanes, size);
+    }
+    Apply<OfKernel, Points>(taps, points);
+    for (int p = 0; p < Points * Points; ++p) {
+      to[p * apart] = points[p / Points][p % Points];
+    }
+  };
+  return Panels(pool, inputs, outputs, Points * Points, fill);
+}
+
+// Transformed kernels of more bytes are read once for many tiles, by all
+// threads together, and not by each thread for its own few.
+constexpr int64_t kLargeKernel = 1 << 21;
+constexpr int64_t kTilesOfLarge = 64;
+
+template <int Points>
+void Convolve(const Call& call, const Map& in, const Map& out,
+              const float* kernel) {
+  constexpr int kPlanes = Points * Points;
+  const int64_t dilation = call.Number<int64_t>("dilation");
+  const int64_t top = call.Number<int64_t>("top");
+  const int64_t left = call.Number<int64_t>("left");
+  const Panels panels =
+      TransformKernel<Points>(call.pool, kernel, in.channels, out.channels);
+  const Tiles tiles(out, dilation);
+  const int64_t bytes = panels.vectors * kLanes * in.channels * kPlanes * 4;
+  const bool is_large = bytes > kLargeKernel;
+  const int64_t together =
+      is_large ? std::min(kTilesOfLarge, TilesOf(tiles.count) * kTileRows)
+               : RowsTogether(call.pool, tiles.count,
+                              kPlanes * (in.channels + out.channels));
+  // `spread` divides tasks over threads, or does not.
+  const auto convolve = [&](int64_t first, Planes& inputs, Planes& products,
+                            const auto& spread) {
+    const int64_t count = std::min(together, tiles.count - first);
+    spread(count, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        auto place = tiles.At(first + i);
+        place.y -= top;
+        place.x -= left;
+        ToPlanes<OfInputs, 4, Points>(in, place, dilation, 0,
+                                      VectorsOf(in.channels), inputs, i);
+      }
+    });
+    spread(kPlanes, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        float* to = products.at(p);
+        Multiply(inputs.at(p), inputs.width, TilesOf(count) * kTileRows, panels,
+                 [&](int64_t row, int64_t v, Vector sum) {
+          Store(to + row * products.width + v * kLanes, sum);
+        }, p);
+      }
+    });
+    spread(count, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto place = tiles.At(first + i);
+        if (out.scale == 1) {
+          FromPlanes<OfProducts, Points, 2>(products, i, out, place, dilation);
+        } else {
+          FromPlanes<OfProductsSummed, Points, 1>(products, i, out, place, 1);
+        }
+      }
+    });
+  };
+  const auto work = [&](int64_t begin, int64_t end, const auto& spread) {
+    Planes inputs(kPlanes, together, in.channels);
+    Planes products(kPlanes, together, out.channels);
+    for (int64_t i = begin; i < end; ++i) {
+      convolve(i * together, inputs, products, spread);
+    }
+  };
+  const int64_t groups = (tiles.count + together - 1) / together;
+  if (is_large) {
+    work(0, groups, [&](int64_t tasks, const auto& task) {
+      Parallel(call.pool, tasks, task);
+    });
+  } else {
+    Parallel(call.pool, groups, [&](int64_t begin, int64_t end) {
+      work(begin, end,
+           [](int64_t tasks, const auto& task) { task(0, tasks); });
+    });
+  }
+}
+
+// images [B, H, W, I], kernel [3, 3, I, O] -> out [B, h, w, O]. `top` and
+// `left` of zeros lie before the images, as many as it takes behind them.
+// `repeated`: every cell of the images is there twice, down and across.
+void Forward(const Call& call) {
+  const Array images = call.arguments[0], kernel = call.arguments[1];
+  const bool repeated = call.Number<bool>("repeated");
+  const Map in(images, repeated ? 2 : 1), out(call.results[0], 1);
+  Expect("kernel", kernel, {3, 3, in.channels, out.channels});
+  repeated ? Convolve<3>(call, in, out, kernel.data)
+           : Convolve<4>(call, in, out, kernel.data);
+}
+
+// grad [B, h, w, O], kernel [3, 3, I, O] -> out [B, H, W, I], the gradient
+// with respect to images. `top` and `left` of zeros lie before `grad`.
+void ImagesGrad(const Call& call) {
+  const Array grad = call.arguments[0], kernel = call.arguments[1];
+  const bool repeated = call.Number<bool>("repeated");
+  const Map in(grad, 1), out(call.results[0], repeated ? 2 : 1);
+  Expect("kernel", kernel, {3, 3, out.channels, in.channels});
+  Scratch scratch(VectorsOf(kernel.size()), false);
+  float* turned = reinterpret_cast<float*>(scratch.get());
+  Transpose(call.pool, kernel.data, out.channels, in.channels, turned);
+  repeated ? Convolve<3>(call, in, out, turned)
+           : Convolve<4>(call, in, out, turned);
+}
+
+// Adds to sums [kTileRows, Width] the products of `count` rows of each.
+template <int Width>
+[[gnu::noinline]] void AddOuter(const float* rows, int64_t stride,
+                                const float* columns, int64_t columns_stride,
+                                int64_t count, float* to, int64_t to_stride) {
+  Vector sums[kTileRows][Width];
+  for (int row = 0; row < kTileRows; ++row) {
+    for (int v = 0; v < Width; ++v) {
+      sums[row][v] = Load(to + row * to_stride + v * kLanes);
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    Vector others[Width];
+#pragma GCC unroll 4
+    for (int v = 0; v < Width; ++v) {
+      others[v] = Load(columns + i * columns_stride + v * kLanes);
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < kTileRows; ++row) {
+      const float factor = rows[i * stride + row];
+#pragma GCC unroll 4
+      for (int v = 0; v < Width; ++v) sums[row][v] += factor * others[v];
+    }
+  }
+  for (int row = 0; row < kTileRows; ++row) {
+    for (int v = 0; v < Width; ++v) {
+      Store(to + row * to_stride + v * kLanes, sums[row][v]);
+    }
+  }
+}
+
+// Tasks of the kernel's gradient: for so many vectors of the inputs' channels
+// each, and parts of the tiles. They do not depend on the number of threads,
+// which so changes no sum.
+constexpr int64_t kChunk = 4;
+constexpr int64_t kTasksOfGrad = 16;
+constexpr int64_t kTilesPerPart = 256;
+constexpr int64_t kLeastTiles = 64;
+constexpr int64_t kMostTiles = 256;
+
+template <int Points>
+void KernelGradOf(const Call& call, const Map& in, const Map& grad,
+                  float* out) {
+  constexpr int kPlanes = Points * Points;
+  const int64_t dilation = call.Number<int64_t>("dilation");
+  const int64_t top = call.Number<int64_t>("top");
+  const int64_t left = call.Number<int64_t>("left");
+  const Tiles tiles(grad, dilation);
+  const int64_t vectors = VectorsOf(in.channels);
+  const int64_t outputs = VectorsOf(grad.channels);
+  const int64_t chunks = (vectors + kChunk - 1) / kChunk;
+  const int64_t parts = std::max<int64_t>(
+      1, std::min(tiles.count / kTilesPerPart, kTasksOfGrad / chunks));
+  const int64_t per_part = (tiles.count + parts - 1) / parts;
+  const int64_t fit =
+      kValues / (kPlanes * kLanes * (std::min(vectors, kChunk) + outputs));
+  const int64_t together = std::min(
+      {per_part, kMostTiles, std::max(kLeastTiles, fit)});
+  // [part, point, input, output]
+  const int64_t of_point = vectors * kLanes * outputs * kLanes;
+  Scratch scratch(parts * kPlanes * of_point / kLanes);
+  float* sums = reinterpret_cast<float*>(scratch.get());
+  Parallel(call.pool, parts * chunks, [&](int64_t begin, int64_t end) {
+    Planes inputs(kPlanes, together, kChunk * kLanes);
+    Planes grads(kPlanes, together, grad.channels);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task / chunks, chunk = task % chunks;
+      const int64_t low = chunk * kChunk;
+      const int64_t high = std::min(low + kChunk, vectors);
+      const int64_t bottom = std::min((part + 1) * per_part, tiles.count);
+      for (int64_t first = part * per_part; first < bottom;
+           first += together) {
+        const int64_t count = std::min(together, bottom - first);
+        for (int64_t i = 0; i < count; ++i) {
+          auto place = tiles.At(first + i);
+          ToPlanes<OfGrads, 2, Points>(grad, place, dilation, 0, outputs,
+                                       grads, i);
+          place.y -= top;
+          place.x -= left;
+          ToPlanes<OfInputs, 4, Points>(in, place, dilation, low, high, inputs,
+                                        i);
+        }
+        for (int64_t p = 0; p < kPlanes; ++p) {
+          float* to = sums + (part * kPlanes + p) * of_point +
+                      low * kLanes * outputs * kLanes;
+          for (int64_t v = 0; v < outputs; v += PanelWidth(outputs - v)) {
+            const int width = PanelWidth(outputs - v);
+            const auto add = width == 3   ? AddOuter<3>
+                             : width == 2 ? AddOuter<2>
+                                          : AddOuter<1>;
+            for (int64_t i = 0; i < (high - low) * kLanes; i += kTileRows) {
+              add(inputs.at(p) + i, inputs.width, grads.at(p) + v * kLanes,
+                  grads.width, count, to + (i * outputs + v) * kLanes,
+                  outputs * kLanes);
+            }
+          }
+        }
+      }
+    }
+  });
+  Parallel(call.pool, in.channels, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t v = 0; v < outputs; ++v) {
+        Vector points[Points][Points] = {}, taps[3][3];
+        for (int64_t part = 0; part < parts; ++part) {
+          for (int p = 0; p < kPlanes; ++p) {
+            points[p / Points][p % Points] +=
+                Load(sums + (part * kPlanes + p) * of_point +
+                     (i * outputs + v) * kLanes);
+          }
+        }
+        Apply<OfKernelGrad, Points>(points, taps);
+        const int64_t size =
+            std::min<int64_t>(kLanes, grad.channels - v * kLanes);
+        for (int tap = 0; tap < 9; ++tap) {
+          StoreSome(out + (tap * in.channels + i) * grad.channels + v * kLanes,
+                    taps[tap / 3][tap % 3], size);
+        }
+      }
+    }
+  });
+}
+
+// images [B, H, W, I], grad [B, h, w, O] -> out [3, 3, I, O], the gradient
+// with respect to the kernel; attributes as of Forward.
+void KernelGrad(const Call& call) {
+  const Array images = call.arguments[0], out = call.results[0];
+  const bool repeated = call.Number<bool>("repeated");
+  const Map in(images, repeated ? 2 : 1), grad(call.arguments[1], 1);
+  Expect("gradient", out, {3, 3, in.channels, grad.channels});
+  repeated ? KernelGradOf<3>(call, in, grad, out.data)
+           : KernelGradOf<4>(call, in, grad, out.data);
+}
+
+}  // namespace
+
+SEXTET_HANDLER(sextet_winograd, Forward)
+SEXTET_HANDLER(sextet_winograd_images_grad, ImagesGrad)
+SEXTET_HANDLER(sextet_winograd_kernel_grad, KernelGrad)
