@@ -82,44 +82,75 @@ class Panels {
   Scratch scratch_;
 };
 
-// Sums [kTileRows, Width] of rows that are `stride` apart times a panel.
+// Writes sums [kTileRows, Width] of rows that are `stride` apart times a panel.
 template <int Width>
 [[gnu::noinline]] void Tile(const float* rows, int64_t stride, int64_t inner,
-                            const Vector* panel, Vector* sums) {
-  Vector parts[kTileRows][Width] = {};
+                            const Vector* panel, float* to,
+                            int64_t to_stride) {
+  Vector sums[kTileRows][Width] = {};
   for (int64_t i = 0; i < inner; ++i) {
 #pragma GCC unroll 8
     for (int row = 0; row < kTileRows; ++row) {
       const float factor = rows[row * stride + i];
 #pragma GCC unroll 4
       for (int v = 0; v < Width; ++v) {
-        parts[row][v] += factor * panel[i * Width + v];
+        sums[row][v] += factor * panel[i * Width + v];
       }
     }
   }
-  std::memcpy(static_cast<void*>(sums), parts, sizeof(parts));
+  // Unrolled, or the sums would not be in registers.
+#pragma GCC unroll 8
+  for (int row = 0; row < kTileRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Width; ++v) {
+      Store(to + row * to_stride + v * kLanes, sums[row][v]);
+    }
+  }
 }
 
-// Calls finish(row, vector, sum) for what `rows` rows times a matrix give.
-// There have to be as many rows as whole tiles have.
-template <typename Finish>
-void Multiply(const float* from, int64_t stride, int64_t rows,
-              const Panels& panels, const Finish& finish, int64_t matrix = 0) {
+// The product of `rows` rows with a matrix, tile by tile: calls work(row,
+// vector, width, tile), which has to call tile(to, stride of its rows). There
+// have to be as many rows as whole tiles have.
+template <typename Work>
+void MultiplyTiles(const float* from, int64_t stride, int64_t rows,
+                   const Panels& panels, int64_t matrix, const Work& work) {
   for (int64_t first = 0; first < panels.vectors;
        first += panels.WidthAt(first)) {
     const int width = panels.WidthAt(first);
     const auto tile = width == 3 ? Tile<3> : width == 2 ? Tile<2> : Tile<1>;
+    const Vector* panel = panels.At(first, matrix);
     for (int64_t top = 0; top < rows; top += kTileRows) {
-      Vector sums[kTileRows * kTileVectors];
-      tile(from + top * stride, stride, panels.inner, panels.At(first, matrix),
-           sums);
-      for (int64_t row = 0; row < kTileRows; ++row) {
-        for (int v = 0; v < width; ++v) {
-          finish(top + row, first + v, sums[row * width + v]);
-        }
-      }
+      work(top, first, width, [&](float* to, int64_t to_stride) {
+        tile(from + top * stride, stride, panels.inner, panel, to, to_stride);
+      });
     }
   }
+}
+
+// Writes the product with one of the matrices, whole vectors of columns.
+inline void Multiply(const float* from, int64_t stride, int64_t rows,
+                     const Panels& panels, int64_t matrix, float* to,
+                     int64_t to_stride) {
+  MultiplyTiles(from, stride, rows, panels, matrix,
+                [&](int64_t row, int64_t v, int, const auto& tile) {
+    tile(to + row * to_stride + v * kLanes, to_stride);
+  });
+}
+
+// Calls finish(row, vector, sum) for the product with the only matrix.
+template <typename Finish>
+void Multiply(const float* from, int64_t stride, int64_t rows,
+              const Panels& panels, const Finish& finish) {
+  Vector sums[kTileRows * kTileVectors];
+  MultiplyTiles(from, stride, rows, panels, 0,
+                [&](int64_t top, int64_t first, int width, const auto& tile) {
+    tile(reinterpret_cast<float*>(sums), width * kLanes);
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      for (int v = 0; v < width; ++v) {
+        finish(top + row, first + v, sums[row * width + v]);
+      }
+    }
+  });
 }
 
 }  // namespace

@@ -317,11 +317,8 @@ void Convolve(const Call& call, const Map& in, const Map& out,
     });
     spread(kPlanes, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
-        float* to = products.at(p);
         Multiply(inputs.at(p), inputs.width, TilesOf(count) * kTileRows, panels,
-                 [&](int64_t row, int64_t v, Vector sum) {
-          Store(to + row * products.width + v * kLanes, sum);
-        }, p);
+                 p, products.at(p), products.width);
       }
     });
     spread(count, [&](int64_t begin, int64_t end) {
@@ -386,28 +383,24 @@ template <int Width>
 [[gnu::noinline]] void AddOuter(const float* rows, int64_t stride,
                                 const float* columns, int64_t columns_stride,
                                 int64_t count, float* to, int64_t to_stride) {
-  Vector sums[kTileRows][Width];
-  for (int row = 0; row < kTileRows; ++row) {
-    for (int v = 0; v < Width; ++v) {
-      sums[row][v] = Load(to + row * to_stride + v * kLanes);
-    }
-  }
+  Vector sums[kTileRows][Width] = {};
   for (int64_t i = 0; i < count; ++i) {
-    Vector others[Width];
-#pragma GCC unroll 4
-    for (int v = 0; v < Width; ++v) {
-      others[v] = Load(columns + i * columns_stride + v * kLanes);
-    }
 #pragma GCC unroll 8
     for (int row = 0; row < kTileRows; ++row) {
       const float factor = rows[i * stride + row];
 #pragma GCC unroll 4
-      for (int v = 0; v < Width; ++v) sums[row][v] += factor * others[v];
+      for (int v = 0; v < Width; ++v) {
+        sums[row][v] +=
+            factor * Load(columns + i * columns_stride + v * kLanes);
+      }
     }
   }
+#pragma GCC unroll 8
   for (int row = 0; row < kTileRows; ++row) {
+#pragma GCC unroll 4
     for (int v = 0; v < Width; ++v) {
-      Store(to + row * to_stride + v * kLanes, sums[row][v]);
+      float* place = to + row * to_stride + v * kLanes;
+      Store(place, Load(place) + sums[row][v]);
     }
   }
 }

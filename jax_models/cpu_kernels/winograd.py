@@ -34,12 +34,17 @@ def supports_winograd(
 
 def conv_upsampled(
     x: Float[Array, "B h w C"],
-    skip: Float[Array, "B 2h 2w D"] | None,
-    kernel: Float[Array, "3 3 C+D O"],
-) -> Float[Array, "B 2h 2w O"]:
-    """Convolves [`x` with every cell repeated 2x2, `skip`], padded by one.
+    skip: Float[Array, "B 2*h 2*w D"] | None,
+    kernel: Float[Array, "3 3 I O"],
+) -> Float[Array, "B 2*h 2*w O"]:
+    """A convolution of `x`, every cell repeated 2x2, beside `skip`.
 
     Only where `supports_winograd` holds.
+
+    Args:
+      x: the smaller map.
+      skip: further channels of the larger one.
+      kernel: its inputs I are the C of `x`, then the D of `skip`.
     """
     pads = ((1, 1), (1, 1))
     channels = x.shape[-1]

@@ -1,7 +1,9 @@
 """Photos with masks in, masks out: trained, killed, resumed, predicted."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -199,3 +201,47 @@ def test_a_run_predicts_photos_without_its_data(whole, data):
         shares = json.loads(line)["shares"]
         assert list(shares) == ["ground", "square", "bar"]
         assert sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("devices", "fields", "room"),
+    [
+        (4, ("--config.mesh.fsdp=2",), 1e-3),
+        (1, ("--config.dtype=bfloat16",), 0.05),
+    ],
+    ids=["on four devices", "in bfloat16"],
+)
+def test_layout_and_precision_keep_the_losses(
+    whole, data, tmp_path, monkeypatch, devices, fields, room
+):
+    monkeypatch.setenv(
+        "XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}"
+    )
+    workdir = tmp_path / "run"
+    done = commands.run(*words(workdir, data, *fields))
+    assert done.returncode == 0, done.stderr
+    found, right = (
+        [record["loss"] for record in commands.records(run) if "loss" in record]
+        for run in (workdir, whole[0])
+    )
+    assert found != right  # Sums in another order, or rounded.
+    np.testing.assert_allclose(found, right, rtol=room)
+    assert len(list((workdir / "masks/test").glob("*.png"))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU's compiler, is not installed",
+)
+def test_a_plan_for_chips_that_are_not_here(data, tmp_path):
+    flags = ("--plan", "--topology=v5e:2x4")
+    done = commands.run(*words(tmp_path / "run", data, *flags))
+    assert done.returncode == 0, done.stderr
+    for pattern in (
+        r"bfloat16, 32 px",
+        r"devices  8 x TPU v5 lite",
+        r"fits  yes, \d+% of a chip",
+        r"exchange  \d+ all-reduce of \d+ KiB in all",
+    ):
+        assert re.search(pattern, done.stdout), pattern
