@@ -153,6 +153,50 @@ void Multiply(const float* from, int64_t stride, int64_t rows,
   });
 }
 
+// Adds to sums [kTileRows, Width] the outer products of `count` pairs of rows.
+template <int Width>
+[[gnu::noinline]] void OuterTile(const float* left, int64_t left_stride,
+                                 const float* right, int64_t right_stride,
+                                 int64_t count, float* to, int64_t to_stride) {
+  Vector sums[kTileRows][Width] = {};
+  for (int64_t i = 0; i < count; ++i) {
+#pragma GCC unroll 8
+    for (int row = 0; row < kTileRows; ++row) {
+      const float factor = left[i * left_stride + row];
+#pragma GCC unroll 4
+      for (int v = 0; v < Width; ++v) {
+        sums[row][v] += factor * Load(right + i * right_stride + v * kLanes);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int row = 0; row < kTileRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Width; ++v) {
+      float* place = to + row * to_stride + v * kLanes;
+      Store(place, Load(place) + sums[row][v]);
+    }
+  }
+}
+
+// Adds to `to` [rows, vectors] the product of left [count, rows], transposed,
+// with right [count, vectors]. There have to be whole tiles of rows.
+inline void AddOuter(const float* left, int64_t left_stride, int64_t rows,
+                     const float* right, int64_t vectors, int64_t count,
+                     float* to) {
+  const int64_t stride = vectors * kLanes;
+  for (int64_t v = 0; v < vectors; v += PanelWidth(vectors - v)) {
+    const int width = PanelWidth(vectors - v);
+    const auto tile = width == 3   ? OuterTile<3>
+                      : width == 2 ? OuterTile<2>
+                                   : OuterTile<1>;
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+      tile(left + row, left_stride, right + v * kLanes, stride, count,
+           to + row * stride + v * kLanes, stride);
+    }
+  }
+}
+
 }  // namespace
 
 #endif  // SEXTET_GEMM_H_

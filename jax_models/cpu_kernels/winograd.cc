@@ -16,101 +16,10 @@
 
 #include <cstdint>
 
-#include "gemm.h"
+#include "conv.h"
+#include "winograd.h"
 
 namespace {
-
-// The number, of 4, of the computed points of an axis: all, or all but 2.
-template <int Points>
-constexpr int PointAt(int i) {
-  return Points == 4 ? i : i + i / 2;
-}
-
-// One axis of the transforms: element i of the result, of the elements x(j).
-struct OfInputs {  // B^T, of 4
-  template <int Points, typename Get>
-  static Vector At(int i, const Get& x) {
-    switch (PointAt<Points>(i)) {
-      case 0: return x(0) - x(2);
-      case 1: return x(1) + x(2);
-      case 2: return x(2) - x(1);
-      default: return x(1) - x(3);
-    }
-  }
-};
-
-struct OfKernel {  // G, of 3
-  template <int Points, typename Get>
-  static Vector At(int i, const Get& x) {
-    switch (PointAt<Points>(i)) {
-      case 0: return x(0);
-      case 1: return 0.5f * (x(0) + x(1) + x(2));
-      case 2: return 0.5f * (x(0) - x(1) + x(2));
-      default: return x(2);
-    }
-  }
-};
-
-struct OfGrads {  // A, of 2
-  template <int Points, typename Get>
-  static Vector At(int i, const Get& x) {
-    switch (PointAt<Points>(i)) {
-      case 0: return x(0);
-      case 1: return x(0) + x(1);
-      case 2: return x(0) - x(1);
-      default: return -x(1);
-    }
-  }
-};
-
-struct OfProducts {  // A^T, to 2
-  template <int Points, typename Get>
-  static Vector At(int i, const Get& x) {
-    if constexpr (Points == 3) return i == 0 ? x(0) + x(1) : x(1) - x(2);
-    return i == 0 ? x(0) + x(1) + x(2) : x(1) - x(2) - x(3);
-  }
-};
-
-struct OfProductsSummed {  // A^T, to the sum of 2
-  template <int Points, typename Get>
-  static Vector At(int, const Get& x) {
-    return x(0) + 2.0f * x(1) - x(Points - 1);
-  }
-};
-
-struct OfKernelGrad {  // G^T, to 3
-  template <int Points, typename Get>
-  static Vector At(int i, const Get& x) {
-    const Vector last = x(Points - 1);
-    const Vector sum = Points == 3 ? x(1) : x(1) + x(2);
-    const Vector difference = Points == 3 ? x(1) : x(1) - x(2);
-    return i == 0 ? x(0) + 0.5f * sum
-                  : i == 1 ? 0.5f * difference : 0.5f * sum + last;
-  }
-};
-
-// A transform along both axes, of From x From vectors to To x To.
-template <typename Transform, int Points, int From, int To>
-[[gnu::always_inline]] inline void Apply(const Vector (&from)[From][From],
-                                         Vector (&to)[To][To]) {
-  Vector half[To][From];
-#pragma GCC unroll 4
-  for (int j = 0; j < From; ++j) {
-#pragma GCC unroll 4
-    for (int i = 0; i < To; ++i) {
-      half[i][j] = Transform::template At<Points>(
-          i, [&](int k) { return from[k][j]; });
-    }
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < To; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < To; ++j) {
-      to[i][j] = Transform::template At<Points>(
-          j, [&](int k) { return half[i][k]; });
-    }
-  }
-}
 
 // For each point a matrix [rows, columns], with whole vectors of columns.
 // Their distance is odd, lest a row of all of them fall on one cache line.
@@ -125,28 +34,6 @@ struct Planes {
 
   const int64_t width, apart;
   Scratch scratch;
-};
-
-// A map [B, H, W, C], or one whose cells are repeated `scale` times.
-struct Map {
-  Map(const Array& array, int64_t scale)
-      : data(array.data),
-        batch(array.dimensions[0]),
-        height(array.dimensions[1] * scale),
-        width(array.dimensions[2] * scale),
-        channels(array.dimensions[3]),
-        scale(scale) {}
-
-  bool Has(int64_t y, int64_t x) const {
-    return y >= 0 && y < height && x >= 0 && x < width;
-  }
-  float* At(int64_t image, int64_t y, int64_t x) const {
-    const int64_t row = image * (height / scale) + y / scale;
-    return data + (row * (width / scale) + x / scale) * channels;
-  }
-
-  float* const data;
-  const int64_t batch, height, width, channels, scale;
 };
 
 // The tiles of 2x2 outputs, `dilation` apart, that cover a map.
@@ -237,29 +124,6 @@ void FromPlanes(Planes& planes, int64_t row, const Map& map,
       }
     }
   }
-}
-
-// kernel [3, 3, I, O] -> [3, 3, O, I], turned by 180 degrees.
-void Transpose(const Pool& pool, const float* kernel, int64_t inputs,
-               int64_t outputs, float* to) {
-  constexpr int64_t kBlock = 16;
-  const int64_t blocks = (outputs + kBlock - 1) / kBlock;
-  Parallel(pool, 9 * blocks, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t tap = task / blocks, left = task % blocks * kBlock;
-      const float* from = kernel + (8 - tap) * inputs * outputs;
-      float* turned = to + tap * inputs * outputs;
-      const int64_t right = std::min(left + kBlock, outputs);
-      for (int64_t top = 0; top < inputs; top += kBlock) {
-        const int64_t bottom = std::min(top + kBlock, inputs);
-        for (int64_t o = left; o < right; ++o) {
-          for (int64_t i = top; i < bottom; ++i) {
-            turned[o * inputs + i] = from[i * outputs + o];
-          }
-        }
-      }
-    }
-  });
 }
 
 // G kernel G^T of a kernel [3, 3, I, O], a matrix [I, O] for each point.
@@ -371,38 +235,9 @@ void ImagesGrad(const Call& call) {
   const bool repeated = call.Number<bool>("repeated");
   const Map in(grad, 1), out(call.results[0], repeated ? 2 : 1);
   Expect("kernel", kernel, {3, 3, out.channels, in.channels});
-  Scratch scratch(VectorsOf(kernel.size()), false);
-  float* turned = reinterpret_cast<float*>(scratch.get());
-  Transpose(call.pool, kernel.data, out.channels, in.channels, turned);
-  repeated ? Convolve<3>(call, in, out, turned)
-           : Convolve<4>(call, in, out, turned);
-}
-
-// Adds to sums [kTileRows, Width] the products of `count` rows of each.
-template <int Width>
-[[gnu::noinline]] void AddOuter(const float* rows, int64_t stride,
-                                const float* columns, int64_t columns_stride,
-                                int64_t count, float* to, int64_t to_stride) {
-  Vector sums[kTileRows][Width] = {};
-  for (int64_t i = 0; i < count; ++i) {
-#pragma GCC unroll 8
-    for (int row = 0; row < kTileRows; ++row) {
-      const float factor = rows[i * stride + row];
-#pragma GCC unroll 4
-      for (int v = 0; v < Width; ++v) {
-        sums[row][v] +=
-            factor * Load(columns + i * columns_stride + v * kLanes);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int row = 0; row < kTileRows; ++row) {
-#pragma GCC unroll 4
-    for (int v = 0; v < Width; ++v) {
-      float* place = to + row * to_stride + v * kLanes;
-      Store(place, Load(place) + sums[row][v]);
-    }
-  }
+  const Turned turned(call.pool, kernel.data, 3, out.channels, in.channels);
+  repeated ? Convolve<3>(call, in, out, turned.data())
+           : Convolve<4>(call, in, out, turned.data());
 }
 
 // Tasks of the kernel's gradient: for so many vectors of the inputs' channels
@@ -457,19 +292,10 @@ void KernelGradOf(const Call& call, const Map& in, const Map& grad,
                                         i);
         }
         for (int64_t p = 0; p < kPlanes; ++p) {
-          float* to = sums + (part * kPlanes + p) * of_point +
-                      low * kLanes * outputs * kLanes;
-          for (int64_t v = 0; v < outputs; v += PanelWidth(outputs - v)) {
-            const int width = PanelWidth(outputs - v);
-            const auto add = width == 3   ? AddOuter<3>
-                             : width == 2 ? AddOuter<2>
-                                          : AddOuter<1>;
-            for (int64_t i = 0; i < (high - low) * kLanes; i += kTileRows) {
-              add(inputs.at(p) + i, inputs.width, grads.at(p) + v * kLanes,
-                  grads.width, count, to + (i * outputs + v) * kLanes,
-                  outputs * kLanes);
-            }
-          }
+          AddOuter(inputs.at(p), inputs.width, (high - low) * kLanes,
+                   grads.at(p), outputs, count,
+                   sums + (part * kPlanes + p) * of_point +
+                       low * kLanes * outputs * kLanes);
         }
       }
     }
