@@ -53,15 +53,19 @@ void Convolve(const Pool& pool, const Map& in, const Windows& windows,
            [&](int64_t begin, int64_t end) {
     Scratch scratch(VectorsOf(together * window));
     float* copied = reinterpret_cast<float*>(scratch.get());
+    float* places[kMostRows];
     const int64_t bottom = std::min(end * together, cells.count);
     for (int64_t first = begin * together; first < bottom; first += together) {
       const int64_t count = std::min(together, bottom - first);
       for (int64_t row = 0; row < count; ++row) {
         const int64_t cell = first + row;
-        const int64_t x = cell % cells.columns, y = cell / cells.columns;
+        const int64_t x = cell % cells.columns;
+        const int64_t y = cell / cells.columns % cells.rows;
+        const int64_t image = cell / cells.columns / cells.rows;
+        places[row] = out.At(image, cells.y + y * cells.step,
+                             cells.x + x * cells.step);
         for (int64_t i = 0; i < windows.height; ++i) {
-          CopyLine(in, y / cells.rows,
-                   y % cells.rows * windows.stride - windows.top + i,
+          CopyLine(in, image, y * windows.stride - windows.top + i,
                    x * windows.stride - windows.left, windows.width,
                    copied + row * window + i * line);
         }
@@ -69,14 +73,9 @@ void Convolve(const Pool& pool, const Map& in, const Windows& windows,
       Multiply(copied, window, TilesOf(count) * kTileRows, panels,
                [&](int64_t row, int64_t v, Vector sum) {
         if (row >= count) return;
-        const int64_t cell = first + row;
-        const int64_t x = cell % cells.columns, y = cell / cells.columns;
-        float* place = out.At(y / cells.rows,
-                              cells.y + y % cells.rows * cells.step,
-                              cells.x + x * cells.step);
         const int64_t size =
             std::min<int64_t>(kLanes, out.channels - v * kLanes);
-        StoreSome(place + v * kLanes, sum, size);
+        StoreSome(places[row] + v * kLanes, sum, size);
       });
     }
   });

@@ -10,27 +10,25 @@
 
 namespace {
 
-// A map [B, H, W, C], or one of which every cell is repeated, `scale` times
-// down and across.
+// A map [B, H, W, C], or one of which every cell is there twice, down and
+// across.
 struct Map {
-  explicit Map(const Array& array, int64_t scale = 1)
+  explicit Map(const Array& array, bool repeated = false)
       : data(array.data),
         batch(array.dimensions[0]),
-        height(array.dimensions[1] * scale),
-        width(array.dimensions[2] * scale),
+        height(array.dimensions[1] << repeated),
+        width(array.dimensions[2] << repeated),
         channels(array.dimensions[3]),
-        scale(scale) {}
+        repeated(repeated) {}
 
-  bool Has(int64_t y, int64_t x) const {
-    return y >= 0 && y < height && x >= 0 && x < width;
-  }
   float* At(int64_t image, int64_t y, int64_t x) const {
-    const int64_t row = image * (height / scale) + y / scale;
-    return data + (row * (width / scale) + x / scale) * channels;
+    const int64_t row = image * (height >> repeated) + (y >> repeated);
+    return data + (row * (width >> repeated) + (x >> repeated)) * channels;
   }
 
   float* const data;
-  const int64_t batch, height, width, channels, scale;
+  const int64_t batch, height, width, channels;
+  const bool repeated;
 };
 
 // A kernel [k, k, I, O], turned by 180 degrees: [k, k, O, I].

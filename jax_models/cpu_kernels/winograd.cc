@@ -44,30 +44,48 @@ struct Tiles {
         columns(dilation * ((map.width + 2 * dilation - 1) / (2 * dilation))),
         count(map.batch * rows * columns) {}
 
-  struct Place {
-    int64_t image, y, x;
-  };
-  Place At(int64_t tile) const {
-    const auto first = [&](int64_t i) {
-      return i % dilation + i / dilation * 2 * dilation;
-    };
-    return {tile / columns / rows, first(tile / columns % rows),
-            first(tile % columns)};
+  // Calls work(i, image, y, x) for the tiles first + i, i in [begin, end),
+  // with the place of their first output.
+  template <typename Work>
+  void ForEach(int64_t first, int64_t begin, int64_t end,
+               const Work& work) const {
+    int64_t column = (first + begin) % columns;
+    int64_t row = (first + begin) / columns % rows;
+    int64_t image = (first + begin) / columns / rows;
+    for (int64_t i = begin; i < end; ++i) {
+      work(i, image, Begin(row), Begin(column));
+      if (++column < columns) continue;
+      column = 0;
+      if (++row < rows) continue;
+      row = 0;
+      ++image;
+    }
+  }
+
+  int64_t Begin(int64_t i) const {
+    if (dilation == 1) return 2 * i;
+    return i % dilation + i / dilation * 2 * dilation;
   }
 
   const int64_t dilation, rows, columns, count;
 };
 
-// Transforms Side x Side cells that begin at `place`, as far as they are in
-// the map, to row `row` of the planes: vectors [first, last) of the channels.
+// Transforms the Side x Side cells from (y, x) on, as far as they are in the
+// map, to row `row` of the planes: vectors [first, last) of the channels.
 template <typename Transform, int Side, int Points>
-void ToPlanes(const Map& map, const Tiles::Place& place, int64_t dilation,
-              int64_t first, int64_t last, Planes& planes, int64_t row) {
+void ToPlanes(const Map& map, int64_t image, int64_t y, int64_t x,
+              int64_t dilation, int64_t first, int64_t last, Planes& planes,
+              int64_t row) {
   const float* cells[Side][Side];
+#pragma GCC unroll 4
   for (int i = 0; i < Side; ++i) {
+    const int64_t down = y + i * dilation;
+#pragma GCC unroll 4
     for (int j = 0; j < Side; ++j) {
-      const int64_t y = place.y + i * dilation, x = place.x + j * dilation;
-      cells[i][j] = map.Has(y, x) ? map.At(place.image, y, x) : nullptr;
+      const int64_t across = x + j * dilation;
+      const bool inside =
+          down >= 0 && down < map.height && across >= 0 && across < map.width;
+      cells[i][j] = inside ? map.At(image, down, across) : nullptr;
     }
   }
   float* to = planes.at(0) + row * planes.width;
@@ -100,10 +118,10 @@ void ToPlanes(const Map& map, const Tiles::Place& place, int64_t dilation,
   }
 }
 
-// The products of a tile, of row `row` of the planes, to Side x Side outputs.
+// Transforms row `row` of the planes to Side x Side cells from (y, x) on.
 template <typename Transform, int Points, int Side>
-void FromPlanes(Planes& planes, int64_t row, const Map& map,
-                const Tiles::Place& place, int64_t dilation) {
+void FromPlanes(Planes& planes, int64_t row, const Map& map, int64_t image,
+                int64_t y, int64_t x, int64_t dilation) {
   const float* from = planes.at(0) + row * planes.width;
   for (int64_t c = 0; c < map.channels; c += kLanes, from += kLanes) {
     const int64_t size = std::min<int64_t>(kLanes, map.channels - c);
@@ -118,9 +136,9 @@ void FromPlanes(Planes& planes, int64_t row, const Map& map,
     Apply<Transform, Points>(points, values);
     for (int i = 0; i < Side; ++i) {
       for (int j = 0; j < Side; ++j) {
-        const int64_t y = place.y + i * dilation, x = place.x + j * dilation;
-        if (!map.Has(y, x)) continue;
-        StoreSome(map.At(place.image, y, x) + c, values[i][j], size);
+        const int64_t down = y + i * dilation, across = x + j * dilation;
+        if (down >= map.height || across >= map.width) continue;
+        StoreSome(map.At(image, down, across) + c, values[i][j], size);
       }
     }
   }
@@ -133,11 +151,13 @@ Panels TransformKernel(const Pool& pool, const float* kernel, int64_t inputs,
   const auto fill = [=](int64_t i, int64_t v, Vector* to, int64_t apart) {
     const int64_t size = std::min<int64_t>(kLanes, outputs - v * kLanes);
     Vector taps[3][3], points[Points][Points];
+#pragma GCC unroll 9
     for (int tap = 0; tap < 9; ++tap) {
       taps[tap / 3][tap % 3] = LoadSome(
           kernel + (tap * inputs + i) * outputs + v * kLanes, size);
     }
     Apply<OfKernel, Points>(taps, points);
+#pragma GCC unroll 16
     for (int p = 0; p < Points * Points; ++p) {
       to[p * apart] = points[p / Points][p % Points];
     }
@@ -171,13 +191,11 @@ void Convolve(const Call& call, const Map& in, const Map& out,
                             const auto& spread) {
     const int64_t count = std::min(together, tiles.count - first);
     spread(count, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        auto place = tiles.At(first + i);
-        place.y -= top;
-        place.x -= left;
-        ToPlanes<OfInputs, 4, Points>(in, place, dilation, 0,
+      tiles.ForEach(first, begin, end,
+                    [&](int64_t i, int64_t image, int64_t y, int64_t x) {
+        ToPlanes<OfInputs, 4, Points>(in, image, y - top, x - left, dilation, 0,
                                       VectorsOf(in.channels), inputs, i);
-      }
+      });
     });
     spread(kPlanes, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
@@ -186,14 +204,16 @@ void Convolve(const Call& call, const Map& in, const Map& out,
       }
     });
     spread(count, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const auto place = tiles.At(first + i);
-        if (out.scale == 1) {
-          FromPlanes<OfProducts, Points, 2>(products, i, out, place, dilation);
+      tiles.ForEach(first, begin, end,
+                    [&](int64_t i, int64_t image, int64_t y, int64_t x) {
+        if (out.repeated) {
+          FromPlanes<OfProductsSummed, Points, 1>(products, i, out, image, y, x,
+                                                  dilation);
         } else {
-          FromPlanes<OfProductsSummed, Points, 1>(products, i, out, place, 1);
+          FromPlanes<OfProducts, Points, 2>(products, i, out, image, y, x,
+                                            dilation);
         }
-      }
+      });
     });
   };
   const auto work = [&](int64_t begin, int64_t end, const auto& spread) {
@@ -222,7 +242,7 @@ void Convolve(const Call& call, const Map& in, const Map& out,
 void Forward(const Call& call) {
   const Array images = call.arguments[0], kernel = call.arguments[1];
   const bool repeated = call.Number<bool>("repeated");
-  const Map in(images, repeated ? 2 : 1), out(call.results[0], 1);
+  const Map in(images, repeated), out(call.results[0]);
   Expect("kernel", kernel, {3, 3, in.channels, out.channels});
   repeated ? Convolve<3>(call, in, out, kernel.data)
            : Convolve<4>(call, in, out, kernel.data);
@@ -233,7 +253,7 @@ void Forward(const Call& call) {
 void ImagesGrad(const Call& call) {
   const Array grad = call.arguments[0], kernel = call.arguments[1];
   const bool repeated = call.Number<bool>("repeated");
-  const Map in(grad, 1), out(call.results[0], repeated ? 2 : 1);
+  const Map in(grad), out(call.results[0], repeated);
   Expect("kernel", kernel, {3, 3, out.channels, in.channels});
   const Turned turned(call.pool, kernel.data, 3, out.channels, in.channels);
   repeated ? Convolve<3>(call, in, out, turned.data())
@@ -282,15 +302,13 @@ void KernelGradOf(const Call& call, const Map& in, const Map& grad,
       for (int64_t first = part * per_part; first < bottom;
            first += together) {
         const int64_t count = std::min(together, bottom - first);
-        for (int64_t i = 0; i < count; ++i) {
-          auto place = tiles.At(first + i);
-          ToPlanes<OfGrads, 2, Points>(grad, place, dilation, 0, outputs,
+        tiles.ForEach(first, 0, count,
+                      [&](int64_t i, int64_t image, int64_t y, int64_t x) {
+          ToPlanes<OfGrads, 2, Points>(grad, image, y, x, dilation, 0, outputs,
                                        grads, i);
-          place.y -= top;
-          place.x -= left;
-          ToPlanes<OfInputs, 4, Points>(in, place, dilation, low, high, inputs,
-                                        i);
-        }
+          ToPlanes<OfInputs, 4, Points>(in, image, y - top, x - left, dilation,
+                                        low, high, inputs, i);
+        });
         for (int64_t p = 0; p < kPlanes; ++p) {
           AddOuter(inputs.at(p), inputs.width, (high - low) * kLanes,
                    grads.at(p), outputs, count,
@@ -328,7 +346,7 @@ void KernelGradOf(const Call& call, const Map& in, const Map& grad,
 void KernelGrad(const Call& call) {
   const Array images = call.arguments[0], out = call.results[0];
   const bool repeated = call.Number<bool>("repeated");
-  const Map in(images, repeated ? 2 : 1), grad(call.arguments[1], 1);
+  const Map in(images, repeated), grad(call.arguments[1]);
   Expect("gradient", out, {3, 3, in.channels, grad.channels});
   repeated ? KernelGradOf<3>(call, in, grad, out.data)
            : KernelGradOf<4>(call, in, grad, out.data);
