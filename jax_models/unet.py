@@ -83,10 +83,9 @@ class Block(nnx.Module):
           skip: the encoder's map of half the stride, where it has one.
           size: h2 and w2.
         """
-        conv = self.conv1.conv
-        doubled = (2 * x.shape[1], 2 * x.shape[2]) == size
-        if doubled and cpu_kernels.supports_winograd(x, conv.kernel[...]):
-            y = cpu_kernels.conv_upsampled(x, skip, conv.kernel[...])
+        kernel = self.conv1.conv.kernel[...]
+        if cpu_kernels.supports_conv_upsampled(x, size, kernel):
+            y = cpu_kernels.conv_upsampled(x, skip, kernel)
             return self.conv2(self.conv1.norm(y))
         x = upsample_nearest(x, 2, size)
         if skip is not None:

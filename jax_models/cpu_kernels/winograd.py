@@ -25,11 +25,24 @@ def supports_winograd(
     images: Float[Array, "B H W I"], kernel: Float[Array, "k l I O"]
 ) -> bool:
     """Whether the C++ takes a convolution of stride 1."""
+    return _in_cpp(images, kernel)
+
+
+def _in_cpp(images: jax.Array, kernel: jax.Array) -> bool:
     return (
         kernel.shape[:2] == (SIZE, SIZE)
         and images.dtype == kernel.dtype == jnp.float32
         and dispatch.in_cpp("winograd", images, kernel)
     )
+
+
+def supports_conv_upsampled(
+    x: Float[Array, "B h w C"],
+    size: tuple[int, int],
+    kernel: Float[Array, "k l I O"],
+) -> bool:
+    """Whether `conv_upsampled` takes a convolution over a map of `size`."""
+    return size == (2 * x.shape[1], 2 * x.shape[2]) and _in_cpp(x, kernel)
 
 
 def conv_upsampled(
@@ -39,7 +52,7 @@ def conv_upsampled(
 ) -> Float[Array, "B 2*h 2*w O"]:
     """A convolution of `x`, every cell repeated 2x2, beside `skip`.
 
-    Only where `supports_winograd` holds.
+    Only where `supports_conv_upsampled` holds.
 
     Args:
       x: the smaller map.

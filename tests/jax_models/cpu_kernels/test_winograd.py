@@ -13,8 +13,11 @@ from jax_models.cpu_kernels import (
     conv_general_dilated,
     conv_upsampled,
     dispatch,
-    supports_winograd,
     without,
+)
+from jax_models.cpu_kernels.winograd import (
+    supports_conv_upsampled,
+    supports_winograd,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -106,6 +109,9 @@ def test_an_upsampled_map_need_not_exist(
     )
     found, in_cpp = results(short, given, jnp.float32)
     assert in_cpp
+    x, _, kernel = map(jnp.float32, given)
+    assert supports_conv_upsampled(x, size, kernel)
+    assert not supports_conv_upsampled(x, (size[0] - 1, size[1]), kernel)
     with jax.enable_x64(True):
         right, _ = results(long, given, jnp.float64)
     for one, other in zip(found, right, strict=True):
