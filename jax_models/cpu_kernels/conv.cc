@@ -148,8 +148,8 @@ void ImagesGrad(const Call& call) {
 }
 
 // Tasks of the kernel's gradient: for a line of its taps each, and a part of
-// the rows. They do not depend on the number of threads, which so changes no
-// sum.
+// the rows, of which none is empty. They do not depend on the number of threads,
+// which so changes no sum.
 constexpr int64_t kTasksOfGrad = 24;
 constexpr int64_t kRowsPerPart = 512;
 
@@ -171,7 +171,7 @@ void KernelGrad(const Call& call) {
   const int64_t line = size * in.channels;
   const int64_t width = TilesOf(line) * kTileRows;
   const int64_t vectors = VectorsOf(grad.channels);
-  Scratch scratch(parts * size * width * vectors);
+  Scratch scratch(parts * size * width * vectors, false);
   const auto sums_of = [&](int64_t part, int64_t tap) {
     return reinterpret_cast<float*>(scratch.get() + (part * size + tap) *
                                                         width * vectors);
@@ -195,8 +195,8 @@ void KernelGrad(const Call& call) {
           std::copy_n(grad.data + cell * grad.channels, grad.channels,
                       grads + row * vectors * kLanes);
         }
-        AddOuter(lines, width, width, grads, vectors, count,
-                 sums_of(part, tap));
+        MultiplyOuter(lines, width, width, grads, vectors, count,
+                      first > part * per_part, sums_of(part, tap));
       }
     }
   });

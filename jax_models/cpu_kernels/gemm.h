@@ -153,11 +153,13 @@ void Multiply(const float* from, int64_t stride, int64_t rows,
   });
 }
 
-// Adds to sums [kTileRows, Width] the outer products of `count` pairs of rows.
+// Sums [kTileRows, Width] the outer products of `count` pairs of rows; to what
+// is there if `add`.
 template <int Width>
 [[gnu::noinline]] void OuterTile(const float* left, int64_t left_stride,
                                  const float* right, int64_t right_stride,
-                                 int64_t count, float* to, int64_t to_stride) {
+                                 int64_t count, bool add, float* to,
+                                 int64_t to_stride) {
   Vector sums[kTileRows][Width] = {};
   for (int64_t i = 0; i < count; ++i) {
 #pragma GCC unroll 8
@@ -174,16 +176,17 @@ template <int Width>
 #pragma GCC unroll 4
     for (int v = 0; v < Width; ++v) {
       float* place = to + row * to_stride + v * kLanes;
-      Store(place, Load(place) + sums[row][v]);
+      Store(place, add ? Load(place) + sums[row][v] : sums[row][v]);
     }
   }
 }
 
-// Adds to `to` [rows, vectors] the product of left [count, rows], transposed,
-// with right [count, vectors]. There have to be whole tiles of rows.
-inline void AddOuter(const float* left, int64_t left_stride, int64_t rows,
-                     const float* right, int64_t vectors, int64_t count,
-                     float* to) {
+// Writes to `to` [rows, vectors], or adds to it, the product of left [count,
+// rows], transposed, with right [count, vectors]. There have to be whole tiles
+// of rows.
+inline void MultiplyOuter(const float* left, int64_t left_stride,
+                          int64_t rows, const float* right, int64_t vectors,
+                          int64_t count, bool add, float* to) {
   const int64_t stride = vectors * kLanes;
   for (int64_t v = 0; v < vectors; v += PanelWidth(vectors - v)) {
     const int width = PanelWidth(vectors - v);
@@ -192,7 +195,7 @@ inline void AddOuter(const float* left, int64_t left_stride, int64_t rows,
                                    : OuterTile<1>;
     for (int64_t row = 0; row < rows; row += kTileRows) {
       tile(left + row, left_stride, right + v * kLanes, stride, count,
-           to + row * stride + v * kLanes, stride);
+           add, to + row * stride + v * kLanes, stride);
     }
   }
 }

@@ -261,12 +261,12 @@ void ImagesGrad(const Call& call) {
 }
 
 // Tasks of the kernel's gradient: for so many vectors of the inputs' channels
-// each, and parts of the tiles. They do not depend on the number of threads,
-// which so changes no sum.
+// each, and parts of the tiles, of which none is empty. They do not depend on
+// the number of threads, which so changes no sum.
 constexpr int64_t kChunk = 4;
 constexpr int64_t kTasksOfGrad = 16;
 constexpr int64_t kTilesPerPart = 256;
-constexpr int64_t kLeastTiles = 64;
+constexpr int64_t kLeastTiles = 128;
 constexpr int64_t kMostTiles = 256;
 
 template <int Points>
@@ -289,7 +289,7 @@ void KernelGradOf(const Call& call, const Map& in, const Map& grad,
       {per_part, kMostTiles, std::max(kLeastTiles, fit)});
   // [part, point, input, output]
   const int64_t of_point = vectors * kLanes * outputs * kLanes;
-  Scratch scratch(parts * kPlanes * of_point / kLanes);
+  Scratch scratch(parts * kPlanes * of_point / kLanes, false);
   float* sums = reinterpret_cast<float*>(scratch.get());
   Parallel(call.pool, parts * chunks, [&](int64_t begin, int64_t end) {
     Planes inputs(kPlanes, together, kChunk * kLanes);
@@ -310,10 +310,10 @@ void KernelGradOf(const Call& call, const Map& in, const Map& grad,
                                         low, high, inputs, i);
         });
         for (int64_t p = 0; p < kPlanes; ++p) {
-          AddOuter(inputs.at(p), inputs.width, (high - low) * kLanes,
-                   grads.at(p), outputs, count,
-                   sums + (part * kPlanes + p) * of_point +
-                       low * kLanes * outputs * kLanes);
+          MultiplyOuter(inputs.at(p), inputs.width, (high - low) * kLanes,
+                        grads.at(p), outputs, count, first > part * per_part,
+                        sums + (part * kPlanes + p) * of_point +
+                            low * kLanes * outputs * kLanes);
         }
       }
     }
