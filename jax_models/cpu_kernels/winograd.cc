@@ -22,7 +22,8 @@
 namespace {
 
 // For each point a matrix [rows, columns], with whole vectors of columns.
-// Their distance is odd, lest a row of all of them fall on one cache line.
+// They are a vector further apart than that takes: at a power of two, a row of
+// all of them would fall on one line of the cache.
 struct Planes {
   Planes(int64_t points, int64_t rows, int64_t columns)
       : width(VectorsOf(columns) * kLanes),
