@@ -17,12 +17,12 @@ from PIL import Image
 
 from configs import loading
 from core import atomic_files, class_colours, csv_table
+from core.class_colours import IGNORE
 from core.errors import UserError
 from input_pipeline import parallel_scan
 from input_pipeline.coco import regions
 from input_pipeline.decoding import MAX_PIXELS
 from input_pipeline.sources import listing
-from input_pipeline.sources.mask_format import IGNORE
 
 
 def run(argv: list[str]) -> None:
@@ -216,8 +216,7 @@ def write_masks(
         return values.get(annotation["category_id"], IGNORE)
 
     palette = np.zeros((256, 3), np.uint8)
-    count = len(values) + (rest not in (IGNORE, *values.values()))
-    palette[:count] = class_colours.palette(count)
+    palette[: len(values)] = class_colours.palette(len(values))
     palette[IGNORE] = 255
 
     def look(content: Content, row: int) -> bytes:

@@ -14,13 +14,13 @@ from scipy import ndimage
 
 from configs import loading
 from core import atomic_files, csv_table
+from core.class_colours import IGNORE
 from core.errors import UserError
 from input_pipeline import parallel_scan
 from input_pipeline.coco import outlines, regions
 from input_pipeline.decoding import BadImage
 from input_pipeline.sources import listing, open_source
 from input_pipeline.sources.base import Examples, Kind, Source
-from input_pipeline.sources.mask_format import IGNORE
 
 # How tools call the class that is no object.
 BACKGROUNDS = ("background", "_background_", "bg", "0")
