@@ -10,6 +10,9 @@ they tell most pairs apart without trying any.
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +20,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from core.hardware import usable_cores
 from input_pipeline import parallel_scan
 
 # Of a thumbnail, in pixels. Images with a shorter side hold too little to tell
@@ -37,6 +41,11 @@ FLATTEST = 3.0
 # Of the earlier images that may look like one, so many are compared in full.
 MOST_COMPARED = 256
 
+# Images whose distances to all earlier ones are computed together, as one
+# product of matrices.
+_BLOCK = 32
+
+# Turns are counter-clockwise.
 POSITIONS = (
     "",
     "turned by 90°",
@@ -94,8 +103,13 @@ def find(
         for names in (groups, copies)
     )
     index = _index(thumbnails, group, same)
-    rows = np.arange(len(thumbnails))
-    return list(parallel_scan.every_image(_match, index, rows, "near copies"))
+    total = len(thumbnails)
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
+        blocks = pool.map(
+            functools.partial(_matches, index), range(0, total, _BLOCK)
+        )
+        matches = itertools.chain.from_iterable(blocks)
+        return list(parallel_scan.with_progress(matches, total, "near copies"))
 
 
 class _Index(NamedTuple):
@@ -169,16 +183,32 @@ def _turns(side: int) -> tuple[np.ndarray, np.ndarray]:
 _PLACES, _SIGNS = _turns(SIDE)
 
 
-def _match(index: _Index, row: int) -> Match | None:
-    """The earlier image that a row looks most like, if there is one."""
-    farthest = 2 * (1 - ALIKE) + 1e-4  # Squared, with room for rounding.
-    distance = index.norms[:row] + index.norms[row]
-    distance -= 2 * (index.means[:row] @ index.means[row])
-    near = np.flatnonzero(
-        (distance <= farthest)
-        & (index.groups[:row] != index.groups[row])
-        & (index.same[:row] != index.same[row])
-    )
+def _matches(index: _Index, start: int) -> list[Match | None]:
+    """What the `_BLOCK` images from `start` on look most like."""
+    end = min(start + _BLOCK, len(index.means))
+    distances = index.means[start:end] @ index.means[:end].T
+    distances *= -2
+    distances += index.norms[:end]
+    distances += index.norms[start:end, None]
+    return [
+        _match(index, row, distances[row - start, :row])
+        for row in range(start, end)
+    ]
+
+
+def _match(
+    index: _Index, row: int, distance: Float32[np.ndarray, " row"]
+) -> Match | None:
+    """The earlier image that a row looks most like, if there is one.
+
+    `distance` is that of the means to each earlier image, squared.
+    """
+    # With room for rounding.
+    near = np.flatnonzero(distance <= 2 * (1 - ALIKE) + 1e-4)
+    near = near[
+        (index.groups[near] != index.groups[row])
+        & (index.same[near] != index.same[row])
+    ]
     if len(near) > MOST_COMPARED:
         near = near[distance[near].argpartition(MOST_COMPARED)[:MOST_COMPARED]]
     if not len(near):

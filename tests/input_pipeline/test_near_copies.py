@@ -118,6 +118,22 @@ def test_the_quick_bound_never_hides_a_pair():
             assert match.correlation == pytest.approx(best[match.row, row])
 
 
+def test_copies_are_found_among_more_images_than_one_block_has():
+    rng = np.random.default_rng(2)
+    count = 2 * near_copies._BLOCK + 5
+    thumbnails = rng.integers(0, 256, (count, SIDE, SIDE), np.uint8)
+    pairs = {count - 1: 3, near_copies._BLOCK: near_copies._BLOCK - 1, 40: 39}
+    for later, earlier in pairs.items():
+        thumbnails[later] = thumbnails[earlier][:, ::-1]
+    names = list(map(str, range(count)))
+    found = near_copies.find(thumbnails, names, [n.encode() for n in names])
+    assert {
+        row: (match.row, match.position)
+        for row, match in enumerate(found)
+        if match is not None
+    } == {later: (earlier, "mirrored") for later, earlier in pairs.items()}
+
+
 def test_images_of_one_group_or_of_the_same_pixels_are_not_compared():
     one = picture(0)
     assert find([one, one[:, ::-1]], ["a", "a"]) == [None, None]
