@@ -84,7 +84,7 @@ def audit(source: Source, folds: int) -> list[Finding]:
     Returns:
       The findings: losses first, then by split and row.
     """
-    splits = splits_of(source)
+    splits = source.splits
     labels = source.labelled.labels.tolist()
     if source.mask_digests is not None:
         labels = [digest.tobytes() for digest in source.mask_digests]
@@ -106,17 +106,6 @@ def audit(source: Source, folds: int) -> list[Finding]:
     if source.mask_pixels is not None:
         found += mask_audit.mask_findings(source, splits)
     return sorted(found, key=lambda finding: finding.problem not in LOSSES)
-
-
-def splits_of(source: Source) -> np.ndarray:
-    """Returns `train` or `val` of each labelled row, str `[N]`.
-
-    `val` are those that the data themselves set apart to validate.
-    """
-    splits = np.full(len(source.labelled), "train")
-    if source.given_folds is not None:
-        splits[source.given_folds == 0] = "val"
-    return splits
 
 
 def _decoded(
@@ -288,7 +277,7 @@ def _doubtful_labels(source: Source) -> Iterator[Finding]:
 def summary(source: Source, findings: Sequence[Finding]) -> list[str]:
     """The data in a line, shares of classes in masks, and the findings."""
     test = 0 if source.test is None else len(source.test)
-    splits = splits_of(source)
+    splits = source.splits
     images = f"{len(splits):,} labelled images"
     if count := int((splits == "val").sum()):
         images = (

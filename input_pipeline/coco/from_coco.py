@@ -273,7 +273,8 @@ def _classes(
     if background is not None:
         known = {"id": first, "name": background} if background else None
     elif known == {}:
-        known = {"id": first, "name": "background"}
+        own = [n for n in names.values() if n.lower() in regions.BACKGROUNDS]
+        known = {"id": first, "name": (*own, "background")[0]}
     rest = IGNORE
     if known is not None:
         own = [number for number in names if names[number] == known["name"]]

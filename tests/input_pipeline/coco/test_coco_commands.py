@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from mask_folders import write_split
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -179,6 +180,42 @@ def test_pixels_without_annotation_may_be_ignored_or_of_a_class(tmp_path):
         assert mask[3, 5] == rest
         listed = [line.split(",")[1] for line in classes.splitlines()[1:]]
         assert listed == names
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("Background", ["Background", "cat"]),
+        ("_background_", ["_background_", "cat"]),
+        ("0", ["background", "0", "cat"]),
+    ],
+)
+def test_a_category_that_is_called_background_is_the_background(
+    tmp_path, name, listed
+):
+    """As labelme and others write it; a digit may be an object."""
+    categories = [{"id": 0, "name": name}, {"id": 3, "name": "cat"}]
+    path = coco_file(tmp_path, [box(3, 0, 0, 2, 2)], categories=categories)
+    from_coco.write_masks(from_coco.read(path), tmp_path / "mask")
+    mask = np.asarray(Image.open(tmp_path / "mask/a.png"))
+    assert (mask[0, 0], mask[3, 5]) == (len(listed) - 1, 0)
+    lines = (tmp_path / "classes.csv").read_text().splitlines()[1:-1]
+    assert [line.split(",")[1] for line in lines] == listed
+
+
+@pytest.mark.parametrize("layout", ["img_{0} mask_{0}", "images/{0} masks/{0}"])
+def test_names_that_splits_share_lie_in_the_folder_of_the_split(
+    tmp_path, data_config, layout
+):
+    for split in ("train", "val"):
+        write_split(tmp_path, split, 2, folders=layout.format(split).split())
+    source = open_source(data_config(root=str(tmp_path)))
+    assert "val/p1" in source.labelled.ids
+    to_coco.export(source, tmp_path / "coco", to_coco.Style(0))
+    for split in ("train", "val"):
+        path = tmp_path / f"coco/instances_{split}.json"
+        images = json.loads(path.read_text())["images"]
+        assert [one["file_name"] for one in images] == ["p0.jpg", "p1.jpg"]
 
 
 @pytest.mark.parametrize(
