@@ -61,7 +61,8 @@ class _Decoded:
 class _Image:
     """A row of a source, and what was found when it was decoded.
 
-    `label` is equal for images that may have the same pixels.
+    `label` is the class, or the digest of the mask: images of the same pixels
+    should agree in it.
     """
 
     split: str
@@ -227,8 +228,8 @@ def _near_copies(images: Sequence[_Image], source: Source) -> Iterator[Finding]:
             continue
         other = images[match.row]
         detail = f"looks like {other.split} id '{other.id}'"
-        if match.position:
-            detail += f" {match.position}"
+        if match.orientation:
+            detail += f" {match.orientation}"
         problem = "near copy"
         if image.split != other.split:
             problem = "near copy across splits"

@@ -1,11 +1,14 @@
 """Images that look alike: resized, recompressed, mirrored or turned copies.
 
-Compared are grey thumbnails in all eight positions of a square, as cosine
-transforms in which finer detail counts more, since photos of one kind are
-often alike in the coarse. There, mirroring changes signs alone, and what a
-mean over the eight positions leaves are a few coefficients: two images are
-never further apart in these than in the position in which they agree best, so
-they tell most pairs apart without trying any.
+Compared are grey thumbnails in all eight orientations of a square, by the
+correlation of their cosine transforms. Fine detail weighs more there, since
+photos of one kind are often alike in the coarse.
+
+Mirroring a thumbnail only changes signs of its transform, and a quarter turn
+transposes it as well. The mean over the eight orientations therefore keeps a
+few coefficients alone, and no two images are further apart in these than in
+the orientation in which they agree best. That rules out most pairs without
+trying any orientation.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ MOST_COMPARED = 256
 _BLOCK = 32
 
 # Turns are counter-clockwise.
-POSITIONS = (
+ORIENTATIONS = (
     "",
     "turned by 90°",
     "turned by 180°",
@@ -63,12 +66,12 @@ class Match(NamedTuple):
 
     Attributes:
       row: of the earlier image.
-      position: of the later one, out of `POSITIONS`.
+      orientation: of the later one, out of `ORIENTATIONS`.
       correlation: of the two, at most 1.
     """
 
     row: int
-    position: str
+    orientation: str
     correlation: float
 
 
@@ -88,19 +91,19 @@ def thumbnail(image: Image.Image) -> UInt8[np.ndarray, "32 32"] | None:
 def find(
     thumbnails: UInt8[np.ndarray, "N 32 32"],
     groups: Sequence[str],
-    copies: Sequence[bytes],
+    digests: Sequence[bytes],
 ) -> list[Match | None]:
     """Returns for each image the earlier one that it looks most like.
 
     Args:
       thumbnails: of the images.
       groups: of the images, N; those of one group are not compared.
-      copies: names of their pixels, N; those that are the same are not
+      digests: hashes of their pixels, N; images of the same pixels are not
         compared.
     """
     (_, group), (_, same) = (
         np.unique(np.array(names, object), return_inverse=True)
-        for names in (groups, copies)
+        for names in (groups, digests)
     )
     index = _index(thumbnails, group, same)
     total = len(thumbnails)
@@ -117,7 +120,7 @@ class _Index(NamedTuple):
 
     Attributes:
       thumbnails: uint8 `[N, SIDE, SIDE]`.
-      means: what a mean over the eight positions leaves of their
+      means: what a mean over the eight orientations leaves of their
         coefficients.
       norms: of the means, squared.
       groups: int `[N]`.
@@ -134,7 +137,7 @@ class _Index(NamedTuple):
 def _index(
     thumbnails: np.ndarray, groups: np.ndarray, same: np.ndarray
 ) -> _Index:
-    # Odd frequencies change their sign in some position, and transposing
+    # Odd frequencies change their sign in some orientation, and transposing
     # exchanges the two of a pair, which count as one.
     row, column = 2 * np.array(np.triu_indices(SIDE // 2))
     scale = np.where(row == column, 0.5, 0.5**0.5).astype(np.float32)
@@ -163,7 +166,7 @@ def _coefficients(
 
 
 def _turns(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """int and float32 [8, side * side]: of each of `POSITIONS`, where its
+    """int and float32 [8, side * side]: of each of `ORIENTATIONS`, where its
     coefficients are taken from, and with which sign."""
     signs = (-1.0) ** np.arange(side)
     found = []
@@ -220,7 +223,7 @@ def _match(
     if found < ALIKE:
         return None
     # Turning the later one by this gives the earlier one; say the reverse.
-    return Match(int(near[best]), POSITIONS[_INVERSE[turn]], found)
+    return Match(int(near[best]), ORIENTATIONS[_INVERSE[turn]], found)
 
 
 # A turn is undone by the opposite one, a mirror image by itself.
