@@ -56,7 +56,10 @@ def run(argv: list[str]) -> None:
     content = read(Path(known.annotations))
     print(
         write_masks(
-            content, Path(known.out), known.background, known.skip_crowds
+            content,
+            Path(known.out),
+            known.background and known.background.strip(),
+            known.skip_crowds,
         )
     )
 
@@ -111,9 +114,10 @@ def read(path: Path) -> Content:
     for one in parts["categories"]:
         number, name = one.get("id"), one.get("name")
         if type(number) is not int or not (
-            isinstance(name, str) and _is_utf8(name)
+            isinstance(name, str) and _is_utf8(name.strip())
         ):
             raise refuse(f"has a category without id or name, {one!a}")
+        name = name.strip()  # As a list of classes is read.
         if number in names or number in ignored or name in names.values():
             raise refuse(f"has the category {number}, '{name}', twice")
         if regions.IGNORED_CATEGORY.items() <= one.items():
@@ -229,8 +233,8 @@ def write_masks(
             mask = draw(annotations, *sides, value_of, rest)
         except regions.BadAnnotation as error:
             raise UserError(
-                f"{content.path}: an annotation of '{image['file_name']}' "
-                f"cannot be drawn: {error}; correct or remove it"
+                f"{content.path}: the mask of '{image['file_name']}' cannot "
+                f"be drawn: {error}; correct or remove it"
             ) from error
         picture, file = Image.fromarray(mask), io.BytesIO()
         picture.putpalette(palette.ravel().tolist())
@@ -346,9 +350,14 @@ def draw(
       BadAnnotation: one of them means no region.
     """
     mask = np.full(height * width, background, np.uint8)
-    drawn = [
-        (one, regions.pixels_of(one, height, width)) for one in annotations
-    ]
+    drawn = []
+    for one in annotations:
+        try:
+            drawn.append((one, regions.pixels_of(one, height, width)))
+        except regions.BadAnnotation as error:
+            raise regions.BadAnnotation(
+                f"annotation {one.get('id')}: {error}"
+            ) from error
     drawn.sort(key=lambda pair: (not pair[0].get("iscrowd"), -len(pair[1])))
     for annotation, pixels in drawn:
         mask[pixels] = value_of(annotation)

@@ -233,10 +233,20 @@ def test_names_that_splits_share_lie_in_the_folder_of_the_split(
             [],
             "the category 2, 'a', twice",
         ),
+        (
+            {"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a "}]},
+            [],
+            "the category 2, 'a', twice",
+        ),
+        ({"categories": [{"id": 1, "name": " "}]}, [], "without id or name"),
         ({}, [box(3, 0, 0, 2, 2)], "annotation 0 of category 3"),
         ({}, [box([3], 0, 0, 2, 2)], r"annotation 0 of category \[3\]"),
         ({}, [box(90, 0, 0, 2, 2, image_id=8)], "annotation 0 of image 8"),
-        ({}, [{"category_id": 90}], "'images/a.jpg' cannot be drawn: it has"),
+        (
+            {},
+            [{"category_id": 90}],
+            "'images/a.jpg' cannot be drawn: annotation 0: it has",
+        ),
         (
             {"images": [{"id": 7, "file_name": "a", "width": 0, "height": 4}]},
             [],
