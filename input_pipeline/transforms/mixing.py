@@ -118,12 +118,10 @@ def erase(
     mixing: Mixing,
     key: Key[Array, ""],
 ) -> Features:
-    """Fills a random rectangle of some images with normal noise.
+    """Fills a random rectangle of some images with noise, masks with `IGNORE`.
 
-    Masks get `IGNORE` there.
-
-    Zhong et al. 2017, with torchvision's sampling: area uniform, aspect ratio
-    log-uniform, ten attempts to find a rectangle smaller than the image.
+    Zhong et al. 2017, normal noise, with torchvision's sampling: area uniform,
+    ratio log-uniform, ten attempts to find a rectangle smaller than the image.
 
     Args:
       features: `image` float32 `[B, H, W, C]`, normalised, and others.
