@@ -1,9 +1,16 @@
-"""The colours of classes in pictures, and masks drawn with them."""
+"""Masks in memory, and the colours of their classes in pictures.
+
+A mask is uint8 [H, W]: class indices from 0, and `IGNORE` where no class is
+known.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import UInt8
+
+# Of pixels without a class, in memory.
+IGNORE = 255
 
 _FIRST = 40, 44, 52
 # Pixels without a class: stripes, which no class has.

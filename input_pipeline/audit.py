@@ -61,7 +61,8 @@ class _Decoded:
 class _Image:
     """A row of a source, and what was found when it was decoded.
 
-    `label` is equal for images that may have the same pixels.
+    `label` is the class, or the digest of the mask: images of the same pixels
+    should agree in it.
     """
 
     split: str
@@ -84,7 +85,7 @@ def audit(source: Source, folds: int) -> list[Finding]:
     Returns:
       The findings: losses first, then by split and row.
     """
-    splits = splits_of(source)
+    splits = source.splits
     labels = source.labelled.labels.tolist()
     if source.mask_digests is not None:
         labels = [digest.tobytes() for digest in source.mask_digests]
@@ -106,17 +107,6 @@ def audit(source: Source, folds: int) -> list[Finding]:
     if source.mask_pixels is not None:
         found += mask_audit.mask_findings(source, splits)
     return sorted(found, key=lambda finding: finding.problem not in LOSSES)
-
-
-def splits_of(source: Source) -> np.ndarray:
-    """Returns `train` or `val` of each labelled row, str `[N]`.
-
-    `val` are those that the data themselves set apart to validate.
-    """
-    splits = np.full(len(source.labelled), "train")
-    if source.given_folds is not None:
-        splits[source.given_folds == 0] = "val"
-    return splits
 
 
 def _decoded(
@@ -238,8 +228,8 @@ def _near_copies(images: Sequence[_Image], source: Source) -> Iterator[Finding]:
             continue
         other = images[match.row]
         detail = f"looks like {other.split} id '{other.id}'"
-        if match.position:
-            detail += f" {match.position}"
+        if match.orientation:
+            detail += f" {match.orientation}"
         problem = "near copy"
         if image.split != other.split:
             problem = "near copy across splits"
@@ -288,7 +278,7 @@ def _doubtful_labels(source: Source) -> Iterator[Finding]:
 def summary(source: Source, findings: Sequence[Finding]) -> list[str]:
     """The data in a line, shares of classes in masks, and the findings."""
     test = 0 if source.test is None else len(source.test)
-    splits = splits_of(source)
+    splits = source.splits
     images = f"{len(splits):,} labelled images"
     if count := int((splits == "val").sum()):
         images = (

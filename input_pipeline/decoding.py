@@ -264,16 +264,20 @@ def decode(data: bytes | np.ndarray) -> np.ndarray:
     return np.asarray(upright_rgb(open_image(data)))
 
 
-def decode_mask(data: bytes | np.ndarray) -> np.ndarray:
+def decode_mask(
+    data: bytes | np.ndarray, *, colours: bool = False
+) -> np.ndarray:
     """Decodes a segmentation mask.
 
     Values are taken as they are, those of a palette image as the indices.
 
     Args:
       data: an encoded file, or uint8 `[H, W]`.
+      colours: whether a mask may be in colour.
 
     Returns:
-      uint8 `[H, W]`, a class per pixel.
+      uint8 `[H, W]`, a value per pixel; of a mask in colour `[H, W, 3]`,
+      whatever its alpha.
 
     Raises:
       BadImage: the data cannot be read, values are not exact (JPEG), not of
@@ -297,8 +301,13 @@ def decode_mask(data: bytes | np.ndarray) -> np.ndarray:
         raise BadImage("decoding needs too much memory") from None
     except Exception as error:
         raise BadImage(f"damaged mask data ({error})") from error
+    if colours and image.mode in ("RGB", "RGBA"):
+        return values[..., :3]
     if values.ndim != 2 or values.dtype.kind not in "bui":
-        raise BadImage(f"mask has mode {image.mode}, not one channel")
+        raise BadImage(
+            f"mask has mode {image.mode}, not one channel; save class indices, "
+            "or list the classes' colours as r, g, b"
+        )
     if values.min() < 0 or values.max() > 255:
         raise BadImage("mask has values outside 0 to 255")
     return values.astype(np.uint8)

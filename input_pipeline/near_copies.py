@@ -1,15 +1,21 @@
 """Images that look alike: resized, recompressed, mirrored or turned copies.
 
-Compared are grey thumbnails in all eight positions of a square, as cosine
-transforms in which finer detail counts more, since photos of one kind are
-often alike in the coarse. There, mirroring changes signs alone, and what a
-mean over the eight positions leaves are a few coefficients: two images are
-never further apart in these than in the position in which they agree best, so
-they tell most pairs apart without trying any.
+Compared are grey thumbnails in all eight orientations of a square, by the
+correlation of their cosine transforms. Fine detail weighs more there, since
+photos of one kind are often alike in the coarse.
+
+Mirroring a thumbnail only changes signs of its transform, and a quarter turn
+transposes it as well. The mean over the eight orientations therefore keeps a
+few coefficients alone, and no two images are further apart in these than in
+the orientation in which they agree best. That rules out most pairs without
+trying any orientation.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +23,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from core.hardware import usable_cores
 from input_pipeline import parallel_scan
 
 # Of a thumbnail, in pixels. Images with a shorter side hold too little to tell
@@ -37,7 +44,12 @@ FLATTEST = 3.0
 # Of the earlier images that may look like one, so many are compared in full.
 MOST_COMPARED = 256
 
-POSITIONS = (
+# Images whose distances to all earlier ones are computed together, as one
+# product of matrices.
+_BLOCK = 32
+
+# Turns are counter-clockwise.
+ORIENTATIONS = (
     "",
     "turned by 90°",
     "turned by 180°",
@@ -54,12 +66,12 @@ class Match(NamedTuple):
 
     Attributes:
       row: of the earlier image.
-      position: of the later one, out of `POSITIONS`.
+      orientation: of the later one, out of `ORIENTATIONS`.
       correlation: of the two, at most 1.
     """
 
     row: int
-    position: str
+    orientation: str
     correlation: float
 
 
@@ -79,23 +91,28 @@ def thumbnail(image: Image.Image) -> UInt8[np.ndarray, "32 32"] | None:
 def find(
     thumbnails: UInt8[np.ndarray, "N 32 32"],
     groups: Sequence[str],
-    copies: Sequence[bytes],
+    digests: Sequence[bytes],
 ) -> list[Match | None]:
     """Returns for each image the earlier one that it looks most like.
 
     Args:
       thumbnails: of the images.
       groups: of the images, N; those of one group are not compared.
-      copies: names of their pixels, N; those that are the same are not
+      digests: hashes of their pixels, N; images of the same pixels are not
         compared.
     """
     (_, group), (_, same) = (
         np.unique(np.array(names, object), return_inverse=True)
-        for names in (groups, copies)
+        for names in (groups, digests)
     )
     index = _index(thumbnails, group, same)
-    rows = np.arange(len(thumbnails))
-    return list(parallel_scan.every_image(_match, index, rows, "near copies"))
+    total = len(thumbnails)
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
+        blocks = pool.map(
+            functools.partial(_matches, index), range(0, total, _BLOCK)
+        )
+        matches = itertools.chain.from_iterable(blocks)
+        return list(parallel_scan.with_progress(matches, total, "near copies"))
 
 
 class _Index(NamedTuple):
@@ -103,7 +120,7 @@ class _Index(NamedTuple):
 
     Attributes:
       thumbnails: uint8 `[N, SIDE, SIDE]`.
-      means: what a mean over the eight positions leaves of their
+      means: what a mean over the eight orientations leaves of their
         coefficients.
       norms: of the means, squared.
       groups: int `[N]`.
@@ -120,7 +137,7 @@ class _Index(NamedTuple):
 def _index(
     thumbnails: np.ndarray, groups: np.ndarray, same: np.ndarray
 ) -> _Index:
-    # Odd frequencies change their sign in some position, and transposing
+    # Odd frequencies change their sign in some orientation, and transposing
     # exchanges the two of a pair, which count as one.
     row, column = 2 * np.array(np.triu_indices(SIDE // 2))
     scale = np.where(row == column, 0.5, 0.5**0.5).astype(np.float32)
@@ -149,7 +166,7 @@ def _coefficients(
 
 
 def _turns(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """int and float32 [8, side * side]: of each of `POSITIONS`, where its
+    """int and float32 [8, side * side]: of each of `ORIENTATIONS`, where its
     coefficients are taken from, and with which sign."""
     signs = (-1.0) ** np.arange(side)
     found = []
@@ -169,16 +186,32 @@ def _turns(side: int) -> tuple[np.ndarray, np.ndarray]:
 _PLACES, _SIGNS = _turns(SIDE)
 
 
-def _match(index: _Index, row: int) -> Match | None:
-    """The earlier image that a row looks most like, if there is one."""
-    farthest = 2 * (1 - ALIKE) + 1e-4  # Squared, with room for rounding.
-    distance = index.norms[:row] + index.norms[row]
-    distance -= 2 * (index.means[:row] @ index.means[row])
-    near = np.flatnonzero(
-        (distance <= farthest)
-        & (index.groups[:row] != index.groups[row])
-        & (index.same[:row] != index.same[row])
-    )
+def _matches(index: _Index, start: int) -> list[Match | None]:
+    """What the `_BLOCK` images from `start` on look most like."""
+    end = min(start + _BLOCK, len(index.means))
+    distances = index.means[start:end] @ index.means[:end].T
+    distances *= -2
+    distances += index.norms[:end]
+    distances += index.norms[start:end, None]
+    return [
+        _match(index, row, distances[row - start, :row])
+        for row in range(start, end)
+    ]
+
+
+def _match(
+    index: _Index, row: int, distance: Float32[np.ndarray, " row"]
+) -> Match | None:
+    """The earlier image that a row looks most like, if there is one.
+
+    `distance` is that of the means to each earlier image, squared.
+    """
+    # With room for rounding.
+    near = np.flatnonzero(distance <= 2 * (1 - ALIKE) + 1e-4)
+    near = near[
+        (index.groups[near] != index.groups[row])
+        & (index.same[near] != index.same[row])
+    ]
     if len(near) > MOST_COMPARED:
         near = near[distance[near].argpartition(MOST_COMPARED)[:MOST_COMPARED]]
     if not len(near):
@@ -190,7 +223,7 @@ def _match(index: _Index, row: int) -> Match | None:
     if found < ALIKE:
         return None
     # Turning the later one by this gives the earlier one; say the reverse.
-    return Match(int(near[best]), POSITIONS[_INVERSE[turn]], found)
+    return Match(int(near[best]), ORIENTATIONS[_INVERSE[turn]], found)
 
 
 # A turn is undone by the opposite one, a mirror image by itself.

@@ -250,7 +250,7 @@ def confusion_heatmap(
                 ink = "var(--card)" if shade > 0.55 else "var(--ink)"
                 text = str(number)
                 if shares:
-                    text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
+                    text = f"{100 * share:.0f}" if share > 0.005 else "<1"
                 parts.append(
                     f'<text x="{x + cell / 2 - 0.7:.1f}" '
                     f'y="{y + cell / 2 + 3.3:.1f}" text-anchor="middle" '

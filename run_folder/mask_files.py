@@ -29,9 +29,6 @@ from jaxtyping import Float, UInt8
 
 from core.errors import UserError
 
-# Of pixels without a class.
-IGNORE = 255
-
 # Takes float [rows, W, C], from top to bottom.
 AddStripe = Callable[[np.ndarray], None]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from run_folder.mask_files import IGNORE
+from core.class_colours import IGNORE
 from stacking.mask_members import Picture
 from stacking.soft_vote import fit_weights
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from core.class_colours import IGNORE
 from core.errors import UserError, exit_on_user_error
 from core.paths import make_path, reaching
 from metrics import segmentation
@@ -34,7 +35,6 @@ from reports.mask_ensemble import mask_ensemble_report
 from reports.segmentation import Example
 from run_folder import layout
 from run_folder.artifacts import ArtifactWriter
-from run_folder.mask_files import IGNORE
 from stacking import mask_weights
 from stacking.mask_members import Member, Picture, find_members
 

@@ -17,12 +17,12 @@ from PIL import Image
 
 from configs import loading
 from core import atomic_files, class_colours, csv_table
+from core.class_colours import IGNORE
 from core.errors import UserError
 from input_pipeline import parallel_scan
 from input_pipeline.coco import regions
 from input_pipeline.decoding import MAX_PIXELS
 from input_pipeline.sources import listing
-from input_pipeline.sources.mask_format import IGNORE
 
 
 def run(argv: list[str]) -> None:
@@ -56,7 +56,10 @@ def run(argv: list[str]) -> None:
     content = read(Path(known.annotations))
     print(
         write_masks(
-            content, Path(known.out), known.background, known.skip_crowds
+            content,
+            Path(known.out),
+            known.background and known.background.strip(),
+            known.skip_crowds,
         )
     )
 
@@ -111,9 +114,10 @@ def read(path: Path) -> Content:
     for one in parts["categories"]:
         number, name = one.get("id"), one.get("name")
         if type(number) is not int or not (
-            isinstance(name, str) and _is_utf8(name)
+            isinstance(name, str) and _is_utf8(name.strip())
         ):
             raise refuse(f"has a category without id or name, {one!a}")
+        name = name.strip()  # As a list of classes is read.
         if number in names or number in ignored or name in names.values():
             raise refuse(f"has the category {number}, '{name}', twice")
         if regions.IGNORED_CATEGORY.items() <= one.items():
@@ -216,8 +220,7 @@ def write_masks(
         return values.get(annotation["category_id"], IGNORE)
 
     palette = np.zeros((256, 3), np.uint8)
-    count = len(values) + (rest not in (IGNORE, *values.values()))
-    palette[:count] = class_colours.palette(count)
+    palette[: len(values)] = class_colours.palette(len(values))
     palette[IGNORE] = 255
 
     def look(content: Content, row: int) -> bytes:
@@ -230,8 +233,8 @@ def write_masks(
             mask = draw(annotations, *sides, value_of, rest)
         except regions.BadAnnotation as error:
             raise UserError(
-                f"{content.path}: an annotation of '{image['file_name']}' "
-                f"cannot be drawn: {error}; correct or remove it"
+                f"{content.path}: the mask of '{image['file_name']}' cannot "
+                f"be drawn: {error}; correct or remove it"
             ) from error
         picture, file = Image.fromarray(mask), io.BytesIO()
         picture.putpalette(palette.ravel().tolist())
@@ -274,7 +277,8 @@ def _classes(
     if background is not None:
         known = {"id": first, "name": background} if background else None
     elif known == {}:
-        known = {"id": first, "name": "background"}
+        own = [n for n in names.values() if n.lower() in regions.BACKGROUNDS]
+        known = {"id": first, "name": (*own, "background")[0]}
     rest = IGNORE
     if known is not None:
         own = [number for number in names if names[number] == known["name"]]
@@ -346,9 +350,14 @@ def draw(
       BadAnnotation: one of them means no region.
     """
     mask = np.full(height * width, background, np.uint8)
-    drawn = [
-        (one, regions.pixels_of(one, height, width)) for one in annotations
-    ]
+    drawn = []
+    for one in annotations:
+        try:
+            drawn.append((one, regions.pixels_of(one, height, width)))
+        except regions.BadAnnotation as error:
+            raise regions.BadAnnotation(
+                f"annotation {one.get('id')}: {error}"
+            ) from error
     drawn.sort(key=lambda pair: (not pair[0].get("iscrowd"), -len(pair[1])))
     for annotation, pixels in drawn:
         mask[pixels] = value_of(annotation)

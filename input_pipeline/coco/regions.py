@@ -16,6 +16,9 @@ from core.errors import UserError
 # category with this above it.
 IGNORED_CATEGORY = {"name": "ignored", "supercategory": "ignored"}
 
+# How tools call the class that is no object, in any case of letters.
+BACKGROUNDS = ("background", "_background_", "bg")
+
 # A polygon that leaves its image by more than this many sides is damaged.
 _FARTHEST = 4
 

@@ -14,16 +14,16 @@ from scipy import ndimage
 
 from configs import loading
 from core import atomic_files, csv_table
+from core.class_colours import IGNORE
 from core.errors import UserError
 from input_pipeline import parallel_scan
 from input_pipeline.coco import outlines, regions
 from input_pipeline.decoding import BadImage
 from input_pipeline.sources import listing, open_source
 from input_pipeline.sources.base import Examples, Kind, Source
-from input_pipeline.sources.mask_format import IGNORE
 
-# How tools call the class that is no object.
-BACKGROUNDS = ("background", "_background_", "bg", "0")
+# The first class of masks without a list of classes is called 0.
+BACKGROUNDS = (*regions.BACKGROUNDS, "0")
 
 
 def run(argv: list[str]) -> None:
@@ -193,16 +193,14 @@ def export(source: Source, out: Path, style: Style) -> str:
 
     background = None
     if style.background is not None:
-        name = classes[style.background]
-        background = {"id": style.background + 1, "name": name}
+        background = {
+            "id": style.background + 1,
+            "name": classes[style.background],
+        }
     written, total = [], 0
-    given = source.given_folds
-    for number, split in ((1, "train"), (0, "val")):
-        rows = np.arange(len(examples))
-        if given is not None:
-            rows = np.flatnonzero(given == number)
-        elif split == "val":
-            continue
+    splits, names = source.splits, _names(examples, source.splits)
+    for split in np.unique(splits).tolist():
+        rows = np.flatnonzero(splits == split)
         images, annotations = [], []
         found = parallel_scan.every_image(
             look, examples, rows, f"{split} masks"
@@ -210,7 +208,8 @@ def export(source: Source, out: Path, style: Style) -> str:
         for row, ((height, width), parts) in zip(
             rows.tolist(), found, strict=True
         ):
-            image = {"id": row + 1, "file_name": _file_name(examples, row)}
+            name = _file_name(examples, row, names[row])
+            image = {"id": row + 1, "file_name": name}
             images.append(image | {"width": width, "height": height})
             annotations += [
                 {"id": len(annotations) + index, "image_id": row + 1, **part}
@@ -232,12 +231,19 @@ def export(source: Source, out: Path, style: Style) -> str:
     )
 
 
-def _file_name(examples: Examples, row: int) -> str:
-    """The image's path inside the folder of its split."""
-    name, path = str(examples.ids[row]), examples.path(row)
-    if not path:
-        return f"{name}.png"
-    stem = listing.stem(path)
-    if not stem.endswith(f"/{name}"):  # It begins with its split.
-        name = name.partition("/")[2]
-    return name + path.removeprefix(stem)
+def _file_name(examples: Examples, row: int, name: str) -> str:
+    """The name of an image's file, with the ending that it has on the disk."""
+    path = examples.path(row)
+    return name + (path.removeprefix(listing.stem(path)) or ".png")
+
+
+def _names(examples: Examples, splits: np.ndarray) -> list[str]:
+    """Each image's path inside the folder of its split, without the ending."""
+    ids = examples.ids.tolist()
+    # Where splits share names, the ids begin with the split.
+    names = [
+        name.removeprefix(f"{split}/")
+        for name, split in zip(ids, splits.tolist(), strict=True)
+    ]
+    shared = len(set(names)) < len(names)
+    return names if shared else ids

@@ -242,6 +242,17 @@ class Source:
     mask_sizes: np.ndarray | None = None
     mask_digests: np.ndarray | None = None
 
+    @property
+    def splits(self) -> np.ndarray:
+        """`train` or `val` of each labelled row, str `[N]`.
+
+        `val` are those that the data themselves set apart to validate.
+        """
+        splits = np.full(len(self.labelled), "train")
+        if self.given_folds is not None:
+            splits[self.given_folds == 0] = "val"
+        return splits
+
     def describe(self) -> dict[str, str]:
         """What it left out and how it understood the rest: {heading: text}."""
         found = {"notes": "; ".join(self.notes)}

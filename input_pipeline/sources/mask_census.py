@@ -77,12 +77,14 @@ def take_census(
 
     def look(examples: None, row: int) -> tuple:
         try:
-            values = mask_format.read_values(read_file(mask_paths[row]), form)
+            data = read_file(mask_paths[row])
+            values = mask_format.read_values(data, form)
         except BadImage as error:
             return np.zeros(256), [0] * 6, str(error), digest_of(np.zeros(0))
         size = [*values.shape[::-1], *_image_sizes(paths[row])]
         counts = np.bincount(values.ravel(), minlength=256)
-        return counts, size, "", digest_of(values)
+        problem = mask_format.palette_problem(data, counts, form)
+        return counts, size, problem, digest_of(values)
 
     rows = np.arange(len(mask_paths))
     found = list(parallel_scan.every_image(look, None, rows, "masks"))

@@ -14,11 +14,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from core import csv_table
+from core.class_colours import IGNORE
 from core.errors import UserError
 from input_pipeline.decoding import BadImage, decode_mask, open_image
-
-# Of pixels without a class, in memory.
-IGNORE = 255
 
 # More classes than this in files without a list of them are no classes: grey
 # levels, or what JPEG has made of masks.
@@ -102,9 +100,11 @@ def read_values(
       BadImage: it cannot be read, its values are not exact, or a colour is
         of no class.
     """
-    rgb = _read_colours(data) if form is not None and form.colours else None
-    if rgb is None:
+    if form is None or not form.colours:
         return decode_mask(data)
+    rgb = decode_mask(data, colours=True)
+    if rgb.ndim == 2:
+        return rgb
     known = _packed(np.array(form.colours, np.uint8))
     order = np.argsort(known)
     pixels = _packed(rgb)
@@ -122,17 +122,6 @@ def _packed(rgb: np.ndarray) -> np.ndarray:
     return rgb.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
 
-def _read_colours(data: bytes) -> np.ndarray | None:
-    """uint8 [H, W, 3] of a mask in colour; None if it has one channel."""
-    image = open_image(data)
-    if image.mode not in ("RGB", "RGBA") or image.format in ("JPEG", "MPO"):
-        return None
-    try:
-        return np.asarray(image)[..., :3]
-    except Exception as error:  # Pillow's parsers raise nearly anything.
-        raise BadImage(f"damaged mask data ({error})") from error
-
-
 def read_palette(data: bytes) -> tuple[int, ...]:
     """Returns the palette of a mask file, () if it has none."""
     try:
@@ -141,6 +130,37 @@ def read_palette(data: bytes) -> tuple[int, ...]:
     except (BadImage, ValueError):
         return ()
     return tuple(palette or ())
+
+
+def palette_problem(
+    data: bytes, counts: Int64[np.ndarray, " 256"], form: MaskFormat | None
+) -> str:
+    """Returns how a mask's palette contradicts the colours of the classes.
+
+    Programs that sort palettes change the indices and keep the colours.
+
+    Args:
+      data: the mask's file.
+      counts: its pixels of each value.
+      form: whose colours are known; None knows none.
+
+    Returns:
+      Why the values cannot be trusted; '' if nothing speaks against them.
+    """
+    if form is None or not form.colours:
+        return ""
+    values = (form.values + form.ignored)[: len(form.colours)]
+    known = list(zip(form.colours, values, strict=True))
+    palette = np.reshape(read_palette(data), (-1, 3)).astype(int).tolist()
+    for value in np.flatnonzero(counts[: len(palette)]).tolist():
+        colour = tuple(palette[value])
+        meant = [one for other, one in known if other == colour]
+        if meant and value not in meant:
+            return (
+                f"its palette shows {value} in the colour {colour} of "
+                f"{meant[0]}; save it as RGB, or correct the palette"
+            )
+    return ""
 
 
 def read_classes(path: Path) -> MaskFormat:
@@ -155,10 +175,10 @@ def read_classes(path: Path) -> MaskFormat:
     """
     table = csv_table.read_csv(path, "--config.data.class_list")
     names = table.column("name", "--config.data.class_list")
-    indices = _numbers(table, "index", "an index")
+    indices = _numbers(table, "index")
     ignore = [0] * len(names)
     if "ignore" in table.header:
-        ignore = _numbers(table, "ignore", "0 or 1")
+        ignore = _numbers(table, "ignore", most=1)
     for what, found in (("index", indices), ("name", names)):
         twice = [one for one in found if list(found).count(one) > 1]
         if twice:
@@ -167,7 +187,7 @@ def read_classes(path: Path) -> MaskFormat:
             )
     colours: list[tuple[int, ...]] = []
     if set(_COLOUR_COLUMNS) <= set(table.header):
-        channels = [_numbers(table, c, "0 to 255") for c in _COLOUR_COLUMNS]
+        channels = [_numbers(table, c) for c in _COLOUR_COLUMNS]
         colours = list(zip(*channels, strict=True))
         for colour, aside in zip(colours, ignore, strict=True):
             if not aside and colours.count(colour) > 1:
@@ -192,13 +212,13 @@ def read_classes(path: Path) -> MaskFormat:
     )
 
 
-def _numbers(table: csv_table.Table, column: str, what: str) -> list[int]:
+def _numbers(table: csv_table.Table, column: str, most: int = 255) -> list[int]:
     found = []
     for text in table.column(column, "--config.data.class_list"):
-        if not text.isdecimal() or int(text) > 255:
+        if not text.isdecimal() or int(text) > most:
             raise UserError(
                 f"{table.path} has '{text}' in column '{column}', which is "
-                f"not {what} from 0 to 255; correct the row"
+                f"not a number from 0 to {most}; correct the row"
             )
         found.append(int(text))
     return found

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key, UInt8
 
 from core import counter_rng
+from core.class_colours import IGNORE
 from core.errors import UserError
 from input_pipeline.sources.base import Kind
 from input_pipeline.transforms import on_device
@@ -116,19 +117,17 @@ def erase(
     kinds: Mapping[str, Kind],
     mixing: Mixing,
     key: Key[Array, ""],
-    ignore_index: int = 255,
 ) -> Features:
-    """Fills a random rectangle of some images with normal noise.
+    """Fills a random rectangle of some images with noise, masks with `IGNORE`.
 
-    Zhong et al. 2017, with torchvision's sampling: area uniform, aspect ratio
-    log-uniform, ten attempts to find a rectangle smaller than the image.
+    Zhong et al. 2017, normal noise, with torchvision's sampling: area uniform,
+    ratio log-uniform, ten attempts to find a rectangle smaller than the image.
 
     Args:
       features: `image` float32 `[B, H, W, C]`, normalised, and others.
       kinds: of all features.
       mixing: its `erase_…` fields are used.
       key: a JAX random key.
-      ignore_index: what the rectangle becomes in a mask `[B, H, W]`.
 
     Returns:
       The features, of the same shapes.
@@ -147,7 +146,7 @@ def erase(
             noise = _normal(key, values.shape)
             erased[name] = jnp.where(inside[..., None], noise, values)
         elif kinds[name] is Kind.MASK:
-            erased[name] = jnp.where(inside, ignore_index, values)
+            erased[name] = jnp.where(inside, IGNORE, values)
     return erased
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from core.class_colours import IGNORE
 from input_pipeline.backends import image_backend
 from input_pipeline.sources.base import Kind, Spec
 from input_pipeline.transforms import degradations, geometry, operations
@@ -102,12 +103,10 @@ class TrainTransform:
     Attributes:
       policy: what to do and how strongly.
       size: side of the result in pixels.
-      ignore_index: of mask pixels that come in from outside.
     """
 
     policy: Augment
     size: int
-    ignore_index: int = 255
 
     def spec(self, kinds: Mapping[str, Kind]) -> Spec:
         """Returns shapes and dtypes of what a call returns.
@@ -150,9 +149,7 @@ class TrainTransform:
             mask = geometry.resized_mask(
                 example["mask"], tuple(full), size, crop, mirrored
             )
-            features["mask"] = operations.apply_to_mask(
-                mask, drawn, self.ignore_index
-            )
+            features["mask"] = operations.apply_to_mask(mask, drawn, IGNORE)
         if policy.device:
             drawn, left = operations.split(drawn)
             features |= operations.encode(left, policy.device_slots)
@@ -182,7 +179,7 @@ class TrainTransform:
             counts = np.bincount(
                 mask[top:bottom, left:right].ravel(), minlength=256
             )
-            counts[self.ignore_index] = 0
+            counts[IGNORE] = 0
             if 0 < counts.max() <= limit * counts.sum():
                 break
         return crop

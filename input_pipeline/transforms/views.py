@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from core.class_colours import IGNORE
 from core.errors import UserError
 from input_pipeline.backends import image_backend
 from input_pipeline.decoding import open_image, upright_rgb
@@ -151,12 +152,10 @@ class WholeTransform:
       size: side of the result in pixels.
       canvas: width and height of the masks' frame. A mask lies in its upper
         left corner; a larger one is reduced to fit, by nearest neighbour.
-      ignore_index: of the pixels around it.
     """
 
     size: int
     canvas: tuple[int, int] = (0, 0)
-    ignore_index: int = 255
 
     def spec(self, kinds: Mapping[str, Kind]) -> Spec:
         """Returns shapes and dtypes of what a call returns.
@@ -208,7 +207,7 @@ class WholeTransform:
                 size, Image.Resampling.NEAREST
             )
             mask = np.asarray(shrunk)
-        frame = np.full(self.canvas[::-1], self.ignore_index, np.uint8)
+        frame = np.full(self.canvas[::-1], IGNORE, np.uint8)
         frame[: size[1], : size[0]] = mask
         return {"mask": frame, "mask_size": np.array(size, np.int32)}
 

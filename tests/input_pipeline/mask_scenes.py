@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 from sample_images import encoded
 
+from core.class_colours import IGNORE
 from input_pipeline import loader
 from input_pipeline.samplers import ShuffledSampler
 from input_pipeline.sources.base import Examples, Kind
@@ -16,7 +17,6 @@ from input_pipeline.transforms.policy import Augment, TrainTransform
 # Colours far apart, so that a pixel tells its class also where JPEG and
 # smoothing changed it; black, which comes in from outside, is none of them.
 COLOURS = np.uint8([[250, 20, 20], [20, 250, 20], [20, 20, 250]])
-IGNORE = 255
 NO_COLOUR = {
     "jitter": (0.0, 0.0, 0.0, 0.0),
     "grayscale": 0.0,
@@ -73,7 +73,7 @@ def first_batches(examples, count=3, workers=0, size=64, **changes):
     augment = Augment(**(NO_COLOUR | changes))
     with loader.train_batches(
         examples,
-        TrainTransform(augment, size, IGNORE),
+        TrainTransform(augment, size),
         ShuffledSampler(np.arange(len(examples)), 0),
         batch_size=8,
         seed=0,

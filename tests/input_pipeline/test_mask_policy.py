@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from mask_scenes import (
     COLOURS,
-    IGNORE,
     Scenes,
     first_batches,
     scene,
@@ -15,6 +14,7 @@ from mask_scenes import (
 )
 from PIL import Image
 
+from core.class_colours import IGNORE
 from input_pipeline.backends import image_backend
 from input_pipeline.transforms import degradations, operations, policy
 from input_pipeline.transforms.policy import Augment
@@ -188,7 +188,7 @@ def test_a_crop_of_one_class_alone_is_drawn_anew():
 
 @pytest.mark.parametrize("canvas", [(190, 168), (70, 60)])
 def test_a_whole_view_keeps_the_mask_at_its_own_size(canvas):
-    transform = WholeTransform(48, canvas, IGNORE)
+    transform = WholeTransform(48, canvas)
     examples = scenes()
     spec = transform.spec(examples.kinds)
     for row in range(3):

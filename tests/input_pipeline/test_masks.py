@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from mask_scenes import (
     COLOURS,
-    IGNORE,
     Scenes,
     first_batches,
     scene,
@@ -18,6 +17,7 @@ from mask_scenes import (
 from PIL import Image
 from sample_images import encoded, photo
 
+from core.class_colours import IGNORE
 from input_pipeline import loader
 from input_pipeline.decoding import BadImage, decode_mask
 from input_pipeline.sources.base import Examples

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.class_colours import IGNORE
 from core.errors import UserError
 from input_pipeline.sources.base import Kind
 from input_pipeline.transforms import mixing
@@ -162,11 +163,11 @@ def test_erased_pixels_of_a_mask_are_ignored(dtype):
     batch["mask"] = np.zeros_like(batch["mask"], dtype)
     batch["image"][:] = 100
     always = Mixing(erase_prob=1.0)
-    found = mixing.erase(batch, SEGMENTED, always, jax.random.key(0), 200)
+    found = mixing.erase(batch, SEGMENTED, always, jax.random.key(0))
     assert found["mask"].dtype == dtype
     hole = (found["image"] != 100).any(axis=-1)
     assert hole.any()
-    np.testing.assert_array_equal(found["mask"], np.where(hole, 200, 0))
+    np.testing.assert_array_equal(found["mask"], np.where(hole, IGNORE, 0))
     np.testing.assert_array_equal(found["who"], batch["who"])
 
 

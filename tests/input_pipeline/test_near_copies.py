@@ -11,7 +11,7 @@ from sample_images import encoded
 
 from input_pipeline import audit, near_copies
 from input_pipeline.decoding import decode
-from input_pipeline.near_copies import POSITIONS, SIDE
+from input_pipeline.near_copies import ORIENTATIONS, SIDE
 from input_pipeline.sources.base import FileExamples, Source
 
 
@@ -41,26 +41,26 @@ def find(pictures, groups=None):
     return near_copies.find(thumbnails, groups, names)
 
 
-def in_position(pixels, position):
-    number = POSITIONS.index(position)
+def oriented(pixels, orientation):
+    number = ORIENTATIONS.index(orientation)
     if number >= 4:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(np.rot90(pixels, number % 4))
 
 
-@pytest.mark.parametrize("position", POSITIONS)
-def test_every_position_is_found_and_named(position):
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_every_orientation_is_found_and_named(orientation):
     pictures = [picture(seed) for seed in range(5)]
-    moved = in_position(pictures[3], position)
+    moved = oriented(pictures[3], orientation)
     *others, match = find([*pictures, moved])
     assert others == [None] * 5
-    assert (match.row, match.position) == (3, position)
+    assert (match.row, match.orientation) == (3, orientation)
     assert match.correlation > 0.99
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    position=st.sampled_from(POSITIONS),
+    orientation=st.sampled_from(ORIENTATIONS),
     quality=st.integers(30, 95),
     scale=st.floats(0.5, 2.0),
     contrast=st.floats(0.7, 1.0),
@@ -68,22 +68,22 @@ def test_every_position_is_found_and_named(position):
     seed=st.integers(0, 40),
 )
 def test_copies_as_people_make_them(
-    position, quality, scale, contrast, brightness, seed
+    orientation, quality, scale, contrast, brightness, seed
 ):
     pixels = picture(seed)
     size = round(120 * scale), round(90 * scale)
     changed = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
     changed = (np.asarray(changed) - 128.0) * contrast + 128 + brightness
     changed = np.uint8(np.clip(changed, 0, 255))
-    changed = decode(encoded(in_position(changed, position), quality=quality))
+    changed = decode(encoded(oriented(changed, orientation), quality=quality))
     others = [picture(100 + other) for other in range(4)]
     *_, match = find([*others, pixels, changed])
     assert match is not None and match.row == 4
-    assert match.position == position
+    assert match.orientation == orientation
 
 
 def test_the_quick_bound_never_hides_a_pair():
-    """Comparing all pairs in all positions finds the same."""
+    """Comparing all pairs in all orientations finds the same."""
     rng = np.random.default_rng(1)
     base = rng.normal(0, 1, (8, SIDE, SIDE))
     noisy = [
@@ -116,6 +116,22 @@ def test_the_quick_bound_never_hides_a_pair():
     for row, match in enumerate(found):
         if match is not None:
             assert match.correlation == pytest.approx(best[match.row, row])
+
+
+def test_copies_are_found_among_more_images_than_one_block_has():
+    rng = np.random.default_rng(2)
+    count = 2 * near_copies._BLOCK + 5
+    thumbnails = rng.integers(0, 256, (count, SIDE, SIDE), np.uint8)
+    pairs = {count - 1: 3, near_copies._BLOCK: near_copies._BLOCK - 1, 40: 39}
+    for later, earlier in pairs.items():
+        thumbnails[later] = thumbnails[earlier][:, ::-1]
+    names = list(map(str, range(count)))
+    found = near_copies.find(thumbnails, names, [n.encode() for n in names])
+    assert {
+        row: (match.row, match.orientation)
+        for row, match in enumerate(found)
+        if match is not None
+    } == {later: (earlier, "mirrored") for later, earlier in pairs.items()}
 
 
 def test_images_of_one_group_or_of_the_same_pixels_are_not_compared():
@@ -197,7 +213,7 @@ def test_photos_of_one_kind_are_told_apart_and_their_copies_found(
     copies = [
         decode(
             encoded(
-                in_position(pixels, POSITIONS[rng.integers(8)]),
+                oriented(pixels, ORIENTATIONS[rng.integers(8)]),
                 quality=int(rng.integers(60, 96)),
             )
         )

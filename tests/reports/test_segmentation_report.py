@@ -151,7 +151,7 @@ def test_confusions_are_per_cent_of_the_row(workdir):
     total = np.load(workdir / layout.MASK_COUNTS)["confusion"].sum(0)
     share = 100 * total / total.sum(1, keepdims=True)
     expected = [
-        f"{one:.0f}" if one >= 0.5 else "&lt;1" for one in share[share > 0]
+        f"{one:.0f}" if one > 0.5 else "&lt;1" for one in share[share > 0]
     ]
     assert numbers == expected
 

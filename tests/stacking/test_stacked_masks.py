@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.class_colours import IGNORE
 from core.errors import UserError
 from metrics import segmentation
 from run_folder import layout
 from run_folder.artifacts import ArtifactWriter
-from run_folder.mask_files import IGNORE, MaskStyle
+from run_folder.mask_files import MaskStyle
 from stacking import mask_members, mask_weights, masks
 from stacking.runs import find_runs
 

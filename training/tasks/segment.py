@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
+from core.class_colours import IGNORE
 from core.errors import UserError
 from input_pipeline.loader import Transform
 from input_pipeline.sources.base import Kind, Source
-from input_pipeline.sources.mask_format import IGNORE
 from input_pipeline.sources.pictures import read_masked_pictures
 from input_pipeline.transforms import mixing
 from input_pipeline.transforms.views import (
@@ -130,7 +130,7 @@ class Segmentation(Task):
         if source is not None and source.mask_sizes is not None:
             width, height = source.mask_sizes.max(axis=0).tolist()
             canvas = min(width, LARGEST_CANVAS), min(height, LARGEST_CANVAS)
-        return WholeTransform(config.image_size, canvas, IGNORE)
+        return WholeTransform(config.image_size, canvas)
 
     def build(self) -> nnx.Module:
         """Returns the freshly initialised model.
@@ -200,7 +200,7 @@ class Segmentation(Task):
                 "mask": batch["mask"],
             }
             weight = batch["weight"]
-            features = mixing.erase(features, self.features, mix, key, IGNORE)
+            features = mixing.erase(features, self.features, mix, key)
             features = mixing.mix(features, self.features, mix, key, weight)
             images = jax.lax.optimization_barrier(features["image"])
             return {

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from input_pipeline.sources.mask_format import IGNORE
+from core.class_colours import IGNORE
 from input_pipeline.transforms import mixing
 from metrics import segmentation
 from training.tasks import segmentation_stripes

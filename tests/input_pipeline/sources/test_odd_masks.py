@@ -228,3 +228,54 @@ def test_a_photo_turned_upside_down_is_told_as_no_size_says_it(root, opened):
     Image.open(path).save(path, exif=exif)
     found = {one.problem: one.id for one in audit.audit(opened(), 2)}
     assert found["turned photo"] == "p1"
+
+
+LISTED = "index,name,r,g,b\n0,a,0,0,0\n1,b,200,0,0\n2,c,0,200,0\n"
+
+
+def test_an_exif_entry_turns_no_mask_in_colour_either(root, opened):
+    (root / "classes.csv").write_text(LISTED)
+    (root / "mask_train/p0.png").write_bytes(turned(COLOURS[MASK]))
+    with pytest.raises(UserError, match="EXIF entry turns the mask"):
+        opened()
+
+
+def test_a_palette_that_contradicts_the_list_of_classes_is_refused(
+    root, opened
+):
+    """Programs that sort palettes change indices, and keep the colours."""
+    (root / "classes.csv").write_text(LISTED)
+    path = root / "mask_train/p0.png"
+    sorted_ = Image.fromarray(np.uint8([1, 0, 2])[MASK])
+    sorted_.putpalette(COLOURS[[1, 0, 2]].ravel().tolist())
+    sorted_.save(path)
+    with pytest.raises(UserError, match=r"shows 0 in the colour .* of 1"):
+        opened()
+    # As it should be, with colours that are of no class, and without a list.
+    for colours in (COLOURS, COLOURS + np.uint8(7)):
+        image = Image.fromarray(MASK)
+        image.putpalette(colours.ravel().tolist())
+        image.save(path)
+        np.testing.assert_array_equal(opened().labelled.mask(0), MASK)
+    (root / "classes.csv").unlink()
+    sorted_.save(path)
+    assert opened().classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("2,c,0,0,256,0", "'256' in column 'g', .* from 0 to 255"),
+        ("2,c,2,0,200,0", "'2' in column 'ignore', .* from 0 to 1"),
+        ("256,c,0,0,200,0", "'256' in column 'index', .* from 0 to 255"),
+        ("2,c,yes,0,200,0", "'yes' in column 'ignore'"),
+    ],
+)
+def test_a_number_that_cannot_be_in_the_list_of_classes(
+    root, opened, row, words
+):
+    (root / "classes.csv").write_text(
+        f"index,name,ignore,r,g,b\n0,a,0,0,0,0\n1,b,0,200,0,0\n{row}\n"
+    )
+    with pytest.raises(UserError, match=words):
+        opened()
