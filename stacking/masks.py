@@ -36,12 +36,16 @@ from run_folder import layout
 from run_folder.artifacts import ArtifactWriter
 from run_folder.mask_files import IGNORE
 from stacking import mask_weights
-from stacking.mask_members import Member, Picture, find_members
+from stacking.mask_members import (
+    MEAN,
+    WEIGHTED,
+    Member,
+    Picture,
+    find_members,
+)
 
 MIN_IMAGES = 5
 SCORES = "scores.json"
-# The rows of the table below those of the members.
-MEAN, WEIGHTED = "equal weights", "weighted mean"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -118,7 +122,7 @@ def stack(
       UserError: the runs do not belong together, or `out` cannot be written.
     """
     started = time.monotonic()
-    if layout.has_checkpoint(out) or layout.fold_folders(out):
+    if layout.has_checkpoint(out) or layout.read_config(out) is not None:
         raise UserError(
             f"--out {out} holds a run, whose masks would be replaced; name "
             "another folder"
@@ -178,11 +182,15 @@ def _samples(
     members: Sequence[Member], ids: Sequence[str], seed: int
 ) -> list[mask_weights.Sample]:
     pixels = 0
-    for image_id in ids:
-        pixels += int(
-            (Picture("val", image_id, members).labels != IGNORE).sum()
+    for image_id in ids:  # All members have the same labels.
+        labels = Picture("val", image_id, members[:1]).labels
+        pixels += int((labels != IGNORE).sum())
+    if not pixels:
+        raise UserError(
+            "the validation images have no pixel with a class, so there is "
+            "nothing to find weights on; see to the masks"
         )
-    share = min(1.0, mask_weights.SAMPLE_PIXELS / max(pixels, 1))
+    share = min(1.0, mask_weights.SAMPLE_PIXELS / pixels)
     return [
         mask_weights.draw(Picture("val", image_id, members), share, (seed, row))
         for row, image_id in enumerate(ids)
