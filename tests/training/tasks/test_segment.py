@@ -14,7 +14,7 @@ from core.errors import UserError
 from metrics import segmentation
 from run_folder import layout
 from training.tasks import segment, segmentation_losses
-from training.tasks import segmentation_outputs as outputs_lib
+from training.tasks import segmentation_evaluator as evaluator_lib
 
 C = 3
 
@@ -53,7 +53,7 @@ def batch_of(seed, canvas=(40, 50), count=4, side=16):
 
 
 def evaluate(batches):
-    evaluator = outputs_lib.SegmentationEvaluator(C)
+    evaluator = evaluator_lib.SegmentationEvaluator(C)
     totals = evaluator.init()
     update = jax.jit(
         lambda totals, batch: evaluator.update(
@@ -71,7 +71,9 @@ def by_numpy(batches):
         for row in np.flatnonzero(batch["weight"] * ~batch["bad"]):
             width, height = batch["mask_size"][row].tolist()
             outputs = batch["image"][row, 0].astype(np.float32)
-            mask = outputs_lib.full_size_mask(outputs, width, height)
+            mask = jax.image.resize(
+                outputs, (height, width, C), "bilinear", antialias=False
+            ).argmax(-1)
             truth = batch["mask"][row, :height, :width]
             confusions.append(
                 segmentation.confusion_matrix(truth, mask, C, 255)
@@ -91,7 +93,7 @@ def test_the_device_counts_what_numpy_counts_at_full_size():
 
 
 def test_counts_go_beyond_32_bits():
-    evaluator = outputs_lib.SegmentationEvaluator(C)
+    evaluator = evaluator_lib.SegmentationEvaluator(C)
     batch = batch_of(0)
     batch["mask"] = np.where(batch["mask"] == 255, 255, 1).astype(np.uint8)
     totals = evaluator.init()
