@@ -35,7 +35,7 @@ from reports.segmentation import Example
 from run_folder import layout
 from run_folder.artifacts import ArtifactWriter
 from run_folder.mask_files import IGNORE
-from stacking import mask_weights
+from stacking import argument_types, mask_weights
 from stacking.mask_members import (
     MEAN,
     WEIGHTED,
@@ -76,26 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="FOLDER")
     parser.add_argument(
         "--trials",
-        type=_number(1, 1_000_000),
+        type=argument_types.number(int, 1, 1_000_000),
         default=200,
         help="weightings to try in each search (default: %(default)s)",
     )
-    # Seeds of single studies are counted up from it.
-    parser.add_argument("--seed", type=_number(0, 2_000_000_000), default=0)
+    parser.add_argument("--seed", type=argument_types.seed, default=0)
     return parser
-
-
-def _number(low: int, high: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no number from {low:,} to {high:,}"
-            )
-        return int(text)
-
-    return parse
 
 
 def stack(
