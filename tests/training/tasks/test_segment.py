@@ -174,13 +174,18 @@ def test_a_classifier_is_no_segmentation_network():
 
 
 def test_masks_of_equal_names_do_not_overwrite_each_other():
-    ids = ["p0", "val/p1", "cityA/p0", "cityB/p0"]
+    ids = ["p0", "val/p1", "train/p1", "cityA/p0", "cityB/p0"]
     names = [
         layout.image_file("masks", "val", image_id, ".png") for image_id in ids
     ]
     assert names == [
         "masks/val/p0.png",
         "masks/val/p1.png",
+        "masks/val/train/p1.png",
         "masks/val/cityA/p0.png",
         "masks/val/cityB/p0.png",
     ]
+    # A folder of new images that is called val.
+    assert layout.image_file("masks", "test", "val/p0", ".png") == (
+        "masks/test/val/p0.png"
+    )
