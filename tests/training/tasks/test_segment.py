@@ -71,9 +71,10 @@ def by_numpy(batches):
         for row in np.flatnonzero(batch["weight"] * ~batch["bad"]):
             width, height = batch["mask_size"][row].tolist()
             outputs = batch["image"][row, 0].astype(np.float32)
-            mask = jax.image.resize(
+            resized = jax.image.resize(
                 outputs, (height, width, C), "bilinear", antialias=False
-            ).argmax(-1)
+            )
+            mask = np.asarray(resized).argmax(-1)
             truth = batch["mask"][row, :height, :width]
             confusions.append(
                 segmentation.confusion_matrix(truth, mask, C, 255)
