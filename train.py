@@ -55,6 +55,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     from training.loop import evaluate, input_stall, recorder, stages
     from training.multihost import comm, coordinated_shutdown, sharding
     from training.tasks import base, registry
+    from training.tasks.statistics import Statistics
 
     config, workdir = arguments.config, arguments.workdir
     cache = runtime.start(config.cache_dir)
@@ -84,7 +85,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     )
     identity |= pin
     if arguments.plan:
-        task.statistics = base.Statistics.unknown(data)
+        task.statistics = Statistics.unknown(data)
         plan.show(arguments, task, data, schedule, 0, mesh)
         plan.show_costs(arguments, task, data, schedule, mesh)
         return 0
@@ -111,7 +112,9 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     if finished and finish.is_exported(workdir) and not arguments.export:
         print("this run is finished; --export writes its predictions once more")
         return 0
-    task.statistics = base.Statistics.of(data, *data.prepare(cache))
+    measured = Statistics.of(data, *data.prepare(cache))
+    # Weights from elsewhere go on with images as they know them.
+    task.statistics = measured.with_channels(pin.get("init_from") or {})
     finish.save_inference_spec(task, data.source, workdir)
     log = recorder.Recorder(
         workdir / layout.METRICS,

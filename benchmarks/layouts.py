@@ -80,8 +80,8 @@ def losses(recipe: str, layout: Layout, steps: int, float64: bool) -> list:
     from training.loop import optimizer, param_groups, stages, state
     from training.loop.step import make_train_step
     from training.multihost import sharding
-    from training.tasks.base import Statistics
     from training.tasks.classify import Classification
+    from training.tasks.statistics import Statistics
 
     jax.config.update("jax_enable_x64", float64)
     cache = runtime.start(CACHE)

@@ -1,8 +1,9 @@
 """Seconds per step of segmentation on the CPU: ours beside smp on PyTorch.
 
     python benchmarks/segmentation_step.py [--networks NAME/ENCODER ...]
+        [--shapes BATCHxSIZE ...]
 
-float32, batch 8, 128 px, 3 classes; training (forward, mean cross-entropy over
+float32, 3 classes; training (forward, mean cross-entropy over
 pixels, backward, AdamW) and evaluation (logits alone). DeepLabV3+ is wired as
 in smp on both sides. Ours is the very step that train.py runs. PyTorch
 competes with the fastest of its forms (benchmarks/torch_side.py).
@@ -12,6 +13,7 @@ Needs segmentation-models-pytorch beside requirements-torch.txt.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +42,7 @@ NETWORKS = (
 FORMS = ("eager", "eager, channels_last", "compiled, channels_last")
 # What smp calls encoders of other names than ours.
 ENCODERS = {"efficientnet_lite0": "tu-tf_efficientnet_lite0"}
+SHAPES = ("16x128", "8x256")
 CLASSES = 3
 RATE, DECAY = 3e-4, 1e-4
 LOG_EVERY = 20
@@ -154,14 +157,16 @@ def main() -> None:
         __doc__,
         rounds=9,
         networks=dict(nargs="+", default=NETWORKS),
-        batch=dict(type=int, default=8),
-        size=dict(type=int, default=128),
+        shapes=dict(
+            nargs="+", default=SHAPES, help="images of a batch, and their side"
+        ),
         forms=dict(nargs="+", default=FORMS, help="of PyTorch, to choose from"),
     )
     rows = []
-    for name in options.networks:
-        theirs = their_steps(name, options.batch, options.size, options.forms)
-        ours = our_steps(name, options.batch, options.size)
+    for name, shape in itertools.product(options.networks, options.shapes):
+        batch, size = map(int, shape.split("x"))
+        theirs = their_steps(name, batch, size, options.forms)
+        ours = our_steps(name, batch, size)
         for what, our, (form, their) in zip(
             ("train", "evaluate"), ours, theirs, strict=True
         ):
@@ -178,6 +183,7 @@ def main() -> None:
             rows.append(
                 (
                     name,
+                    f"{batch} of {size} px",
                     what,
                     found["ours"].describe(".0f", 1e3),
                     found["theirs"].describe(".0f", 1e3),
@@ -187,13 +193,18 @@ def main() -> None:
             )
             print(*rows[-1], sep=" | ", flush=True)
     text = pairs.table(
-        ("network", "step", "ours, ms", "smp, ms", "its form", "times faster"),
+        (
+            "network",
+            "images",
+            "step",
+            "ours, ms",
+            "smp, ms",
+            "its form",
+            "times faster",
+        ),
         rows,
     )
-    text += (
-        f"\n\nBatches of {options.batch}, {options.size} px. Times are "
-        f"{options.clock} time."
-    )
+    text += f"\n\nTimes are {options.clock} time."
     machine = pairs.describe_machine("jax", "torch")
     pairs.publish("segmentation_step", text, machine, options.write)
 

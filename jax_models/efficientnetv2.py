@@ -337,6 +337,7 @@ class EfficientNetV2(ImageModel):
 
     TORCH_NAMES = ((r"^head\.fc\.", "classifier."),)
     BEHIND_PYRAMID = ("conv_head", "bn2", "head")
+    PUBLISHED_MEAN = PUBLISHED_STD = (0.5, 0.5, 0.5)  # Of TensorFlow's family.
 
     def __init__(
         self,

@@ -32,6 +32,9 @@ class ImageModel(nnx.Module):
         expressions and replacements, for `import_torch`.
       BEHIND_PYRAMID: attributes that the pyramid does not need.
       ROUNDS_UP: whether a map has a cell for pixels that fill none.
+      PUBLISHED_MEAN: of the channels, over 0..1: what published weights expect
+        to be subtracted from images; ImageNet's, unless they say otherwise.
+      PUBLISHED_STD: what they expect images to be divided by then.
       strides: pixels per cell of each map in the pyramid, finest first.
       channels: width of each map in the pyramid.
       stem_stride: pixels per cell of `embed`'s output.
@@ -45,6 +48,8 @@ class ImageModel(nnx.Module):
     TORCH_NAMES: ClassVar[tuple[tuple[str, str], ...]] = ()
     BEHIND_PYRAMID: ClassVar[tuple[str, ...]] = (HEAD,)
     ROUNDS_UP: ClassVar[bool] = True
+    PUBLISHED_MEAN: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
+    PUBLISHED_STD: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
 
     strides: tuple[int, ...]
     channels: tuple[int, ...]

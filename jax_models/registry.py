@@ -76,6 +76,20 @@ def create_model(
         return model_class(config, num_classes, **options)
 
 
+def encoder_name(name: str, **overrides) -> str:
+    """Returns the classifier that a model is, or has as its encoder.
+
+    Args:
+      name: one of `list_models()` or `list_segmentation_models()`.
+      **overrides: as `create_model`.
+
+    Raises:
+      UserError: as `create_model`.
+    """
+    _, config = _find(name, _CLASSIFIERS + _SEGMENTATION)
+    return getattr(_override(name, config, overrides), "encoder", name)
+
+
 def _find(
     name: str, families: Sequence[tuple[type, Mapping[str, Any]]]
 ) -> tuple[type, Any]:

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from core.errors import UserError
-from jax_models import initializers
+from jax_models import cpu_kernels, initializers
 from jax_models.model import ImageModel
 from jax_models.segmentation import (
     ConvNormRelu,
@@ -83,6 +83,10 @@ class Block(nnx.Module):
           skip: the encoder's map of half the stride, where it has one.
           size: h2 and w2.
         """
+        kernel = self.conv1.conv.kernel[...]
+        if cpu_kernels.supports_conv_upsampled(x, size, kernel):
+            y = cpu_kernels.conv_upsampled(x, skip, kernel)
+            return self.conv2(self.conv1.norm(y))
         x = upsample_nearest(x, 2, size)
         if skip is not None:
             x = jnp.concatenate([x, skip], -1)

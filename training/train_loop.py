@@ -37,7 +37,7 @@ class Run:
       checkpoints: of the run.
       recorder: of steps and evaluations.
       stop: notes signals while a stage runs.
-      encoder: another run to start from; None starts from nothing.
+      encoder: weights to start from; None starts from nothing.
     """
 
     config: ConfigDict
@@ -48,7 +48,7 @@ class Run:
     checkpoints: CheckpointManager
     recorder: Recorder
     stop: signals.StopSignals
-    encoder: init_from.Run | None
+    encoder: init_from.Encoder | None
 
 
 class Outcome(NamedTuple):
@@ -68,7 +68,7 @@ def initial_state(run: Run, stage: Stage) -> TrainState:
 
     Three sources, in this order: a later stage starts from the best weights
     of all stages before it; the first starts from freshly drawn weights, of
-    which `init_from` then replaces what the other run has. The optimizer and
+    which `init_from` then replaces what it has. The optimizer and
     the moving average are always fresh.
     """
     model = run.task.abstract_model

@@ -18,6 +18,10 @@ from jax_models.cpu_kernels.dispatch import (
 )
 from jax_models.cpu_kernels.mlp import residual_mlp, supports_residual_mlp
 from jax_models.cpu_kernels.window_attention import window_attention
+from jax_models.cpu_kernels.winograd import (
+    conv_upsampled,
+    supports_conv_upsampled,
+)
 from jax_models.target import for_mesh, for_platform, platform
 
 __all__ = [
@@ -26,6 +30,7 @@ __all__ = [
     "batch_norm",
     "begin_build",
     "conv_general_dilated",
+    "conv_upsampled",
     "for_mesh",
     "for_platform",
     "global_norm",
@@ -33,6 +38,7 @@ __all__ = [
     "platform",
     "residual_mlp",
     "supports_adamw",
+    "supports_conv_upsampled",
     "supports_residual_mlp",
     "window_attention",
     "without",

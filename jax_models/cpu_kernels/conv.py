@@ -1,9 +1,9 @@
 """Convolutions, as nnx.Conv calls them.
 
 XLA's CPU backend uses one thread for a dense convolution inside of a larger
-program. Where nothing asks for gradients, it is in C++ (conv.cc). A map of
-fewer places than the kernel has XLA takes for the kernel, and convolves fifty
-times slower than the matrix product that it is here.
+program; here it is in C++: conv.cc, and winograd.py where that applies. A map
+of fewer places than the kernel has XLA takes for the kernel, and convolves
+fifty times slower than the matrix product that it is here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from jaxtyping import Array, Float
 from jax_models import target
 from jax_models.cpu_kernels import dispatch
 from jax_models.cpu_kernels.depthwise import depthwise_conv
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
+from jax_models.cpu_kernels.winograd import (
+    Pads,
+    supports_winograd,
+    winograd_conv,
+)
 
 # The kernel is first copied into another order: with more weights than these
 # for each row of the result, that took longer than it saved.
@@ -85,6 +88,8 @@ def conv_general_dilated(
         rows, columns = _output_size(images, kernel, *how)
         if dispatch.for_cpu("conv") and 0 < rows * columns <= height * width:
             return _conv_by_windows(images, kernel, *how)
+        if stride == 1 and supports_winograd(images, kernel):
+            return winograd_conv(images, kernel, pads, dilation)
         if dilation == 1 and _in_cpp(images, kernel, stride, pads):
             return _dense_conv(images, kernel, stride, pads)
     return lax.conv_general_dilated(
@@ -161,11 +166,43 @@ def _output_size(
 def _dense_conv(
     images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
 ) -> jax.Array:
-    """A dense convolution with a square kernel, in C++ where that pays.
+    """A dense convolution with a square kernel. Only where `_in_cpp` holds."""
+    size = _output_size(images, kernel, stride, pads)
+    return _call(
+        "sextet_conv",
+        *(images, kernel),
+        shape=(images.shape[0], *size, kernel.shape[3]),
+        stride=stride,
+        pads=pads,
+    )
 
-    Where gradients are asked for, it is XLA's.
-    """
-    return _cpp(images, kernel, stride=stride, pads=pads)
+
+def _dense_conv_bwd(stride, pads, residuals, grad):
+    images, kernel = residuals
+    options = dict(stride=stride, pads=pads)
+    return (
+        _call(
+            "sextet_conv_images_grad",
+            *(grad, kernel),
+            shape=images.shape,
+            **options,
+        ),
+        _call(
+            "sextet_conv_kernel_grad",
+            *(images, grad),
+            shape=kernel.shape,
+            **options,
+        ),
+    )
+
+
+_dense_conv.defvjp(
+    lambda images, kernel, *options: (
+        _dense_conv(images, kernel, *options),
+        (images, kernel),
+    ),
+    _dense_conv_bwd,
+)
 
 
 def _in_cpp(
@@ -179,37 +216,16 @@ def _in_cpp(
     return known and rows * WEIGHTS_PER_ROW >= kernel.size
 
 
-@functools.partial(jax.jit, static_argnames=("stride", "pads"))  # Traced once.
-def _cpp(images, kernel, *, stride, pads):
-    size = _output_size(images, kernel, stride, pads)
-    shape = (images.shape[0], *size, kernel.shape[3])
+# Traced once for all layers of a shape.
+@functools.partial(
+    jax.jit, static_argnames=("handler", "shape", "stride", "pads")
+)
+def _call(handler, one, other, *, shape, stride, pads):
     return dispatch.call(
-        "sextet_conv",
+        handler,
         jax.ShapeDtypeStruct(shape, jnp.float32),
-        *(images, kernel),
+        *(one, other),
         stride=stride,
         top=pads[0][0],
         left=pads[1][0],
     )
-
-
-def _xla(
-    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        images,
-        kernel,
-        window_strides=(stride, stride),
-        padding=pads,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-_dense_conv.defvjp(
-    lambda images, kernel, stride, pads: jax.vjp(
-        lambda images, kernel: _xla(images, kernel, stride, pads),
-        images,
-        kernel,
-    ),
-    lambda stride, pads, vjp, grad: vjp(grad),
-)

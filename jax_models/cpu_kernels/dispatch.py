@@ -46,12 +46,21 @@ CODE = native_build.Library(
 KERNELS: Mapping[str, tuple[str, ...]] = {
     "adamw": ("sextet_adamw", "sextet_global_norm"),
     "batch_norm": ("sextet_batch_norm", "sextet_batch_norm_grad"),
-    "conv": ("sextet_conv",),
+    "conv": (
+        "sextet_conv",
+        "sextet_conv_images_grad",
+        "sextet_conv_kernel_grad",
+    ),
     "depthwise": ("sextet_depthwise", "sextet_depthwise_kernel_grad"),
     "mlp": ("sextet_mlp",),
     "window_attention": (
         "sextet_window_attention",
         "sextet_window_attention_grad",
+    ),
+    "winograd": (
+        "sextet_winograd",
+        "sextet_winograd_images_grad",
+        "sextet_winograd_kernel_grad",
     ),
 }
 

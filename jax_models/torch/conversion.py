@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,14 @@ from flax import nnx
 from core.errors import UserError
 from jax_models import convnext, layers
 from jax_models.efficientnet_lite import EfficientNetLite
-from jax_models.model import ImageModel
+from jax_models.model import HEAD, ImageModel
 from jax_models.segmentation import ENCODER, SegmentationModel
 from jax_models.torch import files, pretrained
 
 Model = ImageModel | SegmentationModel
+
+# Under which segmentation_models_pytorch keeps an encoder, its own or timm's.
+SMP_PREFIXES = ("encoder.model.", "encoder.")
 
 # What BatchNorm counts in PyTorch; with a fixed momentum nothing reads it.
 COUNTER = "num_batches_tracked"
@@ -35,6 +39,7 @@ COUNTER = "num_batches_tracked"
 class _Entry:
     """Where one array of the state dict lives in the model."""
 
+    path: tuple[str, ...]
     variable: nnx.Variable
     to_torch: Callable[[np.ndarray], np.ndarray]
     from_torch: Callable[[np.ndarray], np.ndarray]
@@ -78,15 +83,8 @@ def import_torch(
     if isinstance(state_dict, (str, os.PathLike)):
         source = os.fspath(state_dict)
         state_dict = files.read(state_dict)
-    if isinstance(model, EfficientNetLite):
-        depths = [len(blocks) for blocks in model.blocks]
-        state_dict = pretrained.timm_names(state_dict, depths)
     entries = _entries(model)
-    given = {
-        name: np.asarray(array)
-        for name, array in state_dict.items()
-        if not _is_counter(name, entries)
-    }
+    given = _given(_published_names(model, state_dict), entries)
     complaints = []
     missing = sorted(set(entries) - set(given))
     if missing:
@@ -102,18 +100,10 @@ def import_torch(
                 new_head = True
                 continue
             if _is_other_window(name, entry, array):
-                array = _resize_biases(array, entry.shape)
                 resized.append(name)
-            elif array.size == np.prod(entry.shape) and (
-                _without_ones(array.shape) == _without_ones(entry.shape)
-            ):
-                # A matrix and a 1x1 convolution are the same thing.
-                array = array.reshape(entry.shape)
-            else:
-                complaints.append(
-                    f"{name} has shape {list(array.shape)} where the model "
-                    f"needs {list(entry.shape)}"
-                )
+            array = _fitted(name, entry, array)
+            if array is None:
+                complaints.append(_complaint(name, entry, given[name]))
                 continue
         values[name] = entry.from_torch(array)
     if complaints:
@@ -141,6 +131,95 @@ def import_torch(
     return model
 
 
+class EncoderWeights(NamedTuple):
+    """What a state dict has for the encoder of a model.
+
+    Attributes:
+      arrays: float32, by their path in the model.
+      used: their names in the state dict, as published.
+      unused: the other names there.
+    """
+
+    arrays: dict[tuple[str, ...], np.ndarray]
+    used: list[str]
+    unused: list[str]
+
+
+def read_encoder(
+    model: nnx.Module, state_dict: Mapping[str, np.ndarray], source: str
+) -> EncoderWeights:
+    """Finds the weights of a model's encoder among published ones.
+
+    These are a classifier's, or those of one of segmentation_models_pytorch's
+    networks over it, whose decoder is taken as well if the model has the same.
+
+    Args:
+      model: a classifier, or a network that keeps one as its `encoder`;
+        shapes are enough.
+      state_dict: name -> array.
+      source: names the state dict in an error.
+
+    Raises:
+      UserError: it has not the whole encoder; what it lacks is named.
+    """
+    inside = hasattr(model, ENCODER)
+    encoder = model.encoder if inside else model
+    within = (ENCODER,) if inside else ()
+    entries = {
+        name: entry
+        for name, entry in _entries(encoder).items()
+        if inside or entry.path[0] != HEAD
+    }
+    prefix = next(
+        (p for p in SMP_PREFIXES if any(n.startswith(p) for n in state_dict)),
+        "",
+    )
+    own, others = {}, {}
+    for name, array in state_dict.items():
+        part = own if name.startswith(prefix) else others
+        part[name.removeprefix(prefix)] = array
+    given = _given(_published_names(encoder, own), entries)
+    arrays, complaints = {}, []
+    missing = sorted(set(entries) - set(given))
+    if missing:
+        complaints.append(f"missing: {', '.join(missing[:5])}")
+        if len(missing) > 5:
+            complaints[0] += f" and {len(missing) - 5} more"
+    for name in sorted(set(entries) & set(given)):
+        entry = entries[name]
+        array = _fitted(name, entry, given[name])
+        if array is None:
+            complaints.append(_complaint(name, entry, given[name]))
+        else:
+            arrays[(*within, *entry.path)] = entry.from_torch(array)
+    if complaints:
+        raise UserError(
+            f"{source} does not fit {type(encoder).__name__}, the encoder: "
+            f"{'; '.join(complaints)}; choose the model that the weights are "
+            "for"
+        )
+    used = set(entries)
+    if isinstance(model, SegmentationModel):
+        decoder = {
+            name: entry
+            for name, entry in _entries(model).items()
+            if entry.path[0] not in (ENCODER, HEAD)
+        }
+        others = _given(others, decoder)
+        if all(
+            name in others and np.shape(others[name]) == entry.shape
+            for name, entry in decoder.items()
+        ):
+            for name, entry in decoder.items():
+                arrays[entry.path] = entry.from_torch(others[name])
+            used |= set(decoder)
+    return EncoderWeights(
+        {path: np.asarray(x, np.float32) for path, x in arrays.items()},
+        sorted(used),
+        sorted((set(given) | set(others)) - used),
+    )
+
+
 def export_torch(model: Model) -> dict[str, np.ndarray]:
     """The weights of `model` as PyTorch's counterpart has them.
 
@@ -163,22 +242,75 @@ def export_torch(model: Model) -> dict[str, np.ndarray]:
 def _entries(model: Model) -> dict[str, _Entry]:
     entries = {}
     if isinstance(model, SegmentationModel):
-        encoder = _entries(model.encoder)
         entries = {
-            f"{ENCODER}.{name}": entry for name, entry in encoder.items()
+            f"{ENCODER}.{name}": dataclasses.replace(
+                entry, path=(ENCODER, *entry.path)
+            )
+            for name, entry in _entries(model.encoder).items()
         }
     for path, module in nnx.iter_modules(model):
         if entries and path[:1] == (ENCODER,):
             continue  # Its names are its own class's affair.
-        for name, entry in _layer_entries(module).items():
-            full = ".".join(map(str, (*path, name)))
+        here = tuple(map(str, path))
+        for name, entry in _layer_entries(module, here).items():
+            full = ".".join((*here, name))
             for pattern, replacement in model.TORCH_NAMES:
                 full = re.sub(pattern, replacement, full)
             entries[full] = entry
     return entries
 
 
-def _layer_entries(module: nnx.Module) -> dict[str, _Entry]:
+def _published_names(
+    model: nnx.Module, state_dict: Mapping[str, np.ndarray]
+) -> Mapping[str, np.ndarray]:
+    """The state dict under timm's names, where it has others."""
+    if not isinstance(model, EfficientNetLite):
+        return state_dict
+    depths = [len(blocks) for blocks in model.blocks]
+    return pretrained.timm_names(state_dict, depths)
+
+
+def _given(
+    state_dict: Mapping[str, np.ndarray], entries: Mapping[str, _Entry]
+) -> dict[str, np.ndarray]:
+    """The arrays of a state dict, without what only PyTorch has."""
+    return {
+        name: np.asarray(array)
+        for name, array in state_dict.items()
+        if not _is_counter(name, entries)
+    }
+
+
+def _fitted(name: str, entry: _Entry, array: np.ndarray) -> np.ndarray | None:
+    """The array in the shape that the model needs; None if it cannot be."""
+    if array.shape == entry.shape:
+        return array
+    if _is_other_window(name, entry, array):
+        return _resize_biases(array, entry.shape)
+    # A matrix and a 1x1 convolution are the same thing.
+    if _without_ones(array.shape) == _without_ones(entry.shape):
+        return array.reshape(entry.shape)
+    return None
+
+
+def _complaint(name: str, entry: _Entry, array: np.ndarray) -> str:
+    shape = entry.shape
+    if array.ndim == 4 and shape[1] == 3 and array.shape[1] != 3:
+        other = array.shape[:1] + array.shape[2:]
+        if other == shape[:1] + shape[2:]:
+            return (
+                f"{name} takes images of {array.shape[1]} channels where the "
+                "model takes 3"
+            )
+    return (
+        f"{name} has shape {list(array.shape)} where the model needs "
+        f"{list(shape)}"
+    )
+
+
+def _layer_entries(
+    module: nnx.Module, path: tuple[str, ...]
+) -> dict[str, _Entry]:
     """The rules: what PyTorch calls a layer's arrays, how it turns them."""
 
     def same(array: np.ndarray) -> np.ndarray:
@@ -220,7 +352,7 @@ def _layer_entries(module: nnx.Module) -> dict[str, _Entry]:
     for attribute, value in vars(module).items():
         if isinstance(value, (nnx.Param, nnx.BatchStat)):
             name, there, back = rules.get(attribute, (attribute, same, same))
-            entries[name] = _Entry(value, there, back)
+            entries[name] = _Entry((*path, attribute), value, there, back)
     return entries
 
 

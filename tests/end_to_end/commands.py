@@ -14,6 +14,12 @@ from run_folder.predictions import read_logits
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path("~/.cache/sextet/tests").expanduser()
 
+# XLA_FLAGS to compile quickly rather than well: there is little to compute.
+HASTY = (
+    "--xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
+
 # Two stages, four evaluations, 36 steps: seconds, once the step is compiled.
 SHORT = (
     "--config=configs/miniconvnext.py:demo",

@@ -12,9 +12,9 @@ from http import HTTPStatus
 
 import numpy as np
 import pytest
-from commands import CACHE, ROOT, records
+from commands import CACHE, HASTY, ROOT, records
+from masked_pictures import write_data as write_masks
 from PIL import Image
-from test_segment_command import write_data as write_masks
 
 from core.paths import make_path
 from run_folder.predictions import read_logits
@@ -23,13 +23,6 @@ from run_folder.predictions import read_logits
 SHORT = (
     f"--config={ROOT}/tests/end_to_end/tiny_recipe.py",
     "--config.epochs=0.35",
-)
-
-
-# Compiled quickly rather than well: there is next to nothing to compute.
-HASTY = (
-    "--xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
 )
 
 

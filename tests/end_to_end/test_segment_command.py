@@ -9,53 +9,13 @@ import time
 import commands
 import numpy as np
 import pytest
+from masked_pictures import PALETTE, words, write_data
 from PIL import Image
-
-RECIPE = commands.ROOT / "tests/end_to_end/segmentation_recipe.py"
-PALETTE = [20, 20, 20, 220, 30, 30, 30, 30, 220]
-
-
-def write_data(root):
-    """Squares or bars on a noisy ground, of several sizes, palette masks."""
-    rng = np.random.default_rng(0)
-    count = {"train": 12, "val": 5, "test": 3}
-    for split, images in count.items():
-        for kind in ("img", "mask"):
-            (root / f"{kind}_{split}").mkdir(parents=True)
-        for row in range(images):
-            height, width = rng.integers(30, 50, 2)
-            mask = np.zeros((height, width), np.uint8)
-            top, left = rng.integers(2, 10, 2)
-            kind = 1 + row % 2
-            shape = (12, 14) if kind == 1 else (5, 18)
-            mask[top : top + shape[0], left : left + shape[1]] = kind
-            image = rng.normal(90, 10, (height, width, 3))
-            image += 70 * mask[..., None]
-            image = np.uint8(image.clip(0, 255))
-            Image.fromarray(image).save(root / f"img_{split}/p{row}.png")
-            if split == "test":
-                continue
-            picture = Image.fromarray(mask)
-            picture.putpalette(PALETTE)
-            picture.save(root / f"mask_{split}/p{row}.png")
-    (root / "classes.csv").write_text(
-        "index,name,ignore\n0,ground,0\n1,square,0\n2,bar,0\n"
-    )
-    return root
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("masks") / "data")
-
-
-def words(workdir, data, *arguments):
-    return [
-        *("train.py", f"--config={RECIPE}", f"--workdir={workdir}"),
-        f"--config.data.root={data}",
-        f"--config.cache_dir={commands.CACHE}",
-        *arguments,
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -130,43 +90,6 @@ def test_killed_and_run_again_it_comes_to_the_same_bits(whole, data, tmp_path):
     for path in (whole[0] / "masks").rglob("*.png"):
         same = workdir / path.relative_to(whole[0])
         assert same.read_bytes() == path.read_bytes(), path
-
-
-def test_an_unreadable_validation_photo_shifts_nothing(data, tmp_path):
-    root = shutil.copytree(data, tmp_path / "data")
-    (root / "img_val/p1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    workdir = tmp_path / "run"
-    done = commands.run(*words(workdir, root, "--config.epochs=2"))
-    assert done.returncode == 0, done.stderr
-    assert "p1.png" in done.stderr
-    with np.load(workdir / "masks/val.npz") as counts:
-        ids = counts["ids"].tolist()
-        assert ids == [f"val/p{row}" for row in (0, 2, 3, 4)]
-        assert len(counts["confusion"]) == len(counts["boundary"]) == 4
-        for name, confusion in zip(ids, counts["confusion"], strict=True):
-            truth = Image.open(root / f"mask_val/{name[4:]}.png")
-            pixels = np.bincount(np.asarray(truth).ravel(), minlength=3)
-            assert confusion.sum(1).tolist() == pixels.tolist()
-
-
-def test_all_folds_join_their_scores(data, tmp_path):
-    fields = ("--config.data.val_images=", "--config.data.folds=2")
-    short = ("--config.epochs=1", "--all-folds")
-    workdir = tmp_path / "all"
-    done = commands.run(*words(workdir, data, *fields, *short))
-    assert done.returncode == 0, done.stderr
-    assert "out-of-fold mDice" in done.stdout
-    with np.load(workdir / "masks/val.npz") as counts:
-        assert sorted(counts["ids"]) == sorted(f"p{row}" for row in range(12))
-    assert "boundary IoU" in (workdir / "report.html").read_text()
-
-
-def test_a_plan_tells_the_shares_of_the_classes(data, tmp_path):
-    done = commands.run(*words(tmp_path / "run", data, "--plan"))
-    assert done.returncode == 0, done.stderr
-    assert "12 to train, 5 to validate (as the folders say)" in done.stdout
-    assert "bar" in done.stdout and "%" in done.stdout
-    assert "cross_entropy + dice" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -327,3 +250,35 @@ def test_two_runs_become_one_answer(exported, whole, data, tmp_path):
     assert len(list((out / "masks/test").glob("*.png"))) == 3
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5
+
+
+@pytest.mark.parametrize(
+    ("devices", "fields", "room"),
+    [
+        pytest.param(
+            *(4, ("--config.mesh.fsdp=2",), 1e-3),
+            id="on four devices",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(1, ("--config.dtype=bfloat16",), 0.05), id="in bfloat16"
+        ),
+    ],
+)
+def test_layout_and_precision_keep_the_losses(
+    whole, data, tmp_path, monkeypatch, devices, fields, room
+):
+    monkeypatch.setenv(
+        "XLA_FLAGS",
+        f"--xla_force_host_platform_device_count={devices} {commands.HASTY}",
+    )
+    workdir = tmp_path / "run"
+    done = commands.run(*words(workdir, data, *fields))
+    assert done.returncode == 0, done.stderr
+    found, right = (
+        [record["loss"] for record in commands.records(run) if "loss" in record]
+        for run in (workdir, whole[0])
+    )
+    assert found != right  # Sums in another order, or rounded.
+    np.testing.assert_allclose(found, right, rtol=room)
+    assert len(list((workdir / "masks/test").glob("*.png"))) == 3

@@ -1,4 +1,4 @@
-"""What a run takes over from another one: its encoder, or it as a teacher."""
+"""What a run takes over: an encoder's weights, or another run as a teacher."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from configs import loading
 from core import paths
 from core.errors import UserError
 from jax_models.model import HEAD
+from jax_models.segmentation import ENCODER
 from run_folder import identity as identity_lib
-from run_folder import layout
+from run_folder import inference, layout
+from training.checkpointing import weight_files
 from training.checkpointing.reader import CheckpointReader
 from training.loop.state import AbstractModel, abstract_weights
 from training.multihost import comm
@@ -53,6 +55,20 @@ class Run:
                 loading.plain(self.config), self.identity
             ),
         }
+
+    @property
+    def channels(self) -> dict[str, list[float]]:
+        """`mean` and `std` of the images that the weights have learned from,
+        as JSON; nothing where the run does not say."""
+
+        def read() -> dict[str, list[float]]:
+            try:
+                spec = inference.read(self.folder)
+            except UserError:
+                return {}
+            return {"mean": list(spec.mean), "std": list(spec.std)}
+
+        return comm.run_on_primary(read)
 
     def weights(
         self, abstract_model: AbstractModel, mesh: Mesh
@@ -88,9 +104,10 @@ class Run:
         contents = self._checkpoints.contents(self.step)
         found, absent = [], []
         ours = {"params": params, "batch_stats": batch_stats}
+        inside = ENCODER in params
         for path, leaf in jax.tree_util.tree_flatten_with_path(ours)[0]:
             kind, *names = [str(key.key) for key in path]
-            there = contents.get(self._path(kind, names))
+            there = contents.get(self._path(kind, names, inside))
             fits = names[0] != HEAD and there == tuple(leaf.shape)
             (found if fits else absent).append((kind, *names))
         if not found:
@@ -112,8 +129,8 @@ class Run:
 
         Returns:
           params, batch_stats, laid out as they were, and a sentence that
-          names every array which the other run does not have and which
-          therefore stays as it was.
+          names what the other run does not have and what therefore stays as
+          it was, and what it has to no use.
 
         Raises:
           UserError: nothing matches, or the checkpoint is damaged.
@@ -126,7 +143,7 @@ class Run:
         for position, (path, _) in enumerate(leaves):
             kind, *names = [str(key.key) for key in path]
             if (kind, *names) in found:
-                theirs[position] = self._path(kind, names)
+                theirs[position] = self._path(kind, names, ENCODER in params)
         wanted = {
             path: jax.ShapeDtypeStruct(
                 leaves[at][1].shape,
@@ -140,11 +157,12 @@ class Run:
         for at, path in theirs.items():
             merged[at] = loaded[path]
         merged = jax.tree.unflatten(structure, merged)
-        told = f"starts from the encoder in {self.folder}, step {self.step}: "
-        told += f"{len(found)} of {len(leaves)} arrays"
-        if absent:
-            names = ("/".join(names) for _, *names in absent)
-            told += f"; initialised anew: {', '.join(names)}"
+        told = weight_files.sentence(
+            f"{self.folder}, step {self.step}",
+            (names for _, *names in found),
+            (names for _, *names in absent),
+            *self._names(set(theirs.values())),
+        )
         return merged["params"], merged["batch_stats"], told
 
     @functools.cached_property
@@ -158,12 +176,37 @@ class Run:
         contents = self._checkpoints.contents(self.step)
         return any("params/encoder/" in path for path in contents)
 
-    def _path(self, kind: str, names: Sequence[str]) -> str:
-        """Where an array of a classifier lies in this run's checkpoint."""
+    def _path(self, kind: str, names: Sequence[str], inside: bool) -> str:
+        """Where this run's checkpoint has an array of a model.
+
+        Args:
+          kind: "params" or "batch_stats".
+          names: of the array in the model.
+          inside: whether the model keeps an encoder inside, as MAE does.
+        """
         parts = ["ema"] if self._averaged else []
         parts += [kind]
-        parts += ["encoder"] if self._has_encoder else []
+        if self._has_encoder and not inside:
+            parts += [ENCODER]
+        elif inside and not self._has_encoder:
+            if names[0] != ENCODER:
+                return ""  # What is around an encoder is no classifier's.
+            names = names[1:]
         return "/".join([*parts, *names])
+
+    def _names(self, used: set[str]) -> tuple[list, list]:
+        """Names of this run's weights: those that are used, and the others."""
+        begin = "ema/" if self._averaged else ""
+        ours, others = [], []
+        for path in self._checkpoints.contents(self.step):
+            for kind in (f"{begin}params/", f"{begin}batch_stats/"):
+                if path.startswith(kind):
+                    names = path.removeprefix(kind).split("/")
+                    (ours if path in used else others).append(names)
+        return ours, others
+
+
+Encoder = Run | weight_files.WeightFile
 
 
 def open_run(
@@ -201,13 +244,19 @@ def open_run(
             "let it train first"
         )
     found = Run(run, config, identity, step, saved)
-    if pin is not None and (step not in saved.steps() or found.pin != pin):
+    if pin is not None and (
+        step not in saved.steps() or not _is_pinned(found, pin)
+    ):
         raise UserError(
             f"{field} names {run}, and {workdir} has learned from its step "
             f"{step}, which is gone or another one since that run trained on; "
             "restore it from a copy, or choose another --workdir"
         )
     return found
+
+
+def _is_pinned(found: Encoder, pin: dict[str, Any]) -> bool:
+    return all(pin.get(key) == value for key, value in found.pin.items())
 
 
 def _find(name: str, workdir: Path, fold: int) -> Path:
@@ -229,9 +278,10 @@ def _read(run: Path, field: str) -> tuple[str, dict, dict]:
         _ = config["task"], config["model"]
         _ = identity["classes"], identity["folds_hash"], identity["rows_hash"]
     except (OSError, ValueError, TypeError, KeyError) as error:
+        or_file = ", or a file of weights" if field == "init_from" else ""
         raise UserError(
             f"{field} names {run}, which is no run folder; give the --workdir "
-            "of an earlier run"
+            f"of an earlier run{or_file}"
         ) from error
     return str(run), config, identity
 
@@ -241,10 +291,10 @@ def find_encoder(
     workdir: Path,
     identity: dict,
     abstract_model: AbstractModel,
-) -> tuple[Run | None, dict[str, Any]]:
-    """Finds the run that this one starts from, or that it has started from.
+) -> tuple[Encoder | None, dict[str, Any]]:
+    """Finds the weights that this run starts from, or has started from.
 
-    A run that has begun needs it no more; if the config names another place
+    A run that has begun needs them no more; if the config names another place
     now, the very same weights must lie there.
 
     Args:
@@ -254,8 +304,9 @@ def find_encoder(
       abstract_model: of this run's model.
 
     Returns:
-      The run to start from, or None; and `init_from` of the run's identity, or
-      nothing.
+      What to start from, or None; and `init_from` of the run's identity (what
+      names the weights, and the `mean` and `std` that they expect of images),
+      or nothing.
 
     Raises:
       UserError: as `open_encoder`, or the weights are others.
@@ -271,10 +322,12 @@ def find_encoder(
         return None, {}
     if has_begun and named == config.init_from:
         return None, {"init_from": pin}
-    run = open_encoder(
+    found = open_encoder(
         config, workdir, identity, abstract_model, pin if has_begun else None
     )
-    return None if has_begun else run, {"init_from": run.pin}
+    if has_begun:
+        return None, {"init_from": pin or found.pin}
+    return found, {"init_from": {**found.pin, **found.channels}}
 
 
 def open_encoder(
@@ -283,8 +336,8 @@ def open_encoder(
     identity: dict,
     abstract_model: AbstractModel,
     pin: dict[str, Any] | None = None,
-) -> Run:
-    """Opens the run that `init_from` names, and checks that it may be used.
+) -> Encoder:
+    """Opens what `init_from` names, and checks that it may be used.
 
     Args:
       config: of this run.
@@ -294,9 +347,19 @@ def open_encoder(
       pin: as `open_run`.
 
     Raises:
-      UserError: it is no run, of another architecture, or a classifier that
-        has learned the labels of rows that validate here.
+      UserError: it is neither a run nor a file of weights, of another
+        architecture, or a classifier that has learned the labels of rows that
+        validate here.
     """
+    path = weight_files.find(config)
+    opened = path and weight_files.open_file(path, abstract_model)
+    if pin and (not _is_pinned(opened, pin) if path else "step" not in pin):
+        raise UserError(
+            f"init_from names {config.init_from}, and {workdir} has started "
+            "from other weights; name those, or choose another --workdir"
+        )
+    if path:
+        return opened
     run = open_run(
         config.init_from, workdir, config.data.fold, "init_from", pin
     )

@@ -8,7 +8,6 @@ name no task. `registry` knows the tasks by name.
 from __future__ import annotations
 
 import abc
-import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from training.loop.evaluate import Evaluator
 from training.loop.stages import Stage
 from training.loop.state import AbstractModel, make_abstract_model
 from training.loop.step import Loss
+from training.tasks.statistics import Statistics
 
 if TYPE_CHECKING:
     from reports.page import Section
@@ -55,46 +55,6 @@ LOSS_FIELDS = (
     "distill_alpha",
     "mixing",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """What a model must know of the training rows; saved with the run.
-
-    Attributes:
-      mean: float32 [3], channel means over 0..1 values.
-      std: float32 [3], channel standard deviations.
-      class_prior: float [C], the share of each class among rows, or among
-        pixels where there are masks; empty without classes.
-      class_prior_where_present: float [C], the share of a class among the
-        pixels of the images that have it; 1 without masks.
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-    class_prior: np.ndarray
-    class_prior_where_present: np.ndarray
-
-    @classmethod
-    def of(cls, data: Data, mean: np.ndarray, std: np.ndarray) -> Statistics:
-        """Returns the statistics of a run's training rows.
-
-        Args:
-          data: of the run.
-          mean: float32 [3], of the channels.
-          std: float32 [3], of the channels.
-        """
-        return cls(mean, std, data.class_prior, data.class_prior_where_present)
-
-    @classmethod
-    def unknown(cls, data: Data) -> Statistics:
-        """Returns statistics for a plan, which reads no image."""
-        return cls.of(data, np.zeros(3, np.float32), np.ones(3, np.float32))
-
-    @property
-    def channels(self) -> dict[str, np.ndarray]:
-        """`mean` and `std` by name, as constants of a jitted step."""
-        return {"mean": self.mean, "std": self.std}
 
 
 class Task(abc.ABC):

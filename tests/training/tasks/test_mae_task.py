@@ -12,8 +12,9 @@ from training import config as config_lib
 from training import data as data_lib
 from training.loop import evaluate, stages, state
 from training.multihost import sharding
-from training.tasks import base, registry
 from training.tasks import mae as task_lib
+from training.tasks import registry
+from training.tasks.statistics import Statistics
 
 
 def small(**fields):
@@ -43,7 +44,7 @@ def data(tmp_path_factory):
 def task(data, tmp_path_factory):
     found = task_lib.MaskedAutoencoding(small())
     measured = data.prepare(tmp_path_factory.mktemp("cache"))
-    found.statistics = base.Statistics.of(data, *measured)
+    found.statistics = Statistics.of(data, *measured)
     return found
 
 

@@ -1,0 +1,195 @@
+"""Weights to start from: where they land, what is told, what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import jax_models
+from configs import common, loading
+from core.errors import UserError
+from jax_models import mae
+from jax_models.torch import pretrained
+from training.checkpointing import init_from, weight_files
+from training.checkpointing.manager import CheckpointManager
+from training.loop import state
+from training.multihost import sharding
+
+LITE = "efficientnet_lite_demo"
+
+
+def segmentation(encoder=LITE):
+    return state.make_abstract_model(
+        lambda: jax_models.create_model("unet", 3, encoder=encoder)
+    )
+
+
+def classifier(classes=10):
+    return state.make_abstract_model(
+        lambda: jax_models.create_model(LITE, classes)
+    )
+
+
+def autoencoder():
+    def build():
+        encoder = jax_models.create_model(LITE, 1)
+        del encoder.head
+        options = dict(width=16, depth=1, heads=2, mlp_width=16)
+        return mae.MaskedAutoencoder(encoder, rngs=nnx.Rngs(0), **options)
+
+    return state.make_abstract_model(build)
+
+
+def fill(model, seed):
+    """(params, batch_stats) of random numbers, on the devices."""
+    rng = np.random.default_rng(seed)
+    shapes = state.abstract_weights(model, sharding.make_mesh())
+    return jax.tree.map(
+        lambda leaf: jax.device_put(
+            rng.random(leaf.shape, np.float32), leaf.sharding
+        ),
+        shapes,
+    )
+
+
+def flat(params, batch_stats):
+    tree = {"params": params, "batch_stats": batch_stats}
+    return {
+        tuple(str(key.key) for key in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Of a classifier, as PyTorch names its weights."""
+    model = jax_models.create_model(LITE, 10, nnx.Rngs(5))
+    path = tmp_path / "lite.safetensors"
+    safetensors.numpy.save_file(jax_models.export_torch(model), path)
+    return path
+
+
+def test_a_file_lands_in_the_encoder_and_says_what_is_left(file):
+    model = segmentation()
+    before = fill(model, 0)
+    opened = weight_files.open_file(file, model)
+    *after, told = opened.encoder_into(*before)
+    source = jax_models.create_model(LITE, 10, nnx.Rngs(5))
+    names = nnx.to_flat_state(nnx.state(source, nnx.Param))
+    right = {tuple(map(str, path)): value[...] for path, value in names}
+    old, new = flat(*before), flat(*after)
+    taken = [path for path in new if (old[path] != new[path]).any()]
+    assert {path[1] for path in taken} == {"encoder"}
+    for kind, *path in taken:
+        if kind == "params":
+            found = new[(kind, *path)]
+            np.testing.assert_array_equal(found, right[tuple(path[1:])])
+    arrays = sum(path[1] == "encoder" for path in new)
+    assert told == (
+        f"starts from the encoder in {file}: {arrays} of {len(new)} arrays; "
+        "of no use: bn2, classifier, conv_head; initialised anew: decoder, head"
+    )
+    assert opened.channels == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    assert json.loads(json.dumps(opened.pin)) == opened.pin
+
+
+def test_files_with_other_weights_have_another_pin(file):
+    first = weight_files.open_file(file, classifier()).pin
+    arrays = safetensors.numpy.load_file(file)
+    arrays["conv_stem.weight"] += 1
+    safetensors.numpy.save_file(arrays, file)
+    assert weight_files.open_file(file, classifier()).pin != first
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("nowhere.pth", "cannot read nowhere.pth"),
+        ("gs://bucket/weights.pth", "copy it to a disk"),
+        ("imagenet", "no package has weights for efficientnet_lite_demo"),
+        ("nowhere", "no run folder.* or a file of weights"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(name, answer, tmp_path):
+    config = common.base("segment")
+    config.model, config.init_from = "unet", name
+    config.model_options.encoder = LITE
+    with pytest.raises(UserError, match=answer):
+        init_from.find_encoder(config, tmp_path / "run", {}, segmentation())
+
+
+def test_imagenet_is_the_encoders_own_package(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(pretrained, "path_of", asked.append)
+    config = common.base("segment")
+    config.model, config.init_from = "unet", "imagenet"
+    weight_files.find(config)
+    config.model_options.encoder = "efficientnet_lite1"
+    weight_files.find(config)
+    del config.model_options.encoder
+    config.model = "tinyvit_5m"
+    weight_files.find(config)
+    assert asked == ["resnet34", "efficientnet_lite1", "tinyvit_5m"]
+
+
+def save(folder, model, task, seed):
+    """A run folder with one evaluated checkpoint; returns its weights."""
+    folder.mkdir()
+    config = common.base(task)
+    config.stages = (common.stage(),)
+    identity = {"classes": [], "folds_hash": "", "rows_hash": task}
+    (folder / "config.json").write_text(json.dumps(loading.plain(config)))
+    (folder / "data.json").write_text(json.dumps(identity))
+    weights = fill(model, seed)
+    mesh = sharding.make_mesh()
+    manager = CheckpointManager(folder / "checkpoints")
+    started = state.start_stage(3, *weights, config.stages[0], mesh)
+    manager.save(3, started, {}, {"merit": 1.0})
+    manager.close()
+    return flat(*weights)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "prefixes", "anew"),
+    [
+        # From, into; where an encoder's arrays lie in each; what is new.
+        ("classify", "segment", ((), ("encoder",)), "decoder, head"),
+        ("mae", "segment", (("encoder",), ("encoder",)), "decoder, head"),
+        ("mae", "classify", (("encoder",), ()), "head"),
+        ("segment", "segment", ((), ()), "head"),
+        ("segment", "classify", (("encoder",), ()), "bn2, conv_head, head"),
+        ("mae", "mae", ((), ()), ""),
+    ],
+)
+def test_a_run_of_any_task_gives_its_encoder(
+    tmp_path, theirs, ours, prefixes, anew
+):
+    models = {
+        "classify": classifier,
+        "mae": autoencoder,
+        "segment": segmentation,
+    }
+    there = save(tmp_path / "other", models[theirs](), theirs, 1)
+    config = common.base(ours)
+    config.init_from = str(tmp_path / "other")
+    model = models[ours]()
+    run, pin = init_from.find_encoder(
+        config, tmp_path / "run", {"rows_hash": ""}, model
+    )
+    assert pin["init_from"] == run.pin  # It has no inference.json.
+    before = fill(model, 2)
+    *after, told = run.encoder_into(*before)
+    found = told.partition("initialised anew: ")[2]
+    assert ", ".join(sorted(found.split(", "))) == anew
+    old, new = flat(*before), flat(*after)
+    inside, own = prefixes
+    fresh = tuple(anew.split(", ")) if anew else ()
+    for (kind, *names), array in new.items():
+        if names[0] in fresh:
+            right = old[(kind, *names)]
+        else:
+            right = there[(kind, *inside, *names[len(own) :])]
+        np.testing.assert_array_equal(array, right, err_msg="/".join(names))
