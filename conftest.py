@@ -23,7 +23,7 @@ install_import_hook(
         "metrics",
         "training.tasks.losses",
         "training.tasks.segmentation_losses",
-        "training.tasks.segmentation_outputs",
+        "training.tasks.segmentation_evaluator",
     ],
     f"{typechecker.__name__}.check",
 )

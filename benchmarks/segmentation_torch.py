@@ -40,9 +40,8 @@ from training import cli, data, runtime
 from training.checkpointing import weight_files
 from training.loop import schedules, stages
 from training.multihost import sharding
-from training.tasks import segmentation_losses
+from training.tasks import segmentation_losses, segmentation_stripes
 from training.tasks.segment import Segmentation
-from training.tasks.segmentation_outputs import full_size_mask
 from training.tasks.statistics import Statistics
 
 # What smp calls encoders of other names than ours, and where it keeps them.
@@ -212,7 +211,10 @@ class Side:
                 batch["row"], outputs, batch["size"], batch["bad"], strict=True
             ):
                 if row >= 0 and not bad:
-                    mask = full_size_mask(output, *size.tolist())
+                    stripes = segmentation_stripes.resized(
+                        iter([output]), *output.shape[1::-1], *size.tolist()
+                    )
+                    mask = np.concatenate([one.argmax(-1) for one in stripes])
                     yield (
                         examples.ids[row],
                         segmentation.confusion_matrix(

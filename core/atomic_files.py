@@ -47,7 +47,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         except OSError as error:
             if paths.is_unreachable(error):
                 raise
-            raise _cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
         path.write_bytes(content)
         return
     try:
@@ -66,10 +66,11 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             temporary.chmod(0o666 & ~umask)
             os.replace(temporary, path)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Returns what tells a user that a file cannot be written."""
     reason = error.strerror or str(error)
     if paths.is_remote(path):
         reason += f" in {tempfile.gettempdir()}, from where it is sent"

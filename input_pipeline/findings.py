@@ -21,7 +21,8 @@ LONGEST_RATIO = 4.0
 # Problems that lose something, and what each means for a run.
 LOSSES = {
     "bad training image": "cannot be read: left out of training",
-    "bad test image": "cannot be read: keeps its row with the class prior",
+    "bad test image": "cannot be read: keeps its row with the class prior, "
+    "or gets no mask",
     "class too small": "cannot be divided into folds: training refuses",
     **LEFT_OUT,
 }

@@ -39,7 +39,13 @@ _REASONS = "reasons"
 
 
 class Transform(Protocol):
-    """Makes an example's pixels what the model is given; picklable."""
+    """Makes an example's pixels what the model is given; picklable.
+
+    Attributes:
+      if_unreadable: what happens to an example that cannot be read.
+    """
+
+    if_unreadable: ClassVar[str]
 
     def spec(self, kinds: Mapping[str, Kind]) -> Spec:
         """Returns (shape, dtype) of every feature that a call returns.
@@ -150,7 +156,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self, steps: grain.MapDataset, maker: _MakeBatch, workers: int
     ):
         self._examples, self._workers = maker.examples, workers
-        self._consequence = maker.consequence
+        self._if_unreadable = maker.transform.if_unreadable
         kept = contextlib.ExitStack()
         if workers:
             image_backend.prepare()
@@ -201,7 +207,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             if name not in self._reported:  # Windows of one image share it.
                 self._reported.add(name)
                 print(
-                    f"bad image '{name}': {reason}; {self._consequence}",
+                    f"bad image '{name}': {reason}; {self._if_unreadable}",
                     file=sys.stderr,
                 )
         # Arrays from workers are in shared memory, which would fill up, or
@@ -259,7 +265,6 @@ def _chain(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
 class _MakeBatch:
     """Step number -> batch. Picklable, as worker processes are spawned."""
 
-    consequence: ClassVar[str]
     examples: Examples
     transform: Transform
     batch_size: int
@@ -311,7 +316,6 @@ class _MakeBatch:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainBatch(_MakeBatch):
-    consequence: ClassVar = "left out of training"
     sampler: Sampler
     seed: int
 
@@ -325,7 +329,6 @@ class _TrainBatch(_MakeBatch):
 
 @dataclasses.dataclass(frozen=True)
 class _EvalBatch(_MakeBatch):
-    consequence: ClassVar = "keeps its row with the class prior"
     rows: np.ndarray
 
     def __call__(self, step: int) -> dict[str, Any]:

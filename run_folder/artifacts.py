@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from core import paths
-from core.atomic_files import atomic_write, write_text
+from core.atomic_files import atomic_write, cannot_write, write_text
 from core.output import ESCAPE
 from run_folder import layout, mask_files
 from run_folder.predictions import Logits, save_logits
@@ -50,7 +50,13 @@ class ArtifactWriter:
 
     def begin(self) -> None:
         """Deletes the manifest of an earlier export; to be called first."""
-        (self.workdir / layout.ARTIFACTS).unlink(missing_ok=True)
+        path = self.workdir / layout.ARTIFACTS
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            if paths.is_remote(path):  # Told by `paths.reaching`.
+                raise
+            raise cannot_write(path, error) from error
 
     def logits(self, split: str, logits: Logits) -> Path:
         """Writes `logits/<split>.npz`; see `run_folder.predictions`."""

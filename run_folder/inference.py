@@ -132,6 +132,9 @@ def _problem(content: Any) -> str:
     classes = len(content["classes"])
     if classes and classes != content["num_outputs"]:
         return f"{classes} classes for {content['num_outputs']} outputs"
+    values = len(content["mask_values"])
+    if values and values != classes:
+        return f"{values} mask_values for {classes} classes"
     return ""
 
 

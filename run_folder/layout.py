@@ -64,10 +64,11 @@ def fold_folders(workdir: Path) -> list[Path]:
 def image_file(folder: str, split: str, image_id: str, suffix: str) -> str:
     """Returns the name of an image's file, `<folder>/<split>/<id><suffix>`.
 
-    Ids that are in two splits begin with theirs, which is left out.
+    An id that is in two splits begins with its own, which is left out. Those
+    of new images never do: what they begin with is a folder.
     """
-    for prefix in ("train/", "val/"):
-        image_id = image_id.removeprefix(prefix)
+    if split == "val":
+        image_id = image_id.removeprefix("val/")
     return f"{folder}/{split}/{image_id}{suffix}"
 
 

@@ -27,6 +27,7 @@ from core.hardware import usable_cores
 from core.paths import reaching
 from reports.ensemble import title
 from stacking import boosters, decision_rule, pipeline, submission
+from stacking.argument_types import number, seed
 from stacking.nested_cv import OUTER_FOLDS
 from stacking.score_table import score_table
 from stacking.stack_model import Settings
@@ -86,27 +87,8 @@ def _local(text: str) -> Path:
     return Path(text)
 
 
-def _number(kind, low, high):
-    """An argparse type: `kind` between `low` and `high`."""
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no number from {low:,} to {high:,}"
-            )
-        return value
-
-    return parse
-
-
-_positive = _number(int, 1, 1_000_000)
-_seconds = _number(float, 0, 1_000_000)
-# Seeds of single fits are counted up from it, and must fit into 31 bits.
-_seed = _number(int, 0, 2_000_000_000)
+_positive = number(int, 1, 1_000_000)
+_seconds = number(float, 0, 1_000_000)
 
 
 def _stack_parser() -> argparse.ArgumentParser:
@@ -118,7 +100,7 @@ def _stack_parser() -> argparse.ArgumentParser:
     )
     _common(parser)
     parser.add_argument("--out", required=True, type=_local, metavar="FOLDER")
-    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--blend",
         choices=("reference", "auto"),

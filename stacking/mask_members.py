@@ -18,9 +18,12 @@ from core.errors import UserError
 from core.paths import absolute
 from run_folder import artifacts, layout
 from run_folder.mask_files import ProbabilityFile
-from stacking.runs import expand
+from stacking.runs import expand, resolved
 
 SPLITS = ("val", "test")
+
+# What the table of scores calls its own rows; no member may be called so.
+MEAN, WEIGHTED = "equal weights", "weighted mean"
 
 # Values of probabilities that are read at once, of each member.
 STRIPE_VALUES = 1 << 23
@@ -131,18 +134,22 @@ def find_members(
         predicted the same images, or there are fewer than two.
     """
     members: list[Member] = []
-    found = [p for p in expand(patterns) if absolute(p) != absolute(out)]
-    for path in found:
+    # Each once, by whatever name.
+    named = {resolved(path): path for path in expand(patterns)}
+    named.pop(resolved(out), None)
+    for whole, path in named.items():
         if not path.exists():
             raise UserError(
                 f"--runs names {path}, which does not exist; train it first "
                 "or correct the name"
             )
         # A fold whose whole is named as well.
-        if path.parent in found and layout.FOLD.fullmatch(path.name):
+        if whole.parent in named and layout.FOLD.fullmatch(whole.name):
             continue
-        files = _files_of(path)
-        if files is None or layout.read_config(path) is None:
+        # Another stack has masks, too, and no config.
+        is_run = layout.read_config(path) is not None
+        files = _files_of(path) if is_run else None
+        if files is None:
             if path.is_dir():
                 note(f"{path} is no run with masks, and is left out")
             continue
@@ -151,8 +158,9 @@ def find_members(
                 f"{path} has masks and no probabilities; run its command again "
                 "with --export --config.segment.probabilities=True"
             )
-        names = [member.name for member in members]
-        name = path.name if path.name not in names else str(path)
+        names = [MEAN, WEIGHTED, *(member.name for member in members)]
+        name = absolute(path).name
+        name = str(path) if name in names else name
         members.append(Member(name, path, files))
     if len(members) < 2:
         raise UserError(

@@ -35,13 +35,17 @@ from reports.mask_ensemble import mask_ensemble_report
 from reports.segmentation import Example
 from run_folder import layout
 from run_folder.artifacts import ArtifactWriter
-from stacking import mask_weights
-from stacking.mask_members import Member, Picture, find_members
+from stacking import argument_types, mask_weights
+from stacking.mask_members import (
+    MEAN,
+    WEIGHTED,
+    Member,
+    Picture,
+    find_members,
+)
 
 MIN_IMAGES = 5
 SCORES = "scores.json"
-# The rows of the table below those of the members.
-MEAN, WEIGHTED = "equal weights", "weighted mean"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,26 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="FOLDER")
     parser.add_argument(
         "--trials",
-        type=_number(1, 1_000_000),
+        type=argument_types.number(int, 1, 1_000_000),
         default=200,
         help="weightings to try in each search (default: %(default)s)",
     )
-    # Seeds of single studies are counted up from it.
-    parser.add_argument("--seed", type=_number(0, 2_000_000_000), default=0)
+    parser.add_argument("--seed", type=argument_types.seed, default=0)
     return parser
-
-
-def _number(low: int, high: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no number from {low:,} to {high:,}"
-            )
-        return int(text)
-
-    return parse
 
 
 def stack(
@@ -118,7 +108,7 @@ def stack(
       UserError: the runs do not belong together, or `out` cannot be written.
     """
     started = time.monotonic()
-    if layout.has_checkpoint(out) or layout.fold_folders(out):
+    if layout.has_checkpoint(out) or layout.read_config(out) is not None:
         raise UserError(
             f"--out {out} holds a run, whose masks would be replaced; name "
             "another folder"
@@ -178,11 +168,15 @@ def _samples(
     members: Sequence[Member], ids: Sequence[str], seed: int
 ) -> list[mask_weights.Sample]:
     pixels = 0
-    for image_id in ids:
-        pixels += int(
-            (Picture("val", image_id, members).labels != IGNORE).sum()
+    for image_id in ids:  # All members have the same labels.
+        labels = Picture("val", image_id, members[:1]).labels
+        pixels += int((labels != IGNORE).sum())
+    if not pixels:
+        raise UserError(
+            "the validation images have no pixel with a class, so there is "
+            "nothing to find weights on; see to the masks"
         )
-    share = min(1.0, mask_weights.SAMPLE_PIXELS / max(pixels, 1))
+    share = min(1.0, mask_weights.SAMPLE_PIXELS / pixels)
     return [
         mask_weights.draw(Picture("val", image_id, members), share, (seed, row))
         for row, image_id in enumerate(ids)

@@ -73,7 +73,7 @@ def find_runs(
     own = Path(out).resolve() if out is not None else None
     runs = []
     for path in named:
-        if _resolved(path) == own or (path / "stack.json").exists():
+        if resolved(path) == own or (path / "stack.json").exists():
             continue
         if any(logits_path(path, split).exists() for split in SPLITS):
             runs.append(path)
@@ -124,7 +124,8 @@ def _expand(pattern: str) -> list[Path]:
     return sorted(map(Path, found)) or [Path(pattern)]
 
 
-def _resolved(path: Path) -> Path:
+def resolved(path: Path) -> Path:
+    """Returns the one path of a folder that has several names."""
     return path if is_remote(path) else path.resolve()
 
 
@@ -169,9 +170,9 @@ def check_parts(runs: Sequence[Run]) -> None:
 
     A run over all folds keeps them as `fold-0`, `fold-1`, … inside itself.
     """
-    wholes = {_resolved(run.path): run for run in runs}
+    wholes = {resolved(run.path): run for run in runs}
     for run in runs:
-        whole = wholes.get(_resolved(run.path).parent)
+        whole = wholes.get(resolved(run.path).parent)
         if whole is not None:
             raise UserError(
                 f"{run.path} is a part of {whole.path}, whose logits join "

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -105,6 +105,7 @@ class TrainTransform:
       size: side of the result in pixels.
     """
 
+    if_unreadable: ClassVar[str] = "left out of training"
     policy: Augment
     size: int
 

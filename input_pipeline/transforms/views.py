@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -44,6 +44,7 @@ class EvalTransform:
       UserError: there is no such view, or none is named.
     """
 
+    if_unreadable: ClassVar[str] = "keeps its row with the class prior"
     views: Sequence[str]
     size: int
 
@@ -154,6 +155,7 @@ class WholeTransform:
         left corner; a larger one is reduced to fit, by nearest neighbour.
     """
 
+    if_unreadable: ClassVar[str] = "gets no mask"
     size: int
     canvas: tuple[int, int] = (0, 0)
 

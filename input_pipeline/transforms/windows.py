@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -30,6 +30,9 @@ from input_pipeline.sources.base import Examples, Kind, Spec, read_file
 # Along the longer side there is room for so many windows beside each other, at
 # most: a ruler's photo would else be cut into thousands.
 MOST_ALONG = 64
+
+# A PNG without them is not turned: the names of what Pillow looks into.
+_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 Box = tuple[float, float, float, float]
 
@@ -164,10 +167,13 @@ def cut(
 def image_size(images: Examples, row: int) -> tuple[int, int]:
     """Returns an image's upright width and height; (0, 0) if unreadable."""
     try:
-        image = open_image(_read_image(images, row))
-        # Of other formats, the entry may lie behind the pixels.
+        data = _read_image(images, row)
+        image = open_image(data)
         if image.format in (None, "JPEG"):
             return upright_size(image)
+        if image.format == "PNG" and not any(mark in data for mark in _TURNS):
+            return image.size
+        # The entry may lie behind the pixels.
         return upright_rgb(image).size
     except BadImage:
         return 0, 0
@@ -188,6 +194,7 @@ class WindowTransform:
       fill: red, green and blue of what lies beyond the image.
     """
 
+    if_unreadable: ClassVar[str] = "gets no mask"
     size: int
     fill: tuple[int, int, int]
     # The image of the last call: its windows come one after the other.

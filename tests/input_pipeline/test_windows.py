@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from sample_images import encoded, photo
 
-from input_pipeline import loader
+from input_pipeline import decoding, loader
 from input_pipeline.decoding import BadImage
 from input_pipeline.sources.base import ArrayExamples, FileExamples
 from input_pipeline.transforms import windows
@@ -186,6 +186,37 @@ def test_turned_and_unreadable_photos(tmp_path, capsys):
     }
     told = capsys.readouterr().err
     assert told.count("cut.jpg") == 1  # Not once for each window.
+
+
+def test_sizes_are_told_without_decoding(monkeypatch, tmp_path):
+    """A PNG, too, unless it says that it is turned, wherever it does so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>', zip=True)
+    files = {
+        "plain.png": encoded(photo(40, 80), "PNG"),
+        "plain.jpg": encoded(photo(40, 80)),
+        "exif.png": encoded(photo(40, 80), "PNG", exif=exif),
+        "xmp.png": encoded(photo(40, 80), "PNG", pnginfo=text),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    decoded = []
+    decode = windows.upright_rgb
+    monkeypatch.setattr(
+        windows, "upright_rgb", lambda image: decoded.append(1) or decode(image)
+    )
+    examples = FileExamples(
+        np.array(list(files)),
+        np.full(len(files), -1, np.int32),
+        folder=str(tmp_path),
+        names=list(files),
+    )
+    found = [windows.image_size(examples, row) for row in range(len(files))]
+    upright = [decoding.decode(data).shape[1::-1] for data in files.values()]
+    assert found == upright == [(80, 40), (80, 40), (40, 80), (40, 80)]
+    assert len(decoded) == 2
 
 
 def test_loader_processes_get_no_image_along():

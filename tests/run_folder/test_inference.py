@@ -42,6 +42,7 @@ WRONG = [
     ({"colour": 1}, "field 'colour' is unknown"),
     ({"model": None}, "model is None"),
     ({"num_outputs": 3}, "2 classes for 3 outputs"),
+    ({"mask_values": [0]}, "1 mask_values for 2 classes"),
     ({"num_outputs": True}, "num_outputs is True"),
     ({"mean": [0.5, 0.5]}, r"mean is \[0.5, 0.5\]"),
     ({"mean": [0.5, 0.5, float("nan")]}, "mean is"),

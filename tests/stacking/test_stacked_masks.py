@@ -316,6 +316,51 @@ def test_folders_without_masks_and_earlier_stacks_are_passed_over(
     assert len(lines) == 2
 
 
+def test_a_run_is_one_member_by_whatever_name(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    (tmp_path / "linked").symlink_to(runs / "good")
+    names = ["good", str(runs / "good"), f"../{runs.name}/good"]
+    members = mask_members.find_members(
+        [*names, str(tmp_path / "linked"), "fair"], tmp_path / "o"
+    )
+    assert sorted(member.name for member in members) == ["fair", "linked"]
+
+
+def test_no_run_is_called_as_a_row_of_the_table(runs, tmp_path):
+    name = shutil.copytree(runs / "good", tmp_path / masks.MEAN)
+    members = mask_members.find_members(
+        [str(name), str(runs / "fair")], tmp_path / "o"
+    )
+    assert [member.name for member in members] == [str(name), "fair"]
+
+
+def test_a_damaged_stack_is_passed_over_like_a_whole_one(
+    stacked, runs, tmp_path
+):
+    stack = shutil.copytree(stacked[0], tmp_path / "stack")
+    (stack / "masks/val/p1.png").unlink()
+    names = [f"{runs}/*", str(stack)]
+    assert len(mask_members.find_members(names, tmp_path / "o")) == 3
+
+
+def test_out_that_cannot_be_written_is_told(runs, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    for out in (tmp_path / "file", tmp_path / "file/stack"):
+        with pytest.raises(UserError, match="cannot write"):
+            masks.stack([f"{runs}/*"], out, trials=1, note=str)
+
+
+def test_images_without_a_labelled_pixel_are_told(tmp_path, monkeypatch):
+    def ignored(row, split="val", real=truth_of):
+        return np.full_like(real(row, split), IGNORE)
+
+    monkeypatch.setitem(globals(), "truth_of", ignored)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, 1.0, 0)
+    with pytest.raises(UserError, match="no pixel with a class"):
+        masks.stack([f"{tmp_path}/*"], tmp_path / "out", trials=1, note=str)
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from configs import common
 from core.class_colours import IGNORE
 from core.errors import UserError
+from input_pipeline.decoding import BadImage
 from input_pipeline.loader import Transform
-from input_pipeline.sources.base import Kind, Source
+from input_pipeline.sources.base import Examples, Kind, Source
 from input_pipeline.sources.pictures import read_masked_pictures
 from input_pipeline.transforms import mixing
 from input_pipeline.transforms.views import (
@@ -33,7 +34,7 @@ from run_folder.mask_files import MaskStyle
 from training.loop.stages import Stage
 from training.loop.step import Loss
 from training.multihost import comm
-from training.tasks import segmentation_losses, segmentation_outputs
+from training.tasks import segmentation_evaluator, segmentation_losses
 from training.tasks.base import Direction, Task, build_encoder
 from training.tasks.segmentation_files import MaskFiles, write_photo
 from training.tasks.segmentation_prediction import (
@@ -210,16 +211,16 @@ class Segmentation(Task):
             }
 
         def loss(model, batch, constants) -> jax.Array:
-            labels, counted = segmentation_outputs.labels_of(batch["mask"])
+            labels, counted = segmentation_evaluator.labels_of(batch["mask"])
             counted *= batch["weight"][:, None, None]
             logits = model(batch["image"]).astype(jnp.float32)
             return term(logits, labels, counted, constants["class_weights"])
 
         return Loss(loss, self._constants(), prepare)
 
-    def evaluator(self) -> segmentation_outputs.SegmentationEvaluator:
+    def evaluator(self) -> segmentation_evaluator.SegmentationEvaluator:
         """Returns what counts pixels."""
-        return segmentation_outputs.SegmentationEvaluator(len(self.classes))
+        return segmentation_evaluator.SegmentationEvaluator(len(self.classes))
 
     def export(
         self,
@@ -248,7 +249,7 @@ class Segmentation(Task):
             def write(image, output=output, examples=examples) -> None:
                 name, labels = str(examples.ids[image.row]), None
                 if output.split == "val":
-                    labels = examples.mask(image.row)
+                    labels = _true_mask(examples, image.row)
                 mask = output.write(name, image, labels)
                 if labels is not None:
                     counts.add(name, labels, mask)
@@ -377,3 +378,14 @@ class Segmentation(Task):
             )
             self._made = key, made
         return self._made[1]
+
+
+def _true_mask(examples: Examples, row: int) -> np.ndarray:
+    try:
+        return examples.mask(row)
+    except BadImage as error:
+        raise UserError(
+            f"the mask of {examples.ids[row]} could be read at first and then "
+            f"no more ({error}); see to the disk, and run the same command "
+            "again"
+        ) from error

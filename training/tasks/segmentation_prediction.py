@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -32,9 +32,13 @@ from input_pipeline.transforms.views import WholeTransform, parse_whole_view
 from jax_models import cpu_kernels
 from training.loop.predict import predictions
 from training.loop.state import AbstractModel
+from training.multihost import comm
 from training.tasks import segmentation_stripes as stripes_lib
 
 _WINDOWS = "windows "  # Before their overlap.
+
+# Images whose windows are known at once.
+WINDOWED_AT_ONCE = 512
 
 Flips = tuple[bool, bool]
 
@@ -162,7 +166,9 @@ class PixelPredictor:
         """Yields the scores of images, in order.
 
         To be called in all processes, which load batches while they iterate;
-        whether an image's stripes are read makes no difference.
+        whether an image's stripes are read makes no difference. Of images in
+        windows only a few are opened ahead: that bounds the memory for where
+        the windows lie, and the wait for the first image.
 
         Args:
           source: what loads them.
@@ -171,32 +177,45 @@ class PixelPredictor:
           params: of the model.
           batch_stats: of the same.
           sizes: int [N, 2], width and height of each where they are known.
+
+        Raises:
+          UserError: an image could be read at first and then no more.
         """
         weights = params, batch_stats
         if self._cut is None:
-            streams = [
+            yield from self._merged(
                 self._whole(source, examples, rows, weights, scale)
                 for scale in self._steps
-            ]
-        else:
-            if sizes is None:
-                sizes = np.array(
-                    [windows.image_size(examples, int(row)) for row in rows]
+            )
+            return
+        for start in range(0, len(rows), WINDOWED_AT_ONCE):
+            part = slice(start, start + WINDOWED_AT_ONCE)
+            known = (
+                _sizes(examples, rows[part]) if sizes is None else sizes[part]
+            )
+            yield from self._merged(
+                self._in_windows(
+                    source, examples, rows[part], weights, known, scale
                 )
-            streams = [
-                self._in_windows(source, examples, rows, weights, sizes, scale)
                 for scale in self._steps
-            ]
+            )
+
+    def _merged(
+        self, streams: Iterable[Iterator[PredictedImage]]
+    ) -> Iterator[PredictedImage]:
+        """The images of all scales as one."""
         for parts in zip(*streams, strict=True):
             image = parts[0]
             if any(part.stripes is None for part in parts):
                 yield image._replace(stripes=None)
                 continue
+            stripes = image.stripes
             if len(parts) > 1:
-                image = image._replace(stripes=self._averaged(parts))
-            yield image
+                stripes = self._averaged(parts)
+            stripes = _Repeating(stripes)
+            yield image._replace(stripes=stripes)
             # In every process, so that all load the same batches in turn.
-            _exhaust(image.stripes)
+            _exhaust(stripes)
 
     def _averaged(self, parts: Sequence[PredictedImage]) -> stripes_lib.Stripes:
         for stripes in zip(*(part.stripes for part in parts), strict=True):
@@ -261,6 +280,40 @@ class PixelPredictor:
             yield PredictedImage(int(row), width, height, stripes)
             _exhaust(rest)
         _exhaust(found)  # So that it is checked that no window is missing.
+
+
+def _sizes(examples: Examples, rows: np.ndarray) -> np.ndarray:
+    """Width and height of images, int [N, 2], the same in all processes.
+
+    Were a photo unreadable in one alone, that one would have fewer windows than
+    the others, which would wait for it for ever.
+    """
+    return np.array(
+        comm.run_on_primary(
+            lambda: [windows.image_size(examples, int(row)) for row in rows]
+        )
+    )
+
+
+class _Repeating(Iterator[np.ndarray]):
+    """Stripes that raise an error again to whoever asks for the next one.
+
+    The process that reads them may have put the error aside; it must end at
+    the same batch as those that do not.
+    """
+
+    def __init__(self, stripes: stripes_lib.Stripes):
+        self._stripes = stripes
+        self._error: UserError | None = None
+
+    def __next__(self) -> np.ndarray:
+        if self._error is not None:
+            raise self._error
+        try:
+            return next(self._stripes)
+        except UserError as error:
+            self._error = error
+            raise
 
 
 def _readable(

@@ -39,7 +39,7 @@ def enlarged(
 ) -> Stripes:
     """Yields the logarithms of a whole image's outputs, at its own size.
 
-    The same resizing as `segmentation_outputs.resized_to_canvas`.
+    The same resizing as `segmentation_evaluator.resized_to_canvas`.
     """
     rows = (
         np.log(np.maximum(outputs[top : top + _ROWS], TINY))

@@ -14,7 +14,7 @@ from core.errors import UserError
 from metrics import segmentation
 from run_folder import layout
 from training.tasks import segment, segmentation_losses
-from training.tasks import segmentation_outputs as outputs_lib
+from training.tasks import segmentation_evaluator as evaluator_lib
 
 C = 3
 
@@ -53,7 +53,7 @@ def batch_of(seed, canvas=(40, 50), count=4, side=16):
 
 
 def evaluate(batches):
-    evaluator = outputs_lib.SegmentationEvaluator(C)
+    evaluator = evaluator_lib.SegmentationEvaluator(C)
     totals = evaluator.init()
     update = jax.jit(
         lambda totals, batch: evaluator.update(
@@ -71,7 +71,10 @@ def by_numpy(batches):
         for row in np.flatnonzero(batch["weight"] * ~batch["bad"]):
             width, height = batch["mask_size"][row].tolist()
             outputs = batch["image"][row, 0].astype(np.float32)
-            mask = outputs_lib.full_size_mask(outputs, width, height)
+            resized = jax.image.resize(
+                outputs, (height, width, C), "bilinear", antialias=False
+            )
+            mask = np.asarray(resized).argmax(-1)
             truth = batch["mask"][row, :height, :width]
             confusions.append(
                 segmentation.confusion_matrix(truth, mask, C, 255)
@@ -91,7 +94,7 @@ def test_the_device_counts_what_numpy_counts_at_full_size():
 
 
 def test_counts_go_beyond_32_bits():
-    evaluator = outputs_lib.SegmentationEvaluator(C)
+    evaluator = evaluator_lib.SegmentationEvaluator(C)
     batch = batch_of(0)
     batch["mask"] = np.where(batch["mask"] == 255, 255, 1).astype(np.uint8)
     totals = evaluator.init()
@@ -172,13 +175,18 @@ def test_a_classifier_is_no_segmentation_network():
 
 
 def test_masks_of_equal_names_do_not_overwrite_each_other():
-    ids = ["p0", "val/p1", "cityA/p0", "cityB/p0"]
+    ids = ["p0", "val/p1", "train/p1", "cityA/p0", "cityB/p0"]
     names = [
         layout.image_file("masks", "val", image_id, ".png") for image_id in ids
     ]
     assert names == [
         "masks/val/p0.png",
         "masks/val/p1.png",
+        "masks/val/train/p1.png",
         "masks/val/cityA/p0.png",
         "masks/val/cityB/p0.png",
     ]
+    # A folder of new images that is called val.
+    assert layout.image_file("masks", "test", "val/p0", ".png") == (
+        "masks/test/val/p0.png"
+    )

@@ -13,13 +13,15 @@ from PIL import Image
 
 from configs import common
 from configs import segmentation as segmentation_config
+from core.errors import UserError
 from input_pipeline import loader
 from input_pipeline.sources.base import ArrayExamples
 from input_pipeline.transforms.windows import Grid, Windows
 from training.loop.state import make_abstract_model
 from training.multihost import sharding
+from training.tasks import segmentation_prediction as prediction_lib
 from training.tasks import segmentation_stripes as stripes_lib
-from training.tasks.segmentation_outputs import resized_to_canvas
+from training.tasks.segmentation_evaluator import resized_to_canvas
 from training.tasks.segmentation_prediction import (
     PixelPredictor,
     make_step,
@@ -328,6 +330,50 @@ def test_the_same_batches_are_loaded_whether_stripes_are_read_or_not(cut):
         scores(made, pictures, source, read=read)
         counts.append(source.loaded)
     assert counts[0] == counts[1] > 0
+
+
+class Fading(Source):
+    """Whose photos can be read for some batches, and then no more."""
+
+    def batches(self, examples, rows, transform):
+        for number, batch in enumerate(
+            super().batches(examples, rows, transform)
+        ):
+            batch["bad"][:] |= number >= 3
+            yield batch
+
+
+@pytest.mark.parametrize("views", [("whole",), ("whole", "whole@0.75")])
+def test_a_photo_that_gets_lost_ends_all_processes_at_one_batch(views):
+    """One of them reads stripes, and puts its errors aside until later."""
+    made = predictor(views, Windows(32, 0.5, 0.3))
+    counts = []
+    for read in (True, False):
+        source = Fading(2)
+        found = made.images(
+            source, examples_of(*[blobs(90, 40)] * 3), np.arange(3), {}, {}
+        )
+        with pytest.raises(UserError, match="read at first"):
+            for image in found:
+                if read:
+                    with pytest.raises(UserError):
+                        list(image.stripes)
+        counts.append(source.loaded)
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_windows_of_few_images_at_once_are_the_same(at_once, monkeypatch):
+    made = predictor(cut=Windows(32, 0.5, 0.3))
+    pictures = [blobs(40, 60, seed) for seed in range(3)]
+    pictures.insert(1, np.zeros((5, 5), np.uint8))
+    together = scores(made, pictures)
+    monkeypatch.setattr(prediction_lib, "WINDOWED_AT_ONCE", at_once)
+    found = scores(made, pictures)
+    assert list(found) == list(together) == [0, 1, 2, 3]
+    assert found[1] is None
+    for row in (0, 2, 3):
+        np.testing.assert_allclose(found[row], together[row], atol=1e-6)
 
 
 def test_the_probabilities_are_those_of_the_mask():

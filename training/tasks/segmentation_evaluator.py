@@ -1,4 +1,4 @@
-"""From a segmentation network's logits to masks and scores."""
+"""From a segmentation network's logits to the scores while training."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from core.class_colours import IGNORE
 from input_pipeline.transforms import mixing
 from metrics import segmentation
-from training.tasks import segmentation_stripes
-
-# Pixels of a photo that are brought to full size at once, to bound memory.
-STRIPE_PIXELS = 1 << 20
 
 
 class SegmentationEvaluator:
@@ -119,19 +115,6 @@ def resized_to_canvas(
     across = _bilinear(sizes[:, 0], width, outputs.shape[2])  # [B, W, w]
     rows = jnp.einsum("bHh,bhwc->bHwc", down, outputs)
     return jnp.einsum("bWw,bHwc->bHWc", across, rows)
-
-
-def full_size_mask(
-    outputs: Float[np.ndarray, "h w C"], width: int, height: int
-) -> UInt8[np.ndarray, "{height} {width}"]:
-    """Returns the likeliest class of an image's pixels, at its own size.
-
-    The same resizing as `resized_to_canvas`, before the argmax.
-    """
-    stripes = segmentation_stripes.resized(
-        iter([outputs]), *outputs.shape[1::-1], width, height
-    )
-    return np.concatenate([np.uint8(part.argmax(-1)) for part in stripes])
 
 
 def _bilinear(lengths: jax.Array, frame: int, length: int) -> jax.Array:
