@@ -261,7 +261,9 @@ def test_two_runs_become_one_answer(exported, whole, data, tmp_path):
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            *(1, ("--config.dtype=bfloat16",), 0.05), id="in bfloat16"
+            *(1, ("--config.dtype=bfloat16",), 0.05),
+            id="in bfloat16",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -21,6 +21,7 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("masks") / "data")
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_file_of_weights_and_needs_it_once(data, tmp_path):
     def write_weights(name, seed):
         model = jax_models.create_model("miniconvnext_demo", 9, nnx.Rngs(seed))

@@ -79,6 +79,7 @@ def test_a_classifiers_go_into_a_masked_autoencoder():
     check(found, ("encoder",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["encoder.", "encoder.model."])
 def test_of_a_whole_network_the_encoder_and_an_equal_decoder_are_taken(prefix):
     network = make("unet")

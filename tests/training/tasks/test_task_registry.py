@@ -52,7 +52,8 @@ def test_names_are_known_without_jax():
 def test_an_unknown_test_time_view_is_refused():
     config = config_of("classify")
     config.eval.tta = ("centre",)
-    assert "eval.tta has 'centre': choose from center" in refusal(config)
+    said = refusal(config)
+    assert "eval.tta: there is no view 'centre'; did you mean center?" in said
 
 
 def test_every_task_has_its_name_and_a_metric():
