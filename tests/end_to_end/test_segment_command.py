@@ -252,20 +252,14 @@ def test_two_runs_become_one_answer(exported, whole, data, tmp_path):
     assert page.count("data:image/png;base64,") == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "fields", "room"),
     [
-        pytest.param(
-            *(4, ("--config.mesh.fsdp=2",), 1e-3),
-            id="on four devices",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *(1, ("--config.dtype=bfloat16",), 0.05),
-            id="in bfloat16",
-            marks=pytest.mark.slow,
-        ),
+        (4, ("--config.mesh.fsdp=2",), 1e-3),
+        (1, ("--config.dtype=bfloat16",), 0.05),
     ],
+    ids=["on four devices", "in bfloat16"],
 )
 def test_layout_and_precision_keep_the_losses(
     whole, data, tmp_path, monkeypatch, devices, fields, room
