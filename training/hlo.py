@@ -57,6 +57,7 @@ class Instruction:
       operands: names of the lines whose results it reads.
       rest: what follows the operands: attributes and metadata. Of a parameter,
         its number.
+      is_root: whether its result is that of the computation.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Instruction:
     results: tuple[Shape, ...]
     operands: tuple[str, ...]
     rest: str
+    is_root: bool
 
     @property
     def source(self) -> str:
@@ -94,7 +96,7 @@ def parse(text: str) -> tuple[Module, str]:
 
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
-_HEAD = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
+_HEAD = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _SHAPE = re.compile(
     r"\b(pred|[suf]\d+\w*|bf16|token)\[([\d,]*)\](?:\{([\d,]*):?([^{}]*)\})?"
 )
@@ -110,11 +112,12 @@ def _instruction(line: str) -> Instruction | None:
     if opcode == "parameter":
         operands, rest = "", operands
     return Instruction(
-        head[1],
+        head[2],
         opcode,
         tuple(map(_shape, _SHAPE.findall(kind))),
         tuple(re.findall(r"%([\w.\-]+)", operands)),
         rest,
+        head[1] is not None,
     )
 
 
@@ -332,8 +335,11 @@ def _written(
 ) -> Iterator[Shape]:
     """Yields what a fusion writes: of an update in place, the part."""
     of = {line.name: line for line in inside}
-    last = inside[-1]
-    sources = last.operands if last.opcode == "tuple" else (last.name,)
+    root = next(line for line in inside if line.is_root)
+    sources = root.operands if root.opcode == "tuple" else (root.name,)
+    if len(sources) != len(results):  # The root has several results itself.
+        yield from results
+        return
     for source, result in zip(sources, results, strict=True):
         line = of[source]
         while line.opcode == "bitcast":

@@ -124,6 +124,27 @@ ENTRY %main (n: s32[], x: f32[64,128], y: f32[16,128], z: f32[64,128]) -> f32[64
     (found,) = hlo.memory_traffic(*hlo.parse(text))
     # Two slices of x, all of y, nothing of z; and the update of it.
     assert found.size == 4 * 128 * (8 + 8 + 16 + 8)
+    # Wherever the root is printed.
+    lines = text.splitlines()
+    root = next(line for line in lines if "ROOT %again" in line)
+    lines.remove(root)
+    lines.insert(
+        lines.index(
+            "%fused (i: s32[], p: f32[64,128], whole: f32[16,128], old: f32[64,128]) -> f32[64,128] {"
+        )
+        + 1,
+        root,
+    )
+    assert (
+        hlo.memory_traffic(*hlo.parse("\n".join(lines)))[0].size == found.size
+    )
+    # A root may have several results itself.
+    several = text.replace(
+        "%result = f32[64,128]{1,0:T(8,128)} fusion",
+        "%result = (f32[64,128]{1,0:T(8,128)}, f32[4]{0:T(128)}) fusion",
+    )
+    (found,) = hlo.memory_traffic(*hlo.parse(several))
+    assert found.size == 4 * 128 * (8 + 8 + 16 + 64) + 4 * 4
     # An update that something else reads is no update in place.
     text = text.replace("bitcast(%new)", "negate(%new)")
     (found,) = hlo.memory_traffic(*hlo.parse(text))
