@@ -91,7 +91,7 @@ def make_parser() -> loading.Parser:
 def find_photos(names: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """Yields the photos that are named, and those in the named folders.
 
-    Of a kind that cannot be decoded, too: they will be told of. Beside each
+    Of a kind that cannot be decoded, too: they are reported. Beside each
     photo what its files are called: its name inside the named folder, without
     the ending.
 

@@ -129,7 +129,7 @@ def _apply_overrides(
             continue
         good.append(flag)
     wrong = _set(config, good)
-    if wrong and len(good) > 1:  # absl tells of the first one alone.
+    if wrong and len(good) > 1:  # absl names the first one alone.
         wrong = [text for flag in good for text in _set(config, [flag])]
     return found + wrong
 

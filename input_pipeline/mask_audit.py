@@ -1,4 +1,4 @@
-"""What an audit tells of masks: shares of the classes, empty ones."""
+"""What an audit reports about masks: shares of the classes, empty ones."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def every_image(
 
 
 def with_progress(answers: Iterator[T], total: int, title: str) -> Iterator[T]:
-    """Yields `answers`, and tells of progress and the time left on stderr.
+    """Yields `answers`, and prints progress and the time left to stderr.
 
     Args:
       answers: one for each image.

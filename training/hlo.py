@@ -327,6 +327,9 @@ def _parts_read(
                     parts += found
         else:
             return None
+    # Given on as it is, it is read by whoever takes the result.
+    if any(line.is_root and line.name in names for line in inside):
+        return None
     return parts
 
 

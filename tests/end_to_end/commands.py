@@ -1,5 +1,6 @@
 """Runs the real commands, as a user would, in processes of their own."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from run_folder.predictions import read_logits
@@ -18,6 +20,11 @@ CACHE = Path("~/.cache/sextet/tests").expanduser()
 HASTY = (
     "--xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true"
+)
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU's compiler (200 MB), is optional: docs/tpu_vm.md",
 )
 
 # Two stages, four evaluations, 36 steps: seconds, once the step is compiled.

@@ -4,7 +4,7 @@ import importlib.util
 import re
 
 import pytest
-from commands import train
+from commands import needs_libtpu, train
 from in_process import training
 
 # The recipes, with siblings that compile in seconds.
@@ -85,10 +85,7 @@ def test_without_libtpu_the_answer_is_how_to_install_it(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, the TPU's compiler, is not installed",
-)
+@needs_libtpu
 def test_a_plan_for_chips_that_are_not_here(tmp_path):
     workdir = tmp_path / "run"
     process = train(workdir, "--plan", "--topology=v5e:2x4")
@@ -109,10 +106,7 @@ def test_a_plan_for_chips_that_are_not_here(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, the TPU's compiler, is not installed",
-)
+@needs_libtpu
 def test_a_step_too_large_for_the_chips_is_told_with_what_helps(tmp_path):
     process = train(
         tmp_path / "run",

@@ -1,6 +1,5 @@
 """Segmentation with other weights, splits and plans than the plain run."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -89,10 +88,7 @@ def test_a_plan_tells_the_shares_of_the_classes(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, the TPU's compiler, is not installed",
-)
+@commands.needs_libtpu
 def test_a_plan_for_chips_that_are_not_here(data, tmp_path):
     flags = ("--plan", "--topology=v5e:2x4")
     done = commands.run(*words(tmp_path / "run", data, *flags))

@@ -26,6 +26,15 @@ def write_split(root, split, count, start=0, folders=("img_{}", "mask_{}")):
         Image.fromarray(mask_of(row)).save(masks / f"p{row}.png")
 
 
+def write_folder(root):
+    """Six images to train, three to validate, two to predict."""
+    write_split(root, "train", 6)
+    write_split(root, "val", 3, start=6)
+    write_split(root, "test", 2, start=9)
+    (root / "classes.csv").write_text(CLASSES)
+    return root
+
+
 def save_mask(root, values, name="mask_train/p0.png", **options):
     """Writes a mask."""
     Image.fromarray(values).save(root / name, **options)

@@ -1,4 +1,4 @@
-"""Labels that were spoilt on their way are refused, or joined and told of."""
+"""Labels that were spoilt on their way are refused, or joined and reported."""
 
 from __future__ import annotations
 

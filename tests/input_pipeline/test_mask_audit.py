@@ -8,7 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-from mask_folders import CLASSES, mask_of, save_mask, write_split
+from mask_folders import (
+    CLASSES,
+    mask_of,
+    save_mask,
+    write_folder,
+)
 from PIL import Image
 from sample_images import encoded, photo
 
@@ -20,13 +25,7 @@ from input_pipeline.sources import open_source
 
 @pytest.fixture
 def root(tmp_path):
-    """Six images to train, three to validate, two to predict."""
-    folder = tmp_path / "data"
-    write_split(folder, "train", 6)
-    write_split(folder, "val", 3, start=6)
-    write_split(folder, "test", 2, start=9)
-    (folder / "classes.csv").write_text(CLASSES)
-    return folder
+    return write_folder(tmp_path / "data")
 
 
 def found_in(root, data_config, **fields):

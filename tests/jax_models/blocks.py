@@ -1,9 +1,20 @@
-"""One block of a network, with its gradients."""
+"""Small parts of networks, and one block with its gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+import jax_models
+from jax_models import mae
+
+
+def small_autoencoder(encoder):
+    """A masked autoencoder of a classifier of the registry."""
+    model = jax_models.create_model(encoder, 1)
+    del model.head
+    options = dict(width=16, depth=1, heads=2, mlp_width=16)
+    return mae.MaskedAutoencoder(model, rngs=nnx.Rngs(0), **options)
 
 
 def value_and_grads(block, x):

@@ -151,6 +151,31 @@ ENTRY %main (n: s32[], x: f32[64,128], y: f32[16,128], z: f32[64,128]) -> f32[64
     assert found.size == 4 * 128 * (8 + 8 + 16 + 64 + 64)
 
 
+def test_an_operand_that_a_nested_fusion_gives_on_is_read_whole():
+    """As the TPU compiler writes the matrix of a product."""
+    text = """\
+%inner (q: f32[16,128]) -> f32[16,128] {
+  %q = f32[16,128]{1,0:T(8,128)} parameter(0)
+  ROOT %same = f32[16,128]{1,0:T(8,128)} bitcast(%q)
+}
+
+%fused (p: f32[8,16], w: f32[16,128]) -> f32[8,128] {
+  %p = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %w = f32[16,128]{1,0:T(8,128)} parameter(1)
+  %matrix = f32[16,128]{1,0:T(8,128)} fusion(%w), kind=kLoop, calls=%inner
+  ROOT %product = f32[8,128]{1,0:T(8,128)} convolution(%p, %matrix), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: f32[8,16], y: f32[16,128]) -> f32[8,128] {
+  %x = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %y = f32[16,128]{1,0:T(8,128)} parameter(1)
+  ROOT %result = f32[8,128]{1,0:T(8,128)} fusion(%x, %y), kind=kOutput, calls=%fused
+}
+"""
+    (found,) = hlo.memory_traffic(*hlo.parse(text))
+    assert found.size == 4 * (8 * 16 + 16 * 128 + 8 * 128)
+
+
 def test_an_instruction_knows_what_it_was_in_jax(program):
     module, _ = program
     assert module["main"][2].source == "jit(step)/stages/0/double"

@@ -1,11 +1,11 @@
 """What a plan says of chips that are not here."""
 
-import importlib.util
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
+from commands import needs_libtpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from training import gpu_target, memory_plan, topology_plan
@@ -98,10 +98,7 @@ def test_every_card_has_a_description_of_its_size():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, the TPU's compiler, is not installed",
-)
+@needs_libtpu
 def test_the_tpu_compiler_counts_the_flops_of_one_chip():
     mesh = topology_plan.make_mesh(EIGHT, 1)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

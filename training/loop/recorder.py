@@ -86,7 +86,7 @@ class Recorder:
         Args:
           stage: of the plan.
           rates: its learning rates by name, functions of the step inside
-            the stage; people are told the first.
+            the stage; lines for people print the first.
         """
         self._stage, self._rates = stage, rates
         self._clock = Throughput()  # Compilation is not what the steps take.

@@ -78,7 +78,7 @@ def run_on_primary(action: Callable[[], Any]) -> Any:
 
 
 class PrimaryActions:
-    """Runs actions in the primary process, and tells of their errors later.
+    """Runs actions in the primary process, and raises their errors later.
 
     Where `run_on_primary` broadcasts after each action, the processes agree
     once after many. With one process, an error is raised at once.

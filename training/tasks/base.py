@@ -276,7 +276,7 @@ class Task(abc.ABC):
         self.statistics = Statistics(
             np.array(spec.mean, np.float32),
             np.array(spec.std, np.float32),
-            # A photo that cannot be read gets this answer, and is told of.
+            # The answer for a photo that cannot be read, which is reported.
             np.full(classes, 1 / max(classes, 1)),
             np.ones(classes),
         )

@@ -48,18 +48,16 @@ class MaskFiles:
         def name(folder: str, suffix: str) -> str:
             return layout.image_file(folder, self.split, image_id, suffix)
 
-        with contextlib.ExitStack() as stack:
-            add = None
-            if self.probabilities:
-                add = stack.enter_context(
-                    self.writer.probabilities(
-                        name("probabilities", ".npz"),
-                        image.height,
-                        image.width,
-                        self.style,
-                        labels,
-                    )
-                )
+        probabilities = contextlib.nullcontext()
+        if self.probabilities:
+            probabilities = self.writer.probabilities(
+                name("probabilities", ".npz"),
+                image.height,
+                image.width,
+                self.style,
+                labels,
+            )
+        with probabilities as add:
             mask = image.mask(add)
         values = self.style.encode(mask)
         self.writer.mask(name("masks", ".png"), values, self.style.palette)

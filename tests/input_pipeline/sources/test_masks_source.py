@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mask_folders import CLASSES, mask_of, save_mask, write_split
+from mask_folders import (
+    CLASSES,
+    mask_of,
+    save_mask,
+    write_folder,
+    write_split,
+)
 from PIL import Image
 
 from configs import common
@@ -17,13 +23,7 @@ from input_pipeline.sources.base import Kind
 
 @pytest.fixture
 def root(tmp_path):
-    """Six images to train, three to validate, two to predict."""
-    folder = tmp_path / "data"
-    write_split(folder, "train", 6)
-    write_split(folder, "val", 3, start=6)
-    write_split(folder, "test", 2, start=9)
-    (folder / "classes.csv").write_text(CLASSES)
-    return folder
+    return write_folder(tmp_path / "data")
 
 
 def opened(root, cache=None, **fields):

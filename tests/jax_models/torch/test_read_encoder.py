@@ -7,11 +7,11 @@ import functools
 import golden_recipe as recipe
 import numpy as np
 import pytest
+from blocks import small_autoencoder
 from flax import nnx
 
 import jax_models
 from core.errors import UserError
-from jax_models import mae
 from jax_models.torch.conversion import export_torch, read_encoder
 
 ENCODER = "efficientnet_lite_demo"
@@ -69,13 +69,8 @@ def test_a_classifiers_go_into_a_classifier_for_other_classes():
 
 
 def test_a_classifiers_go_into_a_masked_autoencoder():
-    def build():
-        encoder = jax_models.create_model(ENCODER, 1)
-        del encoder.head
-        options = dict(width=16, depth=1, heads=2, mlp_width=16)
-        return mae.MaskedAutoencoder(encoder, rngs=nnx.Rngs(0), **options)
-
-    found = read_encoder(nnx.eval_shape(build), published(), "x.pth")
+    model = nnx.eval_shape(lambda: small_autoencoder(ENCODER))
+    found = read_encoder(model, published(), "x.pth")
     check(found, ("encoder",))
 
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from blocks import small_autoencoder
 from flax import nnx
 
 import jax_models
 from configs import common, loading
 from core.errors import UserError
-from jax_models import mae
 from jax_models.torch import pretrained
 from training.checkpointing import init_from, weight_files
 from training.checkpointing.manager import CheckpointManager
@@ -34,13 +34,7 @@ def classifier(classes=10):
 
 
 def autoencoder():
-    def build():
-        encoder = jax_models.create_model(LITE, 1)
-        del encoder.head
-        options = dict(width=16, depth=1, heads=2, mlp_width=16)
-        return mae.MaskedAutoencoder(encoder, rngs=nnx.Rngs(0), **options)
-
-    return state.make_abstract_model(build)
+    return state.make_abstract_model(lambda: small_autoencoder(LITE))
 
 
 def fill(model, seed):
