@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from PIL import Image
 
 from core.paths import make_path
 from run_folder.predictions import read_logits
+from tests.several_processes import free_address
 
 # Two stages, eight evaluations, 30 steps of a tiny model.
 SHORT = (
@@ -40,9 +40,7 @@ class Team:
         environment["PYTHONPATH"] = str(ROOT)
         command = [sys.executable, ROOT / "train.py", f"--workdir={workdir}"]
         command += SHORT
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            meeting = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+        meeting = f"--coordinator={free_address()}"
         self.machines = [machines / str(index) for index in range(count)]
         self.processes = []
         for index, machine in enumerate(self.machines):

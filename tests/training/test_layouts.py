@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from core.errors import UserError
+from tests.several_processes import communicate_all, free_address
 from training.multihost import sharding
 
 HERE = Path(__file__).parent
@@ -31,27 +31,26 @@ def start(*arguments):
     )
 
 
-def result(process):
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    return json.loads(output.splitlines()[-1])
+def results(*processes):
+    found = []
+    for output, errors, code in communicate_all(processes, 600):
+        assert code == 0, errors
+        found.append(json.loads(output.splitlines()[-1]))
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What train_in_layouts.py prints."""
-    return result(start(tmp_path_factory.mktemp("layouts")))
+    return results(start(tmp_path_factory.mktemp("layouts")))[0]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """What it prints as two processes of four devices each."""
     folder = tmp_path_factory.mktemp("pair")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = f"127.0.0.1:{free.getsockname()[1]}"
-    both = [start(folder, meeting, str(index)) for index in (0, 1)]
-    return [result(process) for process in both]
+    meeting = free_address()
+    return results(*(start(folder, meeting, index) for index in "01"))
 
 
 @pytest.mark.parametrize("layout", ["data", "fsdp"])

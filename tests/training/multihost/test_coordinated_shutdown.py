@@ -1,7 +1,6 @@
 """Several processes end together, with one sentence and exit code."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import TransientError, UserError
+from tests.several_processes import communicate_all, free_address
 from training.checkpointing.reader import CorruptCheckpointError
 from training.multihost import comm
 
@@ -20,9 +20,7 @@ def ended():
     """By which process failed: (exit code, output, errors) of both."""
     started = {}
     for failing in ("0", "1", "bug", "closing", "saving", "apart"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            meeting = f"127.0.0.1:{free.getsockname()[1]}"
+        meeting = free_address()
         started[failing] = [
             subprocess.Popen(
                 [
@@ -40,10 +38,7 @@ def ended():
             for own in ("0", "1")
         ]
     return {
-        failing: [
-            (*one.communicate(timeout=100), one.returncode) for one in pair
-        ]
-        for failing, pair in started.items()
+        failing: communicate_all(pair, 100) for failing, pair in started.items()
     }
 
 
