@@ -54,6 +54,7 @@ from timm.layers.pos_embed_rel import (  # noqa: E402
 )
 from timm.models import convnext, efficientnet, tiny_vit  # noqa: E402
 from timm.models._efficientnet_builder import decode_arch_def  # noqa: E402
+from torch.nn.functional import conv2d  # noqa: E402
 from torchvision.models.resnet import BasicBlock, conv1x1  # noqa: E402
 
 
@@ -113,6 +114,119 @@ class NarrowResNet(torch.nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class WideBlock(torch.nn.Module):
+    """A block of a wide ResNet, as its authors' functions compute it."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.stride = stride
+        self.bn0 = torch.nn.BatchNorm2d(inputs)
+        self.bn1 = torch.nn.BatchNorm2d(outputs)
+        self.conv0 = parameter(outputs, inputs, 3, 3)
+        self.conv1 = parameter(outputs, outputs, 3, 3)
+        if inputs != outputs:
+            self.convdim = parameter(outputs, inputs, 1, 1)
+
+    def forward(self, x):
+        """Maps `[B, inputs, H, W]` to `[B, outputs, H / stride, ..]`."""
+        one = torch.relu(self.bn0(x))
+        y = conv2d(one, self.conv0, stride=self.stride, padding=1)
+        two = torch.relu(self.bn1(y))
+        z = conv2d(two, self.conv1, padding=1)
+        if hasattr(self, "convdim"):
+            return z + conv2d(one, self.convdim, stride=self.stride)
+        return z + x
+
+
+class WideResNet(torch.nn.Module):
+    """A wide ResNet, in the names of its authors' state."""
+
+    def __init__(self, depth, width):
+        super().__init__()
+        self.conv0 = parameter(16, 3, 3, 3)
+        inputs = 16
+        for group in range(3):
+            outputs = 16 * width * 2**group
+            blocks = torch.nn.Module()
+            for index in range((depth - 4) // 6):
+                stride = 2 if group and index == 0 else 1
+                block = WideBlock(inputs, outputs, stride)
+                blocks.add_module(f"block{index}", block)
+                inputs = outputs
+            self.add_module(f"group{group}", blocks)
+        self.bn = torch.nn.BatchNorm2d(inputs)
+        self.fc = torch.nn.Linear(inputs, recipe.CLASSES)
+
+    def forward(self, x):
+        """Maps `[B, 3, H, W]` to logits."""
+        x = conv2d(x, self.conv0, padding=1)
+        for group in (self.group0, self.group1, self.group2):
+            for block in group.children():
+                x = block(x)
+        return self.fc(torch.relu(self.bn(x)).mean((2, 3)))
+
+
+def parameter(*shape):
+    """An uninitialised parameter."""
+    return torch.nn.Parameter(torch.empty(shape))
+
+
+class PlainLayer(torch.nn.Module):
+    """A layer of the first DenseNet, without bottleneck."""
+
+    def __init__(self, inputs, growth):
+        super().__init__()
+        self.norm1 = torch.nn.BatchNorm2d(inputs)
+        self.conv1 = torch.nn.Conv2d(inputs, growth, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        """Maps what there is, or a list of it, to the new maps."""
+        x = torch.cat(x, 1) if isinstance(x, list) else x
+        return self.conv1(torch.relu(self.norm1(x)))
+
+
+def small_densenet(depth, growth, stem, bottleneck):
+    """Three blocks of torchvision's parts, behind one 3x3 convolution."""
+    model = torchvision.models.DenseNet(
+        growth, (depth,) * 3, stem, num_classes=recipe.CLASSES
+    )
+    features = model.features
+    del features.norm0, features.relu0, features.pool0
+    features.conv0 = torch.nn.Conv2d(3, stem, 3, padding=1, bias=False)
+    if bottleneck:
+        return model
+    width = stem
+    for number in (1, 2, 3):
+        block = getattr(features, f"denseblock{number}")
+        for index in range(depth):
+            layer = PlainLayer(width, growth)
+            setattr(block, f"denselayer{index + 1}", layer)
+            width += growth
+        if number < 3:
+            transition = getattr(features, f"transition{number}")
+            transition.norm = torch.nn.BatchNorm2d(width)
+            transition.conv = torch.nn.Conv2d(width, width, 1, bias=False)
+    features.norm5 = torch.nn.BatchNorm2d(width)
+    model.classifier = torch.nn.Linear(width, recipe.CLASSES)
+    return model
+
+
+def with_small_stem(name):
+    """`make(name)` for images of 32 px."""
+    model = make(name)
+    if name == "densenet121":
+        model.features.conv0 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        model.features.pool0 = torch.nn.Identity()
+    elif name == "resnet18":
+        model.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        model.maxpool = torch.nn.Identity()
+    else:
+        model.conv_stem.stride = (1, 1)
+    if name == "mobilenetv2":
+        model.blocks[1][0].conv_dw.stride = (1, 1)
+    return model
+
+
 def make(name):
     """timm's counterpart of our model `name`, without any randomness."""
     if name == "miniconvnext":
@@ -159,7 +273,24 @@ def make(name):
         )
     if name == "resnet_demo":
         return NarrowResNet((1, 1, 2, 1), 16)
-    if name.startswith("resnet"):
+    if found := re.fullmatch(r"wide_resnet_(\d+)_(\d+)", name):
+        return WideResNet(int(found[1]), int(found[2]))
+    if name == "wide_resnet_demo":
+        return WideResNet(10, 1)
+    if name == "densenet_demo":
+        return torchvision.models.DenseNet(
+            8, (1, 2, 2, 1), 16, num_classes=recipe.CLASSES
+        )
+    if name.startswith("densenet_"):
+        shapes = {
+            "densenet_bc_100_12": (16, 12, 24, True),
+            "densenet_bc_190_40": (31, 40, 80, True),
+            "densenet_40_12": (12, 12, 16, False),
+        }
+        return small_densenet(*shapes[name])
+    if name == "inception_v4":
+        return timm.create_model(name, num_classes=recipe.CLASSES)
+    if name.startswith(("resnet", "densenet")):
         make_resnet = getattr(torchvision.models, name)
         return make_resnet(num_classes=recipe.CLASSES)
     if name == "efficientnet_lite_demo":
@@ -200,6 +331,12 @@ def blocks(model):
                 yield f"{stage}.{block}", module
             case ["blocks", stage, block]:
                 yield f"{stage}.{block}", module
+            case ["features", block] if block.isdigit() and int(block):
+                yield f"{int(block) - 1}.0", module
+            case ["features", block] if block.startswith("denseblock"):
+                yield f"{int(block[-1]) - 1}.0", module
+            case [group, block] if re.fullmatch(r"group\d", group):
+                yield f"{group[-1]}.{block[5:]}", module
             case [layer, block] if re.fullmatch(r"layer\d", layer):
                 yield f"{int(layer[-1]) - 1}.{block}", module
 
@@ -209,23 +346,39 @@ def nchw(images):
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def goldens(name):
-    """Everything that is compared, by name: in float32 the evaluation mode,
-    in float64 the training mode, where BatchNorm after BatchNorm amplifies
-    what rounding leaves."""
-    model = make(name)
+def fill(model):
+    """Gives the model the weights of the recipe."""
     shapes = {key: tuple(v.shape) for key, v in model.state_dict().items()}
     weights = {
         key: torch.from_numpy(value)
         for key, value in recipe.state_dict(shapes).items()
     }
     model.load_state_dict(weights)
+    return model.eval()
+
+
+def small_stems():
+    """Logits of the networks whose stem can be one for small images."""
     found = {}
-    model.eval()
+    for name in recipe.SMALL_STEMS:
+        images = nchw(recipe.images(2, *recipe.SMALL_SIZES[0], 3))
+        with torch.no_grad():
+            found[name] = fill(with_small_stem(name))(images).numpy()
+    return found
+
+
+def goldens(name):
+    """Everything that is compared, by name: in float32 the evaluation mode,
+    in float64 the training mode, where BatchNorm after BatchNorm amplifies
+    what rounding leaves."""
+    model = fill(make(name))
+    found = {}
     with torch.no_grad():
-        for height, width in recipe.SIZES:
+        for height, width in recipe.sizes(name):
             images = nchw(recipe.images(1, height, width, 3))
             found[f"logits {height}x{width}"] = model(images).numpy()
+    if name in recipe.LOGITS_ONLY:
+        return found
 
     hooks = [
         module.register_forward_hook(
@@ -235,7 +388,7 @@ def goldens(name):
         )
         for label, module in blocks(model)
     ]
-    images = recipe.images(*recipe.CLOSE_LOOK)
+    images = recipe.images(*recipe.close_look(name))
     with torch.no_grad():
         model(nchw(images))
     for hook in hooks:
@@ -340,6 +493,7 @@ def main():
         np.savez_compressed(folder / "pretrained.npz", **pretrained())
         return
     np.savez_compressed(folder / "resized_biases.npz", **resized_biases())
+    np.savez_compressed(folder / "small_stems.npz", **small_stems())
     files(folder)
     for name in options.names:
         path = folder / f"{name}.npz"
