@@ -48,6 +48,7 @@ class ImageModel(nnx.Module):
       stem_stride: pixels per cell of `embed`'s output.
       stem_channels: width of `embed`'s output.
       minimum_size: the smallest height and width that the model takes.
+      image_size: the only height and width that the model takes, or None.
       remat: which stages recompute their blocks' inner values when going
         backward (`layers.rematerialize`): a bool for all of them, or their
         indices.
@@ -66,6 +67,7 @@ class ImageModel(nnx.Module):
     stem_stride: int
     stem_channels: int
     minimum_size: int
+    image_size: tuple[int, int] | None = None
     remat: bool | tuple[int, ...]
     head: layers.Head
 
@@ -128,6 +130,13 @@ class ImageModel(nnx.Module):
                 f"{type(self).__name__} takes images of at least "
                 f"{self.minimum_size} x {self.minimum_size} pixels, not "
                 f"{height} x {width}; make the images larger"
+            )
+        if self.image_size not in (None, (height, width)):
+            rows, columns = self.image_size
+            raise UserError(
+                f"{type(self).__name__} takes images of {rows} x {columns} "
+                f"pixels, not {height} x {width}; set image_size, of the "
+                "recipe or among its model_options"
             )
 
     def check_as_encoder(self) -> None:

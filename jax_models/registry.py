@@ -19,6 +19,7 @@ from jax_models import (
     costs,
     deeplabv3plus,
     densenet,
+    digits_reference,
     efficientnet,
     efficientnet_lite,
     efficientnetv2,
@@ -44,6 +45,7 @@ _CLASSIFIERS = (
     (densenet.DenseNet, densenet.VARIANTS),
     (wide_resnet.WideResNet, wide_resnet.VARIANTS),
     (inception_v4.InceptionV4, inception_v4.VARIANTS),
+    (digits_reference.DigitsReference, digits_reference.VARIANTS),
 )
 _SEGMENTATION = (
     (deeplabv3plus.DeepLabV3Plus, deeplabv3plus.VARIANTS),
