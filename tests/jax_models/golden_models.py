@@ -37,16 +37,16 @@ def _shapes(name, dtype, **options):
     """Not drawn, only shaped: every value comes from the recipe."""
     return nnx.eval_shape(
         lambda: jax_models.create_model(
-            name, recipe.CLASSES, dtype=dtype, **without_drops(name), **options
+            name, recipe.CLASSES, dtype=dtype, **drops(name), **options
         )
     )
 
 
-def without_drops(name):
-    """The options that leave nothing of a model to chance."""
+def drops(name, rate=0.0):
+    """Options that drop as much of a model, by default nothing."""
     _, config = registry._find(name, registry._CLASSIFIERS)
     fields = {field.name for field in dataclasses.fields(config)}
-    return dict.fromkeys(fields & {"drop_path_rate", "dropout"}, 0.0)
+    return dict.fromkeys(fields & {"drop_path_rate", "dropout"}, rate)
 
 
 @functools.lru_cache(maxsize=4)
