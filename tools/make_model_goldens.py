@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "jax_models"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "jax_models")]
 
 import golden_recipe as recipe  # noqa: E402
 
@@ -61,21 +61,7 @@ from torch_networks import (  # noqa: E402
     small_densenet,
 )
 
-
-def with_small_stem(name):
-    """`make(name)` for images of 32 px."""
-    model = make(name)
-    if name == "densenet121":
-        model.features.conv0 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        model.features.pool0 = torch.nn.Identity()
-    elif name == "resnet18":
-        model.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        model.maxpool = torch.nn.Identity()
-    else:
-        model.conv_stem.stride = (1, 1)
-    if name == "mobilenetv2":
-        model.blocks[1][0].conv_dw.stride = (1, 1)
-    return model
+from benchmarks.torch_stems import make_small  # noqa: E402
 
 
 def make(name):
@@ -214,7 +200,7 @@ def small_stems():
     for name in recipe.SMALL_STEMS:
         images = nchw(recipe.images(2, *recipe.SMALL_SIZES[0], 3))
         with torch.no_grad():
-            found[name] = fill(with_small_stem(name))(images).numpy()
+            found[name] = fill(make_small(make(name)))(images).numpy()
     return found
 
 
