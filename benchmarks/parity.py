@@ -82,7 +82,7 @@ def classifiers(names):
     head("model", *columns)
     for name in names:
         model = golden_models.load(name)
-        found = costs.measure(model, model.COUNTED_AT)
+        found = costs.measure(model, model.counted_at)
         apart = logits_apart(model, golden_of(name), recipe.sizes(name))
         cells = [
             f"{found.parameters:,}",

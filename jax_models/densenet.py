@@ -238,6 +238,7 @@ class DenseNet(ImageModel):
         width = config.stem_width
         self.stem_stride = stride
         self.stem_channels = width
+        self.counted_at = 224 if self.pool else 32
         self.remat = config.remat
         self.conv0 = _conv(3, width, kernel_size, stride, **options)
         self.norm0 = _norm(width, dtype) if config.stem_norm else None

@@ -347,7 +347,7 @@ class DigitsReference(ImageModel):
     """
 
     ALIGNED = False
-    COUNTED_AT = 32
+    counted_at = 32
 
     def __init__(
         self,

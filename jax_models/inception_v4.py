@@ -252,7 +252,7 @@ class InceptionV4(ImageModel):
     """
 
     ALIGNED = False
-    COUNTED_AT = 299
+    counted_at = 299
     TORCH_NAMES = ((r"^blocks\.", "features."), (r"^head\.fc", "last_linear"))
 
     def __init__(

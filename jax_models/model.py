@@ -39,7 +39,6 @@ class ImageModel(nnx.Module):
       ROUNDS_UP: whether a map has a cell for pixels that fill none.
       ALIGNED: whether cell i of a map lies over pixels from i times its
         stride on, as decoders and masked autoencoders need.
-      COUNTED_AT: side of the image whose multiply-adds tables show.
       PUBLISHED_MEAN: of the channels, over 0..1: what published weights expect
         to be subtracted from images; ImageNet's, unless they say otherwise.
       PUBLISHED_STD: what they expect images to be divided by then.
@@ -48,6 +47,7 @@ class ImageModel(nnx.Module):
       stem_stride: pixels per cell of `embed`'s output.
       stem_channels: width of `embed`'s output.
       minimum_size: the smallest height and width that the model takes.
+      counted_at: side of the image whose multiply-adds tables show.
       image_size: the only height and width that the model takes, or None.
       remat: which stages recompute their blocks' inner values when going
         backward (`layers.rematerialize`): a bool for all of them, or their
@@ -58,7 +58,6 @@ class ImageModel(nnx.Module):
     BEHIND_PYRAMID: ClassVar[tuple[str, ...]] = (HEAD,)
     ROUNDS_UP: ClassVar[bool] = True
     ALIGNED: ClassVar[bool] = True
-    COUNTED_AT: ClassVar[int] = 224
     PUBLISHED_MEAN: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
     PUBLISHED_STD: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
 
@@ -67,6 +66,7 @@ class ImageModel(nnx.Module):
     stem_stride: int
     stem_channels: int
     minimum_size: int
+    counted_at: int = 224
     image_size: tuple[int, int] | None = None
     remat: bool | tuple[int, ...]
     head: layers.Head

@@ -183,7 +183,7 @@ class ModelNames(tuple):
         for name in self:
             # Only the shapes: nothing is drawn or computed.
             model = nnx.eval_shape(functools.partial(create_model, name, 1000))
-            size = model.COUNTED_AT
+            size = model.counted_at
             found = costs.measure(model, size)
             lines.append(
                 f"{name:<22}{found.parameters:>14,}"

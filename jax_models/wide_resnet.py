@@ -128,7 +128,7 @@ class WideResNet(ImageModel):
     rounded up.
     """
 
-    COUNTED_AT = 32
+    counted_at = 32
     TORCH_NAMES = (
         (r"^groups\.(\d+)\.(\d+)\.", r"group\1.block\2."),
         (r"(conv0|conv1|convdim)\.weight$", r"\1"),

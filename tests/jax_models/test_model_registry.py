@@ -79,7 +79,11 @@ REFERENCE = {
     "digits_densenet2": (1_533_997, 1_506_495),
     "digits_densenet22": (1_533_997, 1_506_495),
 }
-LATER = ("efficientnetv2_s", "efficientnetv2_l", "convnextv2_large")
+LATER = (
+    *("efficientnetv2_s", "efficientnetv2_l", "convnextv2_large"),
+    *("inception_v4", "densenet121"),
+)
+QUICK = ("wide_resnet_16_4", "densenet_40_12", "efficientnet_b1")
 
 
 def test_every_name_is_published_or_a_demo():
@@ -128,7 +132,7 @@ def count(model, *kinds):
     [
         pytest.param(
             *(name, classes, parameters),
-            marks=[] if parameters < 1e6 * classes else pytest.mark.slow,
+            marks=[] if name in QUICK else pytest.mark.slow,
         )
         for classes, table in ((10, AT_10), (1000, AT_1000))
         for name, parameters in table.items()
@@ -138,7 +142,15 @@ def test_parameters_of_the_zoo(name, classes, parameters):
     assert count(abstract(name, classes), nnx.Param) == parameters
 
 
-@pytest.mark.parametrize("name", REFERENCE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("digits_densenet1", "digits_densenet22")
+        else name
+        for name in REFERENCE
+    ],
+)
 def test_numbers_of_the_reference_for_digits(name):
     """BatchNorm's statistics among them."""
     model = abstract(name, 10)

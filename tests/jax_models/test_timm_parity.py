@@ -44,7 +44,10 @@ DEMOS = tuple(name for name in recipe.MODELS if name.endswith("_demo"))
 SIBLINGS = tuple(set(recipe.MODELS) - set(MAIN) - set(DEMOS))
 # Where rounding carries a value across the kink of a rectifier, in a few
 # places of these deep networks, its gradient jumps.
-KINKED = ("resnet50", "efficientnet_lite1", "efficientnet_lite2")
+KINKED = (
+    *("resnet50", "efficientnet_lite1", "efficientnet_lite2"),
+    *("mobilenetv2", "densenet121", "densenet_bc_100_12", "inception_v4"),
+)
 # What compiles fast in float64 as well.
 QUICK = (
     "convnextv2_demo",
