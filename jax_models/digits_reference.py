@@ -21,6 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from core.errors import UserError
 from jax_models import functional, initializers, layers
 from jax_models.model import ImageModel
 
@@ -335,6 +336,8 @@ def _make_all(
     made = []
     for op in ops:
         layer, shape = _make(op, shape, dropout, **options)
+        if 0 in shape:
+            raise UserError("image_size leaves no map; choose a larger one")
         made.append(layer)
     return made, shape
 
