@@ -42,8 +42,9 @@ from input_pipeline.sources.labels import doubts
 # Medians of training and test images further apart are two kinds of images.
 SPLIT_FACTOR = 2.0
 
-# A split with more impulse noise than this share of its pixels is told.
-NOISE_SHARE = 0.002
+# Impulse noise is told of a split where so many pixels stand alone, in black
+# and in white; images under 16 px a side are too coarse to tell.
+LONE_SHARE = 0.001
 # Noise is looked for in so many pixels each way: enough to tell its share.
 NOISE_SIDE = 256
 
@@ -53,9 +54,10 @@ class _Decoded:
     """Size and hash of an image's pixels, or the reason why it fails.
 
     `noise` is the share of single black or white pixels in the middle of the
-    image, `noise_left` what cleaning leaves of it. `repaired` is what is wrong
-    with the file all the same; `turned` whether its EXIF entry turns it to the
-    same size; `thumbnail` is for `near_copies`.
+    image, `noise_left` what cleaning leaves of it, `lone` a share by which to
+    believe it. `repaired` is what is wrong with the file all the same;
+    `turned` whether its EXIF entry turns it to the same size; `thumbnail` is
+    for `near_copies`.
     """
 
     reason: str = ""
@@ -65,6 +67,7 @@ class _Decoded:
     transparent: bool = False
     noise: float = 0.0
     noise_left: float = 0.0
+    lone: float = 0.0
     repaired: str = ""
     turned: bool = False
     thumbnail: np.ndarray | None = None
@@ -156,6 +159,7 @@ def _inspect(images: Examples, row: int) -> _Decoded:
         transparent=is_transparent(image),
         noise=float(impulses.find(middle).mean()),
         noise_left=float(impulses.find(impulses.clean(middle)).mean()),
+        lone=impulses.lone_share(middle) if min(width, height) >= 16 else 0.0,
         repaired=image.info.get(REPAIRED, ""),
         turned=orientation(image) > 1 and image.size == upright.size,
         thumbnail=near_copies.thumbnail(upright),
@@ -304,7 +308,8 @@ def _noise(images: Sequence[_Image], source: Source) -> Iterator[Finding]:
             if image.split == split and not image.decoded.reason
         ]
         noise = [decoded.noise for decoded in of_split]
-        if not noise or np.mean(noise) < NOISE_SHARE:
+        lone = [decoded.lone for decoded in of_split]
+        if not noise or np.mean(lone) < LONE_SHARE:
             continue
         left = np.mean([decoded.noise_left for decoded in of_split])
         detail = (

@@ -52,6 +52,19 @@ def clean(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
     return cleaned
 
 
+def lone_share(pixels: UInt8[np.ndarray, "H W 3"]) -> float:
+    """Share of pixels that stand alone in black or in white, the smaller one.
+
+    Beside such a pixel there is none of its colour. Strokes of a drawing, too
+    thin to be areas, leave few alone, and few in both colours.
+    """
+    shares = []
+    for value in (0, 255):
+        same = (pixels == value).all(-1)
+        shares.append((same & (_around(same) == 1)).mean())
+    return float(min(shares))
+
+
 def _around(values: np.ndarray) -> np.ndarray:
     """Sums over 3x3 cells, int32; beyond the border there is nothing."""
     for axis in (0, 1):

@@ -173,6 +173,22 @@ def test_the_audit_tells_the_share_with_and_without_cleaning(street):
         assert told[0].detail.endswith("on" if on else "off")
 
 
+def test_no_noise_is_told_of_drawings_and_of_dark_photos(street, tmp_path):
+    street.clean_impulses = False
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        dark = rng.integers(0, 3, (32, 32, 1)).repeat(3, 2).astype(np.uint8)
+        drawing = np.zeros((32, 32, 3), np.uint8)
+        drawing[5 + number : 7 + number, 4:28] = 255
+        drawing[4:28, 9:11] = 255
+        picture = drawing if number % 2 else dark
+        for folder in ("img_train", "img_test"):
+            path = tmp_path / folder / f"{number}.png"
+            Image.fromarray(picture).save(path)
+    found = audit.audit(open_source(street), folds=2)
+    assert "impulse noise" not in {one.problem for one in found}
+
+
 def test_the_contact_sheet_shows_pictures_before_and_after(street, tmp_path):
     widths = {}
     for on in (True, False):
