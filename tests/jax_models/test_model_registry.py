@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -163,7 +164,7 @@ def test_the_reference_for_digits_cropped():
     model = abstract("digits_resnet3", 10, image_size=(32, 26))
     assert count(model, nnx.Param, nnx.BatchStat) == 5_174_282
     with pytest.raises(UserError, match="32 x 26 pixels, not 32 x 32"):
-        model.check(np.zeros((1, 32, 32, 3)))
+        model.check(jnp.zeros((1, 32, 32, 3)))
 
 
 @pytest.mark.parametrize(
