@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,13 @@ class CleanedExamples(Examples):
     """
 
     raw: Examples
+
+    def __getattr__(self, name: str) -> Any:
+        """What other examples have besides, such as masks and their format."""
+        # Not while unpickling, when there is no `raw` yet.
+        if name == "raw" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.raw, name)
 
     @property
     def kinds(self) -> dict[str, Kind]:

@@ -133,7 +133,7 @@ def _groups(
     answers: csv_table.Table, ids: Sequence[str], data: Any
 ) -> np.ndarray:
     """The group of each row, as data.group_column says."""
-    if data.groups_file:
+    if getattr(data, "groups_file", ""):  # Older runs lack the field.
         groups = _listed_groups(answers, ids, data)
     else:
         groups = answers.column(data.group_column, "--config.data.group_column")

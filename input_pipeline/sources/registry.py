@@ -44,7 +44,10 @@ def open_source(
             f"'{source.name}' has no groups; leave it empty, or use a csv "
             "with that column"
         )
-    return cleaned.cleaned_source(source) if data.clean_impulses else source
+    # What an older run has saved of its data lacks the field.
+    if getattr(data, "clean_impulses", False):
+        return cleaned.cleaned_source(source)
+    return source
 
 
 def _open(data: Any, cache: Path | None, keep_going: bool) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import types
 
 import numpy as np
@@ -147,6 +148,17 @@ def test_training_and_test_pictures_are_cleaned_where_they_are_read(street):
     street.clean_impulses = False
     other = open_source(street)
     assert other.fingerprint != source.fingerprint
+
+
+def test_masks_stay_as_they_are_and_workers_can_be_sent_them(data_config):
+    data = data_config(source="digit_scenes", clean_impulses=True)
+    examples = pickle.loads(pickle.dumps(open_source(data).labelled))
+    data.clean_impulses = False
+    raw = open_source(data).labelled
+    np.testing.assert_array_equal(examples.mask(3), raw.mask(3))
+    np.testing.assert_array_equal(examples.read(3)["mask"], raw.mask(3))
+    assert examples.format == raw.format
+    assert examples.kinds == raw.kinds
 
 
 def test_groups_are_read_from_a_csv_of_their_own(street, tmp_path):
