@@ -207,6 +207,8 @@ def predict(
             task.config.eval.batch_size,
             mesh,
             shrinks=len(photos) <= PHOTOS_AT_ONCE,
+            # Runs of before have no such field.
+            clean_impulses=task.config.data.get("clean_impulses", False),
         )
         files = None
         if out is not None:

@@ -15,9 +15,12 @@ from core import hardware
 from jax_models import (
     convnext,
     cpu_kernels,
+    densenet,
+    efficientnet,
     efficientnet_lite,
     efficientnetv2,
     mae,
+    mobilenetv2,
     resnet,
     tinyvit,
 )
@@ -27,6 +30,7 @@ from training.tasks import losses
 
 LOG_EVERY = 20
 MAE = " mae"
+SMALL = " small"
 MASKED = 0.75
 UNIT = 32  # pixels that are hidden together
 VARIANTS = (
@@ -35,6 +39,9 @@ VARIANTS = (
     | efficientnetv2.VARIANTS
     | resnet.VARIANTS
     | efficientnet_lite.VARIANTS
+    | efficientnet.VARIANTS
+    | mobilenetv2.VARIANTS
+    | densenet.VARIANTS
 )
 
 
@@ -43,7 +50,8 @@ class ModelAtWork:
 
     Args:
       name: of `jax_models.list_models()`; with " mae" behind it, the masked
-        autoencoder around that model, which has no counterpart in timm.
+        autoencoder around that model, which has no counterpart in timm; with
+        " small", the model with its stem for images of 32 px.
       classes: how many.
       dtype: of the activations.
 
@@ -56,15 +64,20 @@ class ModelAtWork:
         hardware.keep_freed_memory()  # As train.py; it serves PyTorch as well.
         self.name, self.classes = name, classes
         self._paints = name.endswith(MAE)
-        network = name.removesuffix(MAE)
+        network = name.removesuffix(MAE).removesuffix(SMALL)
+        stem = {"stem": "small"} if name.endswith(SMALL) else {}
         variant = VARIANTS[network]
-        self.drop_path_rate = variant.drop_path_rate
+        self.drop_path_rate = getattr(variant, "drop_path_rate", 0.0)
         self.dropout = variant.dropout
         self._mesh = sharding.make_mesh()
 
         def build() -> nnx.Module:
             model = jax_models.create_model(
-                network, num_classes=classes, rngs=nnx.Rngs(0), dtype=dtype
+                network,
+                num_classes=classes,
+                rngs=nnx.Rngs(0),
+                dtype=dtype,
+                **stem,
             )
             if not self._paints:
                 return model

@@ -47,9 +47,9 @@ def logits_apart(model, golden, sizes):
         yield np.abs(logits - expected).max()
 
 
-def training_apart(model, golden):
+def training_apart(model, golden, shape):
     """The largest share, of all that the training mode gives."""
-    found = golden_models.training_step(model)
+    found = golden_models.training_step(model, shape)
     return max(
         np.abs(value - golden[key]).max() / max(np.abs(golden[key]).max(), 1e-6)
         for key, value in found.items()
@@ -58,10 +58,14 @@ def training_apart(model, golden):
 
 def in_training(load, name):
     """Cells for the training mode, in float32 and in float64."""
-    golden = golden_of(name)
-    yield f"{training_apart(load(name), golden):.0e}"
+    golden, shape = golden_of(name), recipe.close_look(name)
+    if name in recipe.LOGITS_ONLY:
+        yield from ("", "")
+        return
+    yield f"{training_apart(load(name), golden, shape):.0e}"
     with jax.enable_x64(True):
-        yield f"{training_apart(load(name, jnp.float64), golden):.0e}"
+        model = load(name, jnp.float64)
+        yield f"{training_apart(model, golden, shape):.0e}"
 
 
 def head(first, *columns):
@@ -71,14 +75,15 @@ def head(first, *columns):
 
 
 def classifiers(names):
-    """Prints the table of classifiers."""
-    sizes = [f"{height} x {width}" for height, width in recipe.SIZES]
+    """Prints a table for those of the same sizes."""
+    sizes = recipe.sizes(names[0])
+    sizes = [f"{height} x {width}" for height, width in sizes]
     columns = ["parameters", "multiply-adds", *sizes, "training", "in float64"]
     head("model", *columns)
     for name in names:
         model = golden_models.load(name)
-        found = costs.measure(model)
-        apart = logits_apart(model, golden_of(name), recipe.SIZES)
+        found = costs.measure(model, model.counted_at)
+        apart = logits_apart(model, golden_of(name), recipe.sizes(name))
         cells = [
             f"{found.parameters:,}",
             f"{found.multiply_adds / 1e9:.2f} G",
@@ -108,10 +113,13 @@ def main():
     everything = [*recipe.MODELS, *recipe.SEGMENTATION]
     parser.add_argument("names", nargs="*", default=everything)
     names = parser.parse_args().names
-    if found := [name for name in names if name in recipe.MODELS]:
-        classifiers(found)
+    for small in (False, True):
+        found = [name for name in names if name in recipe.MODELS]
+        found = [name for name in found if recipe.is_small(name) == small]
+        if found:
+            classifiers(found)
+            print()
     if found := [name for name in names if name in recipe.SEGMENTATION]:
-        print()
         segmentation_networks(found)
 
 

@@ -28,6 +28,7 @@ if not torch.cuda.is_available():
 import timm
 from timm.models import convnext
 
+from benchmarks.torch_stems import make_small
 from core.hardware import usable_cores
 
 # Ours -> timm's; None where timm has no such model and `make` builds it.
@@ -40,6 +41,9 @@ NAMES = {
     "convnextv2_base": "convnextv2_base",
     "efficientnetv2_s": "tf_efficientnetv2_s",
     "efficientnetv2_m": "tf_efficientnetv2_m",
+    "efficientnet_b0": "tf_efficientnet_b0",
+    "mobilenetv2": "mobilenetv2_100",
+    "densenet121": "densenet121",
     "resnet18": "resnet18",
     "resnet34": "resnet34",
     "resnet50": "resnet50",
@@ -47,6 +51,9 @@ NAMES = {
     "efficientnet_lite1": "tf_efficientnet_lite1",
     "efficientnet_lite2": "tf_efficientnet_lite2",
 }
+
+# Behind a name: with the stem for images of 32 px.
+SMALL = " small"
 
 # What `fastest` tries: (memory format, whether to compile).
 FORMS = {
@@ -88,6 +95,9 @@ def make(
     name: str, classes: int, drop_path: float = 0.0, dropout: float = 0.0
 ) -> torch.nn.Module:
     """Returns the counterpart of our model `name`, freshly initialised."""
+    if name.endswith(SMALL):
+        whole = name.removesuffix(SMALL)
+        return make_small(make(whole, classes, drop_path, dropout))
     if name == "miniconvnext":
         return _ThreeStages(classes, drop_path)
     if name == "convnextv2_small":
@@ -100,6 +110,8 @@ def make(
             drop_path_rate=drop_path,
         )
     options = dict(drop_path_rate=drop_path, drop_rate=dropout)
+    if name == "densenet121":
+        del options["drop_path_rate"]
     if name.startswith("efficientnet"):
         # TensorFlow's momentum .99 is PyTorch's .01.
         options |= dict(bn_eps=1e-3, bn_momentum=0.01)

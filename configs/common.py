@@ -34,6 +34,7 @@ SCHEDULES = (
     "warmup_cosine",
     "warm_restarts",
     "step",
+    "time_decay",
     "constant",
 )
 
@@ -131,7 +132,6 @@ def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
         log_every_steps=Field(20, at_least(1)),
         # Loader processes; -1 asks the machine.
         workers=Field(-1, at_least_or_all(0)),
-        # Compiled steps, channel statistics.
         cache_dir=CACHE_DIR,
         **groups,
     )
@@ -157,9 +157,11 @@ def data() -> ConfigDict:
         # Column of the csv with a group, such as a person: its examples are
         # all in one fold. '' makes every row a group of its own.
         group_column="",
+        groups_file="",  # a csv beside it that has the column; '' if it has
         train_images="img_train",
         test_images="img_test",
         extension=".jpg",
+        clean_impulses=False,  # fills black or white single pixels everywhere
         sample_submission="sample_submission.csv",
         submission_id_column="id",
         test_folder="",
@@ -279,6 +281,7 @@ def stage(**fields) -> ConfigDict:
         restart_factor=Field(2.0, at_least(1)),  # warm_restarts: next / last
         step_epochs=Field(30.0, positive),  # step: epochs between two drops
         step_factor=Field(0.1, positive),  # step: rate after / before a drop
+        time_decay=Field(0.05, not_negative),  # time_decay: per epoch
         weight_decay=Field(1e-4, not_negative),
         betas=Field((0.9, 0.999), _betas),
         clip_norm=Field(0.0, not_negative),  # 0: no clipping
@@ -297,6 +300,7 @@ def stage(**fields) -> ConfigDict:
         focal_gamma=Field(2.0, not_negative),
         # Weight of a class: its frequency to the power of minus this.
         class_weight=Field(0.0, not_negative),
+        effective_number=Field(0.0, below_one),  # or Cui et al.'s beta, .999
         # Times log frequency, added to the logits while training; 1 is the
         # balanced softmax.
         logit_adjustment=Field(0.0, not_negative),

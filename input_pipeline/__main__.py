@@ -202,6 +202,7 @@ def convert(argv: list[str]) -> None:
     known, config = loading.parse(parser, argv)
     if known.rows_per_shard < 1:
         raise UserError("--rows-per-shard must be at least 1")
+    config.data.clean_impulses = False  # The files as they are.
     source = open_source(config.data)
     print(records_writer.convert(source, known.out, known.rows_per_shard))
     _print_notes(source)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline import mask_audit, near_copies, parallel_scan
+from input_pipeline import impulses, mask_audit, near_copies, parallel_scan
 from input_pipeline.decoding import (
     REPAIRED,
     BadImage,
@@ -33,18 +33,31 @@ from input_pipeline.findings import (
 )
 from input_pipeline.folds import MIN_PER_CLASS
 from input_pipeline.sources.base import Examples, Source
+from input_pipeline.sources.cleaned import (
+    CleanedExamples,
+    without_cleaning,
+)
 from input_pipeline.sources.labels import doubts
 
 # Medians of training and test images further apart are two kinds of images.
 SPLIT_FACTOR = 2.0
+
+# Impulse noise is told of a split where so many pixels stand alone, in black
+# and in white; images under 16 px a side are too coarse to tell.
+LONE_SHARE = 0.001
+# Noise is looked for in so many pixels each way: enough to tell its share.
+NOISE_SIDE = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class _Decoded:
     """Size and hash of an image's pixels, or the reason why it fails.
 
-    `repaired` is what is wrong with the file all the same; `turned` whether
-    its EXIF entry turns it to the same size; `thumbnail` is for `near_copies`.
+    `noise` is the share of single black or white pixels in the middle of the
+    image, `noise_left` what cleaning leaves of it, `lone` a share by which to
+    believe it. `repaired` is what is wrong with the file all the same;
+    `turned` whether its EXIF entry turns it to the same size; `thumbnail` is
+    for `near_copies`.
     """
 
     reason: str = ""
@@ -52,6 +65,9 @@ class _Decoded:
     height: int = 0
     digest: bytes = b""
     transparent: bool = False
+    noise: float = 0.0
+    noise_left: float = 0.0
+    lone: float = 0.0
     repaired: str = ""
     turned: bool = False
     thumbnail: np.ndarray | None = None
@@ -102,6 +118,7 @@ def audit(source: Source, folds: int) -> list[Finding]:
         *_copies(images, source.mask_digests is not None),
         *_near_copies(images, source),
         *_sizes(images),
+        *_noise(images, source),
         *_doubtful_labels(source),
     ]
     if source.mask_pixels is not None:
@@ -113,6 +130,7 @@ def _decoded(
     examples: Examples, splits: np.ndarray, labels: Sequence, title: str
 ) -> list[_Image]:
     rows = np.arange(len(examples))
+    examples = without_cleaning(examples)
     found = parallel_scan.every_image(_inspect, examples, rows, title)
     return [
         _Image(str(split), str(name), examples.path(row), label, decoded)
@@ -132,16 +150,26 @@ def _inspect(images: Examples, row: int) -> _Decoded:
     height, width, _ = pixels.shape
     digest = hashlib.blake2b(f"{width} {height} ".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels))
+    middle = _middle(pixels)
     return _Decoded(
         "",
         width,
         height,
         digest.digest(),
         transparent=is_transparent(image),
+        noise=float(impulses.find(middle).mean()),
+        noise_left=float(impulses.find(impulses.clean(middle)).mean()),
+        lone=impulses.lone_share(middle) if min(width, height) >= 16 else 0.0,
         repaired=image.info.get(REPAIRED, ""),
         turned=orientation(image) > 1 and image.size == upright.size,
         thumbnail=near_copies.thumbnail(upright),
     )
+
+
+def _middle(pixels: np.ndarray) -> np.ndarray:
+    """At most `NOISE_SIDE` pixels each way, from the middle."""
+    top, left = (max(0, n - NOISE_SIDE) // 2 for n in pixels.shape[:2])
+    return pixels[top : top + NOISE_SIDE, left : left + NOISE_SIDE]
 
 
 def _bad(images: Sequence[_Image]) -> Iterator[Finding]:
@@ -268,6 +296,28 @@ def _factor(one: np.ndarray, other: np.ndarray) -> float:
 
 def _by(size: np.ndarray) -> str:
     return f"{size[0]:g}x{size[1]:g}"
+
+
+def _noise(images: Sequence[_Image], source: Source) -> Iterator[Finding]:
+    """Splits of which a share of the pixels is impulse noise."""
+    cleaned = isinstance(source.labelled, CleanedExamples)
+    for split in ("train", "val", "test"):
+        of_split = [
+            image.decoded
+            for image in images
+            if image.split == split and not image.decoded.reason
+        ]
+        noise = [decoded.noise for decoded in of_split]
+        lone = [decoded.lone for decoded in of_split]
+        if not noise or np.mean(lone) < LONE_SHARE:
+            continue
+        left = np.mean([decoded.noise_left for decoded in of_split])
+        detail = (
+            f"{np.mean(noise):.2%} of the pixels, in "
+            f"{np.count_nonzero(noise):,} of {len(noise):,} images; "
+            f"{left:.2%} after cleaning, which is {'on' if cleaned else 'off'}"
+        )
+        yield Finding(split, "", "", "impulse noise", detail)
 
 
 def _doubtful_labels(source: Source) -> Iterator[Finding]:

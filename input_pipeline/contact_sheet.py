@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from core import atomic_files, class_colours
 from input_pipeline.decoding import BadImage
 from input_pipeline.sources.base import Examples, Kind, Source
+from input_pipeline.sources.cleaned import CleanedExamples
 from input_pipeline.transforms import geometry
 from input_pipeline.transforms.policy import Augment, TrainTransform
 from input_pipeline.transforms.views import EvalTransform, WholeTransform
@@ -47,7 +48,8 @@ def write_contact_sheet(
     """Writes a grid of images: one per row, then its augmentations.
 
     The first cell of a row is the image as evaluation sees it, with its label
-    and id; the others are what training may make of it. The classes are gone
+    and id (before it, where the source is cleaned, as its file has it); the
+    others are what training may make of it. The classes are gone
     through in turn, from a random one on. Below, with `mixing`, are batches
     as the model gets them, erased and mixed, each image under its soft label.
     With masks, each image stands beside itself under its mask.
@@ -69,7 +71,8 @@ def write_contact_sheet(
     rng = np.random.default_rng(seed)
     chosen = _one_of_each_class(source.labelled, rows, rng)
     masks = source.labelled.kinds.get("mask") is Kind.MASK
-    grid = _Grid(size, columns, aspect=2 if masks else 1)
+    shown = columns + isinstance(source.labelled, CleanedExamples)
+    grid = _Grid(size, shown, aspect=2 if masks else 1)
     if masks:
         grid.legend = source.classes
     for row in chosen:
@@ -254,7 +257,12 @@ def _looks(
         plain, mask = EvalTransform(("center",), size)(example), None
     transform = TrainTransform(dataclasses.replace(augment, device=False), size)
     others = [transform(example, rng) for _ in range(columns - 1)]
+    before = []
+    if isinstance(images, CleanedExamples):
+        look = EvalTransform(("center",), size)(images.raw.read(row))
+        before = [(look["image"][0], mask)]
     return [
+        *before,
         (plain["image"][0], mask),
         *((other["image"], other.get("mask")) for other in others),
     ]

@@ -41,6 +41,8 @@ DOUBTS = {
     "unusual size": f"has a side {SIZE_FACTOR:g} times off the median",
     "long and narrow": f"is more than {LONGEST_RATIO:g} times longer than wide",
     "sizes differ": "medians of training and test images are far apart",
+    "impulse noise": "has single pixels that are exactly black or white: "
+    "--config.data.clean_impulses=True fills them",
     "class misses folds": "has fewer images than there are folds",
     "class in no mask": "is listed, but no pixel has it: cannot be learned",
     "class not validated": "is in no validation mask: has no score",

@@ -13,71 +13,14 @@ Pretrained weights expect (pixel - 127.5) / 127.5, not ImageNet's mean.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-import jax.numpy as jnp
-from flax import nnx
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+import numpy as np
 
-from jax_models import dilation, functional, initializers, layers
-from jax_models.efficientnetv2 import (
-    EfficientNetV2,
-    add,
-    norm,
-    pointwise,
-    shortcut,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """Blocks of one width.
-
-    Attributes:
-      depth: number of blocks.
-      kernel_size: of the depthwise convolutions.
-      stride: of the first block.
-      expansion: width inside a block over the width of its input; blocks
-        with 1 have no convolution that widens.
-      channels: output width.
-    """
-
-    depth: int
-    kernel_size: int
-    stride: int
-    expansion: int
-    channels: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One size, and what may be overridden.
-
-    Attributes:
-      stages: of blocks, top to bottom.
-      stem: width after the first convolution.
-      features: width of the last map, which the head pools.
-      output_stride: of the pyramid's last map, at most: 32, 16 or 8.
-      dilation: how the stages that lose their stride for it are dilated; see
-        `dilation.READINGS`.
-      drop_path_rate: stochastic depth; the last block's is a little less, as
-        published: block i of n has i / n of it.
-      dropout: before the classifier.
-      head_bias: see `layers.Head`.
-      remat: see `ImageModel`; index 0 is the first stage after the stem.
-    """
-
-    stages: tuple[Stage, ...]
-    stem: int = 32
-    features: int = 1280
-    output_stride: int = 32
-    dilation: str = "torchvision"
-    drop_path_rate: float = 0.2
-    dropout: float = 0.2
-    head_bias: float | Sequence[float] | None = 0.0
-    remat: bool | tuple[int, ...] = False
+from jax_models import functional
+from jax_models.inverted_bottleneck import Stage, Style
+from jax_models.inverted_bottleneck_net import Config, InvertedBottleneckNet
+from jax_models.torch import pretrained
 
 
 def _published(depths: tuple[int, ...], widths: tuple[int, ...]) -> tuple:
@@ -107,7 +50,7 @@ VARIANTS = {
             Stage(1, 3, 2, 4, 48),
             Stage(1, 5, 2, 4, 64),
         ),
-        stem=16,
+        stem_width=16,
         features=256,
         drop_path_rate=0.1,
         dropout=0.1,
@@ -115,170 +58,15 @@ VARIANTS = {
 }
 
 
-def _depthwise(
-    channels: int,
-    stage: Stage,
-    stride: int,
-    spread: int,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-) -> layers.Conv:
-    return layers.Conv(
-        channels,
-        channels,
-        stage.kernel_size,
-        stride,
-        kernel_dilation=spread,
-        feature_group_count=channels,
-        use_bias=False,
-        init=initializers.FanOutNormal(depthwise=True),
-        dtype=dtype,
-        rngs=rngs,
-    )
+class EfficientNetLite(InvertedBottleneckNet):
+    """EfficientNet-Lite, by its `Config`."""
 
+    PUBLISHED_MEAN = PUBLISHED_STD = (0.5, 0.5, 0.5)
+    STYLE = Style(functional.relu6)
 
-class SeparableBlock(nnx.Module):
-    """Depthwise convolution, then narrow, around a shortcut.
-
-    What the inverted bottleneck is without its first convolution.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        stage: Stage,
-        stride: int,
-        spread: int,
-        drop_path_rate: float,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        outputs = stage.channels
-        self.conv_dw = _depthwise(inputs, stage, stride, spread, dtype, rngs)
-        self.bn1 = norm(inputs, dtype, functional.relu6)
-        self.conv_pw = pointwise(inputs, outputs, dtype, rngs)
-        self.bn2 = norm(outputs, dtype)
-        self.drop_path = shortcut(inputs, outputs, stride, drop_path_rate, rngs)
-
-    def __call__(
-        self, x: Float[Array, "B h w inputs"]
-    ) -> Float[Array, "B h2 w2 outputs"]:
-        """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = self.bn1(self.conv_dw(x))
-        branch = self.bn2(self.conv_pw(branch))
-        return add(x, branch, self.drop_path)
-
-
-class InvertedBottleneck(nnx.Module):
-    """Widen, depthwise convolution, narrow, around a shortcut.
-
-    Sandler et al., "MobileNetV2", arXiv 1801.04381.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        stage: Stage,
-        stride: int,
-        spread: int,
-        drop_path_rate: float,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        inside, outputs = inputs * stage.expansion, stage.channels
-        self.conv_pw = pointwise(inputs, inside, dtype, rngs)
-        self.bn1 = norm(inside, dtype, functional.relu6)
-        self.conv_dw = _depthwise(inside, stage, stride, spread, dtype, rngs)
-        self.bn2 = norm(inside, dtype, functional.relu6)
-        self.conv_pwl = pointwise(inside, outputs, dtype, rngs)
-        self.bn3 = norm(outputs, dtype)
-        self.drop_path = shortcut(inputs, outputs, stride, drop_path_rate, rngs)
-
-    def __call__(
-        self, x: Float[Array, "B h w inputs"]
-    ) -> Float[Array, "B h2 w2 outputs"]:
-        """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = self.bn1(self.conv_pw(x))
-        branch = self.bn2(self.conv_dw(branch))
-        branch = self.bn3(self.conv_pwl(branch))
-        return add(x, branch, self.drop_path)
-
-
-class EfficientNetLite(EfficientNetV2):
-    """EfficientNet-Lite, by its `Config`.
-
-    Stem, stages, and what follows them are arranged as in EfficientNetV2.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        num_classes: int,
-        *,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        dilation.check(config.output_stride, config.dilation)
-        self.stem_stride = 2
-        self.stem_channels = config.stem
-        self.minimum_size = 1
-        self.remat = config.remat
-        options = dict(dtype=dtype, rngs=rngs)
-        self.conv_stem = layers.Conv(
-            3,
-            config.stem,
-            3,
-            2,
-            use_bias=False,
-            init=initializers.FanOutNormal(),
-            **options,
-        )
-        self.bn1 = norm(config.stem, dtype, functional.relu6)
-        plan = dilation.plan(
-            [stage.stride for stage in config.stages],
-            self.stem_stride,
-            config.output_stride,
-            config.dilation,
-        )
-        total = sum(stage.depth for stage in config.stages)
-        stages, last_of_stride = [], {}
-        inputs, at, index = config.stem, self.stem_stride, 0
-        for number, (stage, (step, first, others)) in enumerate(
-            zip(config.stages, plan, strict=True)
-        ):
-            block_class = (
-                SeparableBlock if stage.expansion == 1 else InvertedBottleneck
-            )
-            blocks = []
-            for position in range(stage.depth):
-                blocks.append(
-                    block_class(
-                        inputs,
-                        stage,
-                        step if position == 0 else 1,
-                        first if position == 0 else others,
-                        config.drop_path_rate * index / total,
-                        **options,
-                    )
-                )
-                inputs, index = stage.channels, index + 1
-            stages.append(nnx.List(blocks))
-            at *= step
-            last_of_stride[at] = (number, inputs)
-        self.blocks = nnx.List(stages)
-        self.strides = tuple(last_of_stride)
-        self.channels = tuple(width for _, width in last_of_stride.values())
-        self.taps = tuple(number for number, _ in last_of_stride.values())
-        self.conv_head = pointwise(inputs, config.features, dtype, rngs)
-        self.bn2 = norm(config.features, dtype, functional.relu6)
-        self.head = layers.Head(
-            config.features,
-            num_classes,
-            norm_epsilon=None,
-            dropout=config.dropout,
-            head_bias=config.head_bias,
-            init=initializers.Uniform(fan_out=True),
-            **options,
-        )
+    def published_names(
+        self, state_dict: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """efficientnet_lite_pytorch's names, turned into timm's."""
+        depths = [len(blocks) for blocks in self.blocks]
+        return pretrained.timm_names(state_dict, depths)

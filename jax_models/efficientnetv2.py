@@ -13,149 +13,109 @@ the last block, as in the authors' configurations (google/automl).
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jax_models import functional, initializers, layers
-from jax_models.model import ImageModel
-
-BN_EPSILON = 1e-3
-BN_MOMENTUM = 0.99
-SQUEEZE = 0.25
+from jax_models import (
+    functional,
+    inverted_bottleneck,
+    inverted_bottleneck_net,
+)
+from jax_models.inverted_bottleneck import (
+    InvertedBottleneck,
+    Style,
+    add,
+    pointwise,
+    shortcut,
+)
+from jax_models.inverted_bottleneck_net import InvertedBottleneckNet
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """One row of the paper's table 4; every kernel is 3x3.
+class Stage(inverted_bottleneck.Stage):
+    """One row of the paper's table 4.
 
     Attributes:
       kind: "conv" (convolution alone), "fused" (Fused-MBConv) or "mbconv"
         (MBConv with squeeze-excite).
-      depth: number of blocks.
-      stride: of the first block.
-      expansion: width inside a block over the width of its input.
-      channels: output width.
     """
 
-    kind: str
-    depth: int
-    stride: int
-    expansion: int
-    channels: int
+    kind: str = "mbconv"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(inverted_bottleneck_net.Config):
     """One row of the table of variants, and what may be overridden.
 
     Attributes:
-      stages: the rows of the table, top to bottom.
-      stem: width after the first convolution.
-      features: width of the last map, which the head pools.
       last_stage: whether the last of `stages` is there.
       se_from_expanded: whether squeeze-excite takes its quarter from the
         width inside the block; the published models take it from the input.
-      drop_path_rate: stochastic depth; the last block's is a little less, as
-        published: block i of n has i / n of it.
-      dropout: before the classifier.
-      head_bias: see `layers.Head`.
-      remat: see `ImageModel`; index 0 is the first stage after the stem.
     """
 
-    stages: tuple[Stage, ...]
-    stem: int = 24
-    features: int = 1280
+    stem_width: int = 24
     last_stage: bool = True
     se_from_expanded: bool = False
-    drop_path_rate: float = 0.2
-    dropout: float = 0.2
-    head_bias: float | Sequence[float] | None = 0.0
-    remat: bool | tuple[int, ...] = False
+
+
+def _stage(
+    kind: str, depth: int, stride: int, expansion: int, channels: int
+) -> Stage:
+    """Every kernel is 3x3."""
+    return Stage(depth, 3, stride, expansion, channels, kind)
 
 
 VARIANTS = {
     "efficientnetv2_s": Config(
         (
-            Stage("conv", 2, 1, 1, 24),
-            Stage("fused", 4, 2, 4, 48),
-            Stage("fused", 4, 2, 4, 64),
-            Stage("mbconv", 6, 2, 4, 128),
-            Stage("mbconv", 9, 1, 6, 160),
-            Stage("mbconv", 15, 2, 6, 256),
+            _stage("conv", 2, 1, 1, 24),
+            _stage("fused", 4, 2, 4, 48),
+            _stage("fused", 4, 2, 4, 64),
+            _stage("mbconv", 6, 2, 4, 128),
+            _stage("mbconv", 9, 1, 6, 160),
+            _stage("mbconv", 15, 2, 6, 256),
         ),
     ),
     "efficientnetv2_m": Config(
         (
-            Stage("conv", 3, 1, 1, 24),
-            Stage("fused", 5, 2, 4, 48),
-            Stage("fused", 5, 2, 4, 80),
-            Stage("mbconv", 7, 2, 4, 160),
-            Stage("mbconv", 14, 1, 6, 176),
-            Stage("mbconv", 18, 2, 6, 304),
-            Stage("mbconv", 5, 1, 6, 512),
+            _stage("conv", 3, 1, 1, 24),
+            _stage("fused", 5, 2, 4, 48),
+            _stage("fused", 5, 2, 4, 80),
+            _stage("mbconv", 7, 2, 4, 160),
+            _stage("mbconv", 14, 1, 6, 176),
+            _stage("mbconv", 18, 2, 6, 304),
+            _stage("mbconv", 5, 1, 6, 512),
         ),
         dropout=0.3,
     ),
     "efficientnetv2_l": Config(
         (
-            Stage("conv", 4, 1, 1, 32),
-            Stage("fused", 7, 2, 4, 64),
-            Stage("fused", 7, 2, 4, 96),
-            Stage("mbconv", 10, 2, 4, 192),
-            Stage("mbconv", 19, 1, 6, 224),
-            Stage("mbconv", 25, 2, 6, 384),
-            Stage("mbconv", 7, 1, 6, 640),
+            _stage("conv", 4, 1, 1, 32),
+            _stage("fused", 7, 2, 4, 64),
+            _stage("fused", 7, 2, 4, 96),
+            _stage("mbconv", 10, 2, 4, 192),
+            _stage("mbconv", 19, 1, 6, 224),
+            _stage("mbconv", 25, 2, 6, 384),
+            _stage("mbconv", 7, 1, 6, 640),
         ),
-        stem=32,
+        stem_width=32,
         dropout=0.4,
     ),
     "efficientnetv2_demo": Config(
         (
-            Stage("conv", 1, 1, 1, 16),
-            Stage("fused", 1, 2, 2, 24),
-            Stage("mbconv", 1, 2, 4, 48),
-            Stage("mbconv", 2, 2, 4, 64),
+            _stage("conv", 1, 1, 1, 16),
+            _stage("fused", 1, 2, 2, 24),
+            _stage("mbconv", 1, 2, 4, 48),
+            _stage("mbconv", 2, 2, 4, 64),
         ),
-        stem=16,
+        stem_width=16,
         features=256,
         drop_path_rate=0.1,
         dropout=0.1,
     ),
 }
-
-
-class SqueezeExcite(nnx.Module):
-    """Scales each channel by what the mean of all of them says.
-
-    Hu et al., "Squeeze-and-Excitation Networks", arXiv 1709.01507.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        squeezed: int,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        self.conv_reduce = pointwise(
-            channels, squeezed, dtype, rngs, use_bias=True
-        )
-        self.conv_expand = pointwise(
-            squeezed, channels, dtype, rngs, use_bias=True
-        )
-
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B 1 1 C"]:
-        """Maps `[B, h, w, C]` to the factors `[B, 1, 1, C]`."""
-        mean = functional.at_least_float32(x).mean((1, 2), keepdims=True)
-        hidden = functional.silu(self.conv_reduce(mean))
-        return jax.nn.sigmoid(self.conv_expand(hidden))
 
 
 class ConvBlock(nnx.Module):
@@ -164,16 +124,21 @@ class ConvBlock(nnx.Module):
     def __init__(
         self,
         inputs: int,
-        outputs: int,
+        stage: Stage,
         stride: int,
+        spread: int,
         drop_path_rate: float,
+        style: Style,
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.conv = _conv(inputs, outputs, stride, dtype, rngs)
-        self.bn1 = norm(outputs, dtype, functional.silu)
-        self.drop_path = shortcut(inputs, outputs, stride, drop_path_rate, rngs)
+        shape = inputs, stage.channels, stage.kernel_size, stride, spread
+        self.conv = style.conv(*shape, dtype=dtype, rngs=rngs)
+        self.bn1 = style.norm(stage.channels, dtype)
+        self.drop_path = shortcut(
+            inputs, stage.channels, stride, drop_path_rate, rngs
+        )
 
     def __call__(
         self, x: Float[Array, "B h w inputs"]
@@ -188,19 +153,21 @@ class FusedMBConv(nnx.Module):
     def __init__(
         self,
         inputs: int,
-        outputs: int,
+        stage: Stage,
         stride: int,
-        expansion: int,
+        spread: int,
         drop_path_rate: float,
+        style: Style,
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        inside = inputs * expansion
-        self.conv_exp = _conv(inputs, inside, stride, dtype, rngs)
-        self.bn1 = norm(inside, dtype, functional.silu)
+        inside, outputs = inputs * stage.expansion, stage.channels
+        shape = inputs, inside, stage.kernel_size, stride, spread
+        self.conv_exp = style.conv(*shape, dtype=dtype, rngs=rngs)
+        self.bn1 = style.norm(inside, dtype)
         self.conv_pwl = pointwise(inside, outputs, dtype, rngs)
-        self.bn2 = norm(outputs, dtype)
+        self.bn2 = style.norm(outputs, dtype, activate=False)
         self.drop_path = shortcut(inputs, outputs, stride, drop_path_rate, rngs)
 
     def __call__(
@@ -212,238 +179,40 @@ class FusedMBConv(nnx.Module):
         return add(x, branch, self.drop_path)
 
 
-class MBConv(nnx.Module):
-    """Widen, 3x3 depthwise, squeeze-excite, narrow, around a shortcut."""
+class EfficientNetV2(InvertedBottleneckNet):
+    """EfficientNetV2, by its `Config`."""
 
-    def __init__(
+    PUBLISHED_MEAN = PUBLISHED_STD = (0.5, 0.5, 0.5)  # Of TensorFlow's family.
+    STYLE = Style(functional.silu, squeeze=0.25)
+
+    def stages(self, config: Config) -> tuple[Stage, ...]:
+        """The rows of the table that a config asks for."""
+        return config.stages if config.last_stage else config.stages[:-1]
+
+    def make_block(
         self,
+        config: Config,
         inputs: int,
-        outputs: int,
+        stage: Stage,
         stride: int,
-        expansion: int,
-        squeezed: int,
+        spread: int,
         drop_path_rate: float,
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-    ):
-        inside = inputs * expansion
-        self.conv_pw = pointwise(inputs, inside, dtype, rngs)
-        self.bn1 = norm(inside, dtype, functional.silu)
-        self.conv_dw = layers.Conv(
-            inside,
-            inside,
-            3,
-            stride,
-            feature_group_count=inside,
-            use_bias=False,
-            init=initializers.FanOutNormal(depthwise=True),
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.bn2 = norm(inside, dtype, functional.silu)
-        self.se = SqueezeExcite(inside, squeezed, dtype=dtype, rngs=rngs)
-        self.conv_pwl = pointwise(inside, outputs, dtype, rngs)
-        self.bn3 = norm(outputs, dtype)
-        self.drop_path = shortcut(inputs, outputs, stride, drop_path_rate, rngs)
-
-    def __call__(
-        self, x: Float[Array, "B h w inputs"]
-    ) -> Float[Array, "B h2 w2 outputs"]:
-        """Maps `[B, h, w, inputs]` to `[B, h / stride, .., outputs]`."""
-        branch = self.bn1(self.conv_pw(x))
-        branch = self.bn2(self.conv_dw(branch))
-        branch = branch * self.se(branch)
-        branch = self.bn3(self.conv_pwl(branch))
-        return add(x, branch, self.drop_path)
-
-
-def _conv(
-    inputs: int, outputs: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
-) -> layers.Conv:
-    return layers.Conv(
-        inputs,
-        outputs,
-        3,
-        stride,
-        use_bias=False,
-        init=initializers.FanOutNormal(),
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-def pointwise(
-    inputs: int,
-    outputs: int,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-    use_bias: bool = False,
-) -> layers.Linear:
-    """A 1x1 convolution, as all networks of the family start it."""
-    return layers.Linear(
-        inputs,
-        outputs,
-        use_bias=use_bias,
-        init=initializers.FanOutNormal(),
-        torch_conv=True,
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-def norm(
-    channels: int,
-    dtype: DTypeLike,
-    activation: functional.Activation | None = None,
-) -> layers.BatchNorm:
-    """BatchNorm with the constants of the family."""
-    return layers.BatchNorm(
-        channels,
-        epsilon=BN_EPSILON,
-        momentum=BN_MOMENTUM,
-        activation=activation,
-        dtype=dtype,
-    )
-
-
-def shortcut(
-    inputs: int,
-    outputs: int,
-    stride: int,
-    drop_path_rate: float,
-    rngs: nnx.Rngs,
-) -> layers.DropPath | None:
-    """A branch's stochastic depth; None where there is no shortcut."""
-    if stride != 1 or inputs != outputs:
-        return None
-    return layers.DropPath(drop_path_rate, rngs=rngs)
-
-
-def add(
-    x: jax.Array, branch: jax.Array, drop_path: layers.DropPath | None
-) -> jax.Array:
-    """Adds a branch to its shortcut, where it has one."""
-    return branch if drop_path is None else x + drop_path(branch)
-
-
-class EfficientNetV2(ImageModel):
-    """EfficientNetV2, by its `Config`.
-
-    Maps images `[B, H, W, 3]` of any size to logits `[B, num_classes]`. The
-    pyramid has the last map at each of the strides 2, 4, 8, 16 and 32, sizes
-    rounded up; `features` goes on to the 1280 channels that the head pools.
-    """
-
-    TORCH_NAMES = ((r"^head\.fc\.", "classifier."),)
-    BEHIND_PYRAMID = ("conv_head", "bn2", "head")
-    PUBLISHED_MEAN = PUBLISHED_STD = (0.5, 0.5, 0.5)  # Of TensorFlow's family.
-
-    def __init__(
-        self,
-        config: Config,
-        num_classes: int,
-        *,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.stem_stride = 2
-        self.stem_channels = config.stem
-        self.minimum_size = 1
-        self.remat = config.remat
-        self.conv_stem = _conv(3, config.stem, 2, dtype, rngs)
-        self.bn1 = norm(config.stem, dtype, functional.silu)
-        rows = config.stages if config.last_stage else config.stages[:-1]
-        total = sum(stage.depth for stage in rows)
-        stages, last_of_stride = [], {}
-        inputs, stride, index = config.stem, 2, 0
-        for number, stage in enumerate(rows):
-            blocks = []
-            for position in range(stage.depth):
-                step = stage.stride if position == 0 else 1
-                blocks.append(
-                    _block(
-                        stage,
-                        inputs,
-                        step,
-                        config.drop_path_rate * index / total,
-                        config.se_from_expanded,
-                        dtype,
-                        rngs,
-                    )
+    ) -> nnx.Module:
+        """One block, of its stage's kind."""
+        shape = inputs, stage, stride, spread, drop_path_rate, self.STYLE
+        options = dict(dtype=dtype, rngs=rngs)
+        match stage.kind:
+            case "conv":
+                return ConvBlock(*shape, **options)
+            case "fused":
+                return FusedMBConv(*shape, **options)
+            case "mbconv":
+                width = stage.expansion if config.se_from_expanded else 1
+                return InvertedBottleneck(
+                    *shape, squeeze_from=inputs * width, **options
                 )
-                inputs, stride, index = stage.channels, stride * step, index + 1
-            stages.append(nnx.List(blocks))
-            last_of_stride[stride] = (number, stage.channels)
-        self.blocks = nnx.List(stages)
-        self.strides = tuple(last_of_stride)
-        self.channels = tuple(width for _, width in last_of_stride.values())
-        self.taps = tuple(number for number, _ in last_of_stride.values())
-        self.conv_head = pointwise(inputs, config.features, dtype, rngs)
-        self.bn2 = norm(config.features, dtype, functional.silu)
-        self.head = layers.Head(
-            config.features,
-            num_classes,
-            norm_epsilon=None,
-            dropout=config.dropout,
-            head_bias=config.head_bias,
-            init=initializers.Uniform(fan_out=True),
-            dtype=dtype,
-            rngs=rngs,
-        )
-
-    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
-        """Maps `[B, H, W, 3]` to `[B, H / 2, W / 2, stem]`, rounded up."""
-        return self.bn1(self.conv_stem(images))
-
-    def encode(
-        self, embedded: Float[Array, "B h w C"]
-    ) -> list[Float[Array, "B _ _ _"]]:
-        """Maps the stem's output to the last map at each stride."""
-        x, maps = embedded, []
-        for index, blocks in enumerate(self.blocks):
-            for block in blocks:
-                x = self.run_block(index, block, x)
-            if index in self.taps:
-                maps.append(x)
-        return maps
-
-    def features(
-        self, images: Float[Array, "B H W 3"]
-    ) -> Float[Array, "B h w C"]:
-        """Maps `[B, H, W, 3]` to `[B, H / 32, W / 32, 1280]`, rounded up:
-        the pyramid's last map after one more 1x1 convolution.
-
-        Raises:
-          UserError: as `feature_pyramid`.
-        """
-        last = self.feature_pyramid(images)[-1]
-        return self.bn2(self.conv_head(last))
-
-
-def _block(
-    stage: Stage,
-    inputs: int,
-    stride: int,
-    drop_path_rate: float,
-    se_from_expanded: bool,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-) -> ConvBlock | FusedMBConv | MBConv:
-    shape = (inputs, stage.channels, stride)
-    options = dict(dtype=dtype, rngs=rngs)
-    match stage.kind:
-        case "conv":
-            return ConvBlock(*shape, drop_path_rate, **options)
-        case "fused":
-            return FusedMBConv(
-                *shape, stage.expansion, drop_path_rate, **options
-            )
-        case "mbconv":
-            width = inputs * (stage.expansion if se_from_expanded else 1)
-            squeezed = math.floor(SQUEEZE * width + 0.5)
-            return MBConv(
-                *shape, stage.expansion, squeezed, drop_path_rate, **options
-            )
-        case _:
-            raise ValueError(f"no kind of stage is called {stage.kind!r}")
+            case _:
+                raise ValueError(f"no kind of stage is called {stage.kind!r}")

@@ -77,7 +77,7 @@ class Conv(nnx.Conv):
     Args:
       in_features: channels of the input.
       out_features: channels of the output.
-      kernel_size: height and width of the filters.
+      kernel_size: height and width of the filters; one number for both.
       strides: the same for both axes.
       padding: "SAME" (TensorFlow's: an odd pixel goes below and to the right),
         "VALID", or the number of pixels added on every side.
@@ -92,7 +92,7 @@ class Conv(nnx.Conv):
         self,
         in_features: int,
         out_features: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         strides: int = 1,
         *,
         padding: str | int = "SAME",
@@ -104,10 +104,13 @@ class Conv(nnx.Conv):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        size = kernel_size
+        if isinstance(size, int):
+            size = (size, size)
         super().__init__(
             in_features,
             out_features,
-            (kernel_size, kernel_size),
+            size,
             strides,
             padding=padding,
             kernel_dilation=kernel_dilation,

@@ -59,6 +59,7 @@ class MaskedAutoencoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        encoder.check_as_encoder()
         self.encoder = encoder
         self.unit = encoder.strides[-1]
         options = dict(dtype=dtype, rngs=rngs)

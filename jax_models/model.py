@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -13,6 +16,8 @@ from jax_models import layers
 
 # The name under which every model keeps its classifier, and nothing else.
 HEAD = "head"
+# What `re.sub` takes as a replacement.
+TorchName = str | Callable[[re.Match], str]
 
 
 class ImageModel(nnx.Module):
@@ -32,6 +37,8 @@ class ImageModel(nnx.Module):
         expressions and replacements, for `import_torch`.
       BEHIND_PYRAMID: attributes that the pyramid does not need.
       ROUNDS_UP: whether a map has a cell for pixels that fill none.
+      ALIGNED: whether cell i of a map lies over pixels from i times its
+        stride on, as decoders and masked autoencoders need.
       PUBLISHED_MEAN: of the channels, over 0..1: what published weights expect
         to be subtracted from images; ImageNet's, unless they say otherwise.
       PUBLISHED_STD: what they expect images to be divided by then.
@@ -40,14 +47,17 @@ class ImageModel(nnx.Module):
       stem_stride: pixels per cell of `embed`'s output.
       stem_channels: width of `embed`'s output.
       minimum_size: the smallest height and width that the model takes.
+      counted_at: side of the image whose multiply-adds tables show.
+      image_size: the only height and width that the model takes, or None.
       remat: which stages recompute their blocks' inner values when going
         backward (`layers.rematerialize`): a bool for all of them, or their
         indices.
     """
 
-    TORCH_NAMES: ClassVar[tuple[tuple[str, str], ...]] = ()
+    TORCH_NAMES: ClassVar[tuple[tuple[str, TorchName], ...]] = ()
     BEHIND_PYRAMID: ClassVar[tuple[str, ...]] = (HEAD,)
     ROUNDS_UP: ClassVar[bool] = True
+    ALIGNED: ClassVar[bool] = True
     PUBLISHED_MEAN: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
     PUBLISHED_STD: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
 
@@ -56,6 +66,8 @@ class ImageModel(nnx.Module):
     stem_stride: int
     stem_channels: int
     minimum_size: int
+    counted_at: int = 224
+    image_size: tuple[int, int] | None = None
     remat: bool | tuple[int, ...]
     head: layers.Head
 
@@ -119,6 +131,28 @@ class ImageModel(nnx.Module):
                 f"{self.minimum_size} x {self.minimum_size} pixels, not "
                 f"{height} x {width}; make the images larger"
             )
+        if self.image_size not in (None, (height, width)):
+            rows, columns = self.image_size
+            raise UserError(
+                f"{type(self).__name__} takes images of {rows} x {columns} "
+                f"pixels, not {height} x {width}; set image_size, of the "
+                "recipe or among its model_options"
+            )
+
+    def check_as_encoder(self) -> None:
+        """Refuses a network whose maps a decoder cannot place."""
+        if not self.ALIGNED:
+            raise UserError(
+                f"{type(self).__name__} cannot be an encoder: its maps do not "
+                "lie over whole cells of the image; choose another network"
+            )
+
+    def published_names(
+        self, state_dict: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """Brings a state dict of other published code to the names that
+        `TORCH_NAMES` gives; names it does not know stay."""
+        return state_dict
 
     def run_block(
         self, stage: int, block: nnx.Module, x: jax.Array

@@ -18,12 +18,18 @@ from jax_models import (
     convnext,
     costs,
     deeplabv3plus,
+    densenet,
+    digits_reference,
+    efficientnet,
     efficientnet_lite,
     efficientnetv2,
+    inception_v4,
     initializers,
+    mobilenetv2,
     resnet,
     tinyvit,
     unet,
+    wide_resnet,
 )
 from jax_models.model import ImageModel
 from jax_models.segmentation import SegmentationModel
@@ -34,6 +40,12 @@ _CLASSIFIERS = (
     (efficientnetv2.EfficientNetV2, efficientnetv2.VARIANTS),
     (resnet.ResNet, resnet.VARIANTS),
     (efficientnet_lite.EfficientNetLite, efficientnet_lite.VARIANTS),
+    (efficientnet.EfficientNet, efficientnet.VARIANTS),
+    (mobilenetv2.MobileNetV2, mobilenetv2.VARIANTS),
+    (densenet.DenseNet, densenet.VARIANTS),
+    (wide_resnet.WideResNet, wide_resnet.VARIANTS),
+    (inception_v4.InceptionV4, inception_v4.VARIANTS),
+    (digits_reference.DigitsReference, digits_reference.VARIANTS),
 )
 _SEGMENTATION = (
     (deeplabv3plus.DeepLabV3Plus, deeplabv3plus.VARIANTS),
@@ -166,15 +178,16 @@ class ModelNames(tuple):
     def __str__(self) -> str:
         lines = [
             f"{'model':<22}{'parameters':>14}{'multiply-adds':>16}",
-            f"{'':<22}{'1000 classes':>14}{'224 x 224':>16}",
+            f"{'':<22}{'1000 classes':>14}{'at this size':>22}",
         ]
         for name in self:
             # Only the shapes: nothing is drawn or computed.
             model = nnx.eval_shape(functools.partial(create_model, name, 1000))
-            found = costs.measure(model)
+            size = model.counted_at
+            found = costs.measure(model, size)
             lines.append(
                 f"{name:<22}{found.parameters:>14,}"
-                f"{found.multiply_adds / 1e9:>14.2f} G"
+                f"{found.multiply_adds / 1e9:>14.2f} G{size:>4} px"
             )
         return "\n".join(lines)
 
@@ -183,7 +196,7 @@ def list_models() -> ModelNames:
     """The names of the classifiers that `create_model` makes.
 
     `print(list_models())` shows a table: parameters, and multiply-adds for
-    one image of 224 x 224 pixels.
+    one image of the size that the network is for.
     """
     return ModelNames(name for _, variants in _CLASSIFIERS for name in variants)
 

@@ -47,6 +47,7 @@ class SegmentationModel(nnx.Module):
     head: SegmentationHead
 
     def __init__(self, encoder: ImageModel):
+        encoder.check_as_encoder()
         for name in encoder.BEHIND_PYRAMID:
             delattr(encoder, name)
         self.encoder = encoder

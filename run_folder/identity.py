@@ -32,6 +32,7 @@ FREE_FIELDS = frozenset(
         "data.test_folder",
         "data.sample_submission",
         "data.folds_file",
+        "data.groups_file",
         # Where other runs are; which of their weights is kept in data.json.
         "init_from",
         "stages.*.distill_from",

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "jax_models"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "jax_models")]
 
 import golden_recipe as recipe  # noqa: E402
 
@@ -54,63 +54,14 @@ from timm.layers.pos_embed_rel import (  # noqa: E402
 )
 from timm.models import convnext, efficientnet, tiny_vit  # noqa: E402
 from timm.models._efficientnet_builder import decode_arch_def  # noqa: E402
-from torchvision.models.resnet import BasicBlock, conv1x1  # noqa: E402
+from torch_networks import (  # noqa: E402
+    NarrowResNet,
+    ThreeStages,
+    WideResNet,
+    small_densenet,
+)
 
-
-class ThreeStages(torch.nn.Module):
-    """ConvNeXt with three stages, from timm's with four."""
-
-    def __init__(self, depths, dims):
-        super().__init__()
-        whole = convnext.ConvNeXt(
-            depths=(*depths, 1),
-            dims=(*dims, 8),
-            num_classes=recipe.CLASSES,
-            ls_init_value=None,
-        )
-        short = convnext.NormMlpClassifierHead(
-            dims[-1], recipe.CLASSES, norm_layer=convnext.LayerNorm2d
-        )
-        self.stem = whole.stem
-        self.stages = whole.stages[:3]
-        self.head = short
-
-    def forward(self, x):
-        """Maps `[B, 3, H, W]` to logits."""
-        return self.head(self.stages(self.stem(x)))
-
-
-class NarrowResNet(torch.nn.Module):
-    """A ResNet of torchvision's blocks, whose own is 64 channels wide."""
-
-    def __init__(self, depths, width):
-        super().__init__()
-        self.conv1 = torch.nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        self.bn1 = torch.nn.BatchNorm2d(width)
-        self.maxpool = torch.nn.MaxPool2d(3, 2, 1)
-        inputs = width
-        for number, depth in enumerate(depths):
-            outputs = width * 2**number
-            blocks = []
-            for position in range(depth):
-                stride = 2 if position == 0 and number > 0 else 1
-                downsample = None
-                if inputs != outputs:
-                    downsample = torch.nn.Sequential(
-                        conv1x1(inputs, outputs, stride),
-                        torch.nn.BatchNorm2d(outputs),
-                    )
-                blocks.append(BasicBlock(inputs, outputs, stride, downsample))
-                inputs = outputs
-            setattr(self, f"layer{number + 1}", torch.nn.Sequential(*blocks))
-        self.fc = torch.nn.Linear(inputs, recipe.CLASSES)
-
-    def forward(self, x):
-        """Maps `[B, 3, H, W]` to logits."""
-        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-        return self.fc(x.mean((2, 3)))
+from benchmarks.torch_stems import make_small  # noqa: E402
 
 
 def make(name):
@@ -159,7 +110,24 @@ def make(name):
         )
     if name == "resnet_demo":
         return NarrowResNet((1, 1, 2, 1), 16)
-    if name.startswith("resnet"):
+    if found := re.fullmatch(r"wide_resnet_(\d+)_(\d+)", name):
+        return WideResNet(int(found[1]), int(found[2]))
+    if name == "wide_resnet_demo":
+        return WideResNet(10, 1)
+    if name == "densenet_demo":
+        return torchvision.models.DenseNet(
+            8, (1, 2, 2, 1), 16, num_classes=recipe.CLASSES
+        )
+    if name.startswith("densenet_"):
+        shapes = {
+            "densenet_bc_100_12": (16, 12, 24, True),
+            "densenet_bc_190_40": (31, 40, 80, True),
+            "densenet_40_12": (12, 12, 16, False),
+        }
+        return small_densenet(*shapes[name])
+    if name == "inception_v4":
+        return timm.create_model(name, num_classes=recipe.CLASSES)
+    if name.startswith(("resnet", "densenet")):
         make_resnet = getattr(torchvision.models, name)
         return make_resnet(num_classes=recipe.CLASSES)
     if name == "efficientnet_lite_demo":
@@ -200,6 +168,12 @@ def blocks(model):
                 yield f"{stage}.{block}", module
             case ["blocks", stage, block]:
                 yield f"{stage}.{block}", module
+            case ["features", block] if block.isdigit() and int(block):
+                yield f"{int(block) - 1}.0", module
+            case ["features", block] if block.startswith("denseblock"):
+                yield f"{int(block[-1]) - 1}.0", module
+            case [group, block] if re.fullmatch(r"group\d", group):
+                yield f"{group[-1]}.{block[5:]}", module
             case [layer, block] if re.fullmatch(r"layer\d", layer):
                 yield f"{int(layer[-1]) - 1}.{block}", module
 
@@ -209,23 +183,39 @@ def nchw(images):
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def goldens(name):
-    """Everything that is compared, by name: in float32 the evaluation mode,
-    in float64 the training mode, where BatchNorm after BatchNorm amplifies
-    what rounding leaves."""
-    model = make(name)
+def fill(model):
+    """Gives the model the weights of the recipe."""
     shapes = {key: tuple(v.shape) for key, v in model.state_dict().items()}
     weights = {
         key: torch.from_numpy(value)
         for key, value in recipe.state_dict(shapes).items()
     }
     model.load_state_dict(weights)
+    return model.eval()
+
+
+def small_stems():
+    """Logits of the networks whose stem can be one for small images."""
     found = {}
-    model.eval()
+    for name in recipe.SMALL_STEMS:
+        images = nchw(recipe.images(2, *recipe.SMALL_SIZES[0], 3))
+        with torch.no_grad():
+            found[name] = fill(make_small(make(name)))(images).numpy()
+    return found
+
+
+def goldens(name):
+    """Everything that is compared, by name: in float32 the evaluation mode,
+    in float64 the training mode, where BatchNorm after BatchNorm amplifies
+    what rounding leaves."""
+    model = fill(make(name))
+    found = {}
     with torch.no_grad():
-        for height, width in recipe.SIZES:
+        for height, width in recipe.sizes(name):
             images = nchw(recipe.images(1, height, width, 3))
             found[f"logits {height}x{width}"] = model(images).numpy()
+    if name in recipe.LOGITS_ONLY:
+        return found
 
     hooks = [
         module.register_forward_hook(
@@ -235,7 +225,7 @@ def goldens(name):
         )
         for label, module in blocks(model)
     ]
-    images = recipe.images(*recipe.CLOSE_LOOK)
+    images = recipe.images(*recipe.close_look(name))
     with torch.no_grad():
         model(nchw(images))
     for hook in hooks:
@@ -340,6 +330,7 @@ def main():
         np.savez_compressed(folder / "pretrained.npz", **pretrained())
         return
     np.savez_compressed(folder / "resized_biases.npz", **resized_biases())
+    np.savez_compressed(folder / "small_stems.npz", **small_stems())
     files(folder)
     for name in options.names:
         path = folder / f"{name}.npz"

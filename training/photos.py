@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from input_pipeline import loader
 from input_pipeline.sources.base import Examples, FileExamples
+from input_pipeline.sources.cleaned import cleaned
 
 
 class PhotoFiles(NamedTuple):
@@ -36,6 +37,7 @@ class Photos:
       mesh: devices that share the batches.
       shrinks: whether few rows make a small batch, as where these are all
         the photos; else a last batch is filled up.
+      clean_impulses: as `data.clean_impulses` of the run.
 
     Attributes:
       examples: of the photos.
@@ -50,12 +52,12 @@ class Photos:
         mesh: Mesh,
         *,
         shrinks: bool = True,
+        clean_impulses: bool = False,
     ):
         self.mesh, self._batch_size, self._shrinks = mesh, batch_size, shrinks
         unknown = np.full(len(paths), -1, np.int32)
-        self.examples = FileExamples(
-            np.array(paths), unknown, folder="/", names=paths
-        )
+        files = FileExamples(np.array(paths), unknown, folder="/", names=paths)
+        self.examples = cleaned(files) if clean_impulses else files
         self.rows = np.arange(len(paths))
 
     def batches(

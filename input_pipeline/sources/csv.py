@@ -109,11 +109,34 @@ def _labels(
     return classes, labels, [note] if note else []
 
 
+def _listed_groups(
+    answers: csv_table.Table, ids: Sequence[str], data: Any
+) -> list[str]:
+    """The groups in a csv of their own, in the order of `ids`."""
+    path = answers.path.parent / data.groups_file
+    table = csv_table.read_csv(path, "--config.data.groups_file")
+    listed = table.column(data.id_column, "--config.data.id_column")
+    groups = table.column(data.group_column, "--config.data.group_column")
+    group_of = dict(zip(listed, groups, strict=True))
+    if len(group_of) < len(listed):
+        table.check_ids(listed, data.id_column)
+    if lacking := [name for name in ids if name not in group_of]:
+        raise UserError(
+            f"{path} has no group for id '{lacking[0]}' "
+            f"({len(lacking)} of {len(ids)} are missing); add them, or set "
+            "--config.data.group_column= to do without groups"
+        )
+    return [group_of[name] for name in ids]
+
+
 def _groups(
     answers: csv_table.Table, ids: Sequence[str], data: Any
 ) -> np.ndarray:
     """The group of each row, as data.group_column says."""
-    groups = answers.column(data.group_column, "--config.data.group_column")
+    if getattr(data, "groups_file", ""):  # Older runs lack the field.
+        groups = _listed_groups(answers, ids, data)
+    else:
+        groups = answers.column(data.group_column, "--config.data.group_column")
     missing = labels_lib.MISSING | {""}
     for image_id, group in zip(ids, groups, strict=True):
         if group in missing:

@@ -12,7 +12,7 @@ from typing import Any
 
 from core import csv_table
 from core.errors import UserError
-from input_pipeline.sources import csv, folders, masks
+from input_pipeline.sources import cleaned, csv, folders, masks
 from input_pipeline.sources.base import Source
 
 
@@ -22,9 +22,10 @@ def open_source(
     """Opens the data that `config.data` describes.
 
     Args:
-      data: attributes `root`, `source` and, for the chosen source, the column
-        and folder names (see configs/common.py). An empty `root` means the
-        digits; an empty `source` is found out from what is in `root`.
+      data: attributes `root`, `source`, `clean_impulses` and, for the chosen
+        source, the column and folder names (see configs/common.py). An empty
+        `root` means the digits; an empty `source` is found out from what is in
+        `root`.
       cache: folder for what takes long to find out; None keeps nothing.
       keep_going: whether masks that training refuses are listed in
         `left_out`, for an audit, as long as there are others.
@@ -43,6 +44,9 @@ def open_source(
             f"'{source.name}' has no groups; leave it empty, or use a csv "
             "with that column"
         )
+    # What an older run has saved of its data lacks the field.
+    if getattr(data, "clean_impulses", False):
+        return cleaned.cleaned_source(source)
     return source
 
 

@@ -21,10 +21,9 @@ from flax import nnx
 
 from core.errors import UserError
 from jax_models import convnext, layers
-from jax_models.efficientnet_lite import EfficientNetLite
 from jax_models.model import HEAD, ImageModel
 from jax_models.segmentation import ENCODER, SegmentationModel
-from jax_models.torch import files, pretrained
+from jax_models.torch import files
 
 Model = ImageModel | SegmentationModel
 
@@ -84,7 +83,9 @@ def import_torch(
         source = os.fspath(state_dict)
         state_dict = files.read(state_dict)
     entries = _entries(model)
-    given = _given(_published_names(model, state_dict), entries)
+    if isinstance(model, ImageModel):
+        state_dict = model.published_names(state_dict)
+    given = _given(state_dict, entries)
     complaints = []
     missing = sorted(set(entries) - set(given))
     if missing:
@@ -178,7 +179,7 @@ def read_encoder(
     for name, array in state_dict.items():
         part = own if name.startswith(prefix) else others
         part[name.removeprefix(prefix)] = array
-    given = _given(_published_names(encoder, own), entries)
+    given = _given(encoder.published_names(own), entries)
     arrays, complaints = {}, []
     missing = sorted(set(entries) - set(given))
     if missing:
@@ -258,16 +259,6 @@ def _entries(model: Model) -> dict[str, _Entry]:
                 full = re.sub(pattern, replacement, full)
             entries[full] = entry
     return entries
-
-
-def _published_names(
-    model: nnx.Module, state_dict: Mapping[str, np.ndarray]
-) -> Mapping[str, np.ndarray]:
-    """The state dict under timm's names, where it has others."""
-    if not isinstance(model, EfficientNetLite):
-        return state_dict
-    depths = [len(blocks) for blocks in model.blocks]
-    return pretrained.timm_names(state_dict, depths)
 
 
 def _given(

@@ -29,7 +29,6 @@ MAX_LINES = 400
 
 # Longer ones, each with the reason.
 LONG_FILES = {
-    "jax_models/efficientnetv2.py": "one file per architecture",
     "jax_models/tinyvit.py": "one file per architecture",
     "tests/input_pipeline/test_bad_input.py": "a table of wrong input",
 }

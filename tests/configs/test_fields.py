@@ -126,6 +126,8 @@ WRONG = {
     "label_smoothing": 1.0,
     "focal_gamma": -1.0,
     "class_weight": -1.0,
+    "effective_number": 1.0,
+    "time_decay": -0.1,
     "logit_adjustment": -1.0,
     "distill_temperature": 0.0,
     "distill_alpha": 1.5,

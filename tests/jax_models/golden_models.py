@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from unittest import mock
 
@@ -12,10 +13,10 @@ import numpy as np
 from flax import nnx
 
 import jax_models
-from jax_models import ImageModel
+from jax_models import ImageModel, registry
 
 
-def load(name: str, dtype: jnp.dtype = jnp.float32) -> ImageModel:
+def load(name: str, dtype: jnp.dtype = jnp.float32, **options) -> ImageModel:
     """The model `name` with the recipe's weights, in training mode.
 
     Without drop path and dropout, so that its training mode is exact too.
@@ -23,30 +24,34 @@ def load(name: str, dtype: jnp.dtype = jnp.float32) -> ImageModel:
     Args:
       name: one of `golden_recipe.MODELS`.
       dtype: what it computes in; in float64 its weights are of that type too.
+      **options: of the model.
     """
-    graphdef, state = _split(name)
+    graphdef, state = _split(name, **options)
     if dtype != jnp.float32:
-        graphdef = nnx.graphdef(_shapes(name, dtype))
+        graphdef = nnx.graphdef(_shapes(name, dtype, **options))
         state = jax.tree.map(lambda leaf: leaf.astype(dtype), state)
     return nnx.merge(graphdef, state, copy=True)
 
 
-def _shapes(name, dtype):
+def _shapes(name, dtype, **options):
     """Not drawn, only shaped: every value comes from the recipe."""
     return nnx.eval_shape(
         lambda: jax_models.create_model(
-            name,
-            recipe.CLASSES,
-            dtype=dtype,
-            drop_path_rate=0.0,
-            dropout=0.0,
+            name, recipe.CLASSES, dtype=dtype, **drops(name), **options
         )
     )
 
 
+def drops(name, rate=0.0):
+    """Options that drop as much of a model, by default nothing."""
+    _, config = registry._find(name, registry._CLASSIFIERS)
+    fields = {field.name for field in dataclasses.fields(config)}
+    return dict.fromkeys(fields & {"drop_path_rate", "dropout"}, rate)
+
+
 @functools.lru_cache(maxsize=4)
-def _split(name):
-    graphdef, state = nnx.split(_shapes(name, jnp.float32))
+def _split(name, **options):
+    graphdef, state = nnx.split(_shapes(name, jnp.float32, **options))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
     model = nnx.merge(graphdef, zeros)
     exported = jax_models.export_torch(model)
@@ -106,6 +111,7 @@ def fill(make, dtype: jnp.dtype = jnp.float32):
 
 def training_step(
     model: ImageModel | jax_models.SegmentationModel,
+    shape: tuple[int, int, int, int] = recipe.CLOSE_LOOK,
 ) -> dict[str, np.ndarray]:
     """What the goldens have of the training mode, as `model` computes it.
 
@@ -117,7 +123,7 @@ def training_step(
     model.train()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     dense = isinstance(model, jax_models.SegmentationModel)
-    batch, height, width, _ = recipe.CLOSE_LOOK
+    batch, height, width, _ = shape
     if dense:
         labels = recipe.pixel_labels(batch, height, width)
     else:
@@ -136,7 +142,7 @@ def training_step(
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, images)
 
     dtype = jax.tree.leaves(params)[0].dtype
-    images = jnp.asarray(recipe.images(*recipe.CLOSE_LOOK), dtype)
+    images = jnp.asarray(recipe.images(*shape), dtype)
     (loss, (logits, statistics)), grads_of = step(params, rest, images)
     to_params, to_images = grads_of
     found = {

@@ -53,7 +53,50 @@ MODELS = {
     "efficientnet_lite1": "tf_efficientnet_lite1",
     "efficientnet_lite2": "tf_efficientnet_lite2",
     "efficientnet_lite_demo": None,
+    **{f"efficientnet_b{n}": f"tf_efficientnet_b{n}" for n in range(8)},
+    "mobilenetv2": "mobilenetv2_100",
+    "densenet121": "torchvision's",
+    "densenet_bc_100_12": None,
+    "densenet_40_12": None,
+    "densenet_bc_190_40": None,
+    "densenet_demo": None,
+    "wide_resnet_28_10": None,
+    "wide_resnet_16_8": None,
+    "wide_resnet_16_4": None,
+    "wide_resnet_40_4": None,
+    "wide_resnet_demo": None,
+    "inception_v4": "inception_v4",
 }
+# Larger or smaller siblings, of which the goldens have the logits alone.
+LOGITS_ONLY = (
+    *(f"efficientnet_b{n}" for n in range(1, 8)),
+    "densenet_40_12",
+    "densenet_bc_190_40",
+    "wide_resnet_28_10",
+    "wide_resnet_16_8",
+    "wide_resnet_16_4",
+)
+# With the stem for small images, at SMALL_SIZES[0].
+SMALL_STEMS = ("resnet18", "densenet121", "mobilenetv2", "efficientnet_b0")
+SMALL_SIZES = ((32, 32), (40, 24))
+
+
+def is_small(name: str) -> bool:
+    """Whether a network is for images of 32 px."""
+    return bool(re.match(r"wide_resnet|densenet_(bc_)?\d+_", name))
+
+
+def sizes(name: str) -> tuple[tuple[int, int], ...]:
+    """Heights and widths for the logits of a model of `MODELS`."""
+    return SMALL_SIZES if is_small(name) else SIZES
+
+
+def close_look(name: str) -> tuple[int, int, int, int]:
+    """The shape of the images for blocks, gradients and updates."""
+    if name == "inception_v4":
+        return 2, 112, 128, 3
+    return (2, 32, 24, 3) if is_small(name) else CLOSE_LOOK
+
 
 # Encoders that are dilated in several readings: our name and options.
 SHORT = (1, 1, 2, 2)
@@ -136,6 +179,12 @@ GRADIENTS = (
     r"se\.conv_reduce\.weight",
     r"(fc|classifier|segmentation_head\.0)\.(weight|bias)",
     r"(^decoder|layer\d\.0\.downsample)\..*\d\.weight",
+    r"(denselayer|transition)\d+\.conv\d?\.weight",
+    r"(denselayer\d+\.norm\d|features\.norm\d)\.(weight|bias)",
+    r"^group\d\.block\d\.conv(0|1|dim)$",
+    r"^features\.\d+\..*conv\.weight",
+    r"^(features\.)?conv0(\.weight)?$",
+    r"^last_linear\.(weight|bias)",
 )
 
 

@@ -49,15 +49,28 @@ def abstract(name, **overrides):
 
 
 def cells(pixels, stride, name):
-    """Convolutions without padding round down, padded ones up."""
+    """Convolutions without padding round down, padded ones up; DenseNet's
+    stem rounds up, and what lies between its blocks down."""
+    if name.startswith("densenet"):
+        up = min(stride, 1 if recipe.is_small(name) else 4)
+        return math.ceil(pixels / up) // (stride // up)
     round_ = math.floor if "convnext" in name else math.ceil
     return round_(pixels / stride)
+
+
+def some_size(model, *sizes):
+    """The first size that the model takes, or the one it is made for."""
+    if model.image_size:
+        return model.image_size
+    fitting = [size for size in sizes if min(size) >= model.minimum_size]
+    return (*fitting, (model.minimum_size, model.minimum_size))[0]
 
 
 @pytest.mark.parametrize("name", TRACED)
 def test_shapes(name):
     model = abstract(name)
-    for batch, height, width in ((1, 32, 32), (2, 33, 75)):
+    for batch, *size in ((1, 32, 32), (2, 33, 75)):
+        height, width = some_size(model, size)
         images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
         logits, maps, stem = nnx.eval_shape(
             lambda m, x: (m(x), m.feature_pyramid(x), m.embed(x)),
@@ -66,6 +79,10 @@ def test_shapes(name):
         )
         assert logits.shape == (batch, recipe.CLASSES)
         assert logits.dtype == jnp.float32
+        widths = [one.shape[-1] for one in (*maps, stem)]
+        assert widths == [*model.channels, model.stem_channels]
+        if not model.ALIGNED:
+            continue
         assert [tuple(one.shape) for one in maps] == [
             (batch, cells(height, s, name), cells(width, s, name), channels)
             for s, channels in zip(model.strides, model.channels, strict=True)
@@ -81,7 +98,7 @@ def test_shapes(name):
 @pytest.mark.parametrize("name", TRACED)
 def test_state_is_parameters_statistics_and_streams(name):
     """Training splits a model into these three and no more."""
-    model = abstract(name, drop_path_rate=0.1, dropout=0.1)
+    model = abstract(name, **golden_models.drops(name, 0.1))
     _, params, statistics, streams = nnx.split(
         model, nnx.Param, nnx.BatchStat, nnx.RngState
     )
@@ -101,7 +118,8 @@ def test_the_classifier_is_what_lies_under_head(name):
     def features(params, rest, images):
         return nnx.merge(graphdef, params, rest).features(images)
 
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shape = (1, *some_size(model, (64, 64)), 3)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
     program = jax.make_jaxpr(features)(params, rest, images).jaxpr
     read = {id(value) for step in program.eqns for value in step.invars}
     paths = [path for path, _ in nnx.to_flat_state(params)]
@@ -129,7 +147,8 @@ def test_every_parameter_gets_a_gradient(name):
 
         return jax.grad(loss)(params)
 
-    images = jnp.asarray(recipe.images(1, 48, 80, 3))
+    size = some_size(model, (48, 80))
+    images = jnp.asarray(recipe.images(1, *size, 3))
     found = nnx.to_flat_state(grads_of(params, images))
     silent = [
         path
@@ -141,11 +160,13 @@ def test_every_parameter_gets_a_gradient(name):
 
 @pytest.mark.parametrize("name", COMPUTED)
 def test_bfloat16_is_close_to_float32(name):
-    images = jnp.asarray(recipe.images(2, 64, 64, 3))
-    state = nnx.state(golden_models.load(name))
+    loaded = golden_models.load(name)
+    size = some_size(loaded, (64, 64))
+    images = jnp.asarray(recipe.images(2, *size, 3))
+    state = nnx.state(loaded)
     logits = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        model = abstract(name, dtype=dtype, drop_path_rate=0.0, dropout=0.0)
+        model = abstract(name, dtype=dtype, **golden_models.drops(name))
         model.eval()
         graphdef = nnx.graphdef(model)
         apply = jax.jit(lambda state, x, g=graphdef: nnx.merge(g, state)(x))
@@ -160,7 +181,7 @@ def test_bfloat16_is_close_to_float32(name):
 def test_training_is_random_and_evaluation_is_not(name):
     state = nnx.state(golden_models.load(name), nnx.Param, nnx.BatchStat)
     model = jax_models.create_model(
-        name, recipe.CLASSES, drop_path_rate=0.5, dropout=0.1
+        name, recipe.CLASSES, **golden_models.drops(name, 0.3)
     )
     nnx.update(model, *state)
     images = jnp.asarray(recipe.images(8, 32, 32, 3))
@@ -201,7 +222,8 @@ def test_no_float64_even_where_it_is_allowed(name):
             model = nnx.merge(graphdef, params, rest, copy=True)
             return model(images).sum(), nnx.state(model, nnx.BatchStat)
 
-        images = jax.ShapeDtypeStruct((2, 64, 48, 3), jnp.float32)
+        shape = (2, *some_size(abstract(name), (64, 48)), 3)
+        images = jax.ShapeDtypeStruct(shape, jnp.float32)
         grads_of = jax.grad(loss, has_aux=True)
         step = jax.make_jaxpr(grads_of)(params, rest, images)
         assert "f64[" not in str(step)

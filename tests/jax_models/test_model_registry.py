@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -37,14 +38,60 @@ PUBLISHED = {
     "efficientnet_lite0": (3_391_504, 0.2 * 14 / 16, 0.2),
     "efficientnet_lite1": (4_156_176, 0.2 * 19 / 21, 0.2),
     "efficientnet_lite2": (4_831_568, 0.2 * 19 / 21, 0.3),
+    "efficientnet_b0": (4_028_044, 0.2 * 14 / 16, 0.2),
+    "mobilenetv2": (2_244_368, 0, 0.2),
+    "inception_v4": (41_167_408, 0, 0.2),
+    "densenet121": (6_970_256, 0, 0),
 }
-LATER = ("efficientnetv2_s", "efficientnetv2_l", "convnextv2_large")
+# Those for images of 32 px at 10 classes, as their papers count them, and
+# the largest ones of families at 1000.
+AT_10 = {
+    "densenet_bc_100_12": 769_162,
+    "densenet_40_12": 1_019_722,
+    "densenet_bc_190_40": 25_624_430,
+    "wide_resnet_28_10": 36_479_194,
+    "wide_resnet_16_8": 10_961_370,
+    "wide_resnet_16_4": 2_748_890,
+    "wide_resnet_40_4": 8_949_210,
+}
+AT_1000 = {
+    "densenet121": 7_978_856,
+    "mobilenetv2": 3_504_872,
+    "inception_v4": 42_679_816,
+    "efficientnet_b0": 5_288_548,
+    "efficientnet_b1": 7_794_184,
+    "efficientnet_b2": 9_109_994,
+    "efficientnet_b3": 12_233_232,
+    "efficientnet_b4": 19_341_616,
+    "efficientnet_b5": 30_389_784,
+    "efficientnet_b6": 43_040_704,
+    "efficientnet_b7": 66_347_960,
+}
+# All numbers and the trained ones at 10 classes, as Keras counts them.
+REFERENCE = {
+    "digits_cnn2": (334_562, 334_258),
+    "digits_cnn3": (334_562, 334_258),
+    "digits_resnet1": (5_194_762, 5_188_490),
+    "digits_resnet2": (5_194_762, 5_188_490),
+    "digits_resnet3": (5_194_762, 5_188_490),
+    "digits_unet1": (11_232_997, None),
+    "digits_unet2": (4_897_517, None),
+    "digits_densenet1": (7_053_642, None),
+    "digits_densenet2": (1_533_997, 1_506_495),
+    "digits_densenet22": (1_533_997, 1_506_495),
+}
+LATER = (
+    *("efficientnetv2_s", "efficientnetv2_l", "convnextv2_large"),
+    *("inception_v4", "densenet121"),
+)
+QUICK = ("wide_resnet_16_4", "densenet_40_12", "efficientnet_b1")
 
 
 def test_every_name_is_published_or_a_demo():
     names = jax_models.list_models()
     demos = [name for name in names if name.endswith("_demo")]
-    assert set(names) == {*PUBLISHED, *demos}
+    others = {*AT_10, *AT_1000, *REFERENCE}
+    assert set(names) == {*PUBLISHED, *demos} | others
     assert len(names) == len(set(names))
 
 
@@ -65,10 +112,59 @@ def test_parameters_and_rates_are_the_published_ones(name):
     ]
     parameters, drop_path, dropout = PUBLISHED[name]
     assert sum(leaf.size for leaf in params) == parameters
-    np.testing.assert_allclose(max(rates), drop_path, rtol=1e-6)
-    # EfficientNet-Lite's first blocks have no shortcut, and so has its last.
-    assert min(rates) == 0 or "lite" in name
+    np.testing.assert_allclose(max(rates, default=0), drop_path, rtol=1e-6)
+    # EfficientNet's first blocks have no shortcut, and so has its last.
+    assert min(rates, default=0) == 0 or name.startswith("efficientnet_")
     assert model.head.dropout.rate == dropout
+
+
+def abstract(name, classes, **options):
+    return nnx.eval_shape(
+        lambda: jax_models.create_model(name, classes, **options)
+    )
+
+
+def count(model, *kinds):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, kinds)))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "parameters"),
+    [
+        pytest.param(
+            *(name, classes, parameters),
+            marks=[] if name in QUICK else pytest.mark.slow,
+        )
+        for classes, table in ((10, AT_10), (1000, AT_1000))
+        for name, parameters in table.items()
+    ],
+)
+def test_parameters_of_the_zoo(name, classes, parameters):
+    assert count(abstract(name, classes), nnx.Param) == parameters
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("digits_densenet1", "digits_densenet22")
+        else name
+        for name in REFERENCE
+    ],
+)
+def test_numbers_of_the_reference_for_digits(name):
+    """BatchNorm's statistics among them."""
+    model = abstract(name, 10)
+    everything, trained = REFERENCE[name]
+    assert count(model, nnx.Param, nnx.BatchStat) == everything
+    assert trained in (None, count(model, nnx.Param))
+
+
+def test_the_reference_for_digits_cropped():
+    model = abstract("digits_resnet3", 10, image_size=(32, 26))
+    assert count(model, nnx.Param, nnx.BatchStat) == 5_174_282
+    with pytest.raises(UserError, match="32 x 26 pixels, not 32 x 32"):
+        model.check(jnp.zeros((1, 32, 32, 3)))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +172,8 @@ def test_parameters_and_rates_are_the_published_ones(name):
     [
         ("convnextv2_atto", "0.55"),
         ("tinyvit_5m", "1.3"),
+        ("mobilenetv2", "0.30"),
+        pytest.param("efficientnet_b0", "0.39", marks=pytest.mark.slow),
         pytest.param("tinyvit_21m", "4.3", marks=pytest.mark.slow),
         pytest.param("convnextv2_base", "15.4", marks=pytest.mark.slow),
     ],

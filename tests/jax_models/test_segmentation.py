@@ -31,11 +31,11 @@ OPTIONS = {
     "deeplabv3plus": {"channels": 16, "dropout": 0.0},
     "unet": {"channels": (24, 20, 16, 12, 8)},
 }
-NO_DROP = {"encoder_options": {"drop_path_rate": 0.0}}
 
 
 def make(network, encoder="resnet_demo", **options):
-    options = OPTIONS[network] | NO_DROP | options
+    no_drop = {"encoder_options": golden_models.drops(encoder)}
+    options = OPTIONS[network] | no_drop | options
     return jax_models.create_model(network, CLASSES, encoder=encoder, **options)
 
 
@@ -99,7 +99,15 @@ def test_any_size_over_any_encoder(network, encoder):
             assert one.shape[2] >= width / stride
 
 
-@pytest.mark.parametrize("encoder", DEMOS)
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("densenet_demo", "wide_resnet_demo")
+        else name
+        for name in DEMOS
+    ],
+)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_parameter_gets_a_gradient(network, encoder):
     """At a size that nothing divides."""

@@ -33,19 +33,35 @@ MAIN = (
     "resnet34",
     "resnet50",
     "efficientnet_lite0",
+    "efficientnet_b0",
+    "mobilenetv2",
+    "densenet121",
+    "densenet_bc_100_12",
+    "wide_resnet_40_4",
+    "inception_v4",
 )
 DEMOS = tuple(name for name in recipe.MODELS if name.endswith("_demo"))
 SIBLINGS = tuple(set(recipe.MODELS) - set(MAIN) - set(DEMOS))
 # Where rounding carries a value across the kink of a rectifier, in a few
 # places of these deep networks, its gradient jumps.
-KINKED = ("resnet50", "efficientnet_lite1", "efficientnet_lite2")
+KINKED = (
+    *("resnet50", "efficientnet_lite1", "efficientnet_lite2"),
+    *("mobilenetv2", "densenet121", "densenet_bc_100_12", "inception_v4"),
+)
 # What compiles fast in float64 as well.
 QUICK = (
     "convnextv2_demo",
     "efficientnetv2_demo",
     "resnet_demo",
     "efficientnet_lite_demo",
+    "wide_resnet_demo",
+    "densenet_demo",
 )
+STEPPED = {*recipe.MODELS} - {*recipe.LOGITS_ONLY}
+
+
+# Whose blocks a demo has too.
+SLOW = ("densenet121", "densenet_bc_100_12", "wide_resnet_40_4", "inception_v4")
 
 
 def later(names, slow):
@@ -74,11 +90,11 @@ def goldens():
             marks=[pytest.mark.full]
             if name in SIBLINGS
             else [pytest.mark.slow]
-            if name in MAIN[2:] and size != (96, 160)
+            if name in SLOW or (name in MAIN[2:] and size != (96, 160))
             else [],
         )
         for name in recipe.MODELS
-        for size in recipe.SIZES
+        for size in recipe.sizes(name)
     ],
 )
 def test_logits(name, size, goldens, compiled_blocks):
@@ -93,10 +109,27 @@ def test_logits(name, size, goldens, compiled_blocks):
 @pytest.mark.parametrize(
     "name",
     [
+        "mobilenetv2",
+        *later({*recipe.SMALL_STEMS} - {"mobilenetv2"}, recipe.SMALL_STEMS),
+    ],
+)
+def test_logits_with_the_small_stem(name, goldens, compiled_blocks):
+    model = golden_models.load(name, stem="small")
+    model.eval()
+    assert model.stem_stride == 1
+    logits = model(jnp.asarray(recipe.images(2, *recipe.SMALL_SIZES[0], 3)))
+    golden = goldens("small_stems")[name]
+    assert np.abs(golden).max() > 0.1
+    np.testing.assert_allclose(logits, golden, rtol=0, atol=LOGITS_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
         *DEMOS,
         "tinyvit_11m",
         *later(
-            {*MAIN, *SIBLINGS} - {"tinyvit_11m"},
+            STEPPED - {*DEMOS, "tinyvit_11m"},
             slow=("miniconvnext", "efficientnetv2_m"),
         ),
     ],
@@ -115,7 +148,7 @@ def test_every_block(name, goldens, compiled_blocks, monkeypatch):
     monkeypatch.setattr(ImageModel, "run_block", run_block)
     model = golden_models.load(name)
     model.eval()
-    model(jnp.asarray(recipe.images(*recipe.CLOSE_LOOK)))
+    model(jnp.asarray(recipe.images(*recipe.close_look(name))))
     golden = {
         key: value
         for key, value in goldens(name).items()
@@ -131,7 +164,7 @@ def test_every_block(name, goldens, compiled_blocks, monkeypatch):
     [
         *QUICK,
         *later(
-            {*MAIN, *SIBLINGS, *DEMOS} - {*QUICK},
+            STEPPED - {*QUICK},
             slow=(*DEMOS, "miniconvnext"),
         ),
     ],
@@ -145,17 +178,19 @@ def test_training_step(name, goldens):
     """
     with jax.enable_x64(True):
         found = golden_models.training_step(
-            golden_models.load(name, jnp.float64)
+            golden_models.load(name, jnp.float64), recipe.close_look(name)
         )
     compare(found, goldens(name), 1e-9)
 
 
 @pytest.mark.parametrize(
-    "name", [*DEMOS, *later({*MAIN, *SIBLINGS}, slow=("miniconvnext",))]
+    "name", [*DEMOS, *later(STEPPED - {*DEMOS}, slow=("miniconvnext",))]
 )
 def test_training_step_in_float32(name, goldens):
     """The same as it is trained: within what rounding leaves."""
-    found = golden_models.training_step(golden_models.load(name))
+    found = golden_models.training_step(
+        golden_models.load(name), recipe.close_look(name)
+    )
     tolerance = 1e-4 if name in DEMOS else 0.1 if name in KINKED else 5e-3
     compare(found, goldens(name), tolerance)
 

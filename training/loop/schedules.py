@@ -29,6 +29,8 @@ def make_schedule(
     (SGDR); a last cycle that the stage would cut is shortened to end at the
     floor. warmup_cosine: a straight line up from peak / warm-up steps, then
     cosine (Goyal et al. 2017). step: times `step_factor` every `step_epochs`.
+    time_decay: the peak / (1 + `time_decay` * epochs), always of the peak and
+    not, as is easily written, of the rate before.
 
     Args:
       stage: a `configs.common.stage`.
@@ -57,6 +59,9 @@ def make_schedule(
     if stage.schedule == "step":
         every = max(1, round(stage.step_epochs * steps_per_epoch))
         return lambda step: peak * stage.step_factor ** (step // every)
+    if stage.schedule == "time_decay":
+        decay = stage.time_decay / steps_per_epoch
+        return lambda step: peak / (1 + decay * step)
     if stage.schedule == "warm_restarts":
         first = max(1, round(stage.restart_epochs * steps_per_epoch))
         return _warm_restarts(steps, first, stage.restart_factor, peak, floor)

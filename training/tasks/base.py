@@ -49,6 +49,7 @@ LOSS_FIELDS = (
     "label_smoothing",
     "focal_gamma",
     "class_weight",
+    "effective_number",
     "logit_adjustment",
     "distill_from",
     "distill_temperature",

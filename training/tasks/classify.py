@@ -36,7 +36,7 @@ from training.loop.step import Loss
 from training.multihost import comm
 from training.tasks import test_time_views
 from training.tasks.base import LOSS_FIELDS, Direction, Task, build_encoder
-from training.tasks.losses import loss_constants, make_loss
+from training.tasks.losses import describe_loss, loss_constants, make_loss
 
 if TYPE_CHECKING:
     from reports.page import Section
@@ -82,6 +82,11 @@ class Classification(Task):
                     f"stages[{index}].loss is {stage.loss!r}: choose one of "
                     f"{', '.join(LOSSES)}"
                 )
+            if stage.class_weight and stage.effective_number:
+                yield (
+                    f"stages[{index}] has class_weight and effective_number: "
+                    "choose one of them"
+                )
 
     def build(self) -> nnx.Module:
         """Returns the freshly initialised model."""
@@ -106,15 +111,7 @@ class Classification(Task):
         ]
         alphas = dict.fromkeys((mix.mixup_alpha, mix.cutmix_alpha))
         words.append("alpha " + " and ".join(f"{a:g}" for a in alphas))
-        if c.loss:
-            words.append(f"{c.loss} loss")
-        if c.class_weight:
-            words.append(f"class weights to the power {c.class_weight:g}")
-        if c.logit_adjustment:
-            words.append(f"logits adjusted by {c.logit_adjustment:g}")
-        if c.distill_from:
-            words.append(f"distilled from {c.distill_from}")
-        return ", ".join(words)
+        return ", ".join((*words, *describe_loss(c)))
 
     def open_teachers(
         self, workdir: Path, identity: Mapping[str, Any]
@@ -144,7 +141,9 @@ class Classification(Task):
         """Returns the loss of `stage`: see `make_loss`."""
         c = stage.config
         known = self.statistics
-        constants = loss_constants(c, known.mean, known.std, known.class_prior)
+        constants = loss_constants(
+            c, known.mean, known.std, known.class_prior, known.rows
+        )
         teacher = None
         if c.distill_from:
             run, teacher = self._teachers[c.distill_from]

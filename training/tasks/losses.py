@@ -8,6 +8,8 @@ spread.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,8 +58,26 @@ def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
     return loss
 
 
+def describe_loss(stage: ConfigDict) -> Iterator[str]:
+    """Yields what a plan says of a stage's loss."""
+    if stage.loss:
+        yield f"{stage.loss} loss"
+    if stage.class_weight:
+        yield f"class weights to the power {stage.class_weight:g}"
+    if stage.effective_number:
+        yield f"class weights by effective number, {stage.effective_number:g}"
+    if stage.logit_adjustment:
+        yield f"logits adjusted by {stage.logit_adjustment:g}"
+    if stage.distill_from:
+        yield f"distilled from {stage.distill_from}"
+
+
 def loss_constants(
-    stage: ConfigDict, mean: np.ndarray, std: np.ndarray, prior: np.ndarray
+    stage: ConfigDict,
+    mean: np.ndarray,
+    std: np.ndarray,
+    prior: np.ndarray,
+    rows: int,
 ) -> dict[str, np.ndarray]:
     """Returns what `make_loss` reads besides the batch.
 
@@ -66,12 +86,16 @@ def loss_constants(
       mean: float [3], channel means over 0..1 values.
       std: float [3], channel standard deviations.
       prior: float [C], class frequencies among the training rows.
+      rows: how many these are.
     """
+    weights = class_weights(prior, stage.class_weight)
+    if stage.effective_number:
+        weights = effective_number_weights(prior, rows, stage.effective_number)
     return {
         "mean": mean,
         "std": std,
         "log_prior": np.log(np.maximum(prior, 1e-6)).astype(np.float32),
-        "class_weights": class_weights(prior, stage.class_weight),
+        "class_weights": weights,
     }
 
 
@@ -166,4 +190,33 @@ def class_weights(
     weights = np.zeros_like(prior, dtype=np.float64)
     present = prior > 0
     weights[present] = prior[present] ** -power
+    return _scaled(weights, prior)
+
+
+def effective_number_weights(
+    prior: Float[np.ndarray, " C"], rows: int, beta: float
+) -> Float[np.ndarray, " C"]:
+    """Returns (1 - beta) / (1 - beta^n) for a class of n rows, scaled so.
+
+    Cui et al., "Class-Balanced Loss Based on Effective Number of Samples",
+    CVPR 2019: near beta 0 all classes weigh alike, near 1 inversely to n.
+
+    Args:
+      prior: as `class_weights`.
+      rows: number of training rows.
+      beta: in (0, 1).
+
+    Returns:
+      float32 [C].
+    """
+    weights = np.zeros_like(prior, dtype=np.float64)
+    present = prior > 0
+    # By expm1, as beta^n may round to 1.
+    numbers = -np.expm1(rows * prior[present] * np.log(beta))
+    weights[present] = 1 / numbers
+    return _scaled(weights, prior)
+
+
+def _scaled(weights: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Scaled so that the mean row weighs 1, float32."""
     return (weights / (weights * prior).sum()).astype(np.float32)

@@ -23,12 +23,14 @@ class Statistics:
         pixels where there are masks; empty without classes.
       class_prior_where_present: float [C], the share of a class among the
         pixels of the images that have it; 1 without masks.
+      rows: number of training rows; 0 in a saved run, which trains no more.
     """
 
     mean: np.ndarray
     std: np.ndarray
     class_prior: np.ndarray
     class_prior_where_present: np.ndarray
+    rows: int = 0
 
     @classmethod
     def of(cls, data: Data, mean: np.ndarray, std: np.ndarray) -> Statistics:
@@ -39,7 +41,8 @@ class Statistics:
           mean: float32 [3], of the channels.
           std: float32 [3], of the channels.
         """
-        return cls(mean, std, data.class_prior, data.class_prior_where_present)
+        shares = data.class_prior, data.class_prior_where_present
+        return cls(mean, std, *shares, len(data.train_rows))
 
     @classmethod
     def unknown(cls, data: Data) -> Statistics:

@@ -18,7 +18,7 @@ from flax import nnx
 
 import jax_models
 from core.errors import UserError
-from jax_models.torch import files
+from jax_models.torch import conversion, files
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 DEMOS = [name for name in jax_models.list_models() if name.endswith("_demo")]
@@ -243,3 +243,38 @@ def test_an_old_file_runs_no_code(tmp_path):
     with pytest.raises(UserError, match=r"it wants to call \w+\.mkdir"):
         files.read(tmp_path / "evil.pth")
     assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (
+            "mobilenetv2",
+            {
+                "features.0.1.bias": "bn1.bias",
+                "features.1.conv.0.0.weight": "blocks.0.0.conv_dw.weight",
+                "features.1.conv.1.weight": "blocks.0.0.conv_pw.weight",
+                "features.3.conv.3.bias": "blocks.1.1.bn3.bias",
+                "features.17.conv.2.weight": "blocks.6.0.conv_pwl.weight",
+                "features.18.0.weight": "conv_head.weight",
+                "classifier.1.bias": "classifier.bias",
+                "blocks.6.0.bn1.weight": "blocks.6.0.bn1.weight",
+            },
+        ),
+        (
+            "densenet_demo",
+            {
+                "features.denseblock2.denselayer1.norm.2.weight": (
+                    "features.denseblock2.denselayer1.norm2.weight"
+                ),
+                "features.norm5.bias": "features.norm5.bias",
+            },
+        ),
+    ],
+)
+def test_torchvisions_names_become_those_of_the_model(model, names):
+    model = nnx.eval_shape(lambda: jax_models.create_model(model, 16))
+    given = {name: np.array(number) for number, name in enumerate(names)}
+    found = model.published_names(given)
+    assert found == {names[name]: value for name, value in given.items()}
+    assert set(found) <= set(conversion._entries(model))

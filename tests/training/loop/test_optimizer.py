@@ -93,6 +93,15 @@ def test_step_drops_every_so_many_epochs():
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+def test_time_decay_is_of_the_first_rate_in_every_epoch():
+    """The reference applied the factor to the current rate, again and again."""
+    stage = common.stage(schedule="time_decay", learning_rate=1e-3)
+    got = trace(stage, 1000, per_epoch=10)
+    np.testing.assert_allclose(got[0], 1e-3, rtol=1e-6)
+    np.testing.assert_allclose(got[200], 1e-3 / 2, rtol=1e-6)
+    np.testing.assert_allclose(got[-1], 1e-3 / (1 + 0.05 * 99.9), rtol=1e-6)
+
+
 def test_a_rate_factor_scales_one_cycle_and_the_peak_of_the_others():
     stage = common.one_cycle(3e-4)
     np.testing.assert_allclose(

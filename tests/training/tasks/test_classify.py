@@ -26,7 +26,7 @@ def loss_of(model, batch, classes, teacher=None, prior=None, **fields):
     stage = common.stage(**fields)
     mix = mixing.Mixing(prob=0.0, erase_prob=0.0)
     prior = np.full(classes, 1 / classes) if prior is None else prior
-    constants = classify.loss_constants(stage, MEAN, STD, prior)
+    constants = classify.loss_constants(stage, MEAN, STD, prior, rows=1000)
     if teacher is not None:
         constants["teacher"] = ({}, {})
     prepare = classify.make_prepare(mix)

@@ -74,3 +74,21 @@ def test_class_weights_weigh_the_mean_row_one_and_absent_classes_nothing():
         assert weights[3] == 0
     weights = losses.class_weights(prior, 1.0)
     np.testing.assert_allclose(weights[:3] * prior[:3], 1 / 3, rtol=1e-6)
+
+
+def test_effective_numbers_weigh_between_all_alike_and_inversely():
+    counts = np.array([1000, 100, 10, 0])
+    prior, rows = counts / counts.sum(), int(counts.sum())
+
+    def weights(beta):
+        return losses.effective_number_weights(prior, rows, beta)
+
+    # Cui et al. 2019, equation 2, class by class.
+    expected = np.array([(1 - 0.99) / (1 - 0.99**n) for n in (1000, 100, 10)])
+    got = weights(0.99)
+    np.testing.assert_allclose(got[:3] / got[0], expected / expected[0], 1e-5)
+    assert got[3] == 0 and got.dtype == np.float32
+    assert (got * prior).sum() == pytest.approx(1)
+    np.testing.assert_allclose(weights(1e-9)[:3], 1, rtol=1e-5)
+    inverse = losses.class_weights(prior, 1.0)
+    np.testing.assert_allclose(weights(1 - 1e-9), inverse, rtol=1e-4)
