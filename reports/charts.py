@@ -159,9 +159,18 @@ def _finite(line: Line) -> Line:
 
 
 def interval(
-    value: float, low: float, high: float, start: float, end: float
+    value: float,
+    low: float,
+    high: float,
+    start: float,
+    end: float,
+    *,
+    rule: float | None = None,
 ) -> Markup:
-    """A point with its interval on a scale from `start` to `end`."""
+    """A point with its interval on a scale from `start` to `end`.
+
+    An upright line marks `rule`, such as no difference.
+    """
     width = 240
     span = max(end - start, 1e-9)
 
@@ -172,7 +181,12 @@ def interval(
         f'<svg viewBox="0 0 {width} 22" role="img" aria-label="{value:.4f}, '
         f'between {low:.4f} and {high:.4f}">'
         f'<path d="M0 11H{width}" stroke="var(--grid)"/>'
-        f'<path d="M{across(low):.1f} 11H{across(high):.1f}" '
+        + (
+            ""
+            if rule is None
+            else f'<path d="M{across(rule):.1f} 1V21" stroke="var(--faint)"/>'
+        )
+        + f'<path d="M{across(low):.1f} 11H{across(high):.1f}" '
         'stroke="var(--accent)" stroke-width="5" stroke-linecap="round" '
         'opacity=".32"/>'
         f'<circle cx="{across(value):.1f}" cy="11" r="4" '

@@ -19,7 +19,7 @@ from reports.classification import Predictions
 from reports.ensemble import ensemble_report
 from reports.thumbnails import Pictures
 from run_folder import submission_file
-from stacking import leaks, search, serialization, submission
+from stacking import leaks, search_storage, serialization, submission
 from stacking.align import Rows, Table, make_table
 from stacking.atomic_dir import REPORT, check_writable, staged
 from stacking.nested_cv import Scored, out_of_fold, predict_scored
