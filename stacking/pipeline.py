@@ -94,7 +94,7 @@ def stack(
         )
     check_writable(job.out, "--out")
     if job.settings.search_seconds:
-        search.check_storage(job.settings.search_storage)
+        search_storage.check_storage(job.settings.search_storage)
 
     logits, labels = table.val.logits, table.val.labels
     found = out_of_fold(logits, labels, job.settings, progress=progress)

@@ -153,9 +153,8 @@ def _grid(command: str, arguments: Sequence[str]) -> int:
         axes = transfer.axes(config)
     else:
         axes = [axes_lib.parse_grid(text) for text in known.grid]
-        axes += [
-            axis for path in known.arms for axis in axes_lib.read_arms(path)
-        ]
+        for path in known.arms:
+            axes += axes_lib.read_arms(path)
         if not axes:
             raise UserError(
                 "there is nothing to compare; give --grid FIELD=A,B or --arms "

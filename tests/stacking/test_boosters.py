@@ -9,10 +9,7 @@ from sklearn.metrics import log_loss
 
 from core.errors import UserError
 from metrics import classification
-from stacking import (
-    boosters,
-    search,
-)
+from stacking import boosters, search, search_storage
 from stacking.stack_model import Settings, fit_stack_model
 from stacking.stratified import stratified_folds
 
