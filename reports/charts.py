@@ -44,6 +44,7 @@ def line_chart(
     size: tuple[int, int] = WHOLE,
     verticals: Sequence[float] = (),
     marks: Sequence[tuple[float, float]] = (),
+    from_zero: bool = True,
 ) -> Markup:
     """Lines over a common x axis.
 
@@ -53,6 +54,7 @@ def line_chart(
       size: `WHOLE` or `HALF`.
       verticals: x of faint rules, where a new stage begins.
       marks: points to ring, the best ones.
+      from_zero: whether the x axis begins at 0.
     """
     width, height = size
     lines = [_finite(line) for line in lines]
@@ -61,7 +63,9 @@ def line_chart(
         return Markup('<p class="small soft">Nothing was recorded.</p>')
     x = np.concatenate([line.x for line in lines])
     y = np.concatenate([line.y for line in lines])
-    x_low, x_high = float(min(x.min(), 0)), float(x.max())
+    x_low, x_high = float(x.min()), float(x.max())
+    if from_zero:
+        x_low = min(x_low, 0.0)
     x_high = x_high if x_high > x_low else x_low + 1
     ticks = nice_ticks(float(y.min()), float(y.max()), 4)
     low, high = min(ticks[0], y.min()), max(ticks[-1], y.max())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reports.charts import interval
+from reports.charts import Line, interval, line_chart
 from reports.page import Figure, Section, template, write_page
 
 _TEMPLATE = "study.html"
@@ -193,3 +193,68 @@ def _cells(runs: Sequence[Run]) -> list[dict]:
 def _training_seconds(runs: Sequence[Run]) -> list[float]:
     """Once for each training: cells that share one have its very seconds."""
     return list({(run.seed, run.seconds): run.seconds for run in runs}.values())
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning-rate range test.
+
+    Attributes:
+      rates: float [T], ascending.
+      losses: float [T], of single batches.
+      smooth: float [T], of their neighbours.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    smooth: np.ndarray
+
+
+def lr_range_report(
+    path: Path, recipe: str, curve: Curve, steepest: float, lowest: float
+) -> Path:
+    """Writes the page of a learning-rate range test.
+
+    Args:
+      path: of the html file.
+      recipe: that was tested.
+      curve: what was measured.
+      steepest: rate at which the loss falls most steeply.
+      lowest: rate at which it is lowest.
+
+    Returns:
+      `path`.
+    """
+    powers = np.log10(curve.rates)
+    # What flies off would press all else to the floor.
+    top = curve.smooth[0] + 0.3 * np.ptp(curve.smooth[: _until(curve)])
+    shown = curve.losses <= top
+    lines = [
+        Line("batch", powers[shown], curve.losses[shown], "var(--faint)"),
+        Line("smoothed", powers, np.minimum(curve.smooth, top)),
+    ]
+    chart = line_chart(
+        lines,
+        "loss over the learning rate, by powers of ten",
+        verticals=[float(np.log10(steepest)), float(np.log10(lowest))],
+        from_zero=False,
+    )
+    body = template("run.html").rates([{"svg": chart, "key": lines}])
+    note = (
+        "Training loss over the logarithm (base 10) of the learning rate. The "
+        "upright lines are the steepest and the lowest point."
+    )
+    return write_page(
+        path,
+        "Learning-rate range test",
+        f"{recipe}: one short training at ever higher rates.",
+        [Section("Loss", body, note)],
+        [
+            Figure("suggested peak", f"{steepest:.2g}", "steepest fall"),
+            Figure("lowest loss", f"{lowest:.2g}", "too high to train with"),
+        ],
+    )
+
+
+def _until(curve: Curve) -> int:
+    return int(curve.smooth.argmin()) + 1

@@ -31,6 +31,8 @@ from training.config import problems
 COMMANDS = {
     "grid": "runs over a grid of fields, and the effect of each",
     "transfer": "the grid of transfer learning",
+    "tune": "a search over fields of a recipe, with Optuna",
+    "lr_range": "the loss at ever higher learning rates, and one to take",
 }
 
 
@@ -45,7 +47,12 @@ def main(arguments: Sequence[str]) -> int:
     """
     with exit_on_user_error():
         if arguments[:1] and arguments[0] in COMMANDS:
-            return _grid(arguments[0], arguments[1:])
+            command, *rest = arguments
+            if command == "tune":
+                return _tune(rest)
+            if command == "lr_range":
+                return _lr_range(rest)
+            return _grid(command, rest)
         if arguments[:1] not in ([], ["--help"], ["-h"]):
             raise UserError(
                 f"there is no study {arguments[0]!r}; choose one of "
@@ -169,14 +176,99 @@ def _grid(command: str, arguments: Sequence[str]) -> int:
         with stop:
             failures = grid.run(study, stop)
         if stop.received:
-            print("stopped; the same command continues")
-            return signals.exit_code(stop.received)
+            return _stopped(stop)
     title = "Transfer study" if command == "transfer" else "Study"
     found = findings.write(study, axes, title, known.metric, failures)
     for sentence in found.sentences:
         print(sentence)
     print(f"page in {found.page}, numbers in {workdir / findings.CSV}")
     return 1 if failures else 0
+
+
+def _tune(arguments: Sequence[str]) -> int:
+    made = parser(
+        "tune",
+        "Searches fields of a recipe with Optuna, stops runs that are worse "
+        "than the median, and writes the best config as a recipe. Several "
+        "processes with one --workdir share a search.",
+    )
+    made.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        metavar="FIELD=SPACE",
+        help="'field=1e-4..1e-2 log', 'field=0.0..1.0', 'field=a,b'",
+    )
+    made.add_argument("--trials", type=int, default=30, metavar="N")
+    made.add_argument(
+        "--storage",
+        metavar="FILE",
+        help="of the search, also the URL of a database as Optuna takes it "
+        "(default: WORKDIR/search.journal)",
+    )
+    known, overrides, workdir = parse(made, arguments)
+    from studies import tune
+
+    if not known.search or known.trials < 1:
+        raise UserError(
+            "give --search 'stages[0].learning_rate=1e-4..1e-2 log' or the "
+            "like, and at least one of --trials"
+        )
+    config = loading.load(known.config)
+    loading.apply_overrides(config, overrides)
+    search = tune.Search(
+        known.config,
+        overrides,
+        config,
+        [tune.parse_parameter(text, config) for text in known.search],
+        workdir,
+        known.storage or str(workdir / tune.JOURNAL),
+        known.trials,
+        problems,
+    )
+    with signals.StopSignals() as stop:
+        study = tune.run(search, stop)
+    best = tune.write_best(search, study)
+    if best is not None:
+        print(f"best config in {best}: python train.py --config={best}")
+    return _stopped(stop) if stop.received else 0
+
+
+def _lr_range(arguments: Sequence[str]) -> int:
+    made = parser(
+        "lr_range",
+        "Trains the first stage of a recipe for a few batches at ever higher "
+        "rates, plots the loss, and suggests a rate.",
+    )
+    made.add_argument("--low", type=float, default=1e-6, metavar="RATE")
+    made.add_argument("--high", type=float, default=1.0, metavar="RATE")
+    made.add_argument("--steps", type=int, default=100, metavar="N")
+    known, overrides, workdir = parse(made, arguments)
+    if not 0 < known.low < known.high or known.steps < 20:
+        raise UserError(
+            "--low must be above 0 and below --high, and --steps 20 or more"
+        )
+    from studies import lr_range
+
+    with signals.StopSignals() as stop:
+        page = lr_range.run(
+            known.config,
+            overrides,
+            workdir,
+            known.low,
+            known.high,
+            known.steps,
+            stop,
+        )
+    if page is None:
+        return _stopped(stop)
+    print(f"page in {page}")
+    return 0
+
+
+def _stopped(stop: signals.StopSignals) -> int:
+    print("stopped; the same command continues")
+    return signals.exit_code(stop.received)
 
 
 if __name__ == "__main__":
