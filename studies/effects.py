@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from core.errors import UserError
 from studies.outcomes import Outcome
@@ -197,5 +197,5 @@ def _estimate(
     if of_seeds > 0:
         of_examples = float(drawn.mean(axis=0).var())
         freedom = (seeds - 1) * (1 + of_examples / of_seeds) ** 2
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, freedom)) * spread
+    half = float(special.stdtrit(freedom, (1 + _LEVEL) / 2)) * spread
     return Estimate(value, value - half, value + half)

@@ -12,8 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "studies")]
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def main(words):
@@ -36,7 +35,7 @@ def main(words):
         for _ in range(0 if done.exists() else 600):
             time.sleep(0.1)
     import numpy as np
-    from test_outcomes import write_run
+    from made_runs import write_run
 
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, 200)

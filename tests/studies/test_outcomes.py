@@ -1,47 +1,13 @@
 """What a run folder says of a run, whatever its task."""
 
-import json
-
 import numpy as np
 import pytest
+from made_runs import write_history, write_run
 
 from core.errors import UserError
 from metrics import classification, segmentation
 from run_folder import layout
-from run_folder.predictions import Logits, write_logits
 from studies import outcomes
-
-
-def write_history(run, scores, sign=1, metric=None):
-    run.mkdir(parents=True, exist_ok=True)
-    first = metric or next(iter(scores))
-    record = {"kind": "eval", "step": 4, "stage": 0, "epoch": 1.0, **scores}
-    record |= {"merit": sign * scores[first], "best": True}
-    (run / layout.METRICS).write_text(json.dumps(record) + "\n")
-    config = {"checkpoint": {"metric": metric or ""}}
-    (run / layout.CONFIG).write_text(json.dumps(config))
-
-
-def write_run(run, logits, labels, ids=None, **history):
-    count = len(labels)
-    ids = np.arange(count).astype(str) if ids is None else ids
-    write_logits(
-        layout.logits_path(run, "val"),
-        Logits(
-            ids=ids,
-            logits=logits.astype(np.float32),
-            labels=labels,
-            classes=np.array(["a", "b", "c"]),
-            fold=np.zeros(count, int),
-            metadata={
-                "model": "m",
-                "config_hash": "",
-                "folds_hash": "",
-                "tta_views": [],
-            },
-        ),
-    )
-    write_history(run, {"val_macro_f1": 0.5, "val_loss": 1.0}, **history)
 
 
 @pytest.fixture
