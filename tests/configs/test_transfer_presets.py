@@ -1,0 +1,180 @@
+"""Ways to train on from given weights: what learns, and what stays."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jax_models
+from configs import common, loading, transfer
+from training.config import problems
+from training.loop import param_groups
+
+RECIPE = "configs/efficientnet_lite0.py"
+VARIANTS = (
+    "",
+    ":fine_tune",
+    ":linear_probe",
+    ":layer_decay",
+    ":gradual",
+    ":scratch",
+    ":short",
+    ":demo",
+)
+MODELS = (
+    "efficientnet_lite_demo",
+    "convnextv2_demo",
+    "efficientnetv2_demo",
+    "resnet_demo",
+    "tinyvit_demo",
+)
+
+
+@functools.cache
+def params(name):
+    model = nnx.eval_shape(lambda: jax_models.create_model(name, 4))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def by_path(stage, model="efficientnet_lite_demo"):
+    groups = param_groups.assign(params(model), stage)
+    leaves = jax.tree_util.tree_flatten_with_path(groups)[0]
+    return {param_groups.path_of(path): group for path, group in leaves}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_can_train(variant):
+    config = loading.load(RECIPE + variant)
+    assert not list(problems(config))
+    for stage in config.stages:
+        # All patterns mean something, and something learns.
+        model = "efficientnet_lite0"
+        param_groups.check(params(model), [stage])
+    assert bool(config.init_from) == (variant not in (":scratch", ":demo"))
+
+
+def test_an_unknown_variant_is_told():
+    with pytest.raises(Exception, match="not one of fine_tune"):
+        loading.load(f"{RECIPE}:finetune")
+
+
+def test_the_encoder_learns_after_the_head_and_more_slowly():
+    first, second = transfer.fine_tune(2e-3, 9.0, encoder_rate=0.1)
+    assert {p for p, g in by_path(first).items() if not g.frozen} == {
+        "head/fc/kernel",
+        "head/fc/bias",
+    }
+    found = by_path(second)
+    assert not any(group.frozen for group in found.values())
+    assert found["head/fc/kernel"].rate == 1.0
+    assert found["conv_stem/kernel"].rate == 0.1
+
+
+def test_layer_decay_is_slowest_at_the_stem():
+    (stage,) = transfer.layer_decay(decay=0.5)
+    found = by_path(stage)
+    assert found["head/fc/kernel"].rate == 1.0
+    rates = [found[f"blocks/{i}/0/bn1/scale"].rate for i in range(5)]
+    assert rates == sorted(rates) and rates[0] < rates[-1] < 1
+    assert found["conv_stem/kernel"].rate < rates[0]
+
+
+def test_gradual_unfreezing_thaws_one_part_more_in_each_stage():
+    parts = (r"^head/", r"^(conv_head|bn2)/", "")
+    stages = transfer.gradual_unfreezing(parts, 1e-3, 9.0)
+    learning = [
+        {p.split("/")[0] for p, g in by_path(stage).items() if not g.frozen}
+        for stage in stages
+    ]
+    assert learning[0] == {"head"}
+    assert learning[1] == {"head", "conv_head", "bn2"}
+    assert learning[2] == {"head", "conv_head", "bn2"} | {
+        *("conv_stem", "bn1", "blocks")
+    }
+    assert [stage.learning_rate for stage in stages] == [1e-3, 5e-4, 2.5e-4]
+    assert [stage.epochs for stage in stages] == [3.0, 3.0, 3.0]
+
+
+# ---- Normalisation ----------------------------------------------------------
+
+
+def statistics_move(stage, model):
+    """{path of a norm's statistics: whether a forward pass moves them}."""
+    made = jax_models.create_model(model, 4, nnx.Rngs(0))
+    param_groups.set_train_mode(made, stage)
+    before = nnx.to_flat_state(nnx.state(made, nnx.BatchStat))
+    before = {path: np.array(value[...]) for path, value in before}
+    made(
+        jnp.asarray(np.random.default_rng(0).random((2, 64, 64, 3)), "float32")
+    )
+    after = nnx.to_flat_state(nnx.state(made, nnx.BatchStat))
+    return {
+        "/".join(map(str, path)): bool((before[path] != value[...]).any())
+        for path, value in after
+    }
+
+
+@pytest.mark.parametrize("model", ["efficientnet_lite_demo", "resnet_demo"])
+def test_frozen_statistics_stay_and_others_move(model):
+    (probe,) = transfer.linear_probe()
+    (plain,) = transfer.layer_decay()
+    (frozen,) = transfer.with_frozen_norms([plain])
+    (thawed,) = transfer.with_training_norms([probe])
+    assert not any(statistics_move(probe, model).values())
+    assert all(statistics_move(plain, model).values())
+    assert not any(statistics_move(frozen, model).values())
+    assert all(statistics_move(thawed, model).values())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_norms_are_found_by_their_names_in_every_model(model):
+    made = nnx.eval_shape(lambda: jax_models.create_model(model, 4))
+    kinds = ("BatchNorm", "LayerNorm")
+    norms = {
+        "/".join(map(str, path))
+        for path, module in nnx.iter_modules(made)
+        if type(module).__name__ in kinds
+    }
+    stage = common.stage(
+        param_groups=(common.group(transfer.NORMS, frozen=True),)
+    )
+    found = by_path(stage, model)
+    frozen = {
+        path.rpartition("/")[0] for path, group in found.items() if group.frozen
+    }
+    assert frozen == norms
+
+
+# ---- A classifier that starts from zero -------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_zero_head_answers_nothing_and_learns_at_once(model):
+    made = jax_models.create_model(model, 4, nnx.Rngs(0), zero_head=True)
+    images = jnp.asarray(
+        np.random.default_rng(0).random((2, 64, 64, 3)), "float32"
+    )
+    made.eval()
+    assert not np.any(made(images) - made.head.fc.bias[...])
+
+    def loss(model):
+        return -jax.nn.log_softmax(model(images))[:, 0].sum()
+
+    grads = nnx.grad(loss)(made)
+    assert np.any(grads.head.fc.kernel[...])
+    # The features are as without it.
+    other = jax_models.create_model(model, 4, nnx.Rngs(0))
+    other.eval()
+    np.testing.assert_array_equal(made.features(images), other.features(images))
+
+
+def test_segmentation_heads_start_from_zero_too():
+    made = jax_models.create_model(
+        "unet", 3, nnx.Rngs(0), encoder="efficientnet_lite_demo", zero_head=True
+    )
+    assert not np.any(made.head.fc.kernel[...])
+    name = jax_models.encoder_name("unet", zero_head=True)
+    assert name == "resnet34"
