@@ -39,6 +39,12 @@ def params(name):
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+def images():
+    return jnp.asarray(
+        np.random.default_rng(0).random((2, 64, 64, 3)), "float32"
+    )
+
+
 def by_path(stage, model="efficientnet_lite_demo"):
     groups = param_groups.assign(params(model), stage)
     leaves = jax.tree_util.tree_flatten_with_path(groups)[0]
@@ -107,9 +113,7 @@ def statistics_move(stage, model):
     param_groups.set_train_mode(made, stage)
     before = nnx.to_flat_state(nnx.state(made, nnx.BatchStat))
     before = {path: np.array(value[...]) for path, value in before}
-    made(
-        jnp.asarray(np.random.default_rng(0).random((2, 64, 64, 3)), "float32")
-    )
+    made(images())
     after = nnx.to_flat_state(nnx.state(made, nnx.BatchStat))
     return {
         "/".join(map(str, path)): bool((before[path] != value[...]).any())
@@ -154,21 +158,20 @@ def test_norms_are_found_by_their_names_in_every_model(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_zero_head_answers_nothing_and_learns_at_once(model):
     made = jax_models.create_model(model, 4, nnx.Rngs(0), zero_head=True)
-    images = jnp.asarray(
-        np.random.default_rng(0).random((2, 64, 64, 3)), "float32"
-    )
     made.eval()
-    assert not np.any(made(images) - made.head.fc.bias[...])
+    assert not np.any(made(images()) - made.head.fc.bias[...])
 
     def loss(model):
-        return -jax.nn.log_softmax(model(images))[:, 0].sum()
+        return -jax.nn.log_softmax(model(images()))[:, 0].sum()
 
     grads = nnx.grad(loss)(made)
     assert np.any(grads.head.fc.kernel[...])
     # The features are as without it.
     other = jax_models.create_model(model, 4, nnx.Rngs(0))
     other.eval()
-    np.testing.assert_array_equal(made.features(images), other.features(images))
+    np.testing.assert_array_equal(
+        made.features(images()), other.features(images())
+    )
 
 
 def test_segmentation_heads_start_from_zero_too():

@@ -230,7 +230,7 @@ def test_a_run_with_other_names_is_mapped(tmp_path):
     there = save(tmp_path / "other", classifier(), "classify", 1)
     config = common.base()
     config.init_from = str(tmp_path / "other")
-    # Two layers of one shape change places.
+    # The first norm goes by another name; those of the blocks do not.
     config.init_names = (
         "(.*)/bn1/(.*) -> \\1/bn0/\\2",
         "(blocks/0/0)/bn0/ -> \\1/bn1/",
@@ -244,6 +244,8 @@ def test_a_run_with_other_names_is_mapped(tmp_path):
     new = flat(*after)
     key = ("params", "blocks", "1", "0", "bn1", "scale")
     np.testing.assert_array_equal(new[key], there[key])
+    key = ("params", "bn1", "scale")
+    assert (new[key] != there[key]).all()
 
 
 def test_a_caution_is_told_once_where_images_may_have_been_seen(
