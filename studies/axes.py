@@ -245,9 +245,19 @@ def make_cells(
       problems: what cannot work in a config.
 
     Raises:
-      UserError: what is wrong in a level, with all its problems.
+      UserError: what is wrong in a level, with all its problems; two axes
+        set one field, or two cells differ in nothing that changes a result.
     """
-    cells = []
+    owners: dict[str, str] = {}
+    for axis in axes:
+        for field in {f for level in axis.levels for f in level.fields}:
+            if field in owners:
+                raise UserError(
+                    f"the axes {owners[field]} and {axis.name} both set "
+                    f"{field}, so neither is varied alone; put it into one"
+                )
+            owners[field] = axis.name
+    cells, known = [], {}
     for levels in itertools.product(*(axis.levels for axis in axes)):
         fields = {}
         for level in levels:
@@ -264,5 +274,11 @@ def make_cells(
         if found:
             where = ", ".join(level.name for level in levels)
             raise UserError(f"{where or named}: " + "; ".join(found))
-        cells.append(Cell(levels, named, words, config))
+        cell = Cell(levels, named, words, config)
+        if (other := known.setdefault(cell.digest, cell)) is not cell:
+            raise UserError(
+                f"{other.name} and {cell.name} differ in nothing that changes "
+                "a result; leave one out"
+            )
+        cells.append(cell)
     return cells

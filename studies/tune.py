@@ -286,12 +286,13 @@ def _try(
             for one in search.parameters
         ]
         trial.set_user_attr("words", words)
+        before = study.get_trials(deepcopy=False)[trial.number]
     print(
         f"trial {trial.number + 1} of {search.trials}: "
         + ", ".join(word.removeprefix("--config.") for word in words),
         flush=True,
     )
-    watch = _Watch(search, trial, folder)
+    watch = _Watch(search, trial, folder, len(before.intermediate_values))
     problems = _problems(search, words)
     if problems:
         ended = training.Ended(End.FAILED, problems)
@@ -337,10 +338,12 @@ def _problems(search: Search, words: Sequence[str]) -> str:
 class _Watch:
     """Reports the evaluations of a run, and says when it is not worth it."""
 
-    def __init__(self, search: Search, trial: optuna.Trial, folder: Path):
+    def __init__(
+        self, search: Search, trial: optuna.Trial, folder: Path, told: int
+    ):
         self._search, self._trial, self._folder = search, trial, folder
         self._looked = self._spoke = time.monotonic()
-        self._told = 0
+        self._told = told  # evaluations that the search knows already
 
     def __call__(self) -> bool:
         now = time.monotonic()

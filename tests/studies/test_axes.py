@@ -55,8 +55,18 @@ def test_views_alone_make_no_training_of_their_own():
 def test_where_weights_come_from_is_compared_and_where_data_are_is_not():
     start = cells(parse_grid("init_from=,runs/mae"))
     assert start[0].training != start[1].training
-    seeds = cells(parse_grid("seed=1,2"))
-    assert seeds[0].digest == seeds[1].digest
+    (here,) = cells(overrides=["--config.data.root=a"])
+    (there,) = cells(overrides=["--config.data.root=b", "--config.seed=1"])
+    assert here.digest == there.digest
+
+
+def test_what_compares_nothing_is_refused():
+    with pytest.raises(UserError, match="differ in nothing"):
+        cells(parse_grid("workers=0,2"))
+    with pytest.raises(UserError, match=r"both set mixing\.prob"):
+        cells(
+            parse_grid("mixing.prob=0.0,0.1"), parse_grid("mixing.prob=0.1,0.2")
+        )
 
 
 def test_arms_set_several_fields_and_name_recipes(tmp_path):
