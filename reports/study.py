@@ -83,6 +83,8 @@ def study_report(
     runs: Sequence[Run],
     examples: int,
     notes: Sequence[str] = (),
+    *,
+    lower_is_better: bool = False,
 ) -> Path:
     """Writes the page of a study.
 
@@ -95,6 +97,7 @@ def study_report(
       runs: that are finished.
       examples: validation images of each run; 0 where nobody counted.
       notes: on what is missing or failed.
+      lower_is_better: whether less of the metric is better.
 
     Returns:
       `path`.
@@ -139,10 +142,11 @@ def study_report(
         )
         parts.append(Section("By class", macros.classes(heads, rows), note))
     parts.append(Section("Runs", macros.runs(runs)))
-    best = max(_cells(runs), key=lambda row: row["mean"])
+    sign = -1 if lower_is_better else 1
+    best = max(_cells(runs), key=lambda row: sign * row["mean"])
     minutes = sum(_training_seconds(runs)) / 60
     figures = [
-        Figure("highest mean", f"{best['mean']:.4f}", best["name"]),
+        Figure("best mean", f"{best['mean']:.4f}", best["name"]),
         Figure("seeds", f"{seeds}", "the same ones in every cell"),
         Figure(
             "validation images",

@@ -119,6 +119,7 @@ def write(
         runs,
         scores.examples,
         notes,
+        lower_is_better=first.sign < 0,
     )
     return Findings(sentences, effects, page)
 
