@@ -243,7 +243,7 @@ def lr_range_report(
         verticals=[float(np.log10(steepest)), float(np.log10(lowest))],
         from_zero=False,
     )
-    body = template("run.html").rates([{"svg": chart, "key": lines}])
+    body = template("run.html").training([{"svg": chart, "key": lines}])
     note = (
         "Training loss over the logarithm (base 10) of the learning rate. The "
         "upright lines are the steepest and the lowest point."

@@ -98,9 +98,13 @@ def train(
       look: called several times a second; True ends the run, which saves.
     """
     script = str(ROOT / "train.py")
-    with open(folder / LOG, "ab") as log:
-        log.write(f"$ train.py {' '.join(words)}\n".encode())
-        log.flush()
+    with contextlib.ExitStack() as stack:
+        try:
+            log = stack.enter_context(open(folder / LOG, "ab"))
+            log.write(f"$ train.py {' '.join(words)}\n".encode())
+            log.flush()
+        except OSError as error:
+            raise cannot_write(folder / LOG, error) from error
         begin = log.tell()
         child = subprocess.Popen(
             [
