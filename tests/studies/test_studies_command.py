@@ -112,7 +112,7 @@ def test_the_commands_of_the_page_run(words, tmp_path):
         if word == "arms.toml":
             (toml,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
             path = tmp_path / "arms.toml"
-            path.write_text(toml.replace("image_size = 128", ""))
+            path.write_text(toml.replace(", image_size = 128", ""))
             word = str(path)
         given.append(word)
     if "efficientnet" in " ".join(words):
