@@ -101,7 +101,9 @@ def test_the_commands_of_the_page_run(words, tmp_path):
             (tmp_path / "best.py").write_text(
                 "from configs import loading\n"
                 "def get_config(variant=''):\n"
-                "    return loading.load('configs/miniconvnext.py:demo')\n"
+                "    config = loading.load('configs/miniconvnext.py:demo')\n"
+                "    config.mixing.prob = 0.25\n"
+                "    return config\n"
             )
             word = word.replace("runs/tune/best.py", f"{tmp_path}/best.py")
         if word.startswith("--config.data.root="):
