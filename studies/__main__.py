@@ -58,9 +58,9 @@ def main(arguments: Sequence[str]) -> int:
                 f"there is no study {arguments[0]!r}; choose one of "
                 f"{', '.join(COMMANDS)}"
             )
-        print(__doc__.partition("\n\n")[0])
+        print("usage: python -m studies STUDY [--help] ...")
         for name, what in COMMANDS.items():
-            print(f"  {name:10} {what} (python -m studies {name} --help)")
+            print(f"  {name:10} {what}")
     return 0
 
 
