@@ -46,13 +46,12 @@ def axes(config: ConfigDict) -> list[Axis]:
             "transfer": {"init_from": weights},
         },
         "augmentation": {"flips": _FLIPS, "rich": _RICH},
-        "views": {
-            "one view": {"eval.tta": f"({views[0]!r},)"},
-            "TTA": {"eval.tta": str(tuple(views))},
-        },
     }
-    if len(views) < 2:
-        del found["views"]
+    if len(views) > 1:
+        found["views"] = {
+            "one view": {"eval.tta": str(tuple(views[:1]))},
+            "TTA": {"eval.tta": str(tuple(views))},
+        }
     return [
         Axis(name, tuple(Level(n, fields) for n, fields in levels.items()))
         for name, levels in found.items()

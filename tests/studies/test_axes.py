@@ -139,3 +139,8 @@ def test_the_grid_of_transfer_learning():
     assert made[0].config.init_from == ""
     assert made[-1].config.init_from == "imagenet"
     assert made[-1].config.eval.tta == config.eval.tta
+    config.eval.tta = ("auto",)
+    assert [axis.name for axis in transfer.axes(config)] == [
+        "start",
+        "augmentation",
+    ]
