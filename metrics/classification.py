@@ -41,6 +41,21 @@ def f1_from_confusion(
     true = confusion.sum(axis=-1)
     predicted = confusion.sum(axis=-2)
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return f1_from_counts(true, predicted, hits)
+
+
+def f1_from_counts(
+    true: Real[np.ndarray, "*batch C"],
+    predicted: Real[np.ndarray, "*batch C"],
+    hits: Real[np.ndarray, "*batch C"],
+) -> Float64[np.ndarray, "*batch C"]:
+    """Returns F1 of each class, as `f1_from_confusion`.
+
+    Args:
+      true: rows of the class.
+      predicted: rows that are taken for it.
+      hits: rows that are both.
+    """
     total = (true + predicted).astype(np.float64)
     return np.divide(
         2.0 * hits, total, out=np.full(total.shape, np.nan), where=total > 0
@@ -51,9 +66,15 @@ def macro_f1_from_confusion(
     confusion: Real[np.ndarray, "*batch C C"],
 ) -> Float64[np.ndarray, "*batch"]:
     """Returns the mean F1 over the classes that occur; 0 without rows."""
-    f1 = f1_from_confusion(confusion)
-    known = np.isfinite(f1)
-    total = np.where(known, f1, 0.0).sum(axis=-1)
+    return mean_of_present(f1_from_confusion(confusion))
+
+
+def mean_of_present(
+    values: Float[np.ndarray, "*batch C"],
+) -> Float64[np.ndarray, "*batch"]:
+    """Returns the mean over the last axis without NaN; 0 where all are."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=-1)
     return np.asarray(total / np.maximum(known.sum(axis=-1), 1))
 
 

@@ -66,7 +66,7 @@ def mean_iou_from_confusion(
     confusion: Real[np.ndarray, "*batch C C"],
 ) -> Float64[np.ndarray, "*batch"]:
     """Returns the mean IoU over the classes that occur; 0 without pixels."""
-    return _mean_of_present(iou_from_confusion(confusion))
+    return classification.mean_of_present(iou_from_confusion(confusion))
 
 
 def scores(confusions: Int[np.ndarray, "N C C"]) -> dict[str, float]:
@@ -248,7 +248,7 @@ def mean_boundary_iou(
     counts: Real[np.ndarray, "*batch C 2"],
 ) -> Float64[np.ndarray, "*batch"]:
     """Returns the mean boundary IoU over the classes that occur."""
-    return _mean_of_present(boundary_iou(counts))
+    return classification.mean_of_present(boundary_iou(counts))
 
 
 def class_shares(
@@ -294,10 +294,3 @@ def frequency_weights(
 
 
 WEIGHTINGS: Sequence[str] = ("median", "sqrt_median", "inverse")
-
-
-def _mean_of_present(values: np.ndarray) -> np.ndarray:
-    """The mean over the last axis without NaN; 0 where all are."""
-    known = np.isfinite(values)
-    total = np.where(known, values, 0.0).sum(axis=-1)
-    return np.asarray(total / np.maximum(known.sum(axis=-1), 1))

@@ -44,6 +44,7 @@ def line_chart(
     size: tuple[int, int] = WHOLE,
     verticals: Sequence[float] = (),
     marks: Sequence[tuple[float, float]] = (),
+    from_zero: bool = True,
 ) -> Markup:
     """Lines over a common x axis.
 
@@ -53,6 +54,7 @@ def line_chart(
       size: `WHOLE` or `HALF`.
       verticals: x of faint rules, where a new stage begins.
       marks: points to ring, the best ones.
+      from_zero: whether the x axis begins at 0.
     """
     width, height = size
     lines = [_finite(line) for line in lines]
@@ -61,7 +63,9 @@ def line_chart(
         return Markup('<p class="small soft">Nothing was recorded.</p>')
     x = np.concatenate([line.x for line in lines])
     y = np.concatenate([line.y for line in lines])
-    x_low, x_high = float(min(x.min(), 0)), float(x.max())
+    x_low, x_high = float(x.min()), float(x.max())
+    if from_zero:
+        x_low = min(x_low, 0.0)
     x_high = x_high if x_high > x_low else x_low + 1
     ticks = nice_ticks(float(y.min()), float(y.max()), 4)
     low, high = min(ticks[0], y.min()), max(ticks[-1], y.max())
@@ -159,9 +163,18 @@ def _finite(line: Line) -> Line:
 
 
 def interval(
-    value: float, low: float, high: float, start: float, end: float
+    value: float,
+    low: float,
+    high: float,
+    start: float,
+    end: float,
+    *,
+    rule: float | None = None,
 ) -> Markup:
-    """A point with its interval on a scale from `start` to `end`."""
+    """A point with its interval on a scale from `start` to `end`.
+
+    An upright line marks `rule`, such as no difference.
+    """
     width = 240
     span = max(end - start, 1e-9)
 
@@ -172,7 +185,12 @@ def interval(
         f'<svg viewBox="0 0 {width} 22" role="img" aria-label="{value:.4f}, '
         f'between {low:.4f} and {high:.4f}">'
         f'<path d="M0 11H{width}" stroke="var(--grid)"/>'
-        f'<path d="M{across(low):.1f} 11H{across(high):.1f}" '
+        + (
+            ""
+            if rule is None
+            else f'<path d="M{across(rule):.1f} 1V21" stroke="var(--faint)"/>'
+        )
+        + f'<path d="M{across(low):.1f} 11H{across(high):.1f}" '
         'stroke="var(--accent)" stroke-width="5" stroke-linecap="round" '
         'opacity=".32"/>'
         f'<circle cx="{across(value):.1f}" cy="11" r="4" '

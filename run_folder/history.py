@@ -44,6 +44,8 @@ class Evaluation:
       step, stage, epoch: as in `TrainRecord`.
       values: the scores, such as `val_loss`.
       best: whether its checkpoint was the best so far.
+      merit: the score that ranks checkpoints, its sign changed where less is
+        better; None in runs that did not write it.
     """
 
     step: int
@@ -51,6 +53,7 @@ class Evaluation:
     epoch: float
     values: Mapping[str, float]
     best: bool = False
+    merit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def read_history(run: Path) -> History | None:
             train.append(TrainRecord(*where, _numbers(entry), skipped))
         elif kind == "eval":
             best = bool(entry.pop("best", False))
-            evaluations.append(Evaluation(*where, _numbers(entry), best))
+            merit = _numbers({"merit": entry.pop("merit", None)}).get("merit")
+            evaluations.append(Evaluation(*where, _numbers(entry), best, merit))
         elif kind == "rollback":
             rate = float(entry.get("rate", 1.0))
             rollbacks.append(Rollback(*where, rate))

@@ -13,9 +13,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+# Fields that a finished run obeys when it is exported once more.
+EXPORT_FIELDS = frozenset(
+    {"eval.tta", "segment.windows", "segment.probabilities"}
+)
+
 # Fields that are not part of a run's identity: they may differ between a run
 # and its continuation, because the same weights come out. `*` is a number.
-FREE_FIELDS = frozenset(
+FREE_FIELDS = EXPORT_FIELDS | frozenset(
     {
         # Where data and caches are, and in which form; what the data are
         # (ids, labels, folds) is kept in data.json.
@@ -43,13 +48,9 @@ FREE_FIELDS = frozenset(
         "remat",
         "stages.*.accumulate",
         "eval.batch_size",
-        # Telemetry, how many checkpoints are kept, test-time views.
+        # Telemetry, how many checkpoints are kept.
         "log_every_steps",
         "checkpoint.keep_best",
-        "eval.tta",
-        "segment.windows",
-        # What else is exported.
-        "segment.probabilities",
     }
 )
 
@@ -136,5 +137,10 @@ def _digest(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def generic(key: str) -> str:
+    """Returns a field's name as in `FREE_FIELDS`, `stages.*.epochs`."""
+    return re.sub(r"\.\d+\.", ".*.", key)
+
+
 def _is_free(key: str, free: frozenset[str]) -> bool:
-    return re.sub(r"\.\d+\.", ".*.", key) in free
+    return generic(key) in free

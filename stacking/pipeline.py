@@ -19,7 +19,7 @@ from reports.classification import Predictions
 from reports.ensemble import ensemble_report
 from reports.thumbnails import Pictures
 from run_folder import submission_file
-from stacking import leaks, search, serialization, submission
+from stacking import leaks, search_storage, serialization, submission
 from stacking.align import Rows, Table, make_table
 from stacking.atomic_dir import REPORT, check_writable, staged
 from stacking.nested_cv import Scored, out_of_fold, predict_scored
@@ -94,7 +94,7 @@ def stack(
         )
     check_writable(job.out, "--out")
     if job.settings.search_seconds:
-        search.check_storage(job.settings.search_storage)
+        search_storage.check_storage(job.settings.search_storage)
 
     logits, labels = table.val.logits, table.val.labels
     found = out_of_fold(logits, labels, job.settings, progress=progress)

@@ -8,30 +8,20 @@ searches cannot mix them up.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import re
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.storages.journal._file import get_lock_file
 
-from core.errors import UserError
 from stacking import boosters, calibration
 from stacking.boosters import PARAMETERS
+from stacking.search_storage import open_storage, using
 from stacking.thread_pool import thread_pool
 
 _SPENT = "seconds spent"
-
-# How every journal of Optuna's begins.
-_JOURNAL = b'{"op_code":'
 
 
 def best_parameters(
@@ -71,13 +61,13 @@ def best_parameters(
       UserError: the storage cannot be used.
     """
     name = _name(kind, (features, base, labels, folds, row_weights), seed)
-    with _using(storage):
+    with using(storage):
         study = optuna.create_study(
             direction="minimize",
             sampler=optuna.samplers.TPESampler(
                 seed=seed, multivariate=True, n_startup_trials=8
             ),
-            storage=_open(storage),
+            storage=open_storage(storage),
             study_name=name,
             load_if_exists=True,
         )
@@ -110,14 +100,14 @@ def best_parameters(
         if done and spent >= seconds:
             break
         started = time.monotonic()
-        with _using(storage):
+        with using(storage):
             trial = study.ask()
             parameters = (
                 _suggest(kind, trial) if done else dict(PARAMETERS[kind])
             )
             trial.set_user_attr("parameters", parameters)
         value = loss(parameters)
-        with _using(storage):
+        with using(storage):
             study.tell(trial, value)
             spent += time.monotonic() - started
             study.set_user_attr(_SPENT, spent)
@@ -153,66 +143,3 @@ def _name(kind, arrays, seed) -> str:
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return f"{kind} seed {seed} {digest.hexdigest()[:16]}"
-
-
-def check_storage(storage: str) -> None:
-    """Opens a storage once, before hours of work are lost.
-
-    Args:
-      storage: as `best_parameters`.
-
-    Raises:
-      UserError: it cannot be used.
-    """
-    with _using(storage):
-        optuna.get_all_study_names(_open(storage))
-
-
-def without_password(storage: str) -> str:
-    """Returns a storage's name as people may read it."""
-    return re.sub(r"(//[^/:@]*):[^@]*@", r"\1:***@", storage)
-
-
-@contextlib.contextmanager
-def _using(storage: str) -> Iterator[None]:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", optuna.exceptions.ExperimentalWarning
-            )
-            yield
-    # Files, databases and their drivers fail each in its own way.
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(
-            f"the search storage {without_password(storage)} cannot be used "
-            f"({without_password(reason)}); name another file, or a database "
-            "that Optuna takes, such as sqlite:///search.db, with "
-            "--search-storage"
-        ) from error
-
-
-def _open(storage: str) -> BaseStorage:
-    if "://" in storage:
-        return optuna.storages.get_storage(storage)
-    path = Path(storage)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    backend = JournalFileBackend(storage)
-    _drop_cut_line(path)
-    return JournalStorage(backend)
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Removes the end of a line that a killed process left in a journal.
-
-    Optuna would write the next line behind it, and lose both and the file.
-    """
-    with (
-        open(path, "rb+") as file,
-        get_lock_file(JournalFileSymlinkLock(str(path))),
-    ):
-        lines = file.read()
-        end = lines.rfind(b"\n") + 1
-        if end < len(lines) and lines.startswith(_JOURNAL[: len(lines)]):
-            file.truncate(end)

@@ -24,6 +24,7 @@ from stacking import (
     decision_rule,
     meta_learners,
     search,
+    search_storage,
 )
 from stacking.stratified import stratified_folds, subsample
 from stacking.thread_pool import thread_pool
@@ -69,7 +70,7 @@ class Settings:
 
     def described(self) -> dict[str, Any]:
         """Returns all of it by name, for files: without a password."""
-        storage = search.without_password(self.search_storage)
+        storage = search_storage.without_password(self.search_storage)
         return {**dataclasses.asdict(self), "search_storage": storage}
 
 

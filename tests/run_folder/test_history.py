@@ -84,3 +84,12 @@ def test_a_run_over_all_folds_has_the_histories_inside_it(tmp_path):
     assert steps == [0, 9, 10]
     write(tmp_path, entry("train", 5))
     assert [h.train[0].step for h in read_histories(tmp_path)] == [5]
+
+
+def test_the_merit_of_an_evaluation_is_none_of_its_scores(tmp_path):
+    write(tmp_path, entry("eval", 10, val_loss=2.0, merit=-2.0, best=True))
+    (found,) = read_history(tmp_path).evaluations
+    assert found.merit == -2.0 and dict(found.values) == {"val_loss": 2.0}
+    write(tmp_path, entry("eval", 10, val_loss=2.0, best=True))
+    (found,) = read_history(tmp_path).evaluations
+    assert found.merit is None  # Of an earlier version.

@@ -9,10 +9,7 @@ from sklearn.metrics import log_loss
 
 from core.errors import UserError
 from metrics import classification
-from stacking import (
-    boosters,
-    search,
-)
+from stacking import boosters, search, search_storage
 from stacking.stack_model import Settings, fit_stack_model
 from stacking.stratified import stratified_folds
 
@@ -212,7 +209,7 @@ def test_a_database_holds_a_search(tmp_path):
 def test_a_journal_that_was_cut_anywhere_can_be_used(tmp_path, content):
     journal = tmp_path / "search.journal"
     journal.write_bytes(content)
-    search.check_storage(str(journal))
+    search_storage.check_storage(str(journal))
     whole = content[: content.rfind(b"\n") + 1]
     assert journal.read_bytes() == whole
 
@@ -229,7 +226,7 @@ def test_a_journal_that_was_cut_anywhere_can_be_used(tmp_path, content):
 )
 def test_a_storage_that_cannot_be_used_is_one_sentence(storage):
     with pytest.raises(UserError, match="search storage") as refused:
-        search.check_storage(storage)
+        search_storage.check_storage(storage)
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -238,5 +235,5 @@ def test_a_file_that_is_no_journal_stays_as_it_is(tmp_path):
     path = tmp_path / "answers.csv"
     path.write_bytes(b"id,label\n1,2")
     with pytest.raises(UserError, match="cannot be used"):
-        search.check_storage(str(path))
+        search_storage.check_storage(str(path))
     assert path.read_bytes() == b"id,label\n1,2"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ class WeightFile:
     Args:
       path: of the file.
       model: whose encoder it has.
+      renames: `config.init_names`.
 
     Attributes:
       pin: what names the weights, as JSON.
@@ -38,12 +41,16 @@ class WeightFile:
       UserError: it cannot be read, or does not fit the model.
     """
 
-    def __init__(self, path: Path, model: AbstractModel):
+    def __init__(
+        self, path: Path, model: AbstractModel, renames: Sequence[str] = ()
+    ):
         self._path = path
         shapes = nnx.merge(*model[:4])
         encoder = getattr(shapes, ENCODER, shapes)
+        arrays = files.read(path)
+        names = renamed(arrays, renames)
         self._weights = conversion.read_encoder(
-            shapes, files.read(path), str(path)
+            shapes, {names[name]: arrays[name] for name in names}, str(path)
         )
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -109,13 +116,52 @@ def find(config: ConfigDict) -> Path | None:
     return None if path.is_dir() else path
 
 
-def open_file(path: Path, model: AbstractModel) -> WeightFile:
+def renamed(names: Iterable[str], rows: Sequence[str]) -> dict[str, str]:
+    """Returns what the model calls the arrays of a source.
+
+    Args:
+      names: of the source.
+      rows: `config.init_names`, "pattern -> replacement".
+
+    Returns:
+      {name there: name here}.
+
+    Raises:
+      UserError: a row changes nothing, or two arrays get one name.
+    """
+    found = {name: name for name in names}
+    for row in rows:
+        pattern, _, replacement = row.partition(" ->")
+        changed = {
+            name: re.sub(pattern, replacement.strip(), now)
+            for name, now in found.items()
+        }
+        if changed == found:
+            begin = ", ".join(sorted(found.values())[:3])
+            raise UserError(
+                f"init_names has {row!r}, which no name of the weights that "
+                f"init_from names has in it; they are such as {begin}"
+            )
+        found = changed
+    if len(set(found.values())) < len(found):
+        given = sorted(found.values())
+        twice = next(a for a, b in itertools.pairwise(given) if a == b)
+        raise UserError(
+            f"init_names gives two arrays the name {twice}; make its patterns "
+            "narrower"
+        )
+    return found
+
+
+def open_file(
+    path: Path, model: AbstractModel, renames: Sequence[str] = ()
+) -> WeightFile:
     """Opens a file of weights; to be called in all processes.
 
     Raises:
       UserError: as `WeightFile`, or the processes see different files.
     """
-    opened = comm.run_on_all(lambda: WeightFile(path, model))
+    opened = comm.run_on_all(lambda: WeightFile(path, model, renames))
     comm.check_all_equal({"init_from": opened.pin})
     return opened
 

@@ -165,7 +165,7 @@ class Recorder:
             value = scores[metric]
             self._best = {"step": step, "merit": merit, "value": value}
             self._stale["evaluations"] = 0
-        self._write("eval", step, {**scores, "best": best})
+        self._write("eval", step, {**scores, "merit": merit, "best": best})
         listed = "  ".join(f"{name} {v:.4f}" for name, v in scores.items())
         remark = (
             "best so far"

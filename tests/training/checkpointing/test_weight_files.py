@@ -187,3 +187,83 @@ def test_a_run_of_any_task_gives_its_encoder(
         else:
             right = there[(kind, *inside, *names[len(own) :])]
         np.testing.assert_array_equal(array, right, err_msg="/".join(names))
+
+
+# ---- Other names, and what they may have learned from -----------------------
+
+
+def renamed_file(file, prefix):
+    arrays = safetensors.numpy.load_file(file)
+    path = file.with_name("renamed.safetensors")
+    safetensors.numpy.save_file(
+        {prefix + name: array for name, array in arrays.items()}, path
+    )
+    return path
+
+
+def test_names_that_differ_are_mapped(file):
+    path, model = renamed_file(file, "net.backbone."), classifier()
+    with pytest.raises(UserError, match="missing"):
+        weight_files.open_file(path, model)
+    rows = (r"^net\. ->", r"^backbone\.(\w) -> \1")
+    opened = weight_files.open_file(path, model, rows)
+    before = fill(model, 0)
+    *found, _ = opened.encoder_into(*before)
+    *right, _ = weight_files.open_file(file, model).encoder_into(*before)
+    same = jax.tree.map(np.array_equal, found, right)
+    assert jax.tree.all(same)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ((r"^backbone\. ->",), "no name of the weights"),
+        ((r"^.* -> one",), "two arrays the name one"),
+    ],
+)
+def test_a_map_that_cannot_be_meant_is_refused(file, rows, said):
+    with pytest.raises(UserError, match=said):
+        weight_files.open_file(file, classifier(), rows)
+
+
+def test_a_run_with_other_names_is_mapped(tmp_path):
+    there = save(tmp_path / "other", classifier(), "classify", 1)
+    config = common.base()
+    config.init_from = str(tmp_path / "other")
+    # The first norm goes by another name; those of the blocks do not.
+    config.init_names = (
+        "(.*)/bn1/(.*) -> \\1/bn0/\\2",
+        "(blocks/0/0)/bn0/ -> \\1/bn1/",
+        "(blocks/.*)/bn0/ -> \\1/bn1/",
+    )
+    model = classifier()
+    run, _ = init_from.find_encoder(
+        config, tmp_path / "run", {"rows_hash": ""}, model
+    )
+    *after, _ = run.encoder_into(*fill(model, 2))
+    new = flat(*after)
+    key = ("params", "blocks", "1", "0", "bn1", "scale")
+    np.testing.assert_array_equal(new[key], there[key])
+    key = ("params", "bn1", "scale")
+    assert (new[key] != there[key]).all()
+
+
+def test_a_caution_is_told_once_where_images_may_have_been_seen(
+    file, tmp_path, capsys
+):
+    config = common.base()
+    config.init_from = str(file)
+    init_from.find_encoder(config, tmp_path / "run", {}, classifier())
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1
+    assert str(file) in told and "too high" in told
+    # Nobody has shown labels to an autoencoder.
+    save(tmp_path / "other", autoencoder(), "mae", 1)
+    config.init_from = str(tmp_path / "other")
+    identity = {"rows_hash": ""}
+    init_from.find_encoder(config, tmp_path / "run", identity, classifier())
+    assert capsys.readouterr().out == ""
+    save(tmp_path / "third", classifier(), "classify", 1)
+    config.init_from = str(tmp_path / "third")
+    init_from.find_encoder(config, tmp_path / "run", identity, classifier())
+    assert "third" in capsys.readouterr().out

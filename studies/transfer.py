@@ -1,0 +1,58 @@
+"""The grid of transfer learning: does it help here, and what with it?"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs.common import AUTO
+from studies.axes import Axis, Level
+
+# A line for each axis; the first level is the one that costs nothing.
+_FLIPS = {
+    "augment.crop_scale": "(1.0, 1.0)",
+    "augment.crop_ratio": "(1.0, 1.0)",
+    "augment.randaugment_ops": "0",
+    "augment.jitter_prob": "0.0",
+    "augment.grayscale": "0.0",
+    "augment.flip": "0.5",
+    "mixing.prob": "0.0",
+    "mixing.erase_prob": "0.0",
+}
+_RICH = {
+    "augment.crop_scale": "(0.5, 1.0)",
+    "augment.crop_ratio": "(0.75, 1.3333)",
+    "augment.randaugment_ops": "2",
+    "augment.jitter_prob": "1.0",
+    "augment.grayscale": "0.1",
+    "augment.flip": "0.5",
+    "mixing.prob": "0.5",
+    "mixing.erase_prob": "0.25",
+}
+
+
+def axes(config: ConfigDict) -> list[Axis]:
+    """Returns the axes for a recipe.
+
+    Args:
+      config: of the recipe: its `init_from`, or the ImageNet weights of its
+        model, are what is transferred; its test-time views are what one view
+        is compared with.
+    """
+    weights = config.init_from or "imagenet"
+    views = [name for name in config.eval.tta if name != AUTO]
+    found = {
+        "start": {
+            "scratch": {"init_from": ""},
+            "transfer": {"init_from": weights},
+        },
+        "augmentation": {"flips": _FLIPS, "rich": _RICH},
+    }
+    if len(views) > 1:
+        found["views"] = {
+            "one view": {"eval.tta": str(tuple(views[:1]))},
+            "TTA": {"eval.tta": str(tuple(views))},
+        }
+    return [
+        Axis(name, tuple(Level(n, fields) for n, fields in levels.items()))
+        for name, levels in found.items()
+    ]
