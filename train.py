@@ -52,7 +52,13 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     from training import finish, plan, runtime, topology_plan, train_loop
     from training.checkpointing import init_from, resume
     from training.checkpointing.manager import CheckpointManager
-    from training.loop import evaluate, input_stall, recorder, stages
+    from training.loop import (
+        evaluate,
+        input_stall,
+        recorder,
+        stages,
+        telemetry,
+    )
     from training.multihost import comm, coordinated_shutdown, sharding
     from training.tasks import base, registry
     from training.tasks.statistics import Statistics
@@ -122,6 +128,12 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
         schedule,
         config.log_every_steps,
         input_stall.remedy(config, workers),
+        [
+            telemetry.TelemetryFile(
+                workdir / layout.TELEMETRY,
+                {**plan.facts(arguments, task, mesh), "workers": workers},
+            )
+        ],
     )
     resources.callback(log.close)
 

@@ -63,9 +63,32 @@ def classification_sections(
     Raises:
       UserError: the logits file is damaged.
     """
+    predictions, classes = read_predictions(workdir)
+    if predictions is None:
+        return []
+    first, *rest = confusion_sections(predictions, classes)
+    figures = _figures(predictions, classes)
+    return [
+        dataclasses.replace(first, figures=figures),
+        *rest,
+        mistakes_section(predictions, classes, pictures),
+    ]
+
+
+def read_predictions(workdir: Path) -> tuple[Predictions | None, list[str]]:
+    """Returns what a run predicted for its validation rows, and the classes.
+
+    None for a run without logits.
+
+    Args:
+      workdir: the run folder.
+
+    Raises:
+      UserError: the logits file is damaged.
+    """
     path = layout.logits_path(workdir, "val")
     if not path.exists():
-        return []
+        return None, []
     logits = read_logits(path)
     known = logits.labels >= 0
     labels = logits.labels[known]
@@ -79,14 +102,7 @@ def classification_sections(
         confidence=probabilities.max(axis=1),
         true=probabilities[np.arange(len(labels)), labels],
     )
-    classes = logits.classes.tolist()
-    first, *rest = confusion_sections(predictions, classes)
-    figures = _figures(predictions, classes)
-    return [
-        dataclasses.replace(first, figures=figures),
-        *rest,
-        mistakes_section(predictions, classes, pictures),
-    ]
+    return predictions, logits.classes.tolist()
 
 
 def confusion_sections(

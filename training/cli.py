@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Arguments:
       plan: say what would be done, and draw the learning rates; no training.
       topology: chips that are not here, to compile the plan for; None plans
         for the devices that are.
+      command: that was given, as a shell takes it.
       peers: the other processes; None where there are none, or where the
         cluster tells.
     """
@@ -57,6 +59,7 @@ class Arguments:
     plan: bool = False
     peers: Peers | None = None
     topology: Slice | None = None
+    command: str = ""
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -133,6 +136,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         known.plan,
         _peers(known.coordinator, known.num_processes, known.process_id),
         topology or None,
+        shlex.join(["python", "train.py", *argv]),
     )
 
 

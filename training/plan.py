@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -14,7 +15,7 @@ from training import memory_plan, runtime, topology_plan
 from training.cli import Arguments
 from training.data import Data
 from training.loop import stages as stages_lib
-from training.loop import state
+from training.loop import state, telemetry
 from training.loop.stages import Stage
 from training.multihost import comm, sharding
 from training.tasks.base import Task
@@ -76,6 +77,23 @@ def show(
         reports.plan_report(path, config.model, lines, rates)
         print(f"the plan with its learning rates is in {path}")
     sys.stdout.flush()
+
+
+def facts(arguments: Arguments, task: Task, mesh: Mesh) -> dict[str, Any]:
+    """Returns what a run says of itself in telemetry.jsonl, as JSON.
+
+    Args:
+      arguments: of the command line.
+      task: of the run.
+      mesh: of devices.
+    """
+    return {
+        "command": arguments.command,
+        "parameters": state.count(task.abstract_model.params),
+        "dtype": str(runtime.compute_dtype(arguments.config.dtype)),
+        "devices": sharding.describe_mesh(mesh),
+        **telemetry.environment(),
+    }
 
 
 def show_costs(
