@@ -52,13 +52,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     from training import finish, plan, runtime, topology_plan, train_loop
     from training.checkpointing import init_from, resume
     from training.checkpointing.manager import CheckpointManager
-    from training.loop import (
-        evaluate,
-        input_stall,
-        recorder,
-        stages,
-        telemetry,
-    )
+    from training.loop import evaluate, input_stall, recorder, stages
     from training.multihost import comm, coordinated_shutdown, sharding
     from training.tasks import base, registry
     from training.tasks.statistics import Statistics
@@ -128,12 +122,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
         schedule,
         config.log_every_steps,
         input_stall.remedy(config, workers),
-        [
-            telemetry.TelemetryFile(
-                workdir / layout.TELEMETRY,
-                {**plan.facts(arguments, task, mesh), "workers": workers},
-            )
-        ],
+        plan.listeners(arguments, task, mesh, workers, here.step),
     )
     resources.callback(log.close)
 
@@ -173,6 +162,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
 
     # ---- Predictions of the best checkpoint, and the report -----------------
     finish.finish(run, workdir)
+    print(finish.where_it_is(workdir))
     return 0
 
 
@@ -183,7 +173,7 @@ def start(arguments: cli.Arguments) -> None:
       SystemExit: the exit code, if it is not 0.
       UserError: as `train`.
     """
-    from core import paths
+    from core import output, paths
     from training import cross_validation, runtime
     from training.multihost import comm, coordinated_shutdown
 
@@ -202,6 +192,8 @@ def start(arguments: cli.Arguments) -> None:
         paths.reaching(folders),
     ):
         resources.enter_context(comm.silence_other_processes())
+        if arguments.quiet:
+            resources.enter_context(output.last_line_only())
         runtime.begin_compiling()
         if arguments.all_folds:
             code = cross_validation.train_all_folds(arguments, train)

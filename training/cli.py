@@ -47,6 +47,9 @@ class Arguments:
       topology: chips that are not here, to compile the plan for; None plans
         for the devices that are.
       command: that was given, as a shell takes it.
+      quiet: print the last line alone.
+      tensorboard: write event files, too.
+      wandb: project in Weights & Biases to log to; "" logs to none.
       peers: the other processes; None where there are none, or where the
         cluster tells.
     """
@@ -60,6 +63,9 @@ class Arguments:
     peers: Peers | None = None
     topology: Slice | None = None
     command: str = ""
+    quiet: bool = False
+    tensorboard: bool = False
+    wandb: str = ""
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -107,6 +113,22 @@ def parse(argv: Sequence[str]) -> Arguments:
         "as v5e:2x4, and tell memory, work and the time it takes at least",
     )
     parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print one line at the end, and errors",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write event files into <workdir>/tensorboard, too",
+    )
+    parser.add_argument(
+        "--wandb",
+        metavar="PROJECT",
+        default="",
+        help="log to Weights & Biases, too; WANDB_MODE=offline keeps it here",
+    )
+    parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="several processes train as one, and meet at process 0; on TPU "
@@ -137,6 +159,9 @@ def parse(argv: Sequence[str]) -> Arguments:
         _peers(known.coordinator, known.num_processes, known.process_id),
         topology or None,
         shlex.join(["python", "train.py", *argv]),
+        known.quiet,
+        known.tensorboard,
+        known.wandb,
     )
 
 

@@ -55,6 +55,17 @@ def is_exported(workdir: Path) -> bool:
     )
 
 
+def where_it_is(workdir: Path) -> str:
+    """Returns a sentence that says what is where in a finished run folder."""
+    kinds = [
+        f"{name}/"
+        for name in (layout.CHECKPOINTS, *layout.PREDICTION_FOLDERS)
+        if (workdir / name).exists()
+    ]
+    found = ", ".join([layout.REPORT, *kinds])
+    return f"done: everything is in {workdir} ({found})"
+
+
 def finish(run: Run, workdir: Path) -> None:
     """Predicts with the best checkpoint, and reports on the run.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 import jax_models
@@ -306,6 +307,23 @@ class Task(abc.ABC):
         raise UserError(
             f"the {self.name} task gives no predictions for photos; name a "
             "run of another task"
+        )
+
+    def answer(
+        self, model: nnx.Module, images: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B ..."]:
+        """Returns what an exported model answers; pure, for export.py.
+
+        Args:
+          model: in evaluation mode.
+          images: normalised, of the side that the task trains at.
+
+        Raises:
+          UserError: the task has no answer for single images.
+        """
+        raise UserError(
+            f"the {self.name} task has no answer for an image; name a run of "
+            "another task"
         )
 
     @classmethod

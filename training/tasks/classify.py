@@ -219,6 +219,10 @@ class Classification(Task):
             for row, bad in zip(probabilities, found.bad, strict=True)
         ]
 
+    def answer(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+        """Returns logits, float32 [B, C]."""
+        return model(images).astype(jnp.float32)
+
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:
         """Returns scores, confusion matrix and the worst mistakes."""
