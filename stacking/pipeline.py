@@ -19,7 +19,7 @@ from reports.classification import Predictions
 from reports.ensemble import ensemble_report
 from reports.thumbnails import Pictures
 from run_folder import submission_file
-from stacking import leaks, search, serialization, submission
+from stacking import leaks, member_value, search, serialization, submission
 from stacking.align import Rows, Table, make_table
 from stacking.atomic_dir import REPORT, check_writable, staged
 from stacking.nested_cv import Scored, out_of_fold, predict_scored
@@ -379,6 +379,9 @@ def _results(job, table, model, found, test_found, leak_scores):
             "multipliers": model.multipliers.tolist(),
             "booster_parameters": model.booster_parameters,
         },
+        "members": member_value.leave_one_out(
+            table.val.logits, labels, job.settings.seed
+        ),
         "leak_check": [
             {
                 "run": str(score.run.path),

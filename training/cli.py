@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 import shlex
 from collections.abc import Sequence
@@ -145,6 +146,11 @@ def parse(argv: Sequence[str]) -> Arguments:
     topology = known.topology and parse_slice(known.topology)
     if topology and not known.plan:
         raise UserError("--topology only compiles: give --plan with it")
+    if known.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            "--wandb needs the package wandb; install it with: pip install "
+            "wandb"
+        )
     workdir = paths.make_path(
         known.workdir or f"runs/{_default_name(known.config)}"
     )

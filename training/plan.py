@@ -102,7 +102,8 @@ def listeners(
         workdir = arguments.workdir
         start = {**facts(arguments, task, mesh), "workers": workers}
         found: list[telemetry.Listener] = [
-            telemetry.TelemetryFile(workdir / layout.TELEMETRY, start)
+            telemetry.TelemetryFile(workdir / layout.TELEMETRY, start),
+            telemetry.ReportPage(workdir),
         ]
         if arguments.tensorboard:
             found.append(dashboards.TensorBoard(workdir, step))

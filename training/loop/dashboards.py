@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from core import paths
+from core.atomic_files import cannot_write
 from core.errors import UserError
+from core.event_file import EventFile
 
 # Where, and what else, a value is.
 _PLACE = ("kind", "step", "stage", "best")
-_INSTALL = "install it with: pip install -r requirements-dashboards.txt"
 
 
 class TensorBoard:
@@ -30,7 +31,7 @@ class TensorBoard:
       first_step: from which on earlier files no longer count.
 
     Raises:
-      UserError: tensorboardX is not installed, or the folder is in a bucket.
+      UserError: the folder is in a bucket, or cannot be written.
     """
 
     def __init__(self, workdir: Path, first_step: int):
@@ -39,30 +40,21 @@ class TensorBoard:
                 f"--tensorboard writes to a disk, and {workdir} is in a "
                 "bucket; leave it out, or choose another --workdir"
             )
+        folder = workdir / "tensorboard"
+        purge = first_step + 1 if first_step else None
         try:
-            import tensorboardX
-        except ImportError as error:
-            raise UserError(
-                f"--tensorboard needs the package tensorboardX; {_INSTALL}"
-            ) from error
-        self._writer = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"),
-            # TensorBoard drops what an earlier process logged after this.
-            purge_step=first_step + 1 if first_step else None,
-        )
+            self._file = EventFile(folder, purge)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
     def record(self, entry: dict[str, Any]) -> None:
         """Logs the values of an entry as scalars."""
         with contextlib.suppress(OSError):  # A full disk stops other things.
-            for name, value in scalars(entry):
-                self._writer.add_scalar(name, value, entry["step"])
-            if entry["kind"] == "eval":
-                self._writer.flush()
+            self._file.scalars(entry["step"], dict(scalars(entry)))
 
     def close(self) -> None:
-        """Finishes the file."""
-        with contextlib.suppress(OSError):
-            self._writer.close()
+        """Closes the file."""
+        self._file.close()
 
 
 class WeightsAndBiases:
@@ -87,12 +79,8 @@ class WeightsAndBiases:
                 f"--wandb writes to a disk, and {workdir} is in a bucket; "
                 "leave it out, or choose another --workdir"
             )
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                f"--wandb needs the package wandb; {_INSTALL}"
-            ) from error
+        import wandb  # The command line has seen that it is there.
+
         where = os.path.abspath(workdir)
         try:
             self._run = wandb.init(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from core.errors import UserError
 from core.hardware import usable_cores
+from reports.run import run_report
 from training.loop.metrics_log import MetricsLog
 
 # Whose versions change numbers or speed.
@@ -78,6 +79,27 @@ class TelemetryFile:
             self._log.sync()
         self._log.close()
         self._log = None
+
+
+class ReportPage:
+    """`report.html`, written anew at each evaluation while a run trains.
+
+    Args:
+      workdir: the run folder.
+    """
+
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+
+    def record(self, entry: dict[str, Any]) -> None:
+        """Writes the page after an evaluation."""
+        if entry["kind"] == "eval":
+            told = f"It still trains; this was step {entry['step']:,}."
+            with contextlib.suppress(UserError):  # Told by what is needed.
+                run_report(self._workdir, told=told)
+
+    def close(self) -> None:
+        """Leaves the page as it is."""
 
 
 def environment() -> dict[str, Any]:
