@@ -1,6 +1,7 @@
 """Predicts photos with a trained run.
 
     python predict.py --run runs/tinyvit photo.jpg folder/ --format csv
+    python predict.py --run runs/tinyvit folder/ --explain --out looked-at/
     python predict.py --run runs/unet folder/ --out masks/
 
 Needs the run folder alone: neither the training photos nor a cache. A photo
@@ -54,13 +55,22 @@ def main(argv: Sequence[str]) -> int:
         if known.out is not None:
             out = paths.make_path(known.out)
             check_names(known.photos, photos, out)
+        elif known.explain:
+            raise UserError(
+                "--explain draws pictures, and --out does not say where to put "
+                "them; name a folder with --out"
+            )
         elif known.probabilities:
             raise UserError(
                 "--probabilities are files, and --out does not say where to "
                 "put them; name a folder with --out"
             )
         found = predict(
-            paths.make_path(known.run), photos, out, known.probabilities
+            paths.make_path(known.run),
+            photos,
+            out,
+            known.probabilities,
+            known.explain,
         )
         bad = write(found, known.format)
         return int(bad > 0)
@@ -79,6 +89,12 @@ def make_parser() -> loading.Parser:
         "--out",
         metavar="DIR",
         help="of a segmentation: where to write a mask for each photo",
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="of a classifier: draw into --out where in each photo it saw its "
+        "answer (Grad-CAM)",
     )
     parser.add_argument(
         "--probabilities",
@@ -172,6 +188,7 @@ def predict(
     photos: Mapping[Path, str],
     out: Path | None = None,
     probabilities: bool = False,
+    explain: bool = False,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yields (photo, record) for each photo, in order.
 
@@ -180,6 +197,7 @@ def predict(
       photos: their paths, with what their files are called in `out`.
       out: where to write files about photos; None writes none.
       probabilities: whether to write those of pixels, too.
+      explain: whether the files are pictures of what it looked at.
 
     Raises:
       UserError: it is no such folder, its task predicts no photos, or writes
@@ -195,7 +213,12 @@ def predict(
     mesh = sharding.make_mesh()
     run = saved_run.open_run(run_folder, mesh)
     task = run.task
-    if out is not None and not task.predicts_files:
+    if explain and not task.explains:
+        raise UserError(
+            f"the {task.name} task has no picture of where it looked; leave "
+            "--explain away"
+        )
+    if out is not None and not (task.predicts_files or explain):
         raise UserError(
             f"the {task.name} task writes no files about photos; leave --out "
             "away, and it tells what it predicts"

@@ -75,6 +75,7 @@ class Task(abc.ABC):
       known_views: test-time views to choose from; validation takes the first.
       chooses_views: whether its export obeys `eval.tta=auto`.
       predicts_files: whether its predictions of photos are files, too.
+      explains: whether it can draw where in a photo it looked.
       learns_labels: whether it learns what the labels say, so that a model
         of it must not be shown rows that validate elsewhere.
       abstract_model: the model without its numbers.
@@ -94,6 +95,7 @@ class Task(abc.ABC):
     loss_fields: ClassVar[frozenset[str]] = frozenset()
     chooses_views: ClassVar[bool] = False
     predicts_files: ClassVar[bool] = False
+    explains: ClassVar[bool] = False
     learns_labels: ClassVar[bool] = False
     known_views: ClassVar[Sequence[str]] = VIEWS
 
@@ -299,7 +301,7 @@ class Task(abc.ABC):
           params: of the model.
           batch_stats: of the same.
           files: what to write besides; None writes nothing. Only where
-            `predicts_files`.
+            `predicts_files`, or `explains` and pictures of that are wanted.
 
         Raises:
           UserError: the task has nothing to say of single photos.
