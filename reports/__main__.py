@@ -129,6 +129,7 @@ def main(argv: Sequence[str]) -> int:
     """
     commands = {"compare": compare, "data": data}
     if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: python -m reports {{{','.join(commands)}}} ...\n")
         print(__doc__)
         return 0
     if not argv or argv[0] not in commands:
