@@ -77,11 +77,14 @@ def test_event_files_of_a_full_disk(tmp_path, monkeypatch):
 @needs_wandb
 @pytest.mark.slow
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     log = dashboards.WeightsAndBiases(tmp_path, "digits", {"seed": 42})
     for entry in ENTRIES:
         log.record(entry)
     log.close()
+    wandb.teardown()  # Its own process writes, and has ended after this.
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     (data,) = folder.glob("*.wandb")
     content = data.read_bytes()
