@@ -107,3 +107,32 @@ def test_onnx_without_its_packages(exported, monkeypatch, capsys, package):
         export.main([run, out, "--format=onnx"])
     assert ended.value.code == 2
     assert "requirements-onnx.txt" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax2onnx") is None,
+    reason="jax2onnx is optional: requirements-onnx.txt",
+)
+def test_onnx_runtime_answers_alike(exported):
+    import onnxruntime
+    from jax import export as jax_export
+
+    out = exported / "out"
+    assert (
+        export.main(
+            [f"--run={exported / 'run'}", f"--out={out}", "--format=onnx"]
+        )
+        == 0
+    )
+    side = json.loads((out / "model.json").read_text())["input"]["shape"][1]
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (3, side, side, 3), np.uint8)
+    session = onnxruntime.InferenceSession(
+        out / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    (found,) = session.run(None, {name: pixels})
+    data = (out / "model.stablehlo").read_bytes()
+    expected = jax_export.deserialize(bytearray(data)).call(pixels)
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-4)

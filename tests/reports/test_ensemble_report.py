@@ -148,8 +148,9 @@ def test_ids_of_mistakes_are_whole(tmp_path):
     assert "overflow-wrap: anywhere" in style and "ellipsis" not in style
 
 
-def test_what_each_model_adds(tmp_path):
-    entry = results(tmp_path)["scores"]["blend"]
+def of_two_models(folder):
+    """The report on a stack of two models."""
+    entry = results(folder)["scores"]["blend"]
     worse = {**entry, "macro_f1": 0.7, "f1_per_class": [0.9, 0.5, None]}
     members = {
         "macro_f1": 0.75,
@@ -157,16 +158,20 @@ def test_what_each_model_adds(tmp_path):
         "gain_interval": [[-0.02, 0.01], [0.05, 0.15]],
         "error_correlation": [[1.0, 0.25], [0.25, None]],
     }
-    text = report(
-        tmp_path,
+    return report(
+        folder,
         predictions(),
         families=[
-            {"name": name, "model": "m", "runs": [str(tmp_path)]}
+            {"name": name, "model": "m", "runs": [str(folder)]}
             for name in ("one", "two")
         ],
         scores={"one": worse, "two": worse, "soft_vote": entry, "blend": entry},
         members=members,
-    ).text
+    )
+
+
+def test_what_each_model_adds(tmp_path):
+    text = of_two_models(tmp_path).text
     # The most useful first; its columns follow.
     assert "two0.70000.6500+0.1000+0.0500 to +0.1500helps" in text
     assert "one0.70000.7600-0.0100-0.0200 to +0.0100unclear" in text

@@ -99,7 +99,7 @@ def pages(tmp_path_factory):
     )
     stack = folder / "stack"
     stack.mkdir()
-    test_ensemble_report.report(stack, test_ensemble_report.predictions())
+    test_ensemble_report.of_two_models(stack)
     found["ensemble"] = stack / "report.html"
     rates = [
         {"epoch": float(n), "stage": 0, "learning_rate": 0.1} for n in "123"
