@@ -65,7 +65,7 @@ def export(
     Args:
       run_folder: of a run with an evaluated checkpoint.
       folder: where the files go.
-      formats: out of `training.export.FORMATS`.
+      formats: keys of `training.export.WRITERS`.
 
     Raises:
       UserError: it is no such folder, or a format cannot hold the model.

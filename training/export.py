@@ -26,8 +26,6 @@ from training.tasks.base import Task
 # Where what is exported runs; "cuda" is JAX's name for NVIDIA's GPUs.
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-FORMATS = ("stablehlo", "safetensors", "onnx")
-
 # The rules that cut what a model sees out of an image, for people.
 _RESIZE = {
     "center_crop": "short side to 256/224 of the model's, then the middle",

@@ -119,12 +119,8 @@ def test_onnx_runtime_answers_alike(exported):
     from jax import export as jax_export
 
     out = exported / "out"
-    assert (
-        export.main(
-            [f"--run={exported / 'run'}", f"--out={out}", "--format=onnx"]
-        )
-        == 0
-    )
+    run = f"--run={exported / 'run'}"
+    assert export.main([run, f"--out={out}", "--format=onnx"]) == 0
     side = json.loads((out / "model.json").read_text())["input"]["shape"][1]
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (3, side, side, 3), np.uint8)
