@@ -150,6 +150,9 @@ def _weights_section(final: Mapping[str, Any]) -> Section:
         "Soft vote": final["soft_vote_weights"],
         "Greedy vote": final["greedy_vote_weights"],
     }
+    for name, shares in final.get("importances", {}).items():
+        if shares:
+            tables[f"{title(name)} looks at"] = shares
     return Section(
         "Weights",
         template(_TEMPLATE).weights(
@@ -159,7 +162,8 @@ def _weights_section(final: Mapping[str, Any]) -> Section:
             ]
         ),
         "Over temperature-calibrated probabilities, after the last fit on "
-        "all validation rows.",
+        "all validation rows. What a booster looks at is each model's share "
+        "in the splits of its trees.",
     )
 
 
