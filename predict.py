@@ -1,6 +1,8 @@
 """Predicts photos with a trained run.
 
     python predict.py --run runs/tinyvit photo.jpg folder/ --format csv
+    python predict.py --stack runs/stack folder/ --format json
+    python predict.py --run runs/tinyvit folder/ --explain --out looked-at/
     python predict.py --run runs/unet folder/ --out masks/
 
 Needs the run folder alone: neither the training photos nor a cache. A photo
@@ -54,14 +56,36 @@ def main(argv: Sequence[str]) -> int:
         if known.out is not None:
             out = paths.make_path(known.out)
             check_names(known.photos, photos, out)
+        elif known.explain:
+            raise UserError(
+                "--explain draws pictures, and --out does not say where to put "
+                "them; name a folder with --out"
+            )
         elif known.probabilities:
             raise UserError(
                 "--probabilities are files, and --out does not say where to "
                 "put them; name a folder with --out"
             )
-        found = predict(
-            paths.make_path(known.run), photos, out, known.probabilities
-        )
+        if (known.run is None) == (known.stack is None):
+            raise UserError(
+                "name what predicts: either --run, a run folder, or --stack, "
+                "what python -m stacking has made of several"
+            )
+        if known.stack is not None:
+            if out is not None:
+                raise UserError(
+                    "a stack answers with classes alone; leave --out away, or "
+                    "name one of its runs with --run"
+                )
+            found = predict_stack(paths.make_path(known.stack), photos)
+        else:
+            found = predict(
+                paths.make_path(known.run),
+                photos,
+                out,
+                known.probabilities,
+                known.explain,
+            )
         bad = write(found, known.format)
         return int(bad > 0)
 
@@ -72,13 +96,25 @@ def make_parser() -> loading.Parser:
         prog="predict.py",
         description="Predicts photos with the best checkpoint of a run.",
     )
-    parser.add_argument("--run", required=True, metavar="DIR")
+    parser.add_argument("--run", metavar="DIR")
+    parser.add_argument(
+        "--stack",
+        metavar="DIR",
+        help="in place of --run: a folder that python -m stacking has made; "
+        "all of its runs predict, and the stack answers",
+    )
     parser.add_argument("photos", nargs="+", help="files, or folders of them")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument(
         "--out",
         metavar="DIR",
         help="of a segmentation: where to write a mask for each photo",
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="of a classifier: draw into --out where in each photo it saw its "
+        "answer (Grad-CAM)",
     )
     parser.add_argument(
         "--probabilities",
@@ -172,6 +208,7 @@ def predict(
     photos: Mapping[Path, str],
     out: Path | None = None,
     probabilities: bool = False,
+    explain: bool = False,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yields (photo, record) for each photo, in order.
 
@@ -180,6 +217,7 @@ def predict(
       photos: their paths, with what their files are called in `out`.
       out: where to write files about photos; None writes none.
       probabilities: whether to write those of pixels, too.
+      explain: whether the files are pictures of what it looked at.
 
     Raises:
       UserError: it is no such folder, its task predicts no photos, or writes
@@ -195,7 +233,12 @@ def predict(
     mesh = sharding.make_mesh()
     run = saved_run.open_run(run_folder, mesh)
     task = run.task
-    if out is not None and not task.predicts_files:
+    if explain and not task.explains:
+        raise UserError(
+            f"the {task.name} task has no picture of where it looked; leave "
+            "--explain away"
+        )
+    if out is not None and not (task.predicts_files or explain):
         raise UserError(
             f"the {task.name} task writes no files about photos; leave --out "
             "away, and it tells what it predicts"
@@ -215,6 +258,55 @@ def predict(
             files = PhotoFiles(out, list(chunk.values()), probabilities)
         records = task.predict(given, *run.weights, files)
         yield from zip(chunk, records, strict=True)
+
+
+def predict_stack(
+    folder: Path, photos: Mapping[Path, str]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields (photo, record) for each photo, as a stack of runs answers.
+
+    Args:
+      folder: of the stack.
+      photos: as for `predict`.
+
+    Raises:
+      UserError: it is no stack, or a run of it is gone.
+    """
+    import numpy as np
+
+    from stacking import members, pipeline, serialization
+
+    stack, description = serialization.load(folder)
+    classes = description["classes"]
+    # All models at once, each reading the same photos on its own.
+    streams = [
+        [predict(run, photos) for run in runs]
+        for runs in members.member_runs(folder)
+    ]
+    names = iter(photos)
+    while chunk := list(islice(names, PHOTOS_AT_ONCE)):
+        logits = np.zeros((len(streams), len(chunk), len(classes)), np.float32)
+        bad = np.zeros(len(chunk), bool)
+        for member, runs in enumerate(streams):
+            for stream in runs:
+                for row, (_, record) in enumerate(islice(stream, len(chunk))):
+                    told = record["probabilities"]
+                    shares = np.array([told[name] for name in classes])
+                    logs = np.log(np.maximum(shares, members.LEAST))
+                    logits[member, row] += logs / len(runs)
+                    bad[row] |= record["bad"]
+        answers, probabilities = pipeline.predict_rows(stack, logits, 2)
+        for row, path in enumerate(chunk):
+            shares = probabilities[row].tolist()
+            yield (
+                path,
+                {
+                    "class": classes[answers[row]],
+                    "probability": shares[answers[row]],
+                    "probabilities": dict(zip(classes, shares, strict=True)),
+                    "bad": bool(bad[row]),
+                },
+            )
 
 
 def write(records: Iterator[tuple[Path, dict[str, Any]]], form: str) -> int:

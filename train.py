@@ -122,6 +122,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
         schedule,
         config.log_every_steps,
         input_stall.remedy(config, workers),
+        plan.listeners(arguments, task, mesh, workers, here.step),
     )
     resources.callback(log.close)
 
@@ -161,6 +162,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
 
     # ---- Predictions of the best checkpoint, and the report -----------------
     finish.finish(run, workdir)
+    print(finish.where_it_is(workdir))
     return 0
 
 
@@ -171,7 +173,7 @@ def start(arguments: cli.Arguments) -> None:
       SystemExit: the exit code, if it is not 0.
       UserError: as `train`.
     """
-    from core import paths
+    from core import output, paths
     from training import cross_validation, runtime
     from training.multihost import comm, coordinated_shutdown
 
@@ -190,6 +192,8 @@ def start(arguments: cli.Arguments) -> None:
         paths.reaching(folders),
     ):
         resources.enter_context(comm.silence_other_processes())
+        if arguments.quiet:
+            resources.enter_context(output.last_line_only())
         runtime.begin_compiling()
         if arguments.all_folds:
             code = cross_validation.train_all_folds(arguments, train)

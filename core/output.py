@@ -17,10 +17,12 @@ stderr never holds a result.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import os
 import select
 import sys
+from collections.abc import Iterator
 
 from core.errors import UserError
 
@@ -65,6 +67,37 @@ def install(*, results: bool = False) -> None:
             os.open(os.devnull, os.O_RDONLY)
     sys.stdout = _stream(sys.stdout, 1, results)
     sys.stderr = _stream(sys.stderr, 2, False)
+
+
+@contextlib.contextmanager
+def last_line_only() -> Iterator[None]:
+    """Drops what is printed to stdout in this context, but for its last line.
+
+    That is printed at the end, unless an error ends the context.
+    """
+    kept = _LastLine()
+    try:
+        with contextlib.redirect_stdout(kept):
+            yield
+    except SystemExit:  # A run that was stopped says so.
+        print(kept.line)
+        raise
+    print(kept.line)
+
+
+class _LastLine(io.TextIOBase):
+    """A text stream of which the last line is kept."""
+
+    def __init__(self):
+        self.line, self._begun = "", ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        self.line = next(filter(None, reversed(lines)), self.line)
+        return len(text)
 
 
 def _stream(old: io.TextIOBase | None, descriptor: int, results: bool):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 
 from input_pipeline import impulses, mask_audit, near_copies, parallel_scan
 from input_pipeline.decoding import (
@@ -39,6 +40,11 @@ from input_pipeline.sources.cleaned import (
 )
 from input_pipeline.sources.labels import doubts
 
+# Sharpness is compared between images of all sizes at this longer side.
+_SHARPNESS_SIDE = 256
+_LUMA = np.array([0.299, 0.587, 0.114])
+_VALUES = np.arange(256) / 255.0
+
 # Medians of training and test images further apart are two kinds of images.
 SPLIT_FACTOR = 2.0
 
@@ -50,14 +56,17 @@ NOISE_SIDE = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decoded:
+class Decoded:
     """Size and hash of an image's pixels, or the reason why it fails.
 
     `noise` is the share of single black or white pixels in the middle of the
     image, `noise_left` what cleaning leaves of it, `lone` a share by which to
     believe it. `repaired` is what is wrong with the file all the same;
     `turned` whether its EXIF entry turns it to the same size; `thumbnail` is
-    for `near_copies`.
+    for `near_copies`. `means` and `squares` are of the three channels over
+    0..1; `sharpness` is the standard deviation of the Laplacian in grey
+    levels, of the image reduced to `_SHARPNESS_SIDE` (Pech-Pacheco et al.
+    2000).
     """
 
     reason: str = ""
@@ -71,10 +80,18 @@ class _Decoded:
     repaired: str = ""
     turned: bool = False
     thumbnail: np.ndarray | None = None
+    means: np.ndarray | None = None
+    squares: np.ndarray | None = None
+    sharpness: float = 0.0
+
+    @property
+    def brightness(self) -> float:
+        """Mean luma (ITU-R BT.601), from 0 to 1."""
+        return float(self.means @ _LUMA)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Image:
+class Inspected:
     """A row of a source, and what was found when it was decoded.
 
     `label` is the class, or the digest of the mask: images of the same pixels
@@ -85,31 +102,50 @@ class _Image:
     id: str
     file: str
     label: int | bytes
-    decoded: _Decoded
+    decoded: Decoded
 
     def finding(self, problem: str, detail: str) -> Finding:
+        """Returns a finding about this image."""
         return Finding(self.split, self.id, self.file, problem, detail)
 
 
 def audit(source: Source, folds: int) -> list[Finding]:
-    """Decodes every image and lists what is wrong.
+    """Decodes every image and lists what is wrong; see `findings`.
 
     Args:
       source: the data.
+      folds: how many folds the labelled images are to be divided into.
+    """
+    return findings(source, inspect(source), folds)
+
+
+def inspect(source: Source) -> list[Inspected]:
+    """Decodes every image: the labelled ones, then those to predict."""
+    labels = source.labelled.labels.tolist()
+    if source.mask_digests is not None:
+        labels = [digest.tobytes() for digest in source.mask_digests]
+    images = _decoded(source.labelled, source.splits, labels, "train images")
+    if (test := source.test) is not None:
+        names = np.full(len(test), "test")
+        images += _decoded(test, names, [-1] * len(test), "test images")
+    return images
+
+
+def findings(
+    source: Source, images: Sequence[Inspected], folds: int
+) -> list[Finding]:
+    """Lists what is wrong.
+
+    Args:
+      source: the data.
+      images: from `inspect`.
       folds: how many folds the labelled images are to be divided into.
 
     Returns:
       The findings: losses first, then by split and row.
     """
     splits = source.splits
-    labels = source.labelled.labels.tolist()
-    if source.mask_digests is not None:
-        labels = [digest.tobytes() for digest in source.mask_digests]
-    images = _decoded(source.labelled, splits, labels, "train images")
-    known = images
-    if (test := source.test) is not None:
-        names = np.full(len(test), "test")
-        images = images + _decoded(test, names, [-1] * len(test), "test images")
+    known = images[: len(splits)]
     found = [
         *_bad(images),
         *_turned(known, source),
@@ -128,30 +164,32 @@ def audit(source: Source, folds: int) -> list[Finding]:
 
 def _decoded(
     examples: Examples, splits: np.ndarray, labels: Sequence, title: str
-) -> list[_Image]:
+) -> list[Inspected]:
     rows = np.arange(len(examples))
     examples = without_cleaning(examples)
     found = parallel_scan.every_image(_inspect, examples, rows, title)
     return [
-        _Image(str(split), str(name), examples.path(row), label, decoded)
+        Inspected(str(split), str(name), examples.path(row), label, decoded)
         for row, split, name, label, decoded in zip(
             rows.tolist(), splits, examples.ids, labels, found, strict=True
         )
     ]
 
 
-def _inspect(images: Examples, row: int) -> _Decoded:
+def _inspect(images: Examples, row: int) -> Decoded:
     try:
         image = open_image(images.read(row)["image"])
         upright = upright_rgb(image)
     except BadImage as error:
-        return _Decoded(reason=str(error))
+        return Decoded(reason=str(error))
     pixels = np.asarray(upright)
     height, width, _ = pixels.shape
     digest = hashlib.blake2b(f"{width} {height} ".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels))
     middle = _middle(pixels)
-    return _Decoded(
+    # By counting in C, which takes no memory for a large photo.
+    shares = np.reshape(upright.histogram(), (3, 256)) / (width * height)
+    return Decoded(
         "",
         width,
         height,
@@ -163,6 +201,9 @@ def _inspect(images: Examples, row: int) -> _Decoded:
         repaired=image.info.get(REPAIRED, ""),
         turned=orientation(image) > 1 and image.size == upright.size,
         thumbnail=near_copies.thumbnail(upright),
+        means=shares @ _VALUES,
+        squares=shares @ _VALUES**2,
+        sharpness=_sharpness(upright),
     )
 
 
@@ -172,7 +213,18 @@ def _middle(pixels: np.ndarray) -> np.ndarray:
     return pixels[top : top + NOISE_SIDE, left : left + NOISE_SIDE]
 
 
-def _bad(images: Sequence[_Image]) -> Iterator[Finding]:
+def _sharpness(image: PIL.Image.Image) -> float:
+    """See `Decoded`; 0 for an image without an inside."""
+    grey = image.convert("L")
+    grey.thumbnail((_SHARPNESS_SIDE, _SHARPNESS_SIDE))
+    y = np.asarray(grey, np.float32)
+    if min(y.shape) < 3:
+        return 0.0
+    around = y[:-2, 1:-1] + y[2:, 1:-1] + y[1:-1, :-2] + y[1:-1, 2:]
+    return float((around - 4 * y[1:-1, 1:-1]).std())
+
+
+def _bad(images: Sequence[Inspected]) -> Iterator[Finding]:
     for image in images:
         decoded = image.decoded
         if decoded.reason:
@@ -184,7 +236,7 @@ def _bad(images: Sequence[_Image]) -> Iterator[Finding]:
             yield image.finding("repaired", decoded.repaired)
 
 
-def _turned(images: Sequence[_Image], source: Source) -> Iterator[Finding]:
+def _turned(images: Sequence[Inspected], source: Source) -> Iterator[Finding]:
     """Photos whose mask may lie another way, which no size tells."""
     for image in images if source.mask_pixels is not None else ():
         if image.decoded.turned:
@@ -198,7 +250,7 @@ def _left_out(source: Source) -> Iterator[Finding]:
 
 
 def _small_classes(
-    source: Source, images: Sequence[_Image], folds: int
+    source: Source, images: Sequence[Inspected], folds: int
 ) -> Iterator[Finding]:
     """Classes that a stratified split cannot or can hardly divide."""
     if source.mask_pixels is not None:
@@ -215,7 +267,7 @@ def _small_classes(
             yield Finding("train", "", "", "class misses folds", detail)
 
 
-def _copies(images: Sequence[_Image], masks: bool) -> Iterator[Finding]:
+def _copies(images: Sequence[Inspected], masks: bool) -> Iterator[Finding]:
     """Images of the same pixels, whatever their files look like."""
     alike = defaultdict(list)
     for image in images:
@@ -232,7 +284,9 @@ def _copies(images: Sequence[_Image], masks: bool) -> Iterator[Finding]:
             yield image.finding(problem, detail)
 
 
-def _near_copies(images: Sequence[_Image], source: Source) -> Iterator[Finding]:
+def _near_copies(
+    images: Sequence[Inspected], source: Source
+) -> Iterator[Finding]:
     """Images that look like others, of another split or perhaps fold."""
     groups = [f"{image.split} split" for image in images]
     if source.given_folds is None:  # Folds may part any two that may be parted.
@@ -264,7 +318,7 @@ def _near_copies(images: Sequence[_Image], source: Source) -> Iterator[Finding]:
         yield image.finding(problem, f"{detail} ({match.correlation:.3f})")
 
 
-def _sizes(images: Sequence[_Image]) -> Iterator[Finding]:
+def _sizes(images: Sequence[Inspected]) -> Iterator[Finding]:
     medians = {}
     for split in ("train", "val", "test"):
         readable = [
@@ -298,7 +352,7 @@ def _by(size: np.ndarray) -> str:
     return f"{size[0]:g}x{size[1]:g}"
 
 
-def _noise(images: Sequence[_Image], source: Source) -> Iterator[Finding]:
+def _noise(images: Sequence[Inspected], source: Source) -> Iterator[Finding]:
     """Splits of which a share of the pixels is impulse noise."""
     cleaned = isinstance(source.labelled, CleanedExamples)
     for split in ("train", "val", "test"):

@@ -128,6 +128,55 @@ def line_chart(
     return Markup("".join(parts))
 
 
+def histogram(values: np.ndarray, label: str, bins: int = 24) -> Markup:
+    """Bars that count values, between the least and the largest.
+
+    Args:
+      values: float [N], finite.
+      label: what they are, for screen readers.
+      bins: of equal width.
+    """
+    counts, edges = np.histogram(values, bins)
+    width, height = WHOLE
+    ticks = nice_ticks(0, float(counts.max()), 4)
+
+    def across(value: float) -> float:
+        share = (value - edges[0]) / (edges[-1] - edges[0])
+        return _LEFT + share * (width - _LEFT - _RIGHT)
+
+    def down(value: float) -> float:
+        return height - _BOTTOM - value / ticks[-1] * (height - _TOP - _BOTTOM)
+
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="'
+        f"{escape(label)}: {len(values):,} values from {edges[0]:.4g} to "
+        f'{edges[-1]:.4g}">'
+    ]
+    for tick in ticks:
+        parts.append(
+            f'<path d="M{_LEFT} {down(tick):.1f}H{width - _RIGHT}" '
+            'stroke="var(--grid)"/>'
+            f'<text x="{_LEFT - 7}" y="{down(tick) + 4:.1f}" '
+            f'text-anchor="end">{_short(tick)}</text>'
+        )
+    for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
+        if not count:
+            continue
+        parts.append(
+            f'<rect x="{across(left):.1f}" y="{down(count):.1f}" '
+            f'width="{across(right) - across(left) - 1:.1f}" '
+            f'height="{down(0) - down(count):.1f}" fill="var(--accent)">'
+            f"<title>{left:.4g} to {right:.4g}: {count:,}</title></rect>"
+        )
+    for tick in nice_ticks(float(edges[0]), float(edges[-1]), 5):
+        if edges[0] <= tick <= edges[-1]:
+            parts.append(
+                f'<text x="{across(tick):.1f}" y="{height - 7}" '
+                f'text-anchor="middle">{_short(tick)}</text>'
+            )
+    return Markup("".join([*parts, "</svg>"]))
+
+
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers from below `low` to above `high`."""
     if high - low < 1e-9 * max(1.0, abs(high)):

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from metrics import classification
-from reports.charts import confusion_heatmap
+from reports.charts import Line, confusion_heatmap, line_chart
+from reports.curves import Chart
 from reports.page import Figure, Section, template
 from reports.thumbnails import Pictures, thumbnails
 from run_folder import layout
@@ -20,6 +21,8 @@ _SHOWN = 48
 # Beyond this the heatmap is a fog; the list of pairs says more.
 _HEATMAP_CLASSES = 60
 _PAIRS = 12
+# Of the reliability diagram; and a gap that is worth telling.
+_BINS, _GAP = 10, 0.03
 _TEMPLATE = "classification.html"
 
 
@@ -63,9 +66,33 @@ def classification_sections(
     Raises:
       UserError: the logits file is damaged.
     """
+    predictions, classes = read_predictions(workdir)
+    if predictions is None:
+        return []
+    first, *rest = confusion_sections(predictions, classes)
+    figures = _figures(predictions, classes)
+    return [
+        dataclasses.replace(first, figures=figures),
+        *rest,
+        calibration_section(predictions),
+        mistakes_section(predictions, classes, pictures),
+    ]
+
+
+def read_predictions(workdir: Path) -> tuple[Predictions | None, list[str]]:
+    """Returns what a run predicted for its validation rows, and the classes.
+
+    None for a run without logits.
+
+    Args:
+      workdir: the run folder.
+
+    Raises:
+      UserError: the logits file is damaged.
+    """
     path = layout.logits_path(workdir, "val")
     if not path.exists():
-        return []
+        return None, []
     logits = read_logits(path)
     known = logits.labels >= 0
     labels = logits.labels[known]
@@ -79,14 +106,7 @@ def classification_sections(
         confidence=probabilities.max(axis=1),
         true=probabilities[np.arange(len(labels)), labels],
     )
-    classes = logits.classes.tolist()
-    first, *rest = confusion_sections(predictions, classes)
-    figures = _figures(predictions, classes)
-    return [
-        dataclasses.replace(first, figures=figures),
-        *rest,
-        mistakes_section(predictions, classes, pictures),
-    ]
+    return predictions, logits.classes.tolist()
 
 
 def confusion_sections(
@@ -98,6 +118,49 @@ def confusion_sections(
         _confusion_section(predictions, confusion, classes),
         _class_section(predictions, confusion, classes),
     ]
+
+
+def calibration_section(predictions: Predictions) -> Section:
+    """Returns accuracy over confidence: a reliability diagram.
+
+    After Guo et al. 2017, "On Calibration of Modern Neural Networks".
+    """
+    right = predictions.predicted == predictions.labels
+    error = classification.expected_calibration_error(
+        predictions.confidence, right
+    )
+    title = f"Calibration, {predictions.title}"
+    if not len(right):
+        return Section(title, note="There is no labelled row.")
+    bins = np.minimum((predictions.confidence * _BINS).astype(int), _BINS - 1)
+    filled = np.unique(bins)
+    confidence = np.array(
+        [predictions.confidence[bins == b].mean() for b in filled]
+    )
+    accuracy = np.array([right[bins == b].mean() for b in filled])
+    lines = [
+        Line(
+            "perfect", np.array([0, 1]), np.array([0, 1]), "var(--faint)", True
+        ),
+        Line("accuracy at this confidence", confidence, accuracy),
+    ]
+    chart = Chart(line_chart(lines, "accuracy over confidence"), tuple(lines))
+    gap = float(predictions.confidence.mean() - right.mean())
+    how = "says about what it knows"
+    if abs(gap) > _GAP:
+        how = (
+            "is too sure of itself"
+            if gap > 0
+            else "is less sure than it could be"
+        )
+    return Section(
+        title,
+        template(_TEMPLATE).calibration(chart),
+        f"The model {how}: its mean confidence is "
+        f"{predictions.confidence.mean():.1%}, its accuracy "
+        f"{right.mean():.1%}; the expected calibration error is {error:.3f}. "
+        "Stacking corrects this with a temperature.",
+    )
 
 
 def mistakes_section(

@@ -65,6 +65,7 @@ def ensemble_report(
         [
             _score_section(results),
             _weights_section(results["final"]),
+            *_member_sections(results),
             _training_section(families),
             *confusion_sections(predictions[-1], classes),
             *(
@@ -149,6 +150,9 @@ def _weights_section(final: Mapping[str, Any]) -> Section:
         "Soft vote": final["soft_vote_weights"],
         "Greedy vote": final["greedy_vote_weights"],
     }
+    for name, shares in final.get("importances", {}).items():
+        if shares:
+            tables[f"{title(name)} looks at"] = shares
     return Section(
         "Weights",
         template(_TEMPLATE).weights(
@@ -158,8 +162,82 @@ def _weights_section(final: Mapping[str, Any]) -> Section:
             ]
         ),
         "Over temperature-calibrated probabilities, after the last fit on "
-        "all validation rows.",
+        "all validation rows. What a booster looks at is each model's share "
+        "in the splits of its trees.",
     )
+
+
+def _member_sections(results: Mapping[str, Any]) -> list[Section]:
+    """What each model adds, shared mistakes, and gains class by class."""
+    members = results["members"]
+    names = [family["name"] for family in results["families"]]
+    if len(names) < 2:
+        return []
+    scores = results["scores"]
+    rows = []
+    for number, name in enumerate(names):
+        low, high = members["gain_interval"][number]
+        gain = members["macro_f1"] - members["without"][number]
+        verdict = "helps" if low > 0 else "hurts" if high < 0 else "unclear"
+        rows.append(
+            {
+                "name": name,
+                "alone": scores[name]["macro_f1"],
+                "without": members["without"][number],
+                "gain": gain,
+                "interval": f"{low:+.4f} to {high:+.4f}",
+                "verdict": verdict,
+                "correlations": members["error_correlation"][number],
+            }
+        )
+    rows.sort(key=lambda row: -row["gain"])
+    best = max(names, key=lambda name: scores[name]["macro_f1"])
+    macros = template(_TEMPLATE)
+    classes = [
+        {"name": name, "best": one, "blend": both, "gain": both - one}
+        for name, one, both in zip(
+            results["classes"],
+            scores[best]["f1_per_class"],
+            scores["blend"]["f1_per_class"],
+            strict=True,
+        )
+        if one is not None and both is not None
+    ]
+    classes.sort(key=lambda row: row["gain"])
+    return [
+        Section(
+            "What each model adds",
+            macros.members(rows),
+            "Macro-F1 of the plain mean of all models is "
+            f"{members['macro_f1']:.4f}; beside it that of the mean without "
+            "the model, and the difference with its 95 % interval over the "
+            "same drawn rows. Where the interval holds 0, these rows do not "
+            "tell whether the model helps.",
+        ),
+        Section(
+            "Shared mistakes",
+            macros.correlation(
+                [row["name"] for row in rows],
+                _ordered(rows, names),
+            ),
+            "Correlation between the errors of two models: 1 errs on the same "
+            "rows, 0 has nothing in common. Models that err elsewhere are "
+            "worth more together.",
+        ),
+        Section(
+            "Classes, blend over the best model",
+            macros.class_gains(classes),
+            f"F1 of the blend less that of {best}, the worst first.",
+        ),
+    ]
+
+
+def _ordered(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> list[list[float | None]]:
+    """The correlations with their columns in the order of the rows."""
+    columns = [names.index(row["name"]) for row in rows]
+    return [[row["correlations"][c] for c in columns] for row in rows]
 
 
 def _titled(weights: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -10,13 +10,15 @@ import numpy as np
 
 from core import paths
 from core.errors import UserError
-from reports import curves
+from reports import curves, run_facts
 from reports.page import Figure, Section, template, write_page
-from run_folder import layout
+from run_folder import layout, telemetry
 from run_folder.history import History, read_histories
 
 
-def run_report(workdir: str | Path, sections: Sequence[Section] = ()) -> Path:
+def run_report(
+    workdir: str | Path, sections: Sequence[Section] = (), told: str = ""
+) -> Path:
     """Writes `<workdir>/report.html`.
 
     A run over all folds shows the curves of the folds inside it.
@@ -24,6 +26,7 @@ def run_report(workdir: str | Path, sections: Sequence[Section] = ()) -> Path:
     Args:
       workdir: the run folder.
       sections: of the run's task, in order.
+      told: a sentence on how far the run is, or on its scores.
 
     Returns:
       The path of the report.
@@ -58,13 +61,15 @@ def run_report(workdir: str | Path, sections: Sequence[Section] = ()) -> Path:
         body = macros.incidents(incidents)
         parts.append(Section("Skipped and repeated", body))
     parts += sections
-    if config:
-        text = json.dumps(config, indent=2)
-        parts.append(Section("", macros.configuration(text)))
+    measured = telemetry.read(run)
+    parts += run_facts.speed_section(measured)
+    parts += run_facts.augment_section(config)
+    text = json.dumps(config, indent=2) if config else ""
+    parts += run_facts.origin_section(measured, text)
     return write_page(
         run / layout.REPORT,
         f"{name}: training report",
-        f"Run {run.name}.",
+        f"Run {run.name}. {told}".strip(),
         parts,
         _figures(histories, metric),
     )

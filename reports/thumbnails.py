@@ -48,7 +48,7 @@ def thumbnails(
     found: dict[str, Thumbnail] = {}
     try:
         for name, pixels in pictures(ids):
-            found[name] = _thumbnail(pixels)
+            found[name] = thumbnail(pixels)
     # A report without pictures is better than none, whatever the reason.
     except Exception as error:
         return found, f"The images could not be opened: {error}"
@@ -57,7 +57,8 @@ def thumbnails(
     return found, ""
 
 
-def _thumbnail(pixels: np.ndarray) -> Thumbnail:
+def thumbnail(pixels: np.ndarray) -> Thumbnail:
+    """Returns the middle of an image, uint8 [H, W, 3], reduced."""
     picture = Image.fromarray(pixels)
     side = min(picture.size)
     left = (picture.width - side) // 2

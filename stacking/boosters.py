@@ -374,7 +374,8 @@ def _fit_lightgbm(train, stop, classes, parameters, seed, callback) -> bytes:
 
 
 @functools.lru_cache(maxsize=32)
-def _loaded(kind: str, model: bytes):
+def load_trees(kind: str, model: bytes):
+    """Returns the library's own model of a `Fit`."""
     if kind == "catboost":
         import catboost
 
@@ -386,15 +387,14 @@ def _loaded(kind: str, model: bytes):
 
 def _raw_scores(kind, model: bytes, features, threads: int) -> np.ndarray:
     """What the trees add to the start, float32 [N, P]."""
-    # Always from the serialised form: what was fitted and what is loaded
-    # from disk then predict the same bits.
-    loaded = _loaded(kind, model)
+    # From the serialised form: fitted and loaded trees predict the same bits.
+    trees = load_trees(kind, model)
     if kind == "catboost":
         import catboost
 
-        found = loaded.predict(
+        found = trees.predict(
             catboost.Pool(features), "RawFormulaVal", thread_count=threads
         )
     else:
-        found = loaded.predict(features, raw_score=True, num_threads=threads)
+        found = trees.predict(features, raw_score=True, num_threads=threads)
     return np.asarray(found, np.float32)

@@ -19,7 +19,14 @@ from reports.classification import Predictions
 from reports.ensemble import ensemble_report
 from reports.thumbnails import Pictures
 from run_folder import submission_file
-from stacking import leaks, search_storage, serialization, submission
+from stacking import (
+    importances,
+    leaks,
+    member_value,
+    search_storage,
+    serialization,
+    submission,
+)
 from stacking.align import Rows, Table, make_table
 from stacking.atomic_dir import REPORT, check_writable, staged
 from stacking.nested_cv import Scored, out_of_fold, predict_scored
@@ -359,26 +366,26 @@ def _results(job, table, model, found, test_found, leak_scores):
             "temperatures": dict(
                 zip(table.names, model.temperatures.tolist(), strict=True)
             ),
-            "soft_vote_weights": dict(
-                zip(
-                    table.names,
-                    model.meta_learners["soft_vote"].weights.tolist(),
-                    strict=True,
+            **{
+                f"{vote}_weights": dict(
+                    zip(
+                        table.names,
+                        model.meta_learners[vote].weights.tolist(),
+                        strict=True,
+                    )
                 )
-            ),
-            "greedy_vote_weights": dict(
-                zip(
-                    table.names,
-                    model.meta_learners["greedy_vote"].weights.tolist(),
-                    strict=True,
-                )
-            ),
+                for vote in ("soft_vote", "greedy_vote")
+            },
             "meta_learner_temperatures": dict(model.meta_learner_temperatures),
             "blend_weights": dict(model.blend_weights),
             "blend_temperature": model.blend_temperature,
             "multipliers": model.multipliers.tolist(),
             "booster_parameters": model.booster_parameters,
+            "importances": importances.of_stack(model, table.names, classes),
         },
+        "members": member_value.leave_one_out(
+            table.val.logits, labels, job.settings.seed
+        ),
         "leak_check": [
             {
                 "run": str(score.run.path),

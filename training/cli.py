@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +47,10 @@ class Arguments:
       plan: say what would be done, and draw the learning rates; no training.
       topology: chips that are not here, to compile the plan for; None plans
         for the devices that are.
+      command: that was given, as a shell takes it.
+      quiet: print the last line alone.
+      tensorboard: write event files, too.
+      wandb: project in Weights & Biases to log to; "" logs to none.
       peers: the other processes; None where there are none, or where the
         cluster tells.
     """
@@ -57,6 +63,10 @@ class Arguments:
     plan: bool = False
     peers: Peers | None = None
     topology: Slice | None = None
+    command: str = ""
+    quiet: bool = False
+    tensorboard: bool = False
+    wandb: str = ""
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -104,6 +114,22 @@ def parse(argv: Sequence[str]) -> Arguments:
         "as v5e:2x4, and tell memory, work and the time it takes at least",
     )
     parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print one line at the end, and errors",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write event files into <workdir>/tensorboard, too",
+    )
+    parser.add_argument(
+        "--wandb",
+        metavar="PROJECT",
+        default="",
+        help="log to Weights & Biases, too; WANDB_MODE=offline keeps it here",
+    )
+    parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="several processes train as one, and meet at process 0; on TPU "
@@ -120,6 +146,11 @@ def parse(argv: Sequence[str]) -> Arguments:
     topology = known.topology and parse_slice(known.topology)
     if topology and not known.plan:
         raise UserError("--topology only compiles: give --plan with it")
+    if known.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            "--wandb needs the package wandb; install it with: pip install "
+            "wandb"
+        )
     workdir = paths.make_path(
         known.workdir or f"runs/{_default_name(known.config)}"
     )
@@ -133,6 +164,10 @@ def parse(argv: Sequence[str]) -> Arguments:
         known.plan,
         _peers(known.coordinator, known.num_processes, known.process_id),
         topology or None,
+        shlex.join(["python", "train.py", *argv]),
+        known.quiet,
+        known.tensorboard,
+        known.wandb,
     )
 
 

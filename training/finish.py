@@ -55,6 +55,17 @@ def is_exported(workdir: Path) -> bool:
     )
 
 
+def where_it_is(workdir: Path) -> str:
+    """Returns a sentence that says what is where in a finished run folder."""
+    kinds = [
+        f"{name}/"
+        for name in (layout.CHECKPOINTS, *layout.PREDICTION_FOLDERS)
+        if (workdir / name).exists()
+    ]
+    found = ", ".join([layout.REPORT, *kinds])
+    return f"done: everything is in {workdir} ({found})"
+
+
 def finish(run: Run, workdir: Path) -> None:
     """Predicts with the best checkpoint, and reports on the run.
 
@@ -71,13 +82,16 @@ def finish(run: Run, workdir: Path) -> None:
     print(f"predicting with the best checkpoint, step {step}")
     writer = artifacts.ArtifactWriter(workdir, step)
     comm.run_on_primary(writer.begin)
-    print(run.task.export(run.data, writer, *weights))
+    told = run.task.export(run.data, writer, *weights)
+    print(told)
     # Once more: the export may have chosen the views.
     save_inference_spec(run.task, run.data.source, workdir)
 
     def report() -> str:
         sections = run.task.report_sections(workdir)
-        path = str(reports.run_report(workdir, sections))
+        path = str(
+            reports.run_report(workdir, sections, f"At its end: {told}.")
+        )
         writer.finish()
         return path
 

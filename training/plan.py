@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
 import reports
+from configs import loading
 from jax_models import cpu_kernels
 from run_folder import layout
 from training import memory_plan, runtime, topology_plan
 from training.cli import Arguments
 from training.data import Data
+from training.loop import dashboards, state, telemetry
 from training.loop import stages as stages_lib
-from training.loop import state
 from training.loop.stages import Stage
 from training.multihost import comm, sharding
 from training.tasks.base import Task
@@ -76,6 +78,60 @@ def show(
         reports.plan_report(path, config.model, lines, rates)
         print(f"the plan with its learning rates is in {path}")
     sys.stdout.flush()
+
+
+def listeners(
+    arguments: Arguments, task: Task, mesh: Mesh, workers: int, step: int
+) -> list[telemetry.Listener]:
+    """Returns who hears what the run records; in the primary process alone.
+
+    Args:
+      arguments: of the command line.
+      task: of the run.
+      mesh: of devices.
+      workers: loader processes.
+      step: global steps done so far.
+
+    Raises:
+      UserError: what the command line asks for is not installed.
+    """
+
+    def make() -> list[telemetry.Listener]:
+        if not comm.is_primary():
+            return []
+        workdir = arguments.workdir
+        start = {**facts(arguments, task, mesh), "workers": workers}
+        found: list[telemetry.Listener] = [
+            telemetry.TelemetryFile(workdir / layout.TELEMETRY, start),
+            telemetry.ReportPage(workdir),
+        ]
+        if arguments.tensorboard:
+            found.append(dashboards.TensorBoard(workdir, step))
+        if arguments.wandb:
+            plain = loading.plain(arguments.config)
+            found.append(
+                dashboards.WeightsAndBiases(workdir, arguments.wandb, plain)
+            )
+        return found
+
+    return comm.run_on_all(make)
+
+
+def facts(arguments: Arguments, task: Task, mesh: Mesh) -> dict[str, Any]:
+    """Returns what a run says of itself in telemetry.jsonl, as JSON.
+
+    Args:
+      arguments: of the command line.
+      task: of the run.
+      mesh: of devices.
+    """
+    return {
+        "command": arguments.command,
+        "parameters": state.count(task.abstract_model.params),
+        "dtype": str(runtime.compute_dtype(arguments.config.dtype)),
+        "devices": sharding.describe_mesh(mesh),
+        **telemetry.environment(),
+    }
 
 
 def show_costs(

@@ -24,10 +24,12 @@ class SavedRun(NamedTuple):
       task: of the run, with the statistics of its training rows. The views
         are those of its last export, which may be others than its config had.
       weights: (params, batch_stats) of its best checkpoint.
+      spec: what the run says of itself.
     """
 
     task: Task
     weights: tuple[dict, dict]
+    spec: inference.InferenceSpec
 
 
 def open_run(folder: Path, mesh: Mesh) -> SavedRun:
@@ -45,4 +47,4 @@ def open_run(folder: Path, mesh: Mesh) -> SavedRun:
     spec = inference.read(run.folder)
     task = registry.get(spec.task)(run.config, spec.classes)
     task.restore(spec)
-    return SavedRun(task, run.weights(task.abstract_model, mesh))
+    return SavedRun(task, run.weights(task.abstract_model, mesh), spec)

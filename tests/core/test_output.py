@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from core import atomic_files
+from core import atomic_files, output
+from core.errors import UserError
 
 BEGIN = (
     "import sys; from core import output; output.install(results={results})\n"
@@ -168,3 +169,20 @@ def test_output_to_a_terminal_that_was_closed_is_dropped(tmp_path):
     os.close(mine)
     assert process.wait(timeout=30) == 0
     assert path.read_text() == "result\n"
+
+
+def test_the_last_line_alone(capsys):
+    with output.last_line_only():
+        print("one")
+        print("two", end="")
+        print(" and three")
+        print()
+    assert capsys.readouterr().out == "two and three\n"
+    with pytest.raises(SystemExit), output.last_line_only():
+        print("stopped at step 3")
+        raise SystemExit(143)
+    assert capsys.readouterr().out == "stopped at step 3\n"
+    with pytest.raises(UserError), output.last_line_only():
+        print("step 3")
+        raise UserError("the disk is full")
+    assert capsys.readouterr().out == ""

@@ -41,7 +41,7 @@ def contents(folder):
         path.relative_to(folder): path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file()
-        and path.name not in ("metrics.jsonl", ".lock")
+        and path.name not in ("metrics.jsonl", "telemetry.jsonl", ".lock")
         and ".orbax-checkpoint-tmp" not in str(path)
     }
 

@@ -6,6 +6,7 @@ import shutil
 import commands
 import numpy as np
 import pytest
+from PIL import Image
 
 from metrics.classification import log_softmax
 from run_folder.predictions import read_logits
@@ -103,3 +104,19 @@ def test_a_mistake_is_one_sentence(orphan, tmp_path, words, answer):
     assert done.returncode == 2
     assert done.stdout == ""
     assert answer in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_it_draws_where_it_looked(orphan, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no photo")
+    done = predict(
+        *("--run", orphan / "run", orphan / "photos", tmp_path / "bad.jpg"),
+        *("--explain", "--out", tmp_path / "out", "--format", "json"),
+    )
+    assert done.returncode == 1, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found[-1]["bad"] and found[-1]["explanation"] == ""
+    for record in found[:-1]:
+        with Image.open(record["explanation"]) as picture:
+            assert picture.size == (32, 32)
+    without = predict("--run", orphan / "run", orphan / "photos", "--explain")
+    assert without.returncode == 2 and "--out" in without.stderr

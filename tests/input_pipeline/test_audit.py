@@ -258,3 +258,17 @@ def test_unwritable_findings_leave_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError):
         findings_lib.write_findings(tmp_path / "file" / "x.csv", [])
+
+
+def test_colours_and_sharpness_of_an_image(data_config):
+    """Means and squares as NumPy has them; a blurred image is less sharp."""
+    examples = open_source(data_config()).labelled
+    pixels = examples.read(3)["image"].astype(np.float64) / 255
+    found = audit._inspect(examples, 3)
+    np.testing.assert_allclose(found.means, pixels.mean((0, 1)))
+    np.testing.assert_allclose(found.squares, (pixels**2).mean((0, 1)))
+    assert found.brightness == pytest.approx(pixels.mean())
+    image = Image.fromarray(np.uint8(pixels * 255)).resize((64, 64))
+    blurred = image.resize((4, 4)).resize((64, 64))
+    assert audit._sharpness(blurred) < audit._sharpness(image)
+    assert audit._sharpness(Image.new("RGB", (2, 9))) == 0

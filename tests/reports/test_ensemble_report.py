@@ -30,6 +30,12 @@ def results(run):
         "most_common_class": {"macro_f1": 0.2, "accuracy": 0.4},
         "scores": {"tiny & co": entry, "soft_vote": entry, "blend": entry},
         "test_scores": None,
+        "members": {
+            "macro_f1": 0.8,
+            "without": [],
+            "gain_interval": [],
+            "error_correlation": [[1.0]],
+        },
         "final": {
             "blend_weights": {"soft_vote": 1.0},
             "soft_vote_weights": {"tiny & co": 1.0},
@@ -140,3 +146,35 @@ def test_ids_of_mistakes_are_whole(tmp_path):
     page = (tmp_path / "report.html").read_text()
     style = re.search(r"\.name {[^}]*}", page)[0]
     assert "overflow-wrap: anywhere" in style and "ellipsis" not in style
+
+
+def of_two_models(folder):
+    """The report on a stack of two models."""
+    entry = results(folder)["scores"]["blend"]
+    worse = {**entry, "macro_f1": 0.7, "f1_per_class": [0.9, 0.5, None]}
+    members = {
+        "macro_f1": 0.75,
+        "without": [0.76, 0.65],
+        "gain_interval": [[-0.02, 0.01], [0.05, 0.15]],
+        "error_correlation": [[1.0, 0.25], [0.25, None]],
+    }
+    return report(
+        folder,
+        predictions(),
+        families=[
+            {"name": name, "model": "m", "runs": [str(folder)]}
+            for name in ("one", "two")
+        ],
+        scores={"one": worse, "two": worse, "soft_vote": entry, "blend": entry},
+        members=members,
+    )
+
+
+def test_what_each_model_adds(tmp_path):
+    text = of_two_models(tmp_path).text
+    # The most useful first; its columns follow.
+    assert "two0.70000.6500+0.1000+0.0500 to +0.1500helps" in text
+    assert "one0.70000.7600-0.0100-0.0200 to +0.0100unclear" in text
+    assert "two–0.25" in text and "one0.251.00" in text
+    assert "cat0.9000.800-0.100" in text
+    assert "dog & co0.5000.800+0.300" in text

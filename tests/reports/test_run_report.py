@@ -186,3 +186,61 @@ def test_the_metric_that_ranks_checkpoints_is_ringed(tmp_path):
             *score_charts(histories, metric),
         ]
         assert tuple(c.svg.count("best: ") for c in charts) == rings
+
+
+def write_telemetry(run, waiting=0.25):
+    start = {
+        "kind": "start",
+        "command": "python train.py --config=<x>",
+        "parameters": 12345,
+        "packages": {"jax": "0.10.2"},
+    }
+    speed = {"kind": "speed", "step": 20, "epoch": 2.0, "seconds": 90.0}
+    entries = [
+        start,
+        {**speed, "images_per_second": 400.0, "waiting": waiting},
+        start,
+        {**speed, "images_per_second": 600.0, "waiting": None},
+    ]
+    text = "".join(json.dumps(entry) + "\n" for entry in entries)
+    (run / "telemetry.jsonl").write_text(text)
+
+
+def test_speed_machine_and_command(tmp_path):
+    write_metrics(tmp_path)
+    write_telemetry(tmp_path)
+    text = read(run_report(tmp_path, told="It still trains.")).text
+    assert "It still trains." in text
+    assert "time 3 min 0 s with evaluations and compilation, in 2" in text
+    assert "The median is 500 images a second." in text
+    assert "waited for images for 25.0%" in text and "workers" in text
+    assert "python train.py --config=<x>" in text
+    assert "parameters12,345" in text and "jax (package)0.10.2" in text
+
+
+def test_augmentations_that_are_on_by_stage(tmp_path):
+    write_metrics(tmp_path)
+    config = {
+        "augment": {"flip": 0.5, "jitter": 0.0},
+        "mixing": {"mixup_prob": 0.0},
+        "stages": [{"mixing": {"mixup_prob": 0.8}}, {"augment": {"flip": 0.0}}],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    reader = read(run_report(tmp_path))
+    assert "augment.flip0.50" in reader.text
+    assert "mixing.mixup_prob0.80" in reader.text
+    assert "augment.jitter" not in reader.text
+    config["stages"] = [{}]
+    config["augment"] = {"flip": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "images are as they are" in read(run_report(tmp_path)).text
+
+
+def test_calibration_is_told_in_words(tmp_path):
+    """3 and 0, 0 are a confidence of 90.9 %; 24 of 30 are right."""
+    write_predictions(tmp_path)
+    sections = classification_sections(tmp_path)
+    (found,) = [s for s in sections if s.title.startswith("Calibration")]
+    assert "too sure of itself" in found.note
+    assert "confidence is 90.9%, its accuracy 80.0%" in found.note
+    assert "calibration error is 0.109" in found.note

@@ -1,5 +1,7 @@
 """The command line: overrides, and one sentence for every mistake."""
 
+import shlex
+
 import pytest
 
 from core.errors import UserError
@@ -179,3 +181,16 @@ def test_all_problems_are_reported_at_once():
 def test_flags_that_cannot_work(flags, reason):
     with pytest.raises(UserError, match=reason):
         cli.parse([DEMO, *flags])
+
+
+def test_what_is_not_installed_is_told_before_anything_is_written(monkeypatch):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        cli.parse([DEMO, "--wandb=digits"])
+    assert not cli.parse([DEMO]).wandb
+
+
+def test_the_command_can_be_given_to_a_shell_again():
+    argv = [DEMO, "--config.eval.tta=('auto', 'center')"]
+    command = cli.parse(argv).command
+    assert shlex.split(command) == ["python", "train.py", *argv]

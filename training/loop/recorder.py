@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import jax
 import optax
 
+from core.durations import duration
 from core.errors import UserError
 from training.loop import stages
 from training.loop.input_stall import InputStallMonitor
 from training.loop.metrics_log import MetricsLog
 from training.loop.stages import Stage
-from training.loop.throughput import Throughput, duration
+from training.loop.telemetry import Listener
+from training.loop.throughput import Throughput
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -46,6 +49,8 @@ class Recorder:
       plan: all stages.
       every_steps: of which steps metrics.jsonl tells.
       remedy: what to change when the device waits for images.
+      listeners: hear of every entry, and beside them of the speed; closed
+        with the file.
 
     Raises:
       UserError: the file cannot be written.
@@ -58,7 +63,9 @@ class Recorder:
         plan: Sequence[Stage],
         every_steps: int,
         remedy: str = "",
+        listeners: Sequence[Listener] = (),
     ):
+        self._listeners, self._began = listeners, time.perf_counter()
         self._input_stall = InputStallMonitor(remedy)
         self._every = every_steps
         # Index of the stage that goes on at a lower rate; once in a run.
@@ -166,6 +173,7 @@ class Recorder:
             self._best = {"step": step, "merit": merit, "value": value}
             self._stale["evaluations"] = 0
         self._write("eval", step, {**scores, "merit": merit, "best": best})
+        self._tell_speed(step, None)
         listed = "  ".join(f"{name} {v:.4f}" for name, v in scores.items())
         remark = (
             "best so far"
@@ -231,6 +239,8 @@ class Recorder:
 
     def close(self) -> None:
         """Closes the file."""
+        for listener in self._listeners:
+            listener.close()
         self._input_stall.close()
         self._log.close()
 
@@ -256,6 +266,7 @@ class Recorder:
         self._write("train", step, measured)
         images = stages.images_until(self._plan, step)
         speed = self._clock.advance(images)
+        self._tell_speed(step, speed)
         if complaint := self._input_stall.complaint():
             print(complaint, flush=True)
         if speed is None or self._clock.now - self._spoke < (
@@ -322,3 +333,18 @@ class Recorder:
             **{k: None if v != v else v for k, v in values.items()},
         }
         self._log.append(json.dumps(record).encode() + b"\n")
+        for listener in self._listeners:
+            listener.record(record)
+
+    def _tell_speed(self, step: int, speed: float | None) -> None:
+        """Tells the listeners what metrics.jsonl must not depend on."""
+        entry = {
+            "kind": "speed",
+            "step": step,
+            "epoch": round(self._epoch(step), 4),
+            "seconds": round(time.perf_counter() - self._began, 3),
+            "images_per_second": speed and round(speed, 3),
+            "waiting": self._input_stall.share,
+        }
+        for listener in self._listeners:
+            listener.record(entry)

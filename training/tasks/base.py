@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 import jax_models
@@ -75,6 +76,7 @@ class Task(abc.ABC):
       known_views: test-time views to choose from; validation takes the first.
       chooses_views: whether its export obeys `eval.tta=auto`.
       predicts_files: whether its predictions of photos are files, too.
+      explains: whether it can draw where in a photo it looked.
       learns_labels: whether it learns what the labels say, so that a model
         of it must not be shown rows that validate elsewhere.
       abstract_model: the model without its numbers.
@@ -94,6 +96,7 @@ class Task(abc.ABC):
     loss_fields: ClassVar[frozenset[str]] = frozenset()
     chooses_views: ClassVar[bool] = False
     predicts_files: ClassVar[bool] = False
+    explains: ClassVar[bool] = False
     learns_labels: ClassVar[bool] = False
     known_views: ClassVar[Sequence[str]] = VIEWS
 
@@ -299,7 +302,7 @@ class Task(abc.ABC):
           params: of the model.
           batch_stats: of the same.
           files: what to write besides; None writes nothing. Only where
-            `predicts_files`.
+            `predicts_files`, or `explains` and pictures of that are wanted.
 
         Raises:
           UserError: the task has nothing to say of single photos.
@@ -307,6 +310,23 @@ class Task(abc.ABC):
         raise UserError(
             f"the {self.name} task gives no predictions for photos; name a "
             "run of another task"
+        )
+
+    def answer(
+        self, model: nnx.Module, images: Float[Array, "B H W 3"]
+    ) -> Float[Array, "B ..."]:
+        """Returns what an exported model answers; pure, for export.py.
+
+        Args:
+          model: in evaluation mode.
+          images: normalised, of the side that the task trains at.
+
+        Raises:
+          UserError: the task has no answer for single images.
+        """
+        raise UserError(
+            f"the {self.name} task has no answer for an image; name a run of "
+            "another task"
         )
 
     @classmethod

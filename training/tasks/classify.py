@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -34,8 +33,9 @@ from training.loop.state import (
 )
 from training.loop.step import Loss
 from training.multihost import comm
-from training.tasks import test_time_views
+from training.tasks import grad_cam, test_time_views
 from training.tasks.base import LOSS_FIELDS, Direction, Task, build_encoder
+from training.tasks.classification_evaluator import ClassificationEvaluator
 from training.tasks.losses import describe_loss, loss_constants, make_loss
 
 if TYPE_CHECKING:
@@ -65,12 +65,13 @@ class Classification(Task):
     }
     loss_fields: ClassVar[frozenset[str]] = frozenset(LOSS_FIELDS)
     chooses_views: ClassVar[bool] = True
+    explains: ClassVar[bool] = True
     learns_labels: ClassVar[bool] = True
 
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
         super().__init__(config, classes)
         self._teachers: dict[str, tuple[init_from.Run, AbstractModel]] = {}
-        self._predict_step = None
+        self._predict_step = self._heat_step = None
 
     @classmethod
     def problems(cls, config: ConfigDict) -> Iterator[str]:
@@ -206,6 +207,20 @@ class Classification(Task):
         )
         logits = found.mean(self.statistics.class_prior)
         probabilities = np.exp(classification.log_softmax(logits))
+        pictures: list[dict[str, str]] = [{}] * len(logits)
+        if files is not None:
+            if self._heat_step is None:
+                self._heat_step = grad_cam.make_heat_step(
+                    self.abstract_model, self.statistics, photos.mesh
+                )
+            drawn = grad_cam.explain(
+                functools.partial(self._heat_step, params, batch_stats),
+                photos,
+                self.eval_transform(self.config, None, self.views[:1]),
+                probabilities.argmax(axis=1),
+                files,
+            )
+            pictures = [{"explanation": path} for path in drawn]
         return [
             {
                 "class": self.classes[row.argmax()],
@@ -213,10 +228,17 @@ class Classification(Task):
                 "probabilities": dict(
                     zip(self.classes, row.tolist(), strict=True)
                 ),
+                **picture,
                 "bad": bool(bad),
             }
-            for row, bad in zip(probabilities, found.bad, strict=True)
+            for row, bad, picture in zip(
+                probabilities, found.bad, pictures, strict=True
+            )
         ]
+
+    def answer(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+        """Returns logits, float32 [B, C]."""
+        return model(images).astype(jnp.float32)
 
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:
@@ -298,65 +320,6 @@ class Classification(Task):
                 "data": plain["data"],
             },
         )
-
-
-class ClassificationEvaluator:
-    """Counts the confusion matrix, and sums the log-loss.
-
-    Args:
-      num_classes: C.
-    """
-
-    def __init__(self, num_classes: int):
-        self._num_classes = num_classes
-
-    def init(self) -> dict[str, np.ndarray]:
-        """Returns int32 [C, C] of zeros, and the loss and count of no rows."""
-        classes = self._num_classes
-        return {
-            "confusion": np.zeros((classes, classes), np.int32),
-            "loss": np.zeros((), np.float32),
-            "rows": np.zeros((), np.float32),
-        }
-
-    def update(
-        self,
-        totals: dict[str, jax.Array],
-        model: nnx.Module,
-        batch: Mapping[str, jax.Array],
-        constants: dict[str, jax.Array],
-    ) -> dict[str, jax.Array]:
-        """Adds the first views of a batch; see `Evaluator`."""
-        images = mixing.normalize(
-            batch["image"][:, 0], constants["mean"], constants["std"]
-        )
-        logits = model(images)  # [B, C]
-        # An unreadable image is answered with the class prior, as in export.
-        prior = jnp.log(jnp.maximum(constants["class_prior"], 1e-6))
-        logits = jnp.where(batch["bad"][:, None], prior, logits)
-        weight = batch["weight"]
-        # Filling has label -1 and weight 0.
-        label = jnp.maximum(batch["label"], 0)
-        rows = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        confusion = totals["confusion"].at[label, logits.argmax(-1)]
-        return {
-            "confusion": confusion.add(weight.astype(jnp.int32)),
-            "loss": totals["loss"] + (rows * weight).sum(),
-            "rows": totals["rows"] + weight.sum(),
-        }
-
-    def compute(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
-        """Returns macro-F1, accuracy and mean log-loss."""
-        confusion = totals["confusion"]
-        return {
-            "val_macro_f1": float(
-                classification.macro_f1_from_confusion(confusion)
-            ),
-            "val_accuracy": float(
-                classification.accuracy_from_confusion(confusion)
-            ),
-            "val_loss": float(totals["loss"] / max(totals["rows"], 1.0)),
-        }
 
 
 def make_prepare(mix: mixing.Mixing):

@@ -313,6 +313,10 @@ class Segmentation(Task):
             bad = image.stripes is None
             yield {**record, "shares": named, "bad": bad}
 
+    def answer(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+        """Returns logits of the pixels, float32 [B, H, W, C]."""
+        return model(images).astype(jnp.float32)
+
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:
         """Returns scores per class, and the best and worst masks."""

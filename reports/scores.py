@@ -1,0 +1,104 @@
+"""Scores of a run with their intervals, from whatever it has predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from core.errors import UserError
+from metrics import classification, segmentation
+from reports import curves
+from reports.segmentation import read_counts
+from run_folder import layout
+from run_folder.history import read_histories
+from run_folder.predictions import read_logits
+
+
+class Score(NamedTuple):
+    """A score of the validation rows.
+
+    Attributes:
+      value: of all rows.
+      low, high: its 95 % interval; None where only the mean is known.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None:
+            return f"{self.value:.4f}"
+        return f"{self.value:.4f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def logits_scores(run: Path) -> dict[str, Score]:
+    """Returns macro-F1 and accuracy; {} for a run without logits."""
+    path = layout.logits_path(run, "val")
+    if not path.exists():
+        return {}
+    logits = read_logits(path)
+    known = logits.labels >= 0
+    labels = logits.labels[known]
+    predicted = logits.logits[known].argmax(axis=1)
+    confusion = classification.confusion_matrix(
+        labels, predicted, len(logits.classes)
+    )
+    found = {}
+    for name, score in (
+        ("macro-F1", classification.macro_f1_from_confusion),
+        ("accuracy", classification.accuracy_from_confusion),
+    ):
+        interval = classification.bootstrap_interval(confusion, score)
+        found[name] = Score(float(score(confusion)), *interval)
+    return found
+
+
+def mask_scores(run: Path) -> dict[str, Score]:
+    """Returns mDice and mIoU; {} for a run without masks."""
+    counts = read_counts(run)
+    if counts is None:
+        return {}
+    total, found = counts.confusion.sum(axis=0), {}
+    for name, score in (
+        ("mDice", segmentation.mean_dice_from_confusion),
+        ("mIoU", segmentation.mean_iou_from_confusion),
+    ):
+        interval = segmentation.bootstrap_interval(counts.confusion, score)
+        found[name] = Score(float(score(total)), *interval)
+    return found
+
+
+# One for each kind of predictions; each gives {} where a run has none of it.
+READERS: tuple[Callable[[Path], dict[str, Score]], ...] = (
+    logits_scores,
+    mask_scores,
+)
+
+
+def read_scores(run: Path) -> tuple[dict[str, Score], str]:
+    """Returns the scores of a run, and what is wrong with them, or "".
+
+    A run that has predicted nothing has the score that ranks its checkpoints,
+    from its evaluations.
+
+    Args:
+      run: the run folder.
+    """
+    found: dict[str, Score] = {}
+    for reader in READERS:
+        try:
+            found |= reader(run)
+        except UserError as error:
+            return {}, str(error)
+    if found:
+        return found, ""
+    histories = read_histories(run)
+    metric = curves.ranking_metric(histories, layout.read_config(run))
+    bests: Mapping[float, float] = dict(curves.bests(histories, metric))
+    if not bests:
+        return {}, ""
+    values = [value for _, value in curves.bests(histories, metric)]
+    value = sum(values) / len(values)
+    return {curves.title(metric): Score(value)}, "scores while training"
