@@ -174,10 +174,7 @@ def data() -> ConfigDict:
         # those of the list, or the indices 0, 1, ...
         mask_values="",
         ignore_index=Field(-1, between(-2, 256)),  # -1: as the list says
-        # Of the source `pairs`: a folder with one for each identity, or a csv
-        # path,identity[,forged,donor]; {path: 1 if forged}; a folder with one
-        # for each pair to compare, or a csv pair_id,first,second.
-        identities="train",
+        identities="train",  # of `pairs`; see sources/pairs.py
         forgeries="meta.json",
         pairs="test",
         tfds_split_train="train",

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from core import csv_table
-from core.atomic_files import write_text
 from core.errors import UserError
 
 # What pandas calls the column of row numbers that it has saved.
@@ -170,19 +169,18 @@ def check_pairs(sample: Sample, ids: np.ndarray, where: str) -> None:
     )
 
 
-def write_similarities(
-    path: Path, sample: Sample, ids: np.ndarray, similarity: np.ndarray
-) -> None:
-    """Writes a submission: the sample's rows and columns, filled in.
+def with_similarities(
+    sample: Sample, ids: np.ndarray, similarity: np.ndarray
+) -> str:
+    """Returns a submission as csv: the sample's rows and columns, filled in.
 
     Args:
-      path: of the csv file, written whole or not at all.
       sample: of the submission, or `plain`.
       ids: str [P], of the pairs.
       similarity: float [P], finite.
 
     Raises:
-      UserError: the sample is of other pairs, or the file cannot be written.
+      UserError: the sample is of other pairs.
     """
     check_pairs(sample, ids, "the predictions")
     of_pair = dict(zip(ids.tolist(), similarity.tolist(), strict=True))
@@ -195,7 +193,7 @@ def write_similarities(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(sample.table.header)
     writer.writerows(zip(*columns, strict=True))
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def _id_by_values(
