@@ -204,7 +204,9 @@ def _read_table(where: Path, root: Path) -> _Pictures:
                 f"{where} has no identity for '{name}'; fill it in or remove "
                 "the row"
             )
-    labels_lib.refuse_doubts(identities, f"{where}, column 'identity',", "", ())
+    labels_lib.refuse_doubts(
+        identities, f"{where}, column 'identity',", "", frozenset()
+    )
     forged = None
     if "forged" in table.header:
         flags = table.columns[table.header.index("forged")]

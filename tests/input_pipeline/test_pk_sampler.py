@@ -39,9 +39,9 @@ def test_a_batch_holds_p_identities_with_k_pictures(sizes, p, k, data):
     p = min(p, len(sizes))
     sampler = sampler_of(sizes, p, k, seed=data.draw(st.integers(0, 2**40)))
     labels, rows = batches_of(sampler, 4, data.draw(st.integers(0, 999)))
-    count_of = dict(zip(
-            *np.unique(sampler.labels, return_counts=True), strict=True
-        ))
+    count_of = dict(
+        zip(*np.unique(sampler.labels, return_counts=True), strict=True)
+    )
     for batch, pictures in zip(labels, rows, strict=True):
         groups = batch.reshape(p, k)
         assert np.all(groups == groups[:, :1])
