@@ -42,6 +42,7 @@ PREDICTION_FOLDERS = (
     "logits",
     "embeddings",
     "masks",
+    "pairs",
     "probabilities",
     "samples",
 )
