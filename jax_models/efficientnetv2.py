@@ -408,16 +408,8 @@ class EfficientNetV2(ImageModel):
                 maps.append(x)
         return maps
 
-    def features(
-        self, images: Float[Array, "B H W 3"]
-    ) -> Float[Array, "B h w C"]:
-        """Maps `[B, H, W, 3]` to `[B, H / 32, W / 32, 1280]`, rounded up:
-        the pyramid's last map after one more 1x1 convolution.
-
-        Raises:
-          UserError: as `feature_pyramid`.
-        """
-        last = self.feature_pyramid(images)[-1]
+    def refine(self, last: Float[Array, "B h w _"]) -> Float[Array, "B h w C"]:
+        """Maps the pyramid's last map to 1280 channels."""
         return self.bn2(self.conv_head(last))
 
 
