@@ -184,9 +184,9 @@ class Memory(nnx.Module):
 
     def __init__(self, rows: int, width: int):
         self.embeddings = nnx.BatchStat(jnp.zeros((rows, width), jnp.float32))
-        # Of each row; -1 while it is empty. Float, as averages of the
-        # weights go over all statistics.
-        self.labels = nnx.BatchStat(jnp.full((rows,), -1.0, jnp.float32))
+        # Float, as averages of the weights go over all statistics.
+        self.labels = nnx.BatchStat(jnp.zeros((rows,), jnp.float32))
+        self.filled = nnx.BatchStat(jnp.zeros((rows,), jnp.float32))
         self.next = nnx.BatchStat(jnp.zeros((), jnp.float32))
 
 

@@ -210,6 +210,34 @@ class Task(abc.ABC):
         """Returns how masks are written; None for a task without them."""
         return None
 
+    def attach(self, data: Data) -> dict[str, Any]:
+        """Takes what the task needs of a run's data, before anything is made.
+
+        Args:
+          data: of the run.
+
+        Returns:
+          What must not change while the run lives, as JSON.
+
+        Raises:
+          UserError: the data are not what the task can learn from.
+        """
+        return {}
+
+    def advice(self, stage: Stage, measured: Mapping[str, float]) -> str:
+        """Returns a sentence where a logged step shows a training that fails.
+
+        Args:
+          stage: of the run.
+          measured: in that step, by name: `loss`, and what the loss tells.
+        """
+        return ""
+
+    @property
+    def similarity_weights(self) -> tuple[float, ...]:
+        """How two pictures are compared; () for a task that does not."""
+        return ()
+
     @property
     def metric(self) -> str:
         """The metric that ranks checkpoints."""

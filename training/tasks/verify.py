@@ -1,0 +1,507 @@
+"""The verification task: do two pictures show one identity, and both real?"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from configs import common
+from configs import verification as recipes
+from core.errors import UserError
+from input_pipeline.loader import Transform
+from input_pipeline.pk_sampler import PKSampler
+from input_pipeline.sources.base import Kind, Source
+from input_pipeline.transforms import mixing
+from input_pipeline.transforms.views import WHOLE_VIEWS, WholeTransform
+from input_pipeline.validation_pairs import validation_pairs
+from jax_models.embedding import EmbeddingModel
+from training.loop.stages import Stage
+from training.loop.step import Loss
+from training.multihost import comm
+from training.tasks import (
+    embedding_batch,
+    metric_objective,
+    similarity,
+    verification_export,
+    verification_prediction,
+)
+from training.tasks.base import Direction, Task, build_encoder
+from training.tasks.verification_evaluator import (
+    ValidationPairs,
+    VerificationEvaluator,
+)
+
+if TYPE_CHECKING:
+    from run_folder.artifacts import ArtifactWriter
+    from run_folder.inference import InferenceSpec
+    from training.data import Data
+    from training.photos import Photos
+
+# Mean distance of two identities' unit vectors below which all are one point.
+COLLAPSED = 0.05
+
+
+class PictureTransform(WholeTransform):
+    """A picture in whole, resized to a square: what is compared is aligned."""
+
+    if_unreadable: ClassVar[str] = "is as like as unlike all others"
+
+
+class Verification(Task):
+    """Pictures to unit vectors, validated on pairs of one fold; see `Task`."""
+
+    name: ClassVar[str] = "verify"
+    features: ClassVar[Mapping[str, Kind]] = {
+        "image": Kind.IMAGE,
+        "label": Kind.LABEL,
+        "forged": Kind.ID,
+    }
+    metrics: ClassVar[Mapping[str, Direction]] = {
+        "val_eer": "min",
+        "val_auc": "max",
+        "val_fnmr_at_fmr_10": "min",
+        "val_eer_other": "min",
+        "val_eer_one_forged": "min",
+        "val_eer_both_forged": "min",
+    }
+    loss_fields: ClassVar[frozenset[str]] = frozenset({"loss", "mixing"})
+    learns_labels: ClassVar[bool] = True
+    known_views: ClassVar[Sequence[str]] = tuple(WHOLE_VIEWS)
+
+    def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
+        super().__init__(config, classes)
+        self.resize = "whole"
+        self.similarity = similarity.Similarity()
+        self._step = None
+        self._first: np.ndarray | None = None  # What predict compares with.
+
+    # ---- Config --------------------------------------------------------------
+
+    @classmethod
+    def problems(cls, config: ConfigDict) -> Iterator[str]:
+        """See `Task.problems`."""
+        yield from super().problems(config)
+        own = config.verify
+        size = own.identities * own.pictures
+        for index, stage in enumerate(config.stages):
+            for problem in metric_objective.problems(
+                stage.loss or "cosface", _options(config)
+            ):
+                where = f"stages[{index}]" * problem.startswith("loss")
+                yield f"{where or 'verify'}.{problem}"
+            if stage.batch_size != size:
+                yield (
+                    f"stages[{index}].batch_size is {stage.batch_size}: it is "
+                    f"verify.identities x verify.pictures, {size}"
+                )
+            if stage.accumulate > 1:
+                yield (
+                    f"stages[{index}].accumulate is {stage.accumulate}: the "
+                    "loss compares all pictures of a batch with each other; "
+                    "leave it at 1, and set remat to save memory"
+                )
+            if own.memory and own.memory < stage.batch_size:
+                yield (
+                    f"verify.memory is {own.memory}: it holds no batch of "
+                    f"{stage.batch_size}; take more, or 0"
+                )
+            if common.merged(config, stage, "mixing")["prob"]:
+                yield (
+                    "mixing.prob is not 0: a mixed picture shows no single "
+                    "identity; set it to 0"
+                )
+        if own.memory and not cls._needs_classes(config):
+            yield (
+                "verify.memory is kept in the class head, and no stage has a "
+                f"loss over classes; add one of "
+                f"{', '.join(metric_objective.CLASS_LOSSES)}, or take 0"
+            )
+        for name in ("forgery_head", "memory"):
+            if name in config.model_options:
+                yield (
+                    f"model_options.{name} follows from config.verify; set it "
+                    "there"
+                )
+
+    @classmethod
+    def _needs_classes(cls, config: ConfigDict) -> bool:
+        return any(
+            metric_objective.needs_class_weights(stage.loss or "cosface")
+            for stage in config.stages
+        )
+
+    @property
+    def _has_head(self) -> bool:
+        """Whether a second head looks for forgeries."""
+        return self.config.verify.forgeries in ("head", "class+head")
+
+    @property
+    def _has_classes_of_forgeries(self) -> bool:
+        return self.config.verify.forgeries in ("class", "class+head")
+
+    # ---- Model and data ------------------------------------------------------
+
+    def build(self) -> nnx.Module:
+        """Returns the freshly initialised model.
+
+        Raises:
+          UserError: `config.model` is no embedding.
+        """
+        config = self.config.copy_and_resolve_references()
+        if config.model != "embedding":
+            raise UserError(
+                f"model is {config.model}, which compares no pictures; set "
+                "--config.model=embedding and "
+                f"--config.model_options.encoder={config.model}"
+            )
+        config.model_options.forgery_head = self._has_head
+        classes = 0
+        if self._needs_classes(config):
+            config.model_options.memory = config.verify.memory
+            kinds = 1 + self._has_classes_of_forgeries
+            classes = kinds * max(len(self.classes), 1)
+        return build_encoder(config, classes)
+
+    @functools.cached_property
+    def _width(self) -> int:
+        model = nnx.merge(*self.abstract_model[:4])
+        assert isinstance(model, EmbeddingModel)
+        return model.width
+
+    @classmethod
+    def eval_transform(
+        cls, config: ConfigDict, source: Source | None, views: Sequence[str]
+    ) -> Transform:
+        """Returns what makes an example of evaluation; see `Task`."""
+        return PictureTransform(config.image_size)
+
+    def attach(self, data: Data) -> dict[str, Any]:
+        """Draws the pairs to validate on; see `Task.attach`.
+
+        Raises:
+          UserError: there are none, or too few identities for a batch.
+        """
+        known, own = data.source.labelled, self.config.verify
+        pairs = validation_pairs(
+            known.ids,
+            known.labels,
+            known.columns["forged"],
+            data.val_rows,
+            self.config.data.folds_seed,
+            pairs_per_identity=own.pairs_per_identity,
+            negative_shares=tuple(own.negative_shares),
+        )
+        self._pairs = ValidationPairs(
+            data.val_rows, pairs, _halves(data), self._has_head
+        )
+        self.sampler(data, 0)  # Refuses what it cannot do.
+        self._class_of, self._used = _classes_of(
+            known.labels[data.train_rows],
+            known.columns["forged"][data.train_rows],
+            len(self.classes),
+            self.config.verify.forgeries,
+        )
+        return {"pairs_hash": pairs.hash(known.ids)}
+
+    def sampler(self, data: Data, seed: int) -> PKSampler:
+        """Returns batches of P identities with K pictures; see `Task`."""
+        known, own = data.source.labelled, self.config.verify
+        rows = data.train_rows
+        if own.forgeries == "none":
+            rows = rows[known.columns["forged"][rows] == 0]
+        return PKSampler(
+            rows, known.labels[rows], seed, own.identities, own.pictures
+        )
+
+    @property
+    def similarity_weights(self) -> tuple[float, ...]:
+        """See `Task.similarity_weights`."""
+        return dataclasses.astuple(self.similarity)
+
+    def restore(self, spec: InferenceSpec) -> None:
+        """See `Task.restore`."""
+        super().restore(spec)
+        if spec.similarity:
+            self.similarity = similarity.Similarity(*spec.similarity)
+
+    # ---- What the plan says --------------------------------------------------
+
+    def describe_data(self, data: Data) -> dict[str, str]:
+        """Returns what the plan says of the pairs, as {heading: text}."""
+        kinds = np.bincount(self._pairs.pairs.kind, minlength=4)
+        return {
+            "pairs": f"{kinds[0]:,} of one identity to validate on, against "
+            f"{kinds[1]:,} of two, {kinds[2]:,} with one forged picture, "
+            f"{kinds[3]:,} with two",
+            "batches": f"{self.config.verify.identities} identities x "
+            f"{self.config.verify.pictures} pictures",
+        }
+
+    def describe_stage(self, stage: Stage) -> str:
+        """Returns what the plan says of the loss."""
+        text = f"{_loss_name(stage)} loss"
+        return text + f", forgeries: {self.config.verify.forgeries}"
+
+    # ---- Training ------------------------------------------------------------
+
+    def loss(
+        self, stage: Stage, mesh: Mesh, *, shapes_only: bool = False
+    ) -> Loss:
+        """Returns the sum of the stage's losses, and of the forgery head's."""
+        metric = metric_objective.make_metric_loss(
+            _loss_name(stage), _options(self.config)
+        )
+        mix = mixing.Mixing(
+            **common.merged(self.config, stage.config, "mixing")
+        )
+        own, count = self.config.verify, len(self.classes)
+
+        def prepare(batch, constants, key: jax.Array) -> dict[str, jax.Array]:
+            channels = constants["mean"], constants["std"]
+            features = {"image": mixing.images_of(batch, *channels)}
+            features = mixing.erase(features, {"image": Kind.IMAGE}, mix, key)
+            forged = batch["forged"]
+            label = constants["class_of"][batch["label"] + count * forged]
+            return {
+                "image": jax.lax.optimization_barrier(features["image"]),
+                "label": label,
+                "real": 1.0 - forged,
+                "weight": batch["weight"],
+            }
+
+        def loss(model, batch, constants):
+            found, weight = model.embed(batch["image"]), batch["weight"]
+            classes = memory = None
+            if model.head is not None:
+                classes = model.head.weights[constants["used"]]
+                memory = _recall(model.head.memory)
+            value, told = metric(
+                found.embedding, batch["label"], weight, classes, memory
+            )
+            if memory is not None:
+                _remember(model.head.memory, memory, found, batch)
+            seen = jnp.maximum(weight.sum(), 1.0)
+            told["embedding_norm"] = (found.norm * weight).sum() / seen
+            if model.forgery is not None:
+                rows = optax.sigmoid_binary_cross_entropy(
+                    found.real_logit, batch["real"]
+                )
+                told["forgery_loss"] = (rows * weight).sum() / seen
+                value += own.forgery_weight * told["forgery_loss"]
+            return value, jax.lax.stop_gradient(told)
+
+        constants = {
+            **self.statistics.channels,
+            "class_of": self._class_of,
+            "used": self._used,
+        }
+        return Loss(loss, constants, prepare)
+
+    def advice(self, stage: Stage, measured: Mapping[str, float]) -> str:
+        """Says when all pictures have become one point; see `Task.advice`."""
+        distance = measured.get("negative_distance", 2.0)
+        if not 0 < distance < COLLAPSED:
+            return ""
+        value = metric_objective.collapse_value(
+            _loss_name(stage), _options(self.config)
+        )
+        at = "" if value is None else f" (the loss of which is {value:.4g})"
+        return (
+            f"the embeddings have collapsed: pictures of two identities lie "
+            f"{distance:.2g} apart{at}; start again with a lower "
+            f"stages[{stage.index}].learning_rate, verify.miner=all or a loss "
+            "over classes such as cosface"
+        )
+
+    def evaluator(self) -> VerificationEvaluator:
+        """Returns what scores the validation pairs."""
+        return VerificationEvaluator(self._pairs, self._width)
+
+    @property
+    def eval_constants(self) -> dict[str, np.ndarray]:
+        """See `Task.eval_constants`."""
+        rows = self._pairs.rows.astype(np.int32)
+        return {**self.statistics.channels, "rows": rows}
+
+    # ---- Predictions ---------------------------------------------------------
+
+    def export(
+        self,
+        data: Data,
+        writer: ArtifactWriter,
+        params: dict,
+        batch_stats: dict,
+    ) -> str:
+        """Writes embeddings and pairs of both splits, and the submission.
+
+        Returns:
+          A sentence on the validation pairs.
+        """
+        source = data.source
+
+        def embedded(examples, rows):
+            batches = data.rows(examples, rows, self.views)
+            return self._embed(batches, rows, params, batch_stats, data.mesh)
+
+        validation = embedded(source.labelled, self._pairs.rows)
+        test = None
+        if source.test is not None:
+            test = embedded(source.test, np.arange(len(source.test)))
+        compared = self._pairs.compared(
+            validation.embedding, validation.real_logit
+        )
+        self.similarity = similarity.fit(*compared, self._pairs.positive)
+        return comm.run_on_primary(
+            lambda: verification_export.write(
+                self, data, self._pairs, writer, validation, test
+            )
+        )
+
+    def predict(
+        self, photos: Photos, params: dict, batch_stats: dict, files=None
+    ) -> Iterator[dict[str, Any]]:
+        """Yields how like the first photo each is, and its embedding.
+
+        See `Task`. `similarity` is the probability that both show the same
+        and are real.
+        """
+        found = self.embed_photos(photos, params, batch_stats)
+        log_real = similarity.log_sigmoid(found.real_logit)
+        for vector, logit, own, bad in zip(
+            found.embedding,
+            found.real_logit,
+            log_real,
+            found.bad,
+            strict=True,
+        ):
+            if self._first is None and not bad:
+                self._first = vector, own
+            alike = 0.5
+            if self._first is not None and not bad:
+                other, others = self._first
+                log_odds = self.similarity(
+                    np.array([vector @ other]),
+                    np.array([own + others] * self._has_head),
+                )
+                alike = float(np.exp(similarity.log_sigmoid(log_odds))[0])
+            record: dict[str, Any] = {"similarity": alike}
+            if self._has_head:
+                record["real"] = float(np.exp(similarity.log_sigmoid(logit)))
+            record["embedding"] = {
+                str(n): float(value) for n, value in enumerate(vector)
+            }
+            yield {**record, "bad": bool(bad)}
+
+    def embed_photos(
+        self, photos: Photos, params: dict, batch_stats: dict
+    ) -> verification_prediction.Embeddings:
+        """Returns the embeddings of photos, in order."""
+        transform = self.eval_transform(self.config, None, self.views)
+        batches = photos.batches(photos.examples, photos.rows, transform)
+        return self._embed(
+            batches, photos.rows, params, batch_stats, photos.mesh
+        )
+
+    def _embed(
+        self, batches, rows, params, batch_stats, mesh: Mesh
+    ) -> verification_prediction.Embeddings:
+        if self._step is None:
+            self._step = verification_prediction.make_embed_step(
+                self.abstract_model,
+                self.statistics.mean,
+                self.statistics.std,
+                self.views,
+                mesh,
+            )
+        return verification_prediction.embed(
+            self._step, params, batch_stats, batches, rows, mesh
+        )
+
+    @classmethod
+    def join_folds(
+        cls, workdir: Path, runs: Sequence[Path], writer: ArtifactWriter
+    ) -> str:
+        """Joins the pairs of all folds; see `verification_export.join`."""
+        return verification_export.join(workdir, runs, writer)
+
+
+def _loss_name(stage: Stage) -> str:
+    return stage.config.loss or "cosface"
+
+
+def _options(config: ConfigDict) -> dict[str, Any]:
+    """The losses' options, those of their own left out."""
+    return {
+        name: config.verify[name]
+        for name in metric_objective.OPTIONS
+        if config.verify[name] != recipes.OWN
+    }
+
+
+def _halves(data: Data) -> np.ndarray:
+    """Which half each validation row's identity is in, int [n], 0 or 1."""
+    labels = data.source.labelled.labels[data.val_rows]
+    names = [data.source.classes[label] for label in labels]
+    order = {name: n % 2 for n, name in enumerate(sorted(set(names)))}
+    return np.array([order[name] for name in names])
+
+
+def _classes_of(
+    labels: np.ndarray, forged: np.ndarray, count: int, forgeries: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which class of the loss each identity is, real or forged.
+
+    Args:
+      labels: int [N], identities of the training rows.
+      forged: int [N], 0 or 1.
+      count: of all identities.
+      forgeries: as in the config.
+
+    Returns:
+      int32 [2 * count] -> class of the loss, -1 for what has none and so
+      matches nothing; and int32 [C], which unit vector of the class head
+      stands for each. Identities that only validate have none: they would be
+      learned as what no picture is like.
+    """
+    known = labels + count * forged
+    if forgeries in ("head", "none"):
+        known = labels[forged == 0]
+    used = np.unique(known).astype(np.int32)
+    class_of = np.full(2 * count, -1, np.int32)
+    class_of[used] = np.arange(len(used))
+    return class_of, used
+
+
+def _recall(memory: nnx.Module | None) -> embedding_batch.Memory | None:
+    if memory is None:
+        return None
+    return embedding_batch.Memory(
+        memory.embeddings[...],
+        memory.labels[...].astype(jnp.int32),
+        memory.filled[...] > 0,
+        memory.next[...].astype(jnp.int32),
+    )
+
+
+def _remember(module, memory, found, batch) -> None:
+    after = embedding_batch.remember(
+        memory, found.embedding, batch["label"], batch["weight"]
+    )
+    for name, value in (
+        ("embeddings", after.embeddings),
+        ("labels", after.labels),
+        ("filled", after.filled),
+        ("next", after.position),
+    ):
+        getattr(module, name).set_value(value.astype(jnp.float32))
