@@ -98,6 +98,8 @@ def auc(scores: Scores, positive: Positive) -> float:
     The probability that a positive pair scores above a negative one, ties
     counted half.
     """
+    if not len(scores):
+        return np.nan
     curve = roc(scores, positive)
     return float(np.trapezoid(1 - curve.fnmr, curve.fmr))
 

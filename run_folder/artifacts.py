@@ -69,8 +69,9 @@ class ArtifactWriter:
 
     def pairs(self, split: str, scores: PairScores) -> Path:
         """Writes `pairs/<split>.npz`; see `run_folder.pair_files`."""
-        name = f"pairs/{split}.npz"
-        return self.array(name, **pair_files.checked(name, scores).arrays)
+        path = layout.pairs_path(self.workdir, split)
+        name = path.relative_to(self.workdir).as_posix()
+        return self.array(name, **pair_files.checked(path, scores).arrays)
 
     def similarities(
         self, sample: Sample, ids: np.ndarray, similarity: np.ndarray

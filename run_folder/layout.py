@@ -78,6 +78,11 @@ def logits_path(workdir: Path, split: str) -> Path:
     return workdir / "logits" / f"{split}.npz"
 
 
+def pairs_path(workdir: Path, split: str) -> Path:
+    """Returns where the pairs of `val` or `test` are; see `pair_files`."""
+    return workdir / "pairs" / f"{split}.npz"
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has got as far as its first checkpoint there."""
     return bool(committed_steps(workdir / CHECKPOINTS))

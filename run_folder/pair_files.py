@@ -16,7 +16,9 @@ any tool can write and `python -m stacking.pairs` reads:
 |              | where unknown                                                |
 | `identities` | str [P, 2], of both pictures; '' where unknown               |
 | `fold`       | int32 [P], the fold that held both out; -1 for none          |
-| `metadata`   | JSON: `model`, `config_hash`, `folds_hash`, `pairs_hash`     |
+| `metadata`   | JSON: `model`, `config_hash`, `folds_hash`, `pairs_hash`;    |
+|              | for the submission `sample_submission`, `id_column` and      |
+|              | `target_column`                                              |
 """
 
 from __future__ import annotations

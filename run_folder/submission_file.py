@@ -41,7 +41,7 @@ class Options:
 OF_TRAINING = Options(
     "--config.data.sample_submission",
     "--config.data.submission_id_column",
-    "--config.data.sample_submission= to predict every test image",
+    "--config.data.sample_submission= to predict all there is",
 )
 OF_STACKING = Options("--sample-submission", "", "--sample-submission=none")
 
@@ -136,13 +136,19 @@ def plain(ids: np.ndarray, id_column: str, target_column: str) -> Sample:
     return Sample(table, id_column, (1,), "the test rows")
 
 
-def check_pairs(sample: Sample, ids: np.ndarray, where: str) -> None:
+def check_pairs(
+    sample: Sample,
+    ids: np.ndarray,
+    where: str,
+    options: Options = OF_TRAINING,
+) -> None:
     """Refuses a sample that is of other pairs.
 
     Args:
       sample: of the submission.
       ids: str [P], of the pairs.
       where: they are from.
+      options: of the command.
 
     Raises:
       UserError: which id only one of them has, or there are several columns
@@ -165,7 +171,7 @@ def check_pairs(sample: Sample, ids: np.ndarray, where: str) -> None:
     ]
     raise UserError(
         f"the sample submission has other pairs: {' and '.join(found)}; make "
-        "the two agree, or leave --config.data.sample_submission empty"
+        f"the two agree, or set {options.without}"
     )
 
 

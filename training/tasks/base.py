@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from run_folder.mask_files import MaskStyle
     from training.data import Data
     from training.photos import PhotoFiles, Photos
+    from training.tasks.verification_prediction import Embeddings
 
 Direction = Literal["max", "min"]
 
@@ -335,6 +336,26 @@ class Task(abc.ABC):
             f"the {self.name} task gives no predictions for photos; name a "
             "run of another task"
         )
+
+    def embed_photos(
+        self, photos: Photos, params: dict, batch_stats: dict
+    ) -> Embeddings:
+        """Returns embeddings for gallery.py; see `predict`."""
+        raise UserError(
+            f"the {self.name} task embeds no photos; name a run of the verify "
+            "task"
+        )
+
+    def probability(
+        self, cosine: np.ndarray, one: np.ndarray, other: np.ndarray
+    ) -> np.ndarray:
+        """Returns how probably embedded photos match, [P].
+
+        Args:
+          cosine: [P], of their embeddings.
+          one, other: [P], log-odds that each is real.
+        """
+        raise NotImplementedError
 
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:

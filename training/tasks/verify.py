@@ -377,24 +377,20 @@ class Verification(Task):
         and are real.
         """
         found = self.embed_photos(photos, params, batch_stats)
-        log_real = similarity.log_sigmoid(found.real_logit)
-        for vector, logit, own, bad in zip(
-            found.embedding,
-            found.real_logit,
-            log_real,
-            found.bad,
-            strict=True,
+        for vector, logit, bad in zip(
+            found.embedding, found.real_logit, found.bad, strict=True
         ):
             if self._first is None and not bad:
-                self._first = vector, own
+                self._first = vector, logit
             alike = 0.5
             if self._first is not None and not bad:
                 other, others = self._first
-                log_odds = self.similarity(
-                    np.array([vector @ other]),
-                    np.array([own + others] * self._has_head),
+                cosine = np.array([vector @ other])
+                alike = float(
+                    self.probability(
+                        cosine, np.array([logit]), np.array([others])
+                    )[0]
                 )
-                alike = float(np.exp(similarity.log_sigmoid(log_odds))[0])
             record: dict[str, Any] = {"similarity": alike}
             if self._has_head:
                 record["real"] = float(np.exp(similarity.log_sigmoid(logit)))
@@ -402,6 +398,16 @@ class Verification(Task):
                 str(n): float(value) for n, value in enumerate(vector)
             }
             yield {**record, "bad": bool(bad)}
+
+    def probability(
+        self, cosine: np.ndarray, one: np.ndarray, other: np.ndarray
+    ) -> np.ndarray:
+        """See `Task.probability`."""
+        log_real = similarity.log_sigmoid(one) + similarity.log_sigmoid(other)
+        log_odds = self.similarity(
+            cosine, log_real if self._has_head else np.zeros(0)
+        )
+        return np.exp(similarity.log_sigmoid(log_odds))
 
     def embed_photos(
         self, photos: Photos, params: dict, batch_stats: dict
