@@ -68,5 +68,7 @@ def get_config(variant: str = ""):
             verification.stage(7, 8, learning_rate=3e-3, epochs=12.0, **stage),
         )
     else:
-        raise ValueError(f"variant {variant!r} is not one of pretrained, short, demo")
+        raise ValueError(
+            f"variant {variant!r} is not one of pretrained, short, demo"
+        )
     return config
