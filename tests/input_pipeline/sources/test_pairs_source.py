@@ -274,12 +274,12 @@ def test_a_flag_of_a_table_that_is_none(faces, opened):
 
 def test_a_sample_of_other_pairs(faces, opened):
     sample = faces / "sample_submission.csv"
-    sample.write_text("pair_id,similarity\n000,0\n1,0\n002,0\n")
+    sample.write_text("pair_id,similarity\n000,0\n7,0\n002,0\n")
     refused(
         opened,
         faces,
         r"other pairs: 1 pairs are only in .*sample_submission\.csv \(for one, "
-        r"'1'\) and 1 pairs are only in .*test \(for one, '001'\)",
+        r"'7'\) and 1 pairs are only in .*test \(for one, '001'\)",
     )
     sample.write_text("pair_id,a,b\n000,0,0\n001,0,0\n002,0,0\n")
     refused(opened, faces, r"sample submission")
@@ -324,6 +324,54 @@ def test_pairs_inside_the_folder_of_identities(faces, opened):
     source = opened(faces, identities=".")
     assert len(source.labelled) == 18
     assert len(source.test) == 6
+
+
+def test_identities_one_folder_too_high(faces, opened):
+    refused(
+        opened,
+        faces,
+        r"18 of 18 pictures .* lie deeper .*data\.identities",
+        identities=".",
+        forgeries="",
+    )
+
+
+def test_identities_outside_of_the_root(faces, opened, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "meta.json").write_text('{"00/2.jpg": 1}')
+    source = opened(other, identities=str(faces / "train"))
+    assert source.labelled.ids[source.labelled.columns["forged"] == 1] == [
+        "00/2.jpg"
+    ]
+
+
+def test_a_sample_without_its_leading_zeros(faces, opened):
+    (faces / "sample_submission.csv").write_text(
+        "pair_id,similarity\n0,0\n1,0\n2,0\n"
+    )
+    refused(opened, faces, r"pair '0' and .*test has '000': the zeros")
+
+
+def test_a_sample_and_no_pairs(faces, opened):
+    (faces / "test").rename(faces / "elsewhere")
+    notes = opened(faces).describe()["notes"]
+    assert "there is sample_submission.csv, and no pairs to compare" in notes
+
+
+def test_an_audit_lists_pairs_that_training_refuses(faces, data_config):
+    (faces / "test/001/1.jpg").unlink()
+    (faces / "test/003").mkdir()
+    config = data_config(
+        source="pairs", root=str(faces), submission_id_column="pair_id"
+    )
+    source = open_source(config, keep_going=True)
+    assert source.test_pairs.ids.tolist() == ["000", "002"]
+    found = {file.path: file.detail for file in source.left_out}
+    assert found == {
+        str(faces / "test/001"): "1 pictures",
+        str(faces / "test/003"): "0 pictures",
+    }
+    assert {file.problem for file in source.left_out} == {"half pair"}
 
 
 def test_digit_pairs(data_config):
