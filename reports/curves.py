@@ -163,6 +163,25 @@ def gradient_chart(histories: Sequence[History]) -> list[Chart]:
     return _charts(histories, lines, name, WHOLE)
 
 
+def value_chart(
+    histories: Sequence[History], names: Mapping[str, str], what: str
+) -> list[Chart]:
+    """Returns a chart of what training steps logged, over epochs.
+
+    Args:
+      histories: of the run.
+      names: in the log -> in the key; those not logged have no line.
+      what: the chart shows.
+    """
+    train = _train(histories)
+    lines = [
+        line
+        for (name, label), look in zip(names.items(), _LOOKS, strict=False)
+        for line in _lines(train, name, label, *look)
+    ]
+    return _charts(histories, lines, what, WHOLE)
+
+
 def bests(
     histories: Sequence[History], metric: str
 ) -> list[tuple[float, float]]:
