@@ -164,6 +164,12 @@ def check_pairs(
     if own == theirs:
         return
     lacking, strange = sorted(theirs - own), sorted(own - theirs)
+    if {pair.lstrip("0") for pair in own} == {p.lstrip("0") for p in theirs}:
+        raise UserError(
+            f"{sample.source} has pair '{lacking[0]}' and {where} has "
+            f"'{strange[0]}': the zeros at the front are lost in one of them; "
+            "write the ids as text"
+        )
     found = [
         f"{len(names):,} pairs are only in {place} (for one, '{names[0]}')"
         for names, place in ((lacking, sample.source), (strange, where))

@@ -24,6 +24,9 @@ from stacking.runs import expand, resolved
 # What the table of scores calls its own rows; no member may be called so.
 TABLE_ROWS = ("z_norm", "rank", "logistic", "chosen")
 
+# Key of the metadata of a stack: the names of its runs.
+FUSED_FROM = "fused_from"
+
 
 @dataclass(frozen=True)
 class Member:
@@ -131,6 +134,9 @@ def find_members(
                 f"{path} is not exported to its end; run its training's "
                 "command again"
             )
+        if is_stack(path):
+            note(f"{path} is a stack itself, and is left out")
+            continue
         taken = [*TABLE_ROWS, *(member.name for member in members)]
         name = absolute(path).name
         name = str(path) if name in taken else name
@@ -143,6 +149,12 @@ def find_members(
             "train a verification to its end first"
         )
     return [_checked(member, members[0]) for member in members]
+
+
+def is_stack(folder: Path) -> bool:
+    """Whether its pairs are those of several runs, fused by this package."""
+    scores = read_pair_scores(layout.pairs_path(folder, "val"))
+    return FUSED_FROM in scores.metadata
 
 
 def _open(name: str, path: Path) -> Member:

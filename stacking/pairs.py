@@ -35,7 +35,14 @@ from run_folder import layout, submission_file
 from run_folder.artifacts import ArtifactWriter
 from run_folder.pair_files import PairScores
 from stacking import argument_types, pair_fusion
-from stacking.pair_members import Member, PairTable, find_members, make_table
+from stacking.pair_members import (
+    FUSED_FROM,
+    Member,
+    PairTable,
+    find_members,
+    is_stack,
+    make_table,
+)
 
 SCORES = "scores.json"
 CHOSEN = "chosen"
@@ -102,7 +109,10 @@ def stack(
       UserError: the runs do not belong together, or `out` cannot be written.
     """
     started = time.monotonic()
-    if layout.has_checkpoint(out) or layout.read_config(out) is not None:
+    is_run = layout.has_checkpoint(out) or layout.read_config(out) is not None
+    if layout.pairs_path(out, "val").exists():
+        is_run |= not is_stack(out)  # Perhaps of another tool.
+    if is_run:
         raise UserError(
             f"--out {out} holds a run, whose submission would be replaced; "
             "name another folder"
@@ -198,6 +208,7 @@ def _fused(
         similarity=similarity.astype(np.float32),
         metadata={
             **scores[0].metadata,
+            FUSED_FROM: [member.name for member in members],
             "model": "+".join(str(own.metadata["model"]) for own in scores),
             "config_hash": "+".join(
                 str(own.metadata["config_hash"]) for own in scores

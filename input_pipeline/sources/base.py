@@ -161,6 +161,7 @@ LEFT_OUT = {
     "no row": "is named by no row of the csv: not used",
     "no class": "lies in no class's folder: not used",
     "no pair": "lies in no pair's folder: not used",
+    "half pair": "does not hold two pictures: training refuses",
     # Training refuses all of these at once; an audit lists them one by one.
     "no mask": "has no mask: training refuses",
     "no photo": "is a mask without an image: training refuses",

@@ -52,7 +52,9 @@ def read_flags(
         return zeros, ""
     flags = _read_json(path)
     row_of = {listing.normal_path(name): n for n, name in enumerate(names)}
-    above = folder.relative_to(root).as_posix() + "/"
+    above = ""  # Of pictures elsewhere, paths start at their folder.
+    if folder.is_relative_to(root):
+        above = folder.relative_to(root).as_posix() + "/"
     forged = np.full(len(names), -1, np.int32)
     strangers, elsewhere = [], 0
     for name, flag in flags.items():

@@ -28,7 +28,6 @@ class TestPairs(NamedTuple):
       pairs: of them.
       sample: absolute path of the sample submission, or None.
       left_out: files beside the pictures.
-      notes: how they were understood.
     """
 
     __test__ = False  # Not a test of pytest's.
@@ -37,15 +36,18 @@ class TestPairs(NamedTuple):
     pairs: PairList
     sample: str | None
     left_out: Sequence[LeftOut]
-    notes: Sequence[str]
 
 
-def open_test_pairs(data: Any, root: Path) -> TestPairs | None:
+def open_test_pairs(
+    data: Any, root: Path, keep_going: bool = False
+) -> TestPairs | None:
     """Opens `data.pairs`; None where there is nothing of the usual name.
 
     Args:
       data: config.data.
       root: the data's folder.
+      keep_going: whether pairs that do not hold two pictures are listed in
+        `left_out`, as long as there are others.
 
     Raises:
       UserError: a pair lacks a picture or is there twice, or the sample
@@ -54,11 +56,10 @@ def open_test_pairs(data: Any, root: Path) -> TestPairs | None:
     if not data.pairs:
         return None
     where = root / data.pairs
-    notes: list[str] = []
     left_out: list[LeftOut] = []
     if where.is_dir():
         folder = where
-        ids, firsts, seconds, left_out = _read_folders(where)
+        ids, firsts, seconds, left_out = _read_folders(where, keep_going)
     elif where.is_file():
         folder = root
         ids, firsts, seconds = _read_table(where, root)
@@ -85,12 +86,14 @@ def open_test_pairs(data: Any, root: Path) -> TestPairs | None:
     examples = FileExamples(
         np.array(names), np.full(len(names), -1, np.int32), str(folder), names
     )
-    sample = _sample(data, root, pairs.ids, where)
-    return TestPairs(examples, pairs, sample, left_out, notes)
+    sample = None
+    if not any(file.problem == "half pair" for file in left_out):
+        sample = _sample(data, root, pairs.ids, where)
+    return TestPairs(examples, pairs, sample, left_out)
 
 
 def _read_folders(
-    where: Path,
+    where: Path, keep_going: bool
 ) -> tuple[list[str], list[str], list[str], list[LeftOut]]:
     """The pairs in folders: ids, first and second pictures, other files."""
     folder = listing.Folder(where, "data.pairs")
@@ -115,7 +118,17 @@ def _read_folders(
         )
     left_out = folder.left_out("test", images)
     odd = [pair for pair, names in held.items() if len(names) != 2]
-    if odd:
+    if odd and keep_going and len(odd) < len(held):
+        left_out += [
+            LeftOut(
+                "test",
+                str(where / pair),
+                "half pair",
+                f"{len(held.pop(pair))} pictures",
+            )
+            for pair in odd
+        ]
+    elif odd:
         pair, count = odd[0], len(held[odd[0]])
         undecodable = [
             file.path

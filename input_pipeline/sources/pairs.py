@@ -52,12 +52,14 @@ class _Pictures(NamedTuple):
     notes: Sequence[str]
 
 
-def open_pairs(data: Any, root: Path) -> Source:
+def open_pairs(data: Any, root: Path, keep_going: bool = False) -> Source:
     """Opens the folder `root`.
 
     Args:
       data: config.data.
       root: the folder, absolute.
+      keep_going: whether pairs that do not hold two pictures are listed in
+        `left_out`, as long as there are others.
 
     Returns:
       The source. Labels are identities, `columns["forged"]` is int32, 0 or 1,
@@ -96,9 +98,13 @@ def open_pairs(data: Any, root: Path) -> Source:
         )
     classes, labels = labels_lib.encode(pictures.identities)
     _check_identities(where, classes, labels, forged)
-    tests = open_test_pairs(data, root)
-    if tests is not None:
-        notes += tests.notes
+    tests = open_test_pairs(data, root, keep_going)
+    sample = data.sample_submission and root / data.sample_submission
+    if tests is None and sample and sample.is_file():
+        notes.append(
+            f"there is {sample.name}, and no pairs to compare "
+            "(--config.data.pairs)"
+        )
     counts = np.bincount(labels)
     return Source(
         name="pairs",
@@ -161,6 +167,14 @@ def _read_folders(where: Path, root: Path, data: Any) -> _Pictures:
     identities = [name.split("/")[0] for name in names]
     notes = []
     deep = sum(name.count("/") > 1 for name in names)
+    if deep > len(names) / 2:
+        first = next(name for name in names if name.count("/") > 1)
+        raise UserError(
+            f"{deep:,} of {len(names):,} pictures in {where} lie deeper than "
+            f"in a folder of an identity (for one, {first}); set "
+            "--config.data.identities to the folder that holds those of the "
+            "identities"
+        )
     if deep:
         notes.append(f"{deep:,} pictures lie in subfolders and are taken")
     known = set(identities)

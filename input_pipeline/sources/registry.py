@@ -26,8 +26,8 @@ def open_source(
         and folder names (see configs/common.py). An empty `root` means the
         digits; an empty `source` is found out from what is in `root`.
       cache: folder for what takes long to find out; None keeps nothing.
-      keep_going: whether masks that training refuses are listed in
-        `left_out`, for an audit, as long as there are others.
+      keep_going: whether masks and pairs that training refuses are listed
+        in `left_out`, for an audit, as long as there are others.
 
     Returns:
       The source, checked: every labelled row has a file and a known class.
@@ -96,7 +96,7 @@ def _open(data: Any, cache: Path | None, keep_going: bool) -> Source:
             "folder with the images"
         )
     if kind == "pairs":
-        return pairs.open_pairs(data, root)
+        return pairs.open_pairs(data, root, keep_going)
     if kind == "masks" or (not kind and masks.looks_like_masks(data, root)):
         return masks.open_masks(data, root, cache, keep_going)
     if not kind and _looks_like_csv(data, root):

@@ -13,7 +13,6 @@ from core.errors import UserError
 from input_pipeline.folds import folds_for
 from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Kind
-from metrics.verification import KINDS
 
 PICTURE = encoded(photo())
 
@@ -274,12 +273,12 @@ def test_a_flag_of_a_table_that_is_none(faces, opened):
 
 def test_a_sample_of_other_pairs(faces, opened):
     sample = faces / "sample_submission.csv"
-    sample.write_text("pair_id,similarity\n000,0\n1,0\n002,0\n")
+    sample.write_text("pair_id,similarity\n000,0\n7,0\n002,0\n")
     refused(
         opened,
         faces,
         r"other pairs: 1 pairs are only in .*sample_submission\.csv \(for one, "
-        r"'1'\) and 1 pairs are only in .*test \(for one, '001'\)",
+        r"'7'\) and 1 pairs are only in .*test \(for one, '001'\)",
     )
     sample.write_text("pair_id,a,b\n000,0,0\n001,0,0\n002,0,0\n")
     refused(opened, faces, r"sample submission")
@@ -326,34 +325,49 @@ def test_pairs_inside_the_folder_of_identities(faces, opened):
     assert len(source.test) == 6
 
 
-def test_digit_pairs(data_config):
-    source = open_source(data_config(source="digit_pairs"))
-    labels = source.labelled.labels
-    assert set(labels[source.given_folds == 0].tolist()) == {7, 8, 9}
-    assert set(labels[source.given_folds == 1].tolist()) == set(range(7))
-    assert set(source.test.labels.tolist()) == {7, 8, 9}
-    assert not set(source.labelled.ids.tolist()) & set(source.test.ids.tolist())
-    counts = np.bincount(source.test_pairs.kind, minlength=len(KINDS))
-    assert counts.tolist() == [300, 150, 90, 60]
-    # The lower half of a forgery is another digit's, of the same side.
-    by_pixels = {
-        side: {
-            half.tobytes(): label
-            for half, label in zip(
-                source.labelled.pixels[chosen, 4:],
-                labels[chosen],
-                strict=True,
-            )
-        }
-        for side in (0, 1)
-        for chosen in [
-            (source.given_folds == side)
-            & (source.labelled.columns["forged"] == 0)
-        ]
+def test_identities_one_folder_too_high(faces, opened):
+    refused(
+        opened,
+        faces,
+        r"18 of 18 pictures .* lie deeper .*data\.identities",
+        identities=".",
+        forgeries="",
+    )
+
+
+def test_identities_outside_of_the_root(faces, opened, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "meta.json").write_text('{"00/2.jpg": 1}')
+    source = opened(other, identities=str(faces / "train"))
+    assert source.labelled.ids[source.labelled.columns["forged"] == 1] == [
+        "00/2.jpg"
+    ]
+
+
+def test_a_sample_without_its_leading_zeros(faces, opened):
+    (faces / "sample_submission.csv").write_text(
+        "pair_id,similarity\n0,0\n1,0\n2,0\n"
+    )
+    refused(opened, faces, r"pair '0' and .*test has '000': the zeros")
+
+
+def test_a_sample_and_no_pairs(faces, opened):
+    (faces / "test").rename(faces / "elsewhere")
+    notes = opened(faces).describe()["notes"]
+    assert "there is sample_submission.csv, and no pairs to compare" in notes
+
+
+def test_an_audit_lists_pairs_that_training_refuses(faces, data_config):
+    (faces / "test/001/1.jpg").unlink()
+    (faces / "test/003").mkdir()
+    config = data_config(
+        source="pairs", root=str(faces), submission_id_column="pair_id"
+    )
+    source = open_source(config, keep_going=True)
+    assert source.test_pairs.ids.tolist() == ["000", "002"]
+    found = {file.path: file.detail for file in source.left_out}
+    assert found == {
+        str(faces / "test/001"): "1 pictures",
+        str(faces / "test/003"): "0 pictures",
     }
-    forged = np.flatnonzero(source.labelled.columns["forged"])
-    assert 0.15 < len(forged) / len(labels) < 0.25
-    for row in forged:
-        side = source.given_folds[row]
-        lower = source.labelled.pixels[row, 4:].tobytes()
-        assert by_pixels[side][lower] != labels[row]
+    assert {file.problem for file in source.left_out} == {"half pair"}

@@ -258,6 +258,19 @@ def test_folders_without_pairs(tmp_path):
         stacked(tmp_path, run)
 
 
+def test_a_stack_is_no_member_and_a_run_no_place_for_one(tmp_path):
+    lines = []
+    run_of(tmp_path / "runs" / "a")
+    pairs.stack([f"{tmp_path}/runs/*"], tmp_path / "runs/s", note=lines.append)
+    results = pairs.stack(
+        [f"{tmp_path}/runs/*"], tmp_path / "runs/t", note=lines.append
+    )
+    assert list(results["runs"]) == ["a"]
+    assert any("s is a stack itself" in line for line in lines)
+    with pytest.raises(UserError, match="holds a run"):
+        pairs.stack([f"{tmp_path}/runs/s"], tmp_path / "runs/a")
+
+
 def test_names_of_runs_do_not_hide_rows_of_the_table(tmp_path):
     runs = [
         run_of(tmp_path / "one" / "chosen"),
