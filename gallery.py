@@ -119,7 +119,7 @@ def search(
     for start in range(0, len(photos), PHOTOS_AT_ONCE):
         chunk = photos[start : start + PHOTOS_AT_ONCE]
         queries = embed([str(path.absolute()) for path in chunk])
-        answers = known.answers(queries, chunk, top, run.task.probabilities)
+        answers = known.answers(queries, chunk, top, run.task.probability)
         yield from zip(chunk, answers, strict=True)
 
 

@@ -97,6 +97,7 @@ def for_digit_pairs(config: ConfigDict) -> ConfigDict:
     config.augment.update(
         crop_scale=(0.8, 1.0), flip=0.0, brightness_contrast=0.3, rotate=8.0
     )
-    config.eval.update(tta=("whole",), every_epochs=4.0)
+    config.eval.update(tta=("whole",), every_epochs=2.0)
+    config.verify.pairs_per_identity = 150  # There are three.
     config.log_every_steps = 10
     return config

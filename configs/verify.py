@@ -15,11 +15,11 @@ at 64 px for small machines, `:demo` is pairs of digits, minutes on a CPU.
 
 from ml_collections import ConfigDict
 
-from configs import verification
+from configs import common, verification
 
 
 def get_config(variant: str = ""):
-    """Returns the recipe; `variant` is '', 'short' or 'demo'."""
+    """Returns the recipe; `variant` is '', 'pretrained', 'short' or 'demo'."""
     config = verification.base()
     config.model_options.update(encoder="resnet18", width=256, pooling="gem")
     config.model_options.encoder_options = ConfigDict({"stem": "small"})
@@ -30,6 +30,25 @@ def get_config(variant: str = ""):
         config.image_size = 112
         config.stages = (
             verification.stage(32, 4, learning_rate=1e-3, epochs=60.0, **stage),
+        )
+    elif variant == "pretrained":
+        config.image_size = 112
+        config.init_from = "imagenet"
+        config.model_options.encoder = "efficientnet_lite0"
+        config.model_options.encoder_options = ConfigDict(
+            {"drop_path_rate": 0.1}
+        )
+        config.augment.crop_scale = (0.85, 1.0)
+        verification.set_batches(config, 16, 4)
+        config.stages = (
+            verification.stage(
+                16,
+                4,
+                learning_rate=2e-3,
+                epochs=20.0,
+                param_groups=(common.group(r"^encoder/", rate=0.3),),
+                **stage,
+            ),
         )
     elif variant == "short":
         config.image_size = 64
@@ -49,5 +68,7 @@ def get_config(variant: str = ""):
             verification.stage(7, 8, learning_rate=3e-3, epochs=12.0, **stage),
         )
     else:
-        raise ValueError(f"variant {variant!r} is not one of short, demo")
+        raise ValueError(
+            f"variant {variant!r} is not one of pretrained, short, demo"
+        )
     return config

@@ -168,7 +168,7 @@ def scatter(groups: Sequence[Points], label: str) -> Markup:
     height = float(high[1] - low[1]) * scale + 2 * edge
     parts = [
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
-        f'aria-label="{escape(label)}">'
+        f'aria-label="{escape(label)}" style="max-width:600px;margin:auto">'
     ]
     for group in groups:
         parts.append(f'<g opacity="{group.opacity}">')

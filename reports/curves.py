@@ -17,7 +17,12 @@ Record = TrainRecord | Evaluation
 
 _LOSS = "val_loss"
 # Where the name is not what people write.
-_TITLES = {"macro_f1": "macro-F1"}
+_TITLES = {
+    "macro_f1": "macro-F1",
+    "eer": "equal error rate",
+    "auc": "AUC",
+    "fnmr_at_fmr_10": "FNMR at FMR 10 %",
+}
 # Colour and dash of a chart's lines. With classes of one size macro-F1 and
 # accuracy all but coincide: the upper line is dashed.
 _LOOKS = (

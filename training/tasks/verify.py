@@ -8,32 +8,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
-from configs import verification as recipes
 from core.errors import UserError
 from input_pipeline.loader import Transform
 from input_pipeline.pk_sampler import PKSampler
 from input_pipeline.sources.base import Kind, Source
-from input_pipeline.transforms import mixing
-from input_pipeline.transforms.views import WHOLE_VIEWS, WholeTransform
+from input_pipeline.transforms.views import WHOLE_VIEWS, AlignedTransform
 from input_pipeline.validation_pairs import validation_pairs
 from jax_models.embedding import EmbeddingModel
 from training.loop.stages import Stage
 from training.loop.step import Loss
 from training.multihost import comm
 from training.tasks import (
-    embedding_batch,
     metric_objective,
     similarity,
     verification_export,
+    verification_loss,
     verification_prediction,
 )
 from training.tasks.base import Direction, Task, build_encoder
@@ -50,12 +45,6 @@ if TYPE_CHECKING:
 
 # Mean distance of two identities' unit vectors below which all are one point.
 COLLAPSED = 0.05
-
-
-class PictureTransform(WholeTransform):
-    """A picture in whole, resized to a square: what is compared is aligned."""
-
-    if_unreadable: ClassVar[str] = "is as like as unlike all others"
 
 
 class Verification(Task):
@@ -96,7 +85,8 @@ class Verification(Task):
         size = own.identities * own.pictures
         for index, stage in enumerate(config.stages):
             for problem in metric_objective.problems(
-                stage.loss or "cosface", _options(config)
+                verification_loss.name_of(stage),
+                verification_loss.options_of(config),
             ):
                 where = f"stages[{index}]" * problem.startswith("loss")
                 yield f"{where or 'verify'}.{problem}"
@@ -137,7 +127,9 @@ class Verification(Task):
     @classmethod
     def _needs_classes(cls, config: ConfigDict) -> bool:
         return any(
-            metric_objective.needs_class_weights(stage.loss or "cosface")
+            metric_objective.needs_class_weights(
+                verification_loss.name_of(stage)
+            )
             for stage in config.stages
         )
 
@@ -184,7 +176,7 @@ class Verification(Task):
         cls, config: ConfigDict, source: Source | None, views: Sequence[str]
     ) -> Transform:
         """Returns what makes an example of evaluation; see `Task`."""
-        return PictureTransform(config.image_size)
+        return AlignedTransform(config.image_size)
 
     def attach(self, data: Data) -> dict[str, Any]:
         """Draws the pairs to validate on; see `Task.attach`.
@@ -203,10 +195,13 @@ class Verification(Task):
             negative_shares=tuple(own.negative_shares),
         )
         self._pairs = ValidationPairs(
-            data.val_rows, pairs, _halves(data), self._has_head
+            data.val_rows,
+            pairs,
+            known.labels[data.val_rows],
+            self._has_head,
         )
         self.sampler(data, 0)  # Refuses what it cannot do.
-        self._class_of, self._used = _classes_of(
+        self._class_of, self._used = verification_loss.classes_of(
             known.labels[data.train_rows],
             known.columns["forged"][data.train_rows],
             len(self.classes),
@@ -250,7 +245,7 @@ class Verification(Task):
 
     def describe_stage(self, stage: Stage) -> str:
         """Returns what the plan says of the loss."""
-        text = f"{_loss_name(stage)} loss"
+        text = f"{verification_loss.name_of(stage.config)} loss"
         return text + f", forgeries: {self.config.verify.forgeries}"
 
     # ---- Training ------------------------------------------------------------
@@ -259,62 +254,25 @@ class Verification(Task):
         self, stage: Stage, mesh: Mesh, *, shapes_only: bool = False
     ) -> Loss:
         """Returns the sum of the stage's losses, and of the forgery head's."""
-        metric = metric_objective.make_metric_loss(
-            _loss_name(stage), _options(self.config)
+        return verification_loss.make_loss(
+            self.config,
+            stage.config,
+            len(self.classes),
+            {
+                **self.statistics.channels,
+                "class_of": self._class_of,
+                "used": self._used,
+            },
         )
-        mix = mixing.Mixing(
-            **common.merged(self.config, stage.config, "mixing")
-        )
-        own, count = self.config.verify, len(self.classes)
-
-        def prepare(batch, constants, key: jax.Array) -> dict[str, jax.Array]:
-            channels = constants["mean"], constants["std"]
-            features = {"image": mixing.images_of(batch, *channels)}
-            features = mixing.erase(features, {"image": Kind.IMAGE}, mix, key)
-            forged = batch["forged"]
-            label = constants["class_of"][batch["label"] + count * forged]
-            return {
-                "image": jax.lax.optimization_barrier(features["image"]),
-                "label": label,
-                "real": 1.0 - forged,
-                "weight": batch["weight"],
-            }
-
-        def loss(model, batch, constants):
-            found, weight = model.embed(batch["image"]), batch["weight"]
-            classes = memory = None
-            if model.head is not None:
-                classes = model.head.weights[constants["used"]]
-                memory = _recall(model.head.memory)
-            value, told = metric(
-                found.embedding, batch["label"], weight, classes, memory
-            )
-            if memory is not None:
-                _remember(model.head.memory, memory, found, batch)
-            seen = jnp.maximum(weight.sum(), 1.0)
-            told["embedding_norm"] = (found.norm * weight).sum() / seen
-            if model.forgery is not None:
-                rows = optax.sigmoid_binary_cross_entropy(
-                    found.real_logit, batch["real"]
-                )
-                told["forgery_loss"] = (rows * weight).sum() / seen
-                value += own.forgery_weight * told["forgery_loss"]
-            return value, jax.lax.stop_gradient(told)
-
-        constants = {
-            **self.statistics.channels,
-            "class_of": self._class_of,
-            "used": self._used,
-        }
-        return Loss(loss, constants, prepare)
 
     def advice(self, stage: Stage, measured: Mapping[str, float]) -> str:
         """Says when all pictures have become one point; see `Task.advice`."""
         distance = measured.get("negative_distance", 2.0)
-        if not 0 < distance < COLLAPSED:
+        if not distance < COLLAPSED:
             return ""
         value = metric_objective.collapse_value(
-            _loss_name(stage), _options(self.config)
+            verification_loss.name_of(stage.config),
+            verification_loss.options_of(self.config),
         )
         at = "" if value is None else f" (the loss of which is {value:.4g})"
         return (
@@ -440,74 +398,3 @@ class Verification(Task):
     ) -> str:
         """Joins the pairs of all folds; see `verification_export.join`."""
         return verification_export.join(workdir, runs, writer)
-
-
-def _loss_name(stage: Stage) -> str:
-    return stage.config.loss or "cosface"
-
-
-def _options(config: ConfigDict) -> dict[str, Any]:
-    """The losses' options, those of their own left out."""
-    return {
-        name: config.verify[name]
-        for name in metric_objective.OPTIONS
-        if config.verify[name] != recipes.OWN
-    }
-
-
-def _halves(data: Data) -> np.ndarray:
-    """Which half each validation row's identity is in, int [n], 0 or 1."""
-    labels = data.source.labelled.labels[data.val_rows]
-    names = [data.source.classes[label] for label in labels]
-    order = {name: n % 2 for n, name in enumerate(sorted(set(names)))}
-    return np.array([order[name] for name in names])
-
-
-def _classes_of(
-    labels: np.ndarray, forged: np.ndarray, count: int, forgeries: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which class of the loss each identity is, real or forged.
-
-    Args:
-      labels: int [N], identities of the training rows.
-      forged: int [N], 0 or 1.
-      count: of all identities.
-      forgeries: as in the config.
-
-    Returns:
-      int32 [2 * count] -> class of the loss, -1 for what has none and so
-      matches nothing; and int32 [C], which unit vector of the class head
-      stands for each. Identities that only validate have none: they would be
-      learned as what no picture is like.
-    """
-    known = labels + count * forged
-    if forgeries in ("head", "none"):
-        known = labels[forged == 0]
-    used = np.unique(known).astype(np.int32)
-    class_of = np.full(2 * count, -1, np.int32)
-    class_of[used] = np.arange(len(used))
-    return class_of, used
-
-
-def _recall(memory: nnx.Module | None) -> embedding_batch.Memory | None:
-    if memory is None:
-        return None
-    return embedding_batch.Memory(
-        memory.embeddings[...],
-        memory.labels[...].astype(jnp.int32),
-        memory.filled[...] > 0,
-        memory.next[...].astype(jnp.int32),
-    )
-
-
-def _remember(module, memory, found, batch) -> None:
-    after = embedding_batch.remember(
-        memory, found.embedding, batch["label"], batch["weight"]
-    )
-    for name, value in (
-        ("embeddings", after.embeddings),
-        ("labels", after.labels),
-        ("filled", after.filled),
-        ("next", after.position),
-    ):
-        getattr(module, name).set_value(value.astype(jnp.float32))
