@@ -185,13 +185,16 @@ def _sample(member: Member, given: str | None) -> submission_file.Sample | None:
     if member.test is None:
         return None
     about, ids = member.test.metadata, member.test.ids
-    id_column = about.get("id_column", "pair_id")
-    target = about.get("target_column", "similarity")
+    names = "pair_id", "similarity"
     path = given if given is not None else about.get("sample_submission")
     if not path or path == "none":
-        return submission_file.plain(ids, id_column, target)
+        return submission_file.plain(ids, *names)
+    names = tuple(
+        about.get(key, name)
+        for key, name in zip(("id_column", "target_column"), names, strict=True)
+    )
     sample = submission_file.read_sample(
-        path, (), id_column, target, submission_file.OF_STACKING, ids
+        path, (), *names, submission_file.OF_STACKING, ids
     )
     submission_file.check_pairs(
         sample,
