@@ -48,10 +48,15 @@ def main(argv: Sequence[str]) -> int:
         known = make_parser().parse_args(argv)
         if known.top < 1:
             raise UserError(f"--top is {known.top}; take 1 or more")
+        folder = Path(known.gallery)
+        if not folder.is_dir():
+            problem = "is not a folder" if folder.exists() else "does not exist"
+            raise UserError(
+                f"--gallery {folder} {problem}; name the folder of the known "
+                "photos"
+            )
         photos = [path for path, _ in find_photos(known.photos)]
-        found = search(
-            paths.make_path(known.run), Path(known.gallery), photos, known.top
-        )
+        found = search(paths.make_path(known.run), folder, photos, known.top)
         return int(write(found, known.format) > 0)
 
 
@@ -140,11 +145,12 @@ def write(
     Returns:
       How many photos could not be read.
     """
-    bad = 0
+    bad, begun = 0, False
     writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
-    if form == "csv":
-        writer.writeheader()
     for path, nearest in found:
+        if form != "json" and not begun:  # Not before what may go wrong.
+            print((",", "  ")[form == "table"].join(COLUMNS))
+            begun = True
         bad += nearest is None
         if form == "json":
             record = {"photo": str(path), "bad": nearest is None}

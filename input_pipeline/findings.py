@@ -22,7 +22,7 @@ LONGEST_RATIO = 4.0
 LOSSES = {
     "bad training image": "cannot be read: left out of training",
     "bad test image": "cannot be read: keeps its row with the class prior, "
-    "or gets no mask",
+    "its pairs with cosine 0, or gets no mask",
     "class too small": "cannot be divided into folds: training refuses",
     **LEFT_OUT,
 }

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Integer, Real
+from jaxtyping import Bool, Float, Float64, Integer, Real, Shaped
 
 # What a pair may be; `kind` of a pair is an index. Both pictures are real and
 # show one identity; they show two identities; they pass for one identity, but
@@ -115,8 +115,9 @@ def fnmr_at_fmr(scores: Scores, positive: Positive, fmr: float = 0.1) -> float:
       positive: which pairs are positive.
       fmr: in [0, 1].
     """
-    # As distances, since a quantile of -x may round otherwise than one of x.
-    distances = -scores.astype(np.float64)
+    # As distances, since a quantile of -x may round otherwise than one of x;
+    # finite, since between two infinities there is no number.
+    distances = np.clip(-scores.astype(np.float64), -1e300, 1e300)
     if positive.all() or not positive.any() or np.isnan(distances).any():
         return np.nan
     threshold = np.quantile(distances[~positive], fmr)
@@ -178,8 +179,8 @@ def summary_by_kind(
 def bootstrap_interval(
     scores: Scores,
     positive: Positive,
-    first: Integer[np.ndarray, " P"],
-    second: Integer[np.ndarray, " P"],
+    first: Shaped[np.ndarray, " P"],
+    second: Shaped[np.ndarray, " P"],
     score: Callable[[np.ndarray, np.ndarray], float] = equal_error_rate,
     level: float = 0.95,
     draws: int = 1000,
@@ -196,7 +197,7 @@ def bootstrap_interval(
     Args:
       scores: of the pairs.
       positive: which pairs are positive.
-      first: identity of each pair's first picture.
+      first: identity of each pair's first picture, numbers or names.
       second: identity of its second picture.
       score: maps scores and positives to a number.
       level: share of the draws inside the interval.

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,8 @@ from threadpoolctl import threadpool_limits
 from core.errors import UserError, exit_on_user_error
 from core.paths import make_path, reaching
 from metrics import verification
+from reports.pair_ensemble import pair_ensemble_report
+from reports.thumbnails import Pictures
 from run_folder import layout, submission_file
 from run_folder.artifacts import ArtifactWriter
 from run_folder.pair_files import PairScores
@@ -97,7 +100,8 @@ def stack(
 
     Args:
       runs: folders or globs.
-      out: folder for `submission.csv`, `scores.json` and `pairs/`.
+      out: folder for `submission.csv`, `scores.json`, `report.html` and
+        `pairs/`.
       sample_submission: a csv file, `none`, or None for the runs' own.
       seed: of the folds.
       note: called with each line for people.
@@ -164,12 +168,15 @@ def stack(
         writer.similarities(sample, fused.ids, similarity)
         results["test_pairs"] = len(fused)
     writer.json(SCORES, results)
+    pair_ensemble_report(out, results, _pictures(members[0]))
     writer.finish()
     for line in _lines(results):
         note(line)
-    wrote = "submission.csv and " if sample is not None else ""
+    wrote = "submission.csv, " if sample is not None else ""
     seconds = time.monotonic() - started
-    note(f"wrote {wrote}{SCORES} in {out} in {seconds:.0f} s")
+    note(
+        f"wrote {wrote}{SCORES} and {layout.REPORT} in {out} in {seconds:.0f} s"
+    )
     return results
 
 
@@ -178,13 +185,16 @@ def _sample(member: Member, given: str | None) -> submission_file.Sample | None:
     if member.test is None:
         return None
     about, ids = member.test.metadata, member.test.ids
-    id_column = about.get("id_column", "pair_id")
-    target = about.get("target_column", "similarity")
+    names = "pair_id", "similarity"
     path = given if given is not None else about.get("sample_submission")
     if not path or path == "none":
-        return submission_file.plain(ids, id_column, target)
+        return submission_file.plain(ids, *names)
+    names = tuple(
+        about.get(key, name)
+        for key, name in zip(("id_column", "target_column"), names, strict=True)
+    )
     sample = submission_file.read_sample(
-        path, (), id_column, target, submission_file.OF_STACKING, ids
+        path, (), *names, submission_file.OF_STACKING, ids
     )
     submission_file.check_pairs(
         sample,
@@ -193,6 +203,21 @@ def _sample(member: Member, given: str | None) -> submission_file.Sample | None:
         submission_file.OF_STACKING,
     )
     return sample
+
+
+def _pictures(member: Member) -> Pictures | None:
+    """What reads the pictures of a run's data, by id."""
+    config = layout.read_config(member.path)
+    if config is None or "data" not in config:
+        return None
+
+    def read(ids: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+        # By name, and only when asked: the stack works without the package
+        # that reads images, and without the images.
+        module = importlib.import_module("input_pipeline.sources.pictures")
+        return module.read_pictures(config["data"], ids)
+
+    return read
 
 
 def _fused(

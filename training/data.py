@@ -144,13 +144,13 @@ class Data:
     def identity(self) -> dict[str, object]:
         """Returns what must not change while the run lives, as JSON.
 
-        `rows_hash` names ids, labels and columns in their order, which
-        training depends on, and what the masks hold.
+        `rows_hash` names ids, labels and the columns that the task learns
+        from, in their order, and what the masks hold.
         """
         labelled = self.source.labelled
         digest = hashlib.sha256("\n".join(labelled.ids.tolist()).encode())
         digest.update(np.asarray(labelled.labels, np.int32).tobytes())
-        for name in sorted(labelled.columns):
+        for name in sorted(labelled.columns.keys() & self._task.features):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(labelled.columns[name]))
         if self.source.mask_pixels is not None:

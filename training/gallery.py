@@ -196,12 +196,11 @@ def open_gallery(
       note: called with a line on how far it is.
 
     Raises:
-      UserError: there is no such folder or no picture that can be read, or
-        the cache cannot be written.
+      UserError: there is no picture that can be read, or the cache cannot be
+        written.
     """
     folder = folder.absolute()
-    listed = Folder(folder, "--gallery")
-    names = listed.image_names()
+    names = Folder(folder, "gallery").image_names()
     if not names:
         raise UserError(
             f"{folder} holds no picture; name the folder of those to search"

@@ -230,7 +230,12 @@ def _read_table(where: Path, root: Path) -> _Pictures:
         donors, _ = labels_lib.without_fractions(
             table.columns[table.header.index("donor")]
         )
-        donors = ["" if d in labels_lib.MISSING else d for d in donors]
+        # A donor may be named by a picture of theirs.
+        whose = dict(zip(names, identities, strict=True))
+        donors = [
+            "" if donor in labels_lib.MISSING else whose.get(donor, donor)
+            for donor in donors
+        ]
     listing.check_files(root, names, where)
     return _Pictures(
         folder=root,

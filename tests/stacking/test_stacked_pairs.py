@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 
 import numpy as np
@@ -31,8 +30,12 @@ from stacking.pair_members import PairTable, find_members, make_table
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """Intervals of fewer draws than people get, which take seconds."""
-    draw = functools.partial(verification.bootstrap_interval, draws=60)
-    monkeypatch.setattr(verification, "bootstrap_interval", draw)
+    draw = verification.bootstrap_interval
+    monkeypatch.setattr(
+        verification,
+        "bootstrap_interval",
+        lambda *args, **options: draw(*args, **{**options, "draws": 60}),
+    )
 
 
 def stacked(tmp_path, *runs, lines=None, **options):
@@ -101,6 +104,9 @@ def test_several_runs_are_better_than_each(tmp_path):
         assert results["scores"][way]["eer"] < min(singles)
     low, high = results["scores"]["chosen"]["eer_interval"]
     assert low - 0.02 < hidden_eer(out) < high + 0.02
+    page = (out / "report.html").read_text()
+    for words in ("z_norm", "chosen", "Errors by kind", "Hardest pairs"):
+        assert words in page
     fused = read_pair_scores(layout.pairs_path(out, "val"))
     assert equal_error_rate(fused.similarity, fused.kind == 0) == pytest.approx(
         results["scores"]["chosen"]["eer"], abs=1e-6

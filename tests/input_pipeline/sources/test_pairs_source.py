@@ -112,8 +112,10 @@ def test_tables_of_identities_and_pairs(faces, opened):
     rows = ["path,identity,forged,donor"]
     for who in range(6):
         for n in range(3):
-            # 2 lends a part to 3, and somebody unknown to 4 and to 5.
-            donor = {3: "2", 4: "zoe", 5: "zoe"}.get(who, "") if n == 2 else ""
+            # 2 lends a part to 3, a picture of 0 to 1, and somebody unknown
+            # to 4 and to 5.
+            named = {1: "train/00/0.jpg", 3: "2", 4: "zoe", 5: "zoe"}
+            donor = named.get(who, "") if n == 2 else ""
             rows.append(f"train/{who:02d}/{n}.jpg,{who},{int(n == 2)},{donor}")
     (faces / "people.csv").write_text("\n".join(rows))
     (faces / "pairs.csv").write_text(
@@ -137,8 +139,8 @@ def test_tables_of_identities_and_pairs(faces, opened):
         "test/001/0.jpg",
     ]
     of = dict(zip(source.labelled.labels.tolist(), source.groups, strict=True))
-    assert of[2] == of[3] and of[4] == of[5]
-    assert len(set(of.values())) == 4
+    assert of[0] == of[1] and of[2] == of[3] and of[4] == of[5]
+    assert len(set(of.values())) == 3
 
 
 def test_folds_hold_whole_people_and_alike_numbers_of_pictures(
