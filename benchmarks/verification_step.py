@@ -8,7 +8,8 @@ of .1 among P identities of K pictures, AdamW: open-metric-learning's
 `TripletLossWithMiner` over torchvision's network, and the very step that
 train.py runs. PyTorch competes with the fastest of its forms
 (benchmarks/torch_side.py). The second part is the loss with its gradient
-alone, on given embeddings.
+alone, on given embeddings. With `--clock cpu`, set OMP_WAIT_POLICY=passive, or
+PyTorch's idle threads count as work.
 
 Needs open-metric-learning beside requirements-torch.txt (`pip install --no-deps
 open-metric-learning`, and what its import asks for).

@@ -51,11 +51,10 @@ def get_config(variant: str = ""):
             ),
         )
     elif variant == "short":
-        config.image_size = 64
-        config.model_options.width = 128
-        config.model_options.encoder_options = ConfigDict(
-            {"stem": "small", "width": 32}
-        )
+        config.image_size = 112
+        config.model_options.update(width=128, pooling="avg", dropout=0.0)
+        config.model_options.encoder_options = ConfigDict({"width": 32})
+        config.verify.forgery_weight = 0.3
         verification.set_batches(config, 16, 4)
         config.stages = (
             verification.stage(16, 4, learning_rate=2e-3, epochs=30.0, **stage),

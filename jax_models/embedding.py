@@ -158,8 +158,12 @@ class ClassHead(nnx.Module):
     def __init__(
         self, width: int, num_classes: int, memory: int, *, rngs: nnx.Rngs
     ):
-        self.kernel = initializers.weight(
-            rngs, (width, num_classes), initializers.Normal(1.0)
+        self.kernel = (
+            initializers.weight(
+                rngs, (width, num_classes), initializers.Normal(1.0)
+            )
+            if num_classes
+            else None
         )
         self.memory = Memory(memory, width) if memory else None
 
@@ -198,7 +202,7 @@ class EmbeddingModel(nnx.Module):
 
     Args:
       config: of the network.
-      num_classes: of the class head; 0 makes none.
+      num_classes: of the class head; 0 gives it no class.
       encoder: any model of `create_model`. Its own head is taken off.
 
     Raises:
@@ -246,7 +250,7 @@ class EmbeddingModel(nnx.Module):
         )
         self.head = (
             ClassHead(self.width, num_classes, config.memory, rngs=rngs)
-            if num_classes
+            if num_classes or config.memory
             else None
         )
 
@@ -281,7 +285,7 @@ class EmbeddingModel(nnx.Module):
           UserError: as `embed`, or there is no class head.
         """
         embedding = self.embed(images).embedding
-        if self.head is None:
+        if self.head is None or self.head.kernel is None:
             raise UserError(
                 "this embedding was made for 0 classes; call its embed, or "
                 "give create_model a num_classes"

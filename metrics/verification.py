@@ -115,8 +115,9 @@ def fnmr_at_fmr(scores: Scores, positive: Positive, fmr: float = 0.1) -> float:
       positive: which pairs are positive.
       fmr: in [0, 1].
     """
-    # As distances, since a quantile of -x may round otherwise than one of x.
-    distances = -scores.astype(np.float64)
+    # As distances, since a quantile of -x may round otherwise than one of x;
+    # finite, since between two infinities there is no number.
+    distances = np.clip(-scores.astype(np.float64), -1e300, 1e300)
     if positive.all() or not positive.any() or np.isnan(distances).any():
         return np.nan
     threshold = np.quantile(distances[~positive], fmr)
@@ -196,7 +197,7 @@ def bootstrap_interval(
     Args:
       scores: of the pairs.
       positive: which pairs are positive.
-      first: identity of each pair's first picture.
+      first: identity of each pair's first picture, numbers or names.
       second: identity of its second picture.
       score: maps scores and positives to a number.
       level: share of the draws inside the interval.

@@ -106,6 +106,7 @@ def test_constant_scores_are_chance(value):
     scores = np.full(4, value)
     assert verification.equal_error_rate(scores, positive) == 0.5
     assert verification.auc(scores, positive) == 0.5
+    assert verification.fnmr_at_fmr(scores, positive) == 1.0
 
 
 def test_what_has_no_answer_is_nan():

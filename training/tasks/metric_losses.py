@@ -1,9 +1,9 @@
 """Losses of embeddings: what shows the same shall lie together.
 
-Each takes an `embedding_batch.Batch`, or sides of triplets out of one, and is
-pure and float32. Sums run over the whole batch of all devices, so a loss does
-not depend on how the batch is laid out; with nothing to learn from, such as
-no active triplet, it is 0, and so are its gradients.
+Each takes an `embedding_batch.Batch`, and is pure and float32. Sums run over
+the whole batch of all devices, so a loss does not depend on how the batch is
+laid out; with nothing to learn from, such as no active triplet, it is 0, and
+so are its gradients.
 
 A label below 0 matches nothing: its row is a negative of all others. Rows of
 weight 0 take no part.
@@ -12,6 +12,7 @@ weight 0 take no part.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -52,7 +53,20 @@ class Mining(NamedTuple):
     negatives: mining.Range = (1, 1)
 
 
-class Sides(NamedTuple):
+MINERS = (
+    "all",
+    "hard",
+    "semi_hard",
+    "semi_hard_facenet",
+    "n_hard",
+    "hard_cluster",
+)
+
+# So many triplets are held in memory at a time, 32 MiB as float32.
+_LARGEST_BLOCK = 2**23
+
+
+class _Sides(NamedTuple):
     """Triplets, in arrays of shapes that broadcast to one.
 
     Attributes:
@@ -66,53 +80,145 @@ class Sides(NamedTuple):
     valid: jax.Array
 
 
-MINERS = (
-    "all",
-    "hard",
-    "semi_hard",
-    "semi_hard_facenet",
-    "n_hard",
-    "hard_cluster",
-)
+class _Sums(NamedTuple):
+    """Of some triplets: float32, since counts may pass 2^31."""
+
+    loss: jax.Array
+    counted: jax.Array
+    active: jax.Array
+    valid: jax.Array
 
 
-def distance_sides(batch: Batch, how: Mining) -> Sides:
-    """Returns the distances of the triplets that a miner chooses."""
-    return _sides(batch, how, pairwise_distances)
+def triplet(
+    batch: Batch, how: Mining, margin: float, active_only: bool = False
+) -> tuple[Scalar, Scalar]:
+    """relu(margin + d_ap - d_an), the mean over triplets (Schroff et al. 2015).
 
+    Args:
+      batch: of the step.
+      how: triplets are chosen.
+      margin: by which a negative shall be farther than a positive.
+      active_only: whether the mean is over the triplets that are not 0, as in
+        pytorch-metric-learning, and not over all, as in open-metric-learning.
 
-def cosine_sides(batch: Batch, how: Mining) -> Sides:
-    """Returns minus the cosines of the triplets that a miner chooses.
-
-    Miners compare distances, also here.
+    Returns:
+      The loss, and the share of triplets that are not 0.
     """
-    return _sides(batch, how, lambda x, y: -pairwise_cosines(x, y))
-
-
-def _sides(batch: Batch, how: Mining, matrix_of) -> Sides:
-    if how.miner == "hard_cluster":
-        return _cluster_sides(batch, matrix_of)
-    distances = pairwise_distances(batch.embeddings, batch.candidates)
-    pairs = distances, batch.positive, batch.negative
-    if how.miner == "all":
-        found = mining.all_triplets(*pairs[1:])
-    elif how.miner == "hard":
-        found = mining.hard(*pairs)
-    elif how.miner == "semi_hard":
-        found = mining.semi_hard(*pairs, how.margin)
-    elif how.miner == "semi_hard_facenet":
-        found = mining.semi_hard_facenet(*pairs)
-    else:
-        found = mining.n_hard(*pairs, how.positives, how.negatives)
-    matrix = matrix_of(batch.embeddings, batch.candidates)
-    return Sides(
-        matrix[found.anchor, found.positive],
-        matrix[found.anchor, found.negative],
-        found.valid,
+    return _over_triplets(
+        batch, how, pairwise_distances, _hinge(margin, active_only)
     )
 
 
-def _cluster_sides(batch: Batch, matrix_of) -> Sides:
+def cosine_triplet(
+    batch: Batch, how: Mining, margin: float, active_only: bool = False
+) -> tuple[Scalar, Scalar]:
+    """relu(margin + c_an - c_ap), as `triplet`; miners compare distances."""
+    return _over_triplets(
+        batch,
+        how,
+        lambda x, y: -pairwise_cosines(x, y),
+        _hinge(margin, active_only),
+    )
+
+
+def soft_triplet(batch: Batch, how: Mining) -> tuple[Scalar, Scalar]:
+    """softplus(d_ap - d_an), the mean over triplets (Hermans et al. 2017).
+
+    Returns:
+      The loss, and the share of triplets whose positive is the farther one.
+    """
+
+    def sums_of(sides: _Sides) -> _Sums:
+        losses = jax.nn.softplus(sides.near - sides.far)
+        wrong = sides.valid & (sides.near > sides.far)
+        return _sums(losses, sides.valid, wrong, sides.valid)
+
+    return _over_triplets(batch, how, pairwise_distances, sums_of)
+
+
+def _hinge(margin: float, active_only: bool) -> Callable[[_Sides], _Sums]:
+    def sums_of(sides: _Sides) -> _Sums:
+        losses = jax.nn.relu(margin + sides.near - sides.far)
+        active = sides.valid & (losses > 0)
+        counted = active if active_only else sides.valid
+        return _sums(losses, counted, active, sides.valid)
+
+    return sums_of
+
+
+def _sums(
+    losses: jax.Array, counted: jax.Array, active: jax.Array, valid: jax.Array
+) -> _Sums:
+    counts = (
+        each.sum().astype(jnp.float32) for each in (counted, active, valid)
+    )
+    return _Sums(jnp.where(counted, losses, 0.0).sum(), *counts)
+
+
+def _over_triplets(
+    batch: Batch,
+    how: Mining,
+    matrix_of: Callable[[jax.Array, jax.Array], jax.Array],
+    sums_of: Callable[[_Sides], _Sums],
+) -> tuple[Scalar, Scalar]:
+    """A mean loss over triplets, and the share of active ones."""
+    if how.miner == "hard_cluster":
+        sums = sums_of(_cluster_sides(batch, matrix_of))
+    else:
+        rows = (
+            matrix_of(batch.embeddings, batch.candidates),
+            pairwise_distances(batch.embeddings, batch.candidates),
+            batch.positive,
+            batch.negative,
+        )
+
+        def of_anchors(matrix, distances, positive, negative) -> _Sums:
+            found = _mine(how, distances, positive, negative)
+            near = matrix[found.anchor, found.positive]
+            far = matrix[found.anchor, found.negative]
+            return sums_of(_Sides(near, far, found.valid))
+
+        sums = _in_blocks(of_anchors, rows)
+    return (
+        sums.loss / jnp.maximum(sums.counted, 1),
+        sums.active / jnp.maximum(sums.valid, 1),
+    )
+
+
+def _in_blocks(
+    of_anchors: Callable[..., _Sums], rows: tuple[jax.Array, ...]
+) -> _Sums:
+    """The sums over all anchors: at once, or a block of them at a time.
+
+    Triplets are as many as anchors times candidates squared. In blocks, the
+    backward pass computes them anew.
+    """
+    anchors, candidates = rows[0].shape
+    block = max(1, _LARGEST_BLOCK // candidates**2)
+    if block >= anchors:
+        return of_anchors(*rows)
+
+    @jax.checkpoint
+    def of_one(row):
+        return of_anchors(*(each[None] for each in row))
+
+    sums = jax.lax.map(of_one, rows, batch_size=block)
+    return _Sums(*(each.sum() for each in sums))
+
+
+def _mine(how: Mining, *pairs: jax.Array) -> mining.Triplets:
+    if how.miner == "all":
+        return mining.all_triplets(*pairs[1:])
+    if how.miner == "hard":
+        return mining.hard(*pairs)
+    if how.miner == "semi_hard":
+        return mining.semi_hard(*pairs, how.margin)
+    if how.miner == "semi_hard_facenet":
+        return mining.semi_hard_facenet(*pairs)
+    return mining.n_hard(*pairs, how.positives, how.negatives)
+
+
+def _cluster_sides(batch: Batch, matrix_of) -> _Sides:
     """Triplets between the means of classes, which have a gradient.
 
     A memory takes no part.
@@ -127,42 +233,11 @@ def _cluster_sides(batch: Batch, matrix_of) -> Sides:
         pairwise_distances(means, means),
         member,
     )
-    return Sides(
+    return _Sides(
         matrix_of(means, batch.embeddings)[found.anchor, found.positive],
         matrix_of(means, means)[found.anchor, found.negative],
         found.valid,
     )
-
-
-def triplet(
-    sides: Sides, margin: float, active_only: bool = False
-) -> tuple[Scalar, Scalar]:
-    """relu(margin + near - far), the mean over triplets (Schroff et al. 2015).
-
-    Args:
-      sides: of the triplets.
-      margin: by which a negative shall be farther than a positive.
-      active_only: whether the mean is over the triplets that are not 0, as in
-        pytorch-metric-learning, and not over all, as in open-metric-learning.
-
-    Returns:
-      The loss, and the share of triplets that are not 0.
-    """
-    losses = jax.nn.relu(margin + sides.near - sides.far)
-    active = sides.valid & (losses > 0)
-    counted = active if active_only else sides.valid
-    return mean_of(losses, counted), mean_of(active * 1.0, sides.valid)
-
-
-def soft_triplet(sides: Sides) -> tuple[Scalar, Scalar]:
-    """softplus(near - far), the mean over triplets (Hermans et al. 2017).
-
-    Returns:
-      The loss, and the share of triplets whose positive is the farther one.
-    """
-    losses = jax.nn.softplus(sides.near - sides.far)
-    wrong = (sides.near > sides.far) * 1.0
-    return mean_of(losses, sides.valid), mean_of(wrong, sides.valid)
 
 
 # ---- Pairs ------------------------------------------------------------------

@@ -70,13 +70,12 @@ def _triplet(name: str, batch: Batch, options: Mapping[str, Any]):
         tuple(options["hard_negatives"]),
     )
     if name == "soft_triplet":
-        sides = metric_losses.distance_sides(batch, how)
-        return metric_losses.soft_triplet(sides)
+        return metric_losses.soft_triplet(batch, how)
     if name == "cosine_triplet":
-        sides = metric_losses.cosine_sides(batch, how)
+        loss = metric_losses.cosine_triplet
     else:
-        sides = metric_losses.distance_sides(batch, how)
-    return metric_losses.triplet(sides, margin, options["active_only"])
+        loss = metric_losses.triplet
+    return loss(batch, how, margin, options["active_only"])
 
 
 def _classes(name: str, batch: Batch, options: Mapping[str, Any]):

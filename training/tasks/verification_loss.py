@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -31,6 +32,51 @@ def options_of(config: ConfigDict) -> dict[str, Any]:
         for name in metric_objective.OPTIONS
         if config.verify[name] != OWN
     }
+
+
+def needs_classes(config: ConfigDict) -> bool:
+    """Returns whether a stage compares embeddings to weights of classes."""
+    return any(
+        metric_objective.needs_class_weights(name_of(stage))
+        for stage in config.stages
+    )
+
+
+def problems(config: ConfigDict) -> Iterator[str]:
+    """Yields a sentence for each field that cannot work."""
+    own, options = config.verify, options_of(config)
+    size = own.identities * own.pictures
+    for index, stage in enumerate(config.stages):
+        for problem in metric_objective.problems(name_of(stage), options):
+            where = f"stages[{index}]" * problem.startswith("loss")
+            yield f"{where or 'verify'}.{problem}"
+        if stage.batch_size != size:
+            yield (
+                f"stages[{index}].batch_size is {stage.batch_size}: it is "
+                f"verify.identities x verify.pictures, {size}"
+            )
+        if stage.accumulate > 1:
+            yield (
+                f"stages[{index}].accumulate is {stage.accumulate}: the loss "
+                "compares all pictures of a batch with each other; leave it "
+                "at 1, and set remat to save memory"
+            )
+        if own.memory and own.memory < stage.batch_size:
+            yield (
+                f"verify.memory is {own.memory}: it holds no batch of "
+                f"{stage.batch_size}; take more, or 0"
+            )
+        if common.merged(config, stage, "mixing")["prob"]:
+            yield (
+                "mixing.prob is not 0: a mixed picture shows no single "
+                "identity; set it to 0"
+            )
+    for name in ("forgery_head", "memory"):
+        if name in config.model_options:
+            yield (
+                f"model_options.{name} cannot be set: it follows from "
+                "config.verify"
+            )
 
 
 def make_loss(
@@ -68,8 +114,9 @@ def make_loss(
         found, weight = model.embed(batch["image"]), batch["weight"]
         classes = memory = None
         if model.head is not None:
-            classes = model.head.weights[constants["used"]]
             memory = _recall(model.head.memory)
+            if model.head.kernel is not None:
+                classes = model.head.weights[constants["used"]]
         value, told = metric(
             found.embedding, batch["label"], weight, classes, memory
         )

@@ -13,14 +13,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from configs import common
 from core.errors import UserError
 from input_pipeline.loader import Transform
 from input_pipeline.pk_sampler import PKSampler
 from input_pipeline.sources.base import Kind, Source
+from input_pipeline.sources.pictures import read_pictures
 from input_pipeline.transforms.views import WHOLE_VIEWS, AlignedTransform
 from input_pipeline.validation_pairs import validation_pairs
 from jax_models.embedding import EmbeddingModel
+from run_folder import layout
 from training.loop.stages import Stage
 from training.loop.step import Loss
 from training.multihost import comm
@@ -38,6 +39,7 @@ from training.tasks.verification_evaluator import (
 )
 
 if TYPE_CHECKING:
+    from reports.page import Section
     from run_folder.artifacts import ArtifactWriter
     from run_folder.inference import InferenceSpec
     from training.data import Data
@@ -81,66 +83,12 @@ class Verification(Task):
     def problems(cls, config: ConfigDict) -> Iterator[str]:
         """See `Task.problems`."""
         yield from super().problems(config)
-        own = config.verify
-        size = own.identities * own.pictures
-        for index, stage in enumerate(config.stages):
-            for problem in metric_objective.problems(
-                verification_loss.name_of(stage),
-                verification_loss.options_of(config),
-            ):
-                where = f"stages[{index}]" * problem.startswith("loss")
-                yield f"{where or 'verify'}.{problem}"
-            if stage.batch_size != size:
-                yield (
-                    f"stages[{index}].batch_size is {stage.batch_size}: it is "
-                    f"verify.identities x verify.pictures, {size}"
-                )
-            if stage.accumulate > 1:
-                yield (
-                    f"stages[{index}].accumulate is {stage.accumulate}: the "
-                    "loss compares all pictures of a batch with each other; "
-                    "leave it at 1, and set remat to save memory"
-                )
-            if own.memory and own.memory < stage.batch_size:
-                yield (
-                    f"verify.memory is {own.memory}: it holds no batch of "
-                    f"{stage.batch_size}; take more, or 0"
-                )
-            if common.merged(config, stage, "mixing")["prob"]:
-                yield (
-                    "mixing.prob is not 0: a mixed picture shows no single "
-                    "identity; set it to 0"
-                )
-        if own.memory and not cls._needs_classes(config):
-            yield (
-                "verify.memory is kept in the class head, and no stage has a "
-                f"loss over classes; add one of "
-                f"{', '.join(metric_objective.CLASS_LOSSES)}, or take 0"
-            )
-        for name in ("forgery_head", "memory"):
-            if name in config.model_options:
-                yield (
-                    f"model_options.{name} follows from config.verify; set it "
-                    "there"
-                )
-
-    @classmethod
-    def _needs_classes(cls, config: ConfigDict) -> bool:
-        return any(
-            metric_objective.needs_class_weights(
-                verification_loss.name_of(stage)
-            )
-            for stage in config.stages
-        )
+        yield from dict.fromkeys(verification_loss.problems(config))
 
     @property
     def _has_head(self) -> bool:
         """Whether a second head looks for forgeries."""
         return self.config.verify.forgeries in ("head", "class+head")
-
-    @property
-    def _has_classes_of_forgeries(self) -> bool:
-        return self.config.verify.forgeries in ("class", "class+head")
 
     # ---- Model and data ------------------------------------------------------
 
@@ -158,11 +106,12 @@ class Verification(Task):
                 f"--config.model_options.encoder={config.model}"
             )
         config.model_options.forgery_head = self._has_head
+        config.model_options.memory = config.verify.memory
         classes = 0
-        if self._needs_classes(config):
-            config.model_options.memory = config.verify.memory
-            kinds = 1 + self._has_classes_of_forgeries
-            classes = kinds * max(len(self.classes), 1)
+        if verification_loss.needs_classes(config):
+            classes = max(len(self.classes), 1)
+            # Those of forgeries come behind those of real pictures.
+            classes *= 1 + (config.verify.forgeries in ("class", "class+head"))
         return build_encoder(config, classes)
 
     @functools.cached_property
@@ -391,6 +340,15 @@ class Verification(Task):
         return verification_prediction.embed(
             self._step, params, batch_stats, batches, rows, mesh
         )
+
+    @classmethod
+    def report_sections(cls, workdir: Path) -> Sequence[Section]:
+        """Returns errors by kind, the hardest pairs, a map of embeddings."""
+        from reports.verification import verification_sections
+
+        data = (layout.read_config(workdir) or {}).get("data", {})
+        pictures = functools.partial(read_pictures, data)
+        return verification_sections(workdir, pictures)
 
     @classmethod
     def join_folds(
