@@ -1,10 +1,11 @@
 """ResNet-34 by triplets: whether two pictures show one person, both real.
 
-The recipe of a competition on pairs of faces with forgeries, as its authors
-meant it: pooled features of a ResNet-34 (21.3 M parameters) brought to length
-1, the hardest triplets of 20 identities with 4 pictures each, margin .5 on
-cosines. Forged pictures of a person are a class of their own, and so negatives
-of that person; theirs were left out.
+The recipe of a competition on pairs of faces with forgeries, but for its
+faults: pooled features of a ResNet-34 (21.3 M parameters) brought to length 1,
+semi-hard triplets (Schroff et al., "FaceNet", CVPR 2015, arXiv 1503.03832) of
+20 identities with 4 pictures each, margin .2. Forged pictures of a person are
+a class of their own, and so negatives of that person; there each was a label
+with one picture, and left out.
 
     python train.py --config=configs/verify_resnet34.py \\
         --config.data.root=/data/faces --workdir=runs/verify_resnet34
