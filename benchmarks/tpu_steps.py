@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ml_collections import ConfigDict
 
 from core.atomic_files import write_text
+from input_pipeline.sources.base import Kind
 from jax_models import cpu_kernels
 from training import cli, memory_plan, runtime, topology_plan
 from training import data as data_lib
@@ -32,7 +33,8 @@ from training.tasks import registry
 from training.tasks.statistics import Statistics
 from training.topology_plan import DoesNotFit, StepCost
 
-# The digits, enlarged to the recipe's image size: shapes are all that counts.
+# The digits, or scenes of them, enlarged to the recipe's image size: shapes are
+# all that counts.
 NO_RUN = Path("/nonexistent")
 
 
@@ -104,6 +106,8 @@ def compile_recipe(
     mesh = topology_plan.make_mesh(chips, config.mesh.fsdp)
     with cpu_kernels.for_mesh(mesh):
         task_class = registry.check(config)
+        if Kind.MASK in task_class.features.values():
+            config.data.source = "digit_scenes"
         data = data_lib.Data(config, NO_RUN, mesh, 0, task_class)
         task = task_class(config, data.source.classes)
         task.statistics = Statistics.unknown(data)

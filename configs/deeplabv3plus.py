@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
     elif variant == "demo":
         config = segmentation.for_digit_scenes(config)
         config.model_options.encoder = "resnet18"
-        config.stages = (segmentation.stage(3e-3, epochs=8.0, batch_size=16),)
+        config.stages = (segmentation.stage(3e-3, epochs=12.0, batch_size=8),)
     else:
         raise ValueError(f"variant {variant!r} is not one of short, demo")
     return config

@@ -86,6 +86,6 @@ def for_digit_scenes(config: ConfigDict) -> ConfigDict:
     config.augment.update(
         crop_scale=(0.7, 1.0), flip=0.0, rotate=8.0, brightness_contrast=0.3
     )
-    config.eval.update(tta=("whole",), every_epochs=2.0)
+    config.eval.update(tta=("whole",), every_epochs=3.0)
     config.log_every_steps = 10
     return config

@@ -103,3 +103,12 @@ def test_a_mistake_is_one_sentence(orphan, tmp_path, words, answer):
     assert done.returncode == 2
     assert done.stdout == ""
     assert answer in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_gallery_asks_for_a_run_that_embeds(orphan):
+    photos = str(orphan / "photos")
+    done = commands.run(
+        "gallery.py", "--run", str(orphan / "run"), "--gallery", photos, photos
+    )
+    assert done.returncode == 2
+    assert "the classify task embeds no photos" in done.stderr

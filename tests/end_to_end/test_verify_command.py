@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -133,6 +134,54 @@ def test_photos_are_compared_with_the_first_of_them(whole, data):
     odds += log_real * (np.log(real) + np.log(real[0]))
     found = [one["similarity"] for one in records]
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-odds)), rtol=1e-3)
+
+
+def test_a_gallery_finds_people_that_no_training_saw(
+    whole, data, tmp_path, monkeypatch
+):
+    run = whole[0]
+    # Compiled code is kept there, and so would be the embeddings.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(commands.CACHE))
+    for pair in range(3):
+        (tmp_path / "known" / f"p{pair}").mkdir(parents=True)
+        name = f"test/{pair:08d}/0.png"
+        shutil.copy(data / name, tmp_path / "known" / f"p{pair}" / "0.png")
+    asked = [data / f"test/{pair:08d}/0.png" for pair in range(3, 6)]
+    words = "gallery.py", "--run", run, "--gallery", tmp_path / "known", *asked
+    done = commands.run(*map(str, words), "--format=json", "--top=2")
+    assert done.returncode == 0, done.stderr
+    assert "embedded 3 of 3 new pictures" in done.stderr
+    # The embeddings are those that the run has exported.
+    with np.load(run / "embeddings/test.npz") as file:
+        vectors = dict(zip(file["ids"], file["embeddings"], strict=True))
+    for line, path in zip(done.stdout.splitlines(), asked, strict=True):
+        query = vectors[f"{path.parent.name}/0.png"]
+        cosines = {
+            f"p{pair}": query @ vectors[f"{pair:08d}/0.png"]
+            for pair in range(3)
+        }
+        order = sorted(cosines, key=cosines.get, reverse=True)
+        nearest = json.loads(line)["nearest"]
+        assert [one["identity"] for one in nearest] == order[:2]
+        for one in nearest:
+            expected = cosines[one["identity"]]
+            assert one["cosine"] == pytest.approx(expected, abs=1e-5)
+            assert 0 < one["similarity"] < 1
+    shutil.rmtree(commands.CACHE / "sextet/galleries")
+
+
+def test_a_run_is_stacked_alone(whole, data, tmp_path):
+    out = tmp_path / "stack"
+    done = commands.run(
+        "-m", "stacking.pairs", "--runs", str(whole[0]), "--out", str(out)
+    )
+    assert done.returncode == 0, done.stderr
+    sample = (data / "sample_submission.csv").read_text().splitlines()
+    found = (out / "submission.csv").read_text().splitlines()
+    assert found[0] == sample[0]
+    for ours, theirs in zip(found, sample, strict=True):
+        assert ours.split(",")[1] == theirs.split(",")[1]
+    assert "data:image" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

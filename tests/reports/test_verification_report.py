@@ -150,7 +150,7 @@ def test_retrieval_is_of_real_pictures_among_all(workdir):
     assert section.note.startswith("15 real pictures, each looked up among")
     # A forged picture is framed as a wrong answer.
     frames = re.findall(
-        r'class="(right|not)[^>]*><figcaption[^>]*>[\d.]+ ([^<]+)<',
+        r'class="(right|not)[^>]*>\s*<figcaption[^>]*>[\d.]+ ([^<]+)<',
         section.body,
     )
     assert {look for look, name in frames if name.endswith("3.jpg")} <= {"not"}
