@@ -158,9 +158,10 @@ class ClassHead(nnx.Module):
     def __init__(
         self, width: int, num_classes: int, memory: int, *, rngs: nnx.Rngs
     ):
+        # About unit vectors: Adam turns longer ones too slowly.
         self.kernel = (
             initializers.weight(
-                rngs, (width, num_classes), initializers.Normal(1.0)
+                rngs, (width, num_classes), initializers.Normal(width**-0.5)
             )
             if num_classes
             else None
