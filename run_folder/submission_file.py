@@ -41,7 +41,7 @@ class Options:
 OF_TRAINING = Options(
     "--config.data.sample_submission",
     "--config.data.submission_id_column",
-    "--config.data.sample_submission= to predict all there is",
+    "--config.data.sample_submission= to predict every test image or pair",
 )
 OF_STACKING = Options("--sample-submission", "", "--sample-submission=none")
 

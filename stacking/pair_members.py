@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float64
 
 from core.errors import UserError
 from core.paths import absolute
-from metrics.verification import POSITIVE
+from metrics.verification import KINDS, POSITIVE
 from run_folder import artifacts, layout
 from run_folder.pair_files import PairScores, read_pair_scores
 from stacking.runs import expand, resolved
@@ -160,11 +160,12 @@ def is_stack(folder: Path) -> bool:
 def _open(name: str, path: Path) -> Member:
     val = read_pair_scores(layout.pairs_path(path, "val"))
     positive = val.kind == POSITIVE
-    if positive.all() or not positive.any() or (val.kind < 0).any():
+    unknown = (val.kind < 0) | (val.kind >= len(KINDS))
+    if positive.all() or not positive.any() or unknown.any():
         raise UserError(
             f"{layout.pairs_path(path, 'val')} needs pairs of one identity and "
             f"others, and the kind of each; it has {positive.sum()} of the "
-            f"first and {(val.kind < 0).sum()} of unknown kind"
+            f"first and {unknown.sum()} of unknown kind"
         )
     if (val.identities == "").any():
         raise UserError(

@@ -223,6 +223,8 @@ def test_without_a_test_there_is_no_submission(tmp_path):
         ("val", changed(metadata={}), r"metadata has no 'model'"),
         ("test", lambda s: without(s, 5), r"compared other pairs for the sub"),
         ("val", lambda s: changed(kind=s.kind * 0)(s), r"the kind of each"),
+        ("val", lambda s: changed(kind=s.kind + 4)(s), r"0 of the first and"),
+        ("val", lambda s: changed(kind=s.kind - 1)(s), r"of unknown kind"),
         (
             "val",
             lambda s: changed(identities=np.full((960, 2), ""))(s),
