@@ -68,16 +68,16 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     # ---- Data and task: refuse what can be refused before writing a file ----
     workers = runtime.default_workers(config.workers)
 
-    def open_data() -> tuple[data_lib.Data, base.Task]:
+    def open_data() -> tuple[data_lib.Data, base.Task, dict]:
         task_class = registry.check(config)
         data = data_lib.Data(config, workdir, mesh, workers, task_class)
-        return data, task_class(config, data.source.classes)
+        task = task_class(config, data.source.classes)
+        return data, task, {**data.identity(), **task.attach(data)}
 
     if not arguments.plan:  # Hosts that do not share it have other folds, too.
         comm.check_shared(workdir)
-    data, task = comm.run_on_all(open_data)
-    comm.check_all_equal(data.identity())
-    identity = data.identity()
+    data, task, identity = comm.run_on_all(open_data)
+    comm.check_all_equal(identity)
     identity |= task.open_teachers(workdir, identity)
     schedule = stages.plan_stages(config, len(data.train_rows))
     encoder, pin = init_from.find_encoder(

@@ -153,7 +153,8 @@ def data() -> ConfigDict:
     return declare(
         "data",
         root="",
-        # '', 'digits', 'csv', 'folders', 'masks', 'records' or 'tfds:<name>'
+        # '', 'digits', 'csv', 'folders', 'masks', 'pairs', 'records' or
+        # 'tfds:<name>'
         source="",
         answers="train_answers.csv",
         id_column="img_id",
@@ -179,6 +180,9 @@ def data() -> ConfigDict:
         # those of the list, or the indices 0, 1, ...
         mask_values="",
         ignore_index=Field(-1, between(-2, 256)),  # -1: as the list says
+        identities="train",  # of `pairs`; see sources/pairs.py
+        forgeries="meta.json",
+        pairs="test",
         tfds_split_train="train",
         tfds_split_test="test",
         tfds_image="image",

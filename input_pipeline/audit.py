@@ -16,7 +16,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from input_pipeline import impulses, mask_audit, near_copies, parallel_scan
+from input_pipeline import (
+    impulses,
+    mask_audit,
+    near_copies,
+    pair_audit,
+    parallel_scan,
+)
 from input_pipeline.decoding import (
     REPAIRED,
     BadImage,
@@ -94,8 +100,8 @@ class Decoded:
 class Inspected:
     """A row of a source, and what was found when it was decoded.
 
-    `label` is the class, or the digest of the mask: images of the same pixels
-    should agree in it.
+    `label` is the class, the digest of the mask, or identity and flag: images
+    of the same pixels should agree in it.
     """
 
     split: str
@@ -124,6 +130,8 @@ def inspect(source: Source) -> list[Inspected]:
     labels = source.labelled.labels.tolist()
     if source.mask_digests is not None:
         labels = [digest.tobytes() for digest in source.mask_digests]
+    elif _compares(source):
+        labels = pair_audit.keys(source)
     images = _decoded(source.labelled, source.splits, labels, "train images")
     if (test := source.test) is not None:
         names = np.full(len(test), "test")
@@ -151,7 +159,7 @@ def findings(
         *_turned(known, source),
         *_left_out(source),
         *_small_classes(source, known, folds),
-        *_copies(images, source.mask_digests is not None),
+        *_copies(images, source),
         *_near_copies(images, source),
         *_sizes(images),
         *_noise(images, source),
@@ -160,6 +168,11 @@ def findings(
     if source.mask_pixels is not None:
         found += mask_audit.mask_findings(source, splits)
     return sorted(found, key=lambda finding: finding.problem not in LOSSES)
+
+
+def _compares(source: Source) -> bool:
+    """Whether it is identities and forgeries that a task learns from it."""
+    return "forged" in source.labelled.columns
 
 
 def _decoded(
@@ -253,8 +266,10 @@ def _small_classes(
     source: Source, images: Sequence[Inspected], folds: int
 ) -> Iterator[Finding]:
     """Classes that a stratified split cannot or can hardly divide."""
-    if source.mask_pixels is not None:
-        return  # Images of such a class count to another one.
+    # Images of such a class count to another one; and an identity of one
+    # picture makes negative pairs.
+    if source.mask_pixels is not None or _compares(source):
+        return
     listed = Counter(image.label for image in images)
     readable = Counter(i.label for i in images if not i.decoded.reason)
     for label, name in enumerate(source.classes):
@@ -267,8 +282,9 @@ def _small_classes(
             yield Finding("train", "", "", "class misses folds", detail)
 
 
-def _copies(images: Sequence[Inspected], masks: bool) -> Iterator[Finding]:
+def _copies(images: Sequence[Inspected], source: Source) -> Iterator[Finding]:
     """Images of the same pixels, whatever their files look like."""
+    masks = source.mask_digests is not None
     alike = defaultdict(list)
     for image in images:
         if not image.decoded.reason:
@@ -279,8 +295,12 @@ def _copies(images: Sequence[Inspected], masks: bool) -> Iterator[Finding]:
             problem = "copy"
             if image.split != first.split:
                 problem = "copy across splits"
+            elif image.split == "test" and source.test_pairs is not None:
+                continue  # One picture may be in several pairs.
             elif image.label != first.label:
                 problem = "two masks" if masks else "two labels"
+                if _compares(source):
+                    problem = pair_audit.copy_problem(image.label, first.label)
             yield image.finding(problem, detail)
 
 
@@ -380,7 +400,7 @@ def _doubtful_labels(source: Source) -> Iterator[Finding]:
 
 
 def summary(source: Source, findings: Sequence[Finding]) -> list[str]:
-    """The data in a line, shares of classes in masks, and the findings."""
+    """The data in a line, more of masks and identities, and the findings."""
     test = 0 if source.test is None else len(source.test)
     splits = source.splits
     images = f"{len(splits):,} labelled images"
@@ -388,13 +408,16 @@ def summary(source: Source, findings: Sequence[Finding]) -> list[str]:
         images = (
             f"{len(splits) - count:,} images to train, {count:,} to validate"
         )
+    what = "identities" if _compares(source) else "classes"
     heading = (
-        f"'{source.name}': {images} in {len(source.classes)} classes, "
+        f"'{source.name}': {images} in {len(source.classes)} {what}, "
         f"{test:,} to predict"
     )
     shares = []
     if source.mask_pixels is not None:
         shares = mask_audit.share_lines(source, splits)
+    elif _compares(source):
+        shares = pair_audit.summary_lines(source)
     odd = lines(findings) or [
         "  every image can be read, and nothing else is odd"
     ]

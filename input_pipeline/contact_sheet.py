@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from core import atomic_files, class_colours
 from input_pipeline.decoding import BadImage
+from input_pipeline.pair_sheet import pair_lines
 from input_pipeline.sources.base import Examples, Kind, Source
 from input_pipeline.sources.cleaned import CleanedExamples
 from input_pipeline.transforms import geometry
@@ -52,7 +53,8 @@ def write_contact_sheet(
     others are what training may make of it. The classes are gone
     through in turn, from a random one on. Below, with `mixing`, are batches
     as the model gets them, erased and mixed, each image under its soft label.
-    With masks, each image stands beside itself under its mask.
+    With masks, each image stands beside itself under its mask; with forgeries,
+    a few pairs of each kind come last.
 
     Args:
       path: the PNG to write.
@@ -98,6 +100,10 @@ def write_contact_sheet(
             grid.add(images, [], _INK)
             continue
         grid.add(images, [_soft_label(source, row) for row in targets], _INK)
+    if "forged" in source.labelled.columns:
+        for title, images, captions in pair_lines(source, size, columns, seed):
+            grid.add([], [title], _INK)
+            grid.add(images, captions, _INK)
     with atomic_files.atomic_write(path) as temporary:
         grid.draw().save(temporary, "PNG")
     return chosen
@@ -335,4 +341,7 @@ def _caption(source: Source, row: int) -> str:
         present = np.flatnonzero(source.mask_pixels[row])
         return f"{', '.join(source.classes[one] for one in present)}   {name}"
     label = source.labelled.labels[row]
+    forged = source.labelled.columns.get("forged")
+    if forged is not None and forged[row]:
+        name = f"forged {name}"
     return f"{source.classes[label]}   {name}" if label >= 0 else name

@@ -22,7 +22,7 @@ LONGEST_RATIO = 4.0
 LOSSES = {
     "bad training image": "cannot be read: left out of training",
     "bad test image": "cannot be read: keeps its row with the class prior, "
-    "or gets no mask",
+    "its pairs with cosine 0, or gets no mask",
     "class too small": "cannot be divided into folds: training refuses",
     **LEFT_OUT,
 }
@@ -37,6 +37,8 @@ DOUBTS = {
     "near copy across splits": "looks like an image of another split: scores "
     "may be too high",
     "two labels": "has the same pixels as an image of another class",
+    "two identities": "has the same pixels as a picture of another identity",
+    "two flags": "has the same pixels as a picture flagged otherwise",
     "two masks": "has the same pixels as an image with another mask",
     "unusual size": f"has a side {SIZE_FACTOR:g} times off the median",
     "long and narrow": f"is more than {LONGEST_RATIO:g} times longer than wide",

@@ -55,9 +55,9 @@ def make_folds(
         count = len(np.unique(groups))
         if count < k:
             raise UserError(
-                f"data.group_column has {count} groups, which cannot fill "
-                f"{k} folds; lower --config.data.folds, or leave "
-                "--config.data.group_column empty"
+                f"the images are of {count} groups, which cannot fill {k} "
+                "folds; lower --config.data.folds (groups are what "
+                "data.group_column says, and identities of pairs)"
             )
         return stratified_split.split_groups(groups, labels, k, seed)
     values, counts = np.unique(labels, return_counts=True)
@@ -136,9 +136,8 @@ def folds_for(
     path = paths.make_path(path)
     images, groups = source.labelled, source.groups
     if not path.exists():
-        return make_folds(
-            images.ids, images.labels, k, seed, source.classes, groups
-        )
+        strata = images.labels if source.strata is None else source.strata
+        return make_folds(images.ids, strata, k, seed, source.classes, groups)
     read = folds_file.read_folds(path, id_column)
     if read.note:
         note(read.note)

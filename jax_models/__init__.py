@@ -4,6 +4,7 @@ Every name means the published network: `create_model("tinyvit_11m", 1000)`
 takes timm's weights through `import_torch` and gives timm's logits.
 """
 
+from jax_models.embedding import EmbeddingModel
 from jax_models.model import ImageModel
 from jax_models.registry import (
     create_model,
@@ -15,6 +16,7 @@ from jax_models.segmentation import SegmentationModel
 from jax_models.torch.conversion import export_torch, import_torch
 
 __all__ = [
+    "EmbeddingModel",
     "ImageModel",
     "SegmentationModel",
     "create_model",

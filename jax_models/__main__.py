@@ -23,6 +23,7 @@ def main() -> None:
     print(jax_models.list_models())
     names = ", ".join(jax_models.list_segmentation_models())
     print(f"For segmentation, over any of these: {names}")
+    print("For verification, over any of these: embedding")
 
 
 if __name__ == "__main__":

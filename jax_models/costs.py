@@ -11,6 +11,7 @@ from flax import nnx
 from jax.extend import core
 
 from jax_models import cpu_kernels
+from jax_models.embedding import EmbeddingModel
 from jax_models.model import ImageModel
 from jax_models.segmentation import SegmentationModel
 
@@ -23,7 +24,9 @@ class Costs:
     multiply_adds: int
 
 
-def measure(model: ImageModel | SegmentationModel, size: int = 224) -> Costs:
+def measure(
+    model: ImageModel | SegmentationModel | EmbeddingModel, size: int = 224
+) -> Costs:
     """Counts a model, which may be abstract (`nnx.eval_shape`).
 
     Args:

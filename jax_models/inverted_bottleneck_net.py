@@ -192,14 +192,7 @@ class InvertedBottleneckNet(ImageModel):
                 maps.append(x)
         return maps
 
-    def features(
-        self, images: Float[Array, "B H W 3"]
-    ) -> Float[Array, "B h w C"]:
-        """Maps `[B, H, W, 3]` to the map that the head pools: the pyramid's
-        last after one more 1x1 convolution.
-
-        Raises:
-          UserError: as `feature_pyramid`.
-        """
-        last = self.feature_pyramid(images)[-1]
+    def refine(self, last: Float[Array, "B h w _"]) -> Float[Array, "B h w C"]:
+        """Maps the pyramid's last map to those that the head pools: one more
+        1x1 convolution."""
         return self.bn2(self.conv_head(last))

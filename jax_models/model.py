@@ -104,7 +104,12 @@ class ImageModel(nnx.Module):
         Raises:
           UserError: as `feature_pyramid`.
         """
-        return self.feature_pyramid(images)[-1]
+        return self.refine(self.feature_pyramid(images)[-1])
+
+    def refine(self, last: Float[Array, "B h w _"]) -> Float[Array, "B h w C"]:
+        """Maps the pyramid's last map to what the head pools: what lies
+        between the two, nothing in most networks."""
+        return last
 
     def __call__(
         self, images: Float[Array, "B H W 3"]

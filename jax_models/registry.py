@@ -23,6 +23,7 @@ from jax_models import (
     efficientnet,
     efficientnet_lite,
     efficientnetv2,
+    embedding,
     inception_v4,
     initializers,
     mobilenetv2,
@@ -31,6 +32,7 @@ from jax_models import (
     unet,
     wide_resnet,
 )
+from jax_models.embedding import EmbeddingModel
 from jax_models.model import ImageModel
 from jax_models.segmentation import SegmentationModel
 
@@ -51,6 +53,9 @@ _SEGMENTATION = (
     (deeplabv3plus.DeepLabV3Plus, deeplabv3plus.VARIANTS),
     (unet.UNet, unet.VARIANTS),
 )
+_EMBEDDING = ((EmbeddingModel, embedding.VARIANTS),)
+# All but the classifiers go over a classifier as their encoder.
+_MODELS = _CLASSIFIERS + _SEGMENTATION + _EMBEDDING
 
 
 def create_model(
@@ -61,12 +66,13 @@ def create_model(
     dtype: DTypeLike = jnp.float32,
     zero_head: bool = False,
     **overrides,
-) -> ImageModel | SegmentationModel:
+) -> ImageModel | SegmentationModel | EmbeddingModel:
     """Makes a freshly initialised model, in training mode.
 
     Args:
-      name: one of `list_models()` or `list_segmentation_models()`.
-      num_classes: width of the logits.
+      name: one of `list_models()`, of `list_segmentation_models()`, or
+        `embedding`.
+      num_classes: width of the logits; of an embedding 0 makes no class head.
       rngs: streams for the initial weights ("params") and for dropout and
         stochastic depth ("dropout"); `nnx.Rngs(0)` when left out.
       dtype: what the model computes in. Parameters are float32, and so are
@@ -75,19 +81,20 @@ def create_model(
         first steps leave pretrained features as they are (BiT: Kolesnikov et
         al. 2020).
       **overrides: fields of the architecture's `Config`, such as
-        `drop_path_rate`, `head_bias` or `remat`; of segmentation networks
-        `encoder` (one of `list_models()`) and `encoder_options` (a mapping).
+        `drop_path_rate`, `head_bias` or `remat`; of networks for
+        segmentation and embedding `encoder` (one of `list_models()`) and
+        `encoder_options` (a mapping).
 
     Raises:
       UserError: no model has that name, or its `Config` has no such field,
         or a number is replaced by something else.
     """
-    model_class, config = _find(name, _CLASSIFIERS + _SEGMENTATION)
+    model_class, config = _find(name, _MODELS)
     config = _override(name, config, overrides)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     options = dict(dtype=dtype, rngs=rngs)
     with initializers.one_draw(rngs):
-        if issubclass(model_class, SegmentationModel):
+        if not issubclass(model_class, ImageModel):
             options["encoder"] = _encoder(model_class, config, **options)
         model = model_class(config, num_classes, **options)
     if zero_head:
@@ -100,13 +107,13 @@ def encoder_name(name: str, **overrides) -> str:
     """Returns the classifier that a model is, or has as its encoder.
 
     Args:
-      name: one of `list_models()` or `list_segmentation_models()`.
+      name: as `create_model`.
       **overrides: as `create_model`.
 
     Raises:
       UserError: as `create_model`.
     """
-    _, config = _find(name, _CLASSIFIERS + _SEGMENTATION)
+    _, config = _find(name, _MODELS)
     overrides.pop("zero_head", None)
     return getattr(_override(name, config, overrides), "encoder", name)
 
@@ -163,13 +170,13 @@ def _hashable(value: Any) -> Any:
 
 
 def _encoder(
-    model_class: type[SegmentationModel],
+    model_class: type[SegmentationModel] | type[EmbeddingModel],
     config: Any,
     *,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> ImageModel:
-    """The encoder that a segmentation network's config asks for."""
+    """The encoder that the config of a network around one asks for."""
     encoder_class, variant = _find(config.encoder, _CLASSIFIERS)
     known = {field.name for field in dataclasses.fields(variant)}
     wanted = model_class.encoder_options(config)

@@ -45,6 +45,8 @@ def line_chart(
     verticals: Sequence[float] = (),
     marks: Sequence[tuple[float, float]] = (),
     from_zero: bool = True,
+    x_ticks: Sequence[tuple[float, str]] = (),
+    y_ticks: Sequence[tuple[float, str]] = (),
 ) -> Markup:
     """Lines over a common x axis.
 
@@ -55,6 +57,9 @@ def line_chart(
       verticals: x of faint rules, where a new stage begins.
       marks: points to ring, the best ones.
       from_zero: whether the x axis begins at 0.
+      x_ticks: places on the x axis and what to write there, ascending; the
+        axis goes from the first to the last. Round numbers if empty.
+      y_ticks: the same of the y axis.
     """
     width, height = size
     lines = [_finite(line) for line in lines]
@@ -67,8 +72,16 @@ def line_chart(
     if from_zero:
         x_low = min(x_low, 0.0)
     x_high = x_high if x_high > x_low else x_low + 1
-    ticks = nice_ticks(float(y.min()), float(y.max()), 4)
-    low, high = min(ticks[0], y.min()), max(ticks[-1], y.max())
+    if x_ticks:
+        x_low, x_high = x_ticks[0][0], x_ticks[-1][0]
+    else:
+        places = nice_ticks(x_low, x_high, 5 if size == WHOLE else 3)
+        x_ticks = [(p, _short(p)) for p in places if x_low <= p <= x_high]
+    if not y_ticks:
+        places = nice_ticks(float(y.min()), float(y.max()), 4)
+        tiny = max(abs(place) for place in places) < 1e-2
+        y_ticks = [(place, _short(place, tiny)) for place in places]
+    low, high = y_ticks[0][0], y_ticks[-1][0]
 
     def across(value: float) -> float:
         share = (value - x_low) / (x_high - x_low)
@@ -82,25 +95,23 @@ def line_chart(
         f'<svg viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(label)}">'
     ]
-    tiny = max(abs(tick) for tick in ticks) < 1e-2
-    for tick in ticks:
+    for tick, text in y_ticks:
         parts.append(
             f'<path d="M{_LEFT} {down(tick):.1f}H{width - _RIGHT}" '
             'stroke="var(--grid)"/>'
             f'<text x="{_LEFT - 7}" y="{down(tick) + 4:.1f}" '
-            f'text-anchor="end">{_short(tick, tiny)}</text>'
+            f'text-anchor="end">{escape(text)}</text>'
         )
     for value in verticals:
         parts.append(
             f'<path d="M{across(value):.1f} {_TOP}V{height - _BOTTOM}" '
             'stroke="var(--faint)" stroke-dasharray="2 3" opacity=".7"/>'
         )
-    for tick in nice_ticks(x_low, x_high, 5 if size == WHOLE else 3):
-        if x_low <= tick <= x_high:
-            parts.append(
-                f'<text x="{across(tick):.1f}" y="{height - 7}" '
-                f'text-anchor="middle">{_short(tick)}</text>'
-            )
+    for tick, text in x_ticks:
+        parts.append(
+            f'<text x="{across(tick):.1f}" y="{height - 7}" '
+            f'text-anchor="middle">{escape(text)}</text>'
+        )
     for line in lines:
         points = " ".join(
             f"{across(a):.1f},{down(b):.1f}"
@@ -175,6 +186,57 @@ def histogram(values: np.ndarray, label: str, bins: int = 24) -> Markup:
                 f'text-anchor="middle">{_short(tick)}</text>'
             )
     return Markup("".join([*parts, "</svg>"]))
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points of one name in a scatter plot.
+
+    Attributes:
+      name: in the key.
+      xy: float [n, 2].
+      colour: a CSS colour.
+      crosses: whether to draw crosses, not dots.
+      opacity: of each point.
+    """
+
+    name: str
+    xy: np.ndarray
+    colour: str = "var(--accent)"
+    crosses: bool = False
+    opacity: float = 0.85
+
+
+def scatter(groups: Sequence[Points], label: str) -> Markup:
+    """Points on a plane without axes: both directions are of one scale.
+
+    Args:
+      groups: drawn in order.
+      label: what the plot shows, for screen readers.
+    """
+    xy = np.concatenate([group.xy for group in groups]).astype(np.float64)
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    width, edge = 420.0, 8.0
+    scale = (width - 2 * edge) / max(float((high - low).max()), 1e-9)
+    height = float(high[1] - low[1]) * scale + 2 * edge
+    parts = [
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'aria-label="{escape(label)}" style="max-width:600px;margin:auto">'
+    ]
+    for group in groups:
+        parts.append(f'<g opacity="{group.opacity}">')
+        for x, y in (group.xy - low) * scale + edge:
+            across, down = f"{x:.1f}", f"{height - y:.1f}"
+            parts.append(
+                f'<path d="M{across} {down}m-2.5 -2.5l5 5m0 -5l-5 5" '
+                f'stroke="{group.colour}" stroke-width="1.4"/>'
+                if group.crosses
+                else f'<circle cx="{across}" cy="{down}" r="2.6" '
+                f'fill="{group.colour}"/>'
+            )
+        parts.append("</g>")
+    parts.append("</svg>")
+    return Markup("".join(parts))
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:

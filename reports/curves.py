@@ -17,7 +17,12 @@ Record = TrainRecord | Evaluation
 
 _LOSS = "val_loss"
 # Where the name is not what people write.
-_TITLES = {"macro_f1": "macro-F1"}
+_TITLES = {
+    "macro_f1": "macro-F1",
+    "eer": "equal error rate",
+    "auc": "AUC",
+    "fnmr_at_fmr_10": "FNMR at FMR 10 %",
+}
 # Colour and dash of a chart's lines. With classes of one size macro-F1 and
 # accuracy all but coincide: the upper line is dashed.
 _LOOKS = (
@@ -161,6 +166,25 @@ def gradient_chart(histories: Sequence[History]) -> list[Chart]:
     name = "gradient norm"
     lines = _lines(_train(histories), "grad_norm", name, "var(--faint)")
     return _charts(histories, lines, name, WHOLE)
+
+
+def value_chart(
+    histories: Sequence[History], names: Mapping[str, str], what: str
+) -> list[Chart]:
+    """Returns a chart of what training steps logged, over epochs.
+
+    Args:
+      histories: of the run.
+      names: in the log -> in the key; those not logged have no line.
+      what: the chart shows.
+    """
+    train = _train(histories)
+    lines = [
+        line
+        for (name, label), look in zip(names.items(), _LOOKS, strict=False)
+        for line in _lines(train, name, label, *look)
+    ]
+    return _charts(histories, lines, what, WHOLE)
 
 
 def bests(

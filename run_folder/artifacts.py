@@ -19,8 +19,10 @@ import numpy as np
 from core import paths
 from core.atomic_files import atomic_write, cannot_write, write_text
 from core.output import ESCAPE
-from run_folder import layout, mask_files
+from run_folder import layout, mask_files, pair_files, submission_file
+from run_folder.pair_files import PairScores
 from run_folder.predictions import Logits, save_logits
+from run_folder.submission_file import Sample
 
 
 class ArtifactWriter:
@@ -64,6 +66,22 @@ class ArtifactWriter:
         with self._new(path.relative_to(self.workdir).as_posix()) as temporary:
             save_logits(temporary, logits, path)
         return path
+
+    def pairs(self, split: str, scores: PairScores) -> Path:
+        """Writes `pairs/<split>.npz`; see `run_folder.pair_files`."""
+        path = layout.pairs_path(self.workdir, split)
+        name = path.relative_to(self.workdir).as_posix()
+        return self.array(name, **pair_files.checked(path, scores).arrays)
+
+    def similarities(
+        self, sample: Sample, ids: np.ndarray, similarity: np.ndarray
+    ) -> Path:
+        """Writes `submission.csv`; see `submission_file.with_similarities`."""
+        name = "submission.csv"
+        text = submission_file.with_similarities(sample, ids, similarity)
+        with self._new(name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return self.workdir / name
 
     def array(self, name: str, **arrays: np.ndarray) -> Path:
         """Writes arrays to an `.npz` file, by name."""

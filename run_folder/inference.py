@@ -18,7 +18,7 @@ from core.errors import UserError
 from run_folder import layout
 
 # Changes whenever a field does: an older file is refused in one sentence.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class InferenceSpec:
       id_column: of a submission; None where the data had none.
       target_column: of a submission; None where the data had none.
       sample_submission: path of the sample; None where the data had none.
+      similarity: of a verification: weights of a pair's cosine and of the
+        log-probability that both pictures are real, and what is added, for
+        the log-odds that they match; () for another task.
     """
 
     task: str
@@ -64,6 +67,7 @@ class InferenceSpec:
     id_column: str | None = None
     target_column: str | None = None
     sample_submission: str | None = None
+    similarity: tuple[float, ...] = ()
 
 
 def write(workdir: Path, spec: InferenceSpec) -> None:
@@ -186,4 +190,5 @@ _CHECKS = {
     "id_column": _is_optional_name,
     "target_column": _is_optional_name,
     "sample_submission": _is_optional_name,
+    "similarity": lambda value: value == [] or _are_channels(value),
 }

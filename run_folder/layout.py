@@ -43,6 +43,7 @@ PREDICTION_FOLDERS = (
     "logits",
     "embeddings",
     "masks",
+    "pairs",
     "probabilities",
     "samples",
 )
@@ -76,6 +77,11 @@ def image_file(folder: str, split: str, image_id: str, suffix: str) -> str:
 def logits_path(workdir: Path, split: str) -> Path:
     """Returns where a run keeps its logits for `split`."""
     return workdir / "logits" / f"{split}.npz"
+
+
+def pairs_path(workdir: Path, split: str) -> Path:
+    """Returns where the pairs of `val` or `test` are; see `pair_files`."""
+    return workdir / "pairs" / f"{split}.npz"
 
 
 def has_checkpoint(workdir: Path) -> bool:

@@ -6,6 +6,8 @@ What one of them could not use, the other refuses as well.
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -39,7 +41,7 @@ class Options:
 OF_TRAINING = Options(
     "--config.data.sample_submission",
     "--config.data.submission_id_column",
-    "--config.data.sample_submission= to predict every test image",
+    "--config.data.sample_submission= to predict every test image or pair",
 )
 OF_STACKING = Options("--sample-submission", "", "--sample-submission=none")
 
@@ -132,6 +134,78 @@ def plain(ids: np.ndarray, id_column: str, target_column: str) -> Sample:
         (tuple(ids.tolist()), ("",) * len(ids)),
     )
     return Sample(table, id_column, (1,), "the test rows")
+
+
+def check_pairs(
+    sample: Sample,
+    ids: np.ndarray,
+    where: str,
+    options: Options = OF_TRAINING,
+) -> None:
+    """Refuses a sample that is of other pairs.
+
+    Args:
+      sample: of the submission.
+      ids: str [P], of the pairs.
+      where: they are from.
+      options: of the command.
+
+    Raises:
+      UserError: which id only one of them has, or there are several columns
+        to fill in.
+    """
+    if sample.holds_probabilities:
+        raise UserError(
+            f"the sample submission {sample.source} has {len(sample.answers)} "
+            "columns beside the ids, and a similarity goes into one; remove "
+            "the others"
+        )
+    own, theirs = set(ids.tolist()), set(sample.ids.tolist())
+    if own == theirs:
+        return
+    lacking, strange = sorted(theirs - own), sorted(own - theirs)
+    if {pair.lstrip("0") for pair in own} == {p.lstrip("0") for p in theirs}:
+        raise UserError(
+            f"{sample.source} has pair '{lacking[0]}' and {where} has "
+            f"'{strange[0]}': the zeros at the front are lost in one of them; "
+            "write the ids as text"
+        )
+    found = [
+        f"{len(names):,} pairs are only in {place} (for one, '{names[0]}')"
+        for names, place in ((lacking, sample.source), (strange, where))
+        if names
+    ]
+    raise UserError(
+        f"the sample submission has other pairs: {' and '.join(found)}; make "
+        f"the two agree, or set {options.without}"
+    )
+
+
+def with_similarities(
+    sample: Sample, ids: np.ndarray, similarity: np.ndarray
+) -> str:
+    """Returns a submission as csv: the sample's rows and columns, filled in.
+
+    Args:
+      sample: of the submission, or `plain`.
+      ids: str [P], of the pairs.
+      similarity: float [P], finite.
+
+    Raises:
+      UserError: the sample is of other pairs.
+    """
+    check_pairs(sample, ids, "the predictions")
+    of_pair = dict(zip(ids.tolist(), similarity.tolist(), strict=True))
+    columns = list(sample.table.columns)
+    # As many digits as tell float32 apart: a tie would move the score.
+    columns[sample.answers[0]] = tuple(
+        f"{of_pair[pair]:.9g}" for pair in sample.ids.tolist()
+    )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(sample.table.header)
+    writer.writerows(zip(*columns, strict=True))
+    return text.getvalue()
 
 
 def _id_by_values(

@@ -89,6 +89,13 @@ def find_runs(
             f"the runs in --runs {' '.join(patterns)} have masks and no "
             "logits; python -m stacking.masks averages those"
         )
+    if not runs and any(
+        layout.pairs_path(path, "val").exists() for path in named
+    ):
+        raise UserError(
+            f"the runs in --runs {' '.join(patterns)} compare pairs and have "
+            "no logits; python -m stacking.pairs fuses those"
+        )
     if not runs:
         raise UserError(
             f"no folder in --runs {' '.join(patterns)} holds "

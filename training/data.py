@@ -136,18 +136,23 @@ class Data:
         """Divides labelled rows `[n]` evenly by class; int32 `[n]`, 0 or 1."""
         known, groups = self.source.labelled, self.source.groups
         if groups is not None:
-            return split_groups(groups[rows], known.labels[rows], 2, seed=1)
+            strata = self.source.strata
+            strata = known.labels if strata is None else strata
+            return split_groups(groups[rows], strata[rows], 2, seed=1)
         return split(known.ids[rows], known.labels[rows], 2, seed=1)
 
     def identity(self) -> dict[str, object]:
         """Returns what must not change while the run lives, as JSON.
 
-        `rows_hash` names ids and labels in their order, which training
-        depends on, and what the masks hold.
+        `rows_hash` names ids, labels and the columns that the task learns
+        from, in their order, and what the masks hold.
         """
         labelled = self.source.labelled
         digest = hashlib.sha256("\n".join(labelled.ids.tolist()).encode())
         digest.update(np.asarray(labelled.labels, np.int32).tobytes())
+        for name in sorted(labelled.columns.keys() & self._task.features):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(labelled.columns[name]))
         if self.source.mask_pixels is not None:
             pixels = np.ascontiguousarray(self.source.mask_pixels, np.int64)
             digest.update(pixels.tobytes())

@@ -41,6 +41,7 @@ def save_inference_spec(task: Task, source: Source, workdir: Path) -> None:
         id_column=source.id_column,
         target_column=source.target_column,
         sample_submission=source.sample_submission,
+        similarity=task.similarity_weights,
     )
     comm.run_on_primary(lambda: inference.write(workdir, spec))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -133,6 +134,7 @@ def run_stage(
         schedules.logged_rates(
             stage.config, stage.steps, stage.steps_per_epoch
         ),
+        functools.partial(run.task.advice, stage),
     )
     agreed_stop = comm.AgreedMax(run.mesh)
     evaluator = run.task.evaluator()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from input_pipeline.decoding import BadImage
+from run_folder.pair_files import PairList
 
 # A larger file is not a photo; reading one would only exhaust the memory.
 MAX_FILE_BYTES = 1 << 28
@@ -159,6 +160,8 @@ LEFT_OUT = {
     "no decoder": "cannot be decoded: save it as JPEG or PNG",
     "no row": "is named by no row of the csv: not used",
     "no class": "lies in no class's folder: not used",
+    "no pair": "lies in no pair's folder: not used",
+    "half pair": "does not hold two pictures: training refuses",
     # Training refuses all of these at once; an audit lists them one by one.
     "no mask": "has no mask: training refuses",
     "no photo": "is a mask without an image: training refuses",
@@ -203,8 +206,8 @@ class Source:
     """Everything known about one data folder before an image is decoded.
 
     Attributes:
-      name: `digits`, `digit_scenes`, `csv`, `folders`, `masks`, `records` or
-        `tfds:<name>`.
+      name: `digits`, `digit_scenes`, `digit_pairs`, `csv`, `folders`,
+        `masks`, `pairs`, `records` or `tfds:<name>`.
       labelled: the examples that the folds divide.
       test: the examples to predict, or None; labels only where the source
         knows them (digits), for scoring and nothing else.
@@ -216,6 +219,9 @@ class Source:
       fingerprint: hash of ids, labels and file sizes; keys the caches.
       groups: str `[N]` of the labelled rows, such as a person's name, of
         which none may be in two folds; None where rows are independent.
+      strata: int32 `[N]`, what folds have alike shares of; None takes the
+        labels.
+      test_pairs: pairs of `test` to compare, or None.
       left_out: files in its folders that it does not take.
       notes: sentences on how labels and folders were understood.
       given_folds: int32 `[N]`, 0 for rows that the data itself sets apart to
@@ -235,6 +241,8 @@ class Source:
     target_column: str
     fingerprint: str
     groups: np.ndarray | None = None
+    strata: np.ndarray | None = None
+    test_pairs: PairList | None = None
     left_out: Sequence[LeftOut] = ()
     notes: Sequence[str] = ()
     given_folds: np.ndarray | None = None

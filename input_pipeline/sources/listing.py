@@ -115,7 +115,7 @@ class Folder:
     def _remedy(self, image_id: str, extension: str) -> str:
         """What to do about an id without an image."""
         for name in self._kinds()["no decoder"]:
-            if _normal(image_id) in _keys(name):
+            if normal_path(image_id) in _keys(name):
                 return f"there is only {name}: save it as JPEG or PNG"
         for folder in self.path.parents:
             for name in (image_id, image_id + extension):
@@ -141,9 +141,9 @@ class Folder:
                 for key in _keys(name):
                     self._by_id.setdefault(key, []).append(name)
         # macOS writes é as two characters, spreadsheets as one.
-        found = self._by_id.get(_normal(image_id), [])
+        found = self._by_id.get(normal_path(image_id), [])
         # An id without its folder will do, where no other file is meant.
-        depth = _normal(image_id).count("/")
+        depth = normal_path(image_id).count("/")
         found = [name for name in found if name.count("/") == depth] or found
         if len(found) > 1:
             ending = (extension or "/").lower()
@@ -298,6 +298,44 @@ def check_readable_names(folder: Path, names: Iterable[str]) -> None:
             ) from None
 
 
+def check_files(
+    root: Path, names: Iterable[str], table: Path, what: str = "identities"
+) -> None:
+    """Refuses names in a table that are no files below `root`.
+
+    Args:
+      root: that they are paths in.
+      names: of files.
+      table: where they stand.
+      what: field of `config.data` that names the table.
+    """
+    names = dict.fromkeys(names)
+    lacking = [name for name in names if not (root / name).is_file()]
+    if lacking:
+        raise UserError(
+            f"{len(lacking):,} of {len(names):,} paths in {table} are no file "
+            f"in {root} (for one, '{lacking[0]}'); add the files, or correct "
+            f"the table or --config.data.{what}"
+        )
+
+
+def refuse_case_doubles(names: Iterable[str], what: str) -> None:
+    """Refuses names that many disks and spreadsheets cannot tell apart.
+
+    Args:
+      names: different ones.
+      what: they are, for the message.
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(name.casefold(), name)
+        if other != name:
+            raise UserError(
+                f"the {what} have '{other}' and '{name}', which differ only "
+                "in case; give one of them another name"
+            )
+
+
 def _has_image_name(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
@@ -321,7 +359,8 @@ def _loosely(image_id: str) -> str:
     return text.lstrip("0") or "0"
 
 
-def _normal(image_id: str) -> str:
+def normal_path(image_id: str) -> str:
+    """The same for paths that differ in separators, `./` or accents."""
     path = posixpath.normpath(image_id.replace("\\", "/"))
     return unicodedata.normalize("NFC", path)
 

@@ -9,7 +9,8 @@ input_pipeline convert` writes the folder:
                                             what else is known of the rows
     labelled-00000-of-00004.array_record    photos, N over all shards
     labelled_mask-00000-of-00004.array_record          masks, if there are any
-    test.npz, test-00000-of-00001.array_record         if there are test rows
+    test.npz, test-00000-of-00001.array_record         if there are test rows,
+                                            with the pairs of them
     sample_submission.csv                              if there was one
 
 A record is one file, of a photo or a mask, byte for byte; row i is record i of
@@ -37,6 +38,7 @@ from core.errors import UserError
 from input_pipeline.decoding import BadImage
 from input_pipeline.sources.base import Examples, Kind, Source
 from input_pipeline.sources.mask_format import MaskFormat
+from run_folder.pair_files import PairList
 
 INDEX = "records.json"
 VERSION = 1
@@ -46,10 +48,12 @@ MASKS = "labelled_mask"  # in the names of their shards
 
 # In the index of labelled rows: fields of `Source`, and `Examples.columns`.
 OF_ROWS = (
-    *("groups", "given_folds"),
+    *("groups", "strata", "given_folds"),
     *("mask_pixels", "mask_sizes", "mask_digests"),
 )
 COLUMN = "column:"
+# In the index of test rows: fields of their `PairList`.
+PAIRS = "pairs:"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,7 +153,14 @@ def open_records(data: Any) -> Source:
                 *rows, masks, form, columns=columns
             )
         if split == "labelled":
-            known = {name: index[name] for name in OF_ROWS if name in index}
+            known |= {name: index[name] for name in OF_ROWS if name in index}
+        pairs = {
+            name.removeprefix(PAIRS): values
+            for name, values in index.items()
+            if name.startswith(PAIRS)
+        }
+        if pairs:
+            known["test_pairs"] = PairList(**pairs)
     sample = root / SAMPLE if about["sample_submission"] else None
     return Source(
         name="records",

@@ -70,6 +70,12 @@ def convert(source: Source, out: str, rows_per_shard: int) -> str:
         if split == "labelled":
             known = {name: getattr(source, name) for name in records.OF_ROWS}
             index |= {k: v for k, v in known.items() if v is not None}
+        elif source.test_pairs is not None:
+            index |= {
+                records.PAIRS + name: values
+                for name, values in vars(source.test_pairs).items()
+                if values is not None
+            }
         size += _write_shards(
             folder, split, examples, shards[split], _photo, "photos"
         )

@@ -1,4 +1,4 @@
-"""Where images come from: digits, csv, folders, masks, records, tfds.
+"""Where images come from: digits, csv, folders, masks, pairs, records, tfds.
 
 `open_source(config.data)` looks at the folder, checks everything that can be
 checked without decoding an image, and returns a `Source`: the labelled
@@ -12,7 +12,7 @@ from typing import Any
 
 from core import csv_table
 from core.errors import UserError
-from input_pipeline.sources import cleaned, csv, folders, masks
+from input_pipeline.sources import cleaned, csv, folders, masks, pairs
 from input_pipeline.sources.base import Source
 
 
@@ -27,8 +27,8 @@ def open_source(
         `root` means the digits; an empty `source` is found out from what is in
         `root`.
       cache: folder for what takes long to find out; None keeps nothing.
-      keep_going: whether masks that training refuses are listed in
-        `left_out`, for an audit, as long as there are others.
+      keep_going: whether masks and pairs that training refuses are listed
+        in `left_out`, for an audit, as long as there are others.
 
     Returns:
       The source, checked: every labelled row has a file and a known class.
@@ -54,7 +54,7 @@ def _open(data: Any, cache: Path | None, keep_going: bool) -> Source:
     kind = data.source
     if not kind and not data.root:
         kind = "digits"
-    if kind in ("digits", "digit_scenes") and data.root:
+    if kind in ("digits", "digit_scenes", "digit_pairs") and data.root:
         raise UserError(
             f"data.source is '{kind}', which ignores data.root "
             f"({data.root}); leave one of them out: for your own images take "
@@ -68,6 +68,10 @@ def _open(data: Any, cache: Path | None, keep_going: bool) -> Source:
         from input_pipeline.sources import digit_scenes
 
         return digit_scenes.open_digit_scenes(data)
+    if kind == "digit_pairs":
+        from input_pipeline.sources import digit_pairs
+
+        return digit_pairs.open_digit_pairs(data)
     if kind == "records" and data.root:
         from input_pipeline.sources import records
 
@@ -76,10 +80,11 @@ def _open(data: Any, cache: Path | None, keep_going: bool) -> Source:
         from input_pipeline.sources import tfds
 
         return tfds.open_tfds(data)
-    if kind not in ("", "csv", "folders", "masks", "records"):
+    if kind not in ("", "csv", "folders", "masks", "pairs", "records"):
         raise UserError(
             f"data.source is '{kind}', which is not known; choose digits, "
-            "digit_scenes, csv, folders, masks, records or tfds:<name>"
+            "digit_scenes, digit_pairs, csv, folders, masks, pairs, records or "
+            "tfds:<name>"
             f"{csv_table.did_you_mean(kind, _KINDS)}"
         )
     if not data.root:
@@ -94,6 +99,8 @@ def _open(data: Any, cache: Path | None, keep_going: bool) -> Source:
             f"data.root {root} {problem}; set --config.data.root to the "
             "folder with the images"
         )
+    if kind == "pairs":
+        return pairs.open_pairs(data, root, keep_going)
     if kind == "masks" or (not kind and masks.looks_like_masks(data, root)):
         return masks.open_masks(data, root, cache, keep_going)
     if not kind and _looks_like_csv(data, root):
@@ -107,9 +114,11 @@ def _open(data: Any, cache: Path | None, keep_going: bool) -> Source:
 _KINDS = (
     "digits",
     "digit_scenes",
+    "digit_pairs",
     "csv",
     "folders",
     "masks",
+    "pairs",
     "records",
     "tfds:",
 )

@@ -214,6 +214,12 @@ class WholeTransform:
         return {"mask": frame, "mask_size": np.array(size, np.int32)}
 
 
+class AlignedTransform(WholeTransform):
+    """An aligned picture, which is compared with others as it is."""
+
+    if_unreadable: ClassVar[str] = "is at cosine 0 to all others"
+
+
 def _center_box(width: int, height: int, size: int) -> geometry.Box:
     """What torchvision's Resize and CenterCrop keep of an image.
 

@@ -21,11 +21,12 @@ from flax import nnx
 
 from core.errors import UserError
 from jax_models import convnext, layers
+from jax_models.embedding import EmbeddingModel
 from jax_models.model import HEAD, ImageModel
 from jax_models.segmentation import ENCODER, SegmentationModel
 from jax_models.torch import files
 
-Model = ImageModel | SegmentationModel
+Model = ImageModel | SegmentationModel | EmbeddingModel
 
 # Under which segmentation_models_pytorch keeps an encoder, its own or timm's.
 SMP_PREFIXES = ("encoder.model.", "encoder.")
@@ -58,7 +59,8 @@ def import_torch(
     """Loads weights of its PyTorch counterpart into `model`, in place.
 
     That is timm's; torchvision's for ResNets; segmentation_models_pytorch's
-    for segmentation networks over ResNets.
+    for segmentation networks over ResNets; an embedding has none, and takes
+    what `export_torch` gave.
 
     A classifier for another number of classes is not taken: the head is drawn
     anew, and a warning says so. TinyViT's attention biases for another window
@@ -242,7 +244,7 @@ def export_torch(model: Model) -> dict[str, np.ndarray]:
 
 def _entries(model: Model) -> dict[str, _Entry]:
     entries = {}
-    if isinstance(model, SegmentationModel):
+    if not isinstance(model, ImageModel):
         entries = {
             f"{ENCODER}.{name}": dataclasses.replace(
                 entry, path=(ENCODER, *entry.path)
@@ -353,6 +355,8 @@ def _is_counter(name: str, entries: Mapping[str, _Entry]) -> bool:
 
 
 def _is_other_head(model: Model, entry: _Entry, array: np.ndarray) -> bool:
+    if isinstance(model, EmbeddingModel):
+        return False
     classifier = model.head.fc
     parts = (classifier.kernel, classifier.bias)
     return (

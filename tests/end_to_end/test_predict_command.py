@@ -120,3 +120,12 @@ def test_it_draws_where_it_looked(orphan, tmp_path):
             assert picture.size == (32, 32)
     without = predict("--run", orphan / "run", orphan / "photos", "--explain")
     assert without.returncode == 2 and "--out" in without.stderr
+
+
+def test_a_gallery_asks_for_a_run_that_embeds(orphan):
+    photos = str(orphan / "photos")
+    done = commands.run(
+        "gallery.py", "--run", str(orphan / "run"), "--gallery", photos, photos
+    )
+    assert done.returncode == 2
+    assert "the classify task embeds no photos" in done.stderr

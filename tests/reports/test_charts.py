@@ -5,7 +5,14 @@ import re
 import numpy as np
 import pytest
 
-from reports.charts import Line, confusion_heatmap, line_chart, nice_ticks
+from reports.charts import (
+    Line,
+    Points,
+    confusion_heatmap,
+    line_chart,
+    nice_ticks,
+    scatter,
+)
 
 
 def test_numbers_of_one_axis_are_written_alike():
@@ -40,3 +47,37 @@ def test_names_in_a_chart_are_escaped():
     assert 'a"b' not in heatmap
     x = np.arange(2.0)
     assert '"<"' not in line_chart([Line("rate", x, x)], '"<"')
+
+
+def test_given_ticks_are_the_axes():
+    x = np.array([0.0, 0.5, 1.0])
+    ticks = [(-1, "one"), (0, "<two>"), (2, "three")]
+    chart = line_chart([Line("l", x, x)], "l", x_ticks=ticks, y_ticks=ticks)
+    assert re.findall(">([^<>]+)</text>", chart) == 2 * [
+        "one",
+        "&lt;two&gt;",
+        "three",
+    ]
+    (points,) = re.findall('points="([^"]+)"', chart)
+    across = [float(point.split(",")[0]) for point in points.split()]
+    # A third of the way from -1 to 2, a half, two thirds.
+    left, right = 40, 420 - 8
+    np.testing.assert_allclose(
+        across,
+        left + (right - left) * np.array([1 / 3, 1 / 2, 2 / 3]),
+        atol=0.1,
+    )
+
+
+def test_a_scatter_has_one_scale_and_room_for_all():
+    xy = np.array([[0.0, 0.0], [10.0, 5.0], [4.0, 1.0]])
+    plot = scatter([Points("a", xy), Points("b", xy[:1], crosses=True)], "<p>")
+    (size,) = re.findall(r'viewBox="0 0 (\d+ \d+)"', plot)
+    width, height = map(int, size.split())
+    assert (width - 16) / (height - 16) == pytest.approx(2, abs=0.02)
+    centers = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', plot)
+    assert len(centers) == 3 and plot.count("<path") == 1
+    for across, down in centers:
+        assert 0 < float(across) < width and 0 < float(down) < height
+    assert 'aria-label="&lt;p&gt;"' in plot
+    assert "nan" not in scatter([Points("a", xy[:1])], "one point")

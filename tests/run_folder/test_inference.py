@@ -38,7 +38,7 @@ def test_a_task_without_classes(tmp_path):
 
 
 WRONG = [
-    ({"format": 99}, "it has format 99, not 2"),
+    ({"format": 99}, "it has format 99, not 3"),
     ({"colour": 1}, "field 'colour' is unknown"),
     ({"model": None}, "model is None"),
     ({"num_outputs": 3}, "2 classes for 3 outputs"),

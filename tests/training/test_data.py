@@ -166,6 +166,29 @@ def test_identity_notices_that_masks_were_changed(tmp_path, monkeypatch, field):
     assert after == before
 
 
+def test_identity_notices_that_a_flag_was_changed(tmp_path):
+    config = digits(**{"data.source": "digit_pairs"})
+    data = open_data(tmp_path, config, {**IMAGE, "forged": Kind.ID})
+    before = data.identity()
+    data.source.labelled.columns["forged"][3] ^= 1
+    after = data.identity()
+    assert after.pop("rows_hash") != before.pop("rows_hash")
+    assert after == before
+
+
+def test_halves_are_stratified_by_what_folds_are(tmp_path):
+    config = digits(**{"data.source": "digit_pairs"})
+    data = open_data(tmp_path, config)
+    rows = np.arange(len(data.source.labelled))
+    groups = np.array([f"person {row // 10}" for row in rows])
+    strata = (rows // 10 % 5 == 0).astype(np.int32)
+    data.source = dataclasses.replace(data.source, groups=groups, strata=strata)
+    halves = data.halves(rows)
+    for stratum in (0, 1):
+        counts = np.bincount(halves[strata == stratum], minlength=2)
+        assert abs(counts[0] - counts[1]) <= 10
+
+
 # ---- Batches ----------------------------------------------------------------
 
 

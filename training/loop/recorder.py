@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,10 @@ class Recorder:
         self._log.truncate(history.get("log_bytes", 0))
 
     def start_stage(
-        self, stage: Stage, rates: dict[str, optax.Schedule]
+        self,
+        stage: Stage,
+        rates: dict[str, optax.Schedule],
+        advice: Callable[[dict[str, float]], str] = lambda measured: "",
     ) -> None:
         """Tells that the following steps are of `stage`.
 
@@ -94,8 +97,10 @@ class Recorder:
           stage: of the plan.
           rates: its learning rates by name, functions of the step inside
             the stage; lines for people print the first.
+          advice: what a logged step's numbers make the task say; '' says
+            nothing. Printed once a stage.
         """
-        self._stage, self._rates = stage, rates
+        self._stage, self._rates, self._advice = stage, rates, advice
         self._clock = Throughput()  # Compilation is not what the steps take.
         self._input_stall.pause()
         if self._stale["stage"] != stage.index:
@@ -255,15 +260,17 @@ class Recorder:
             name: factor * float(rate(done))
             for name, rate in self._rates.items()
         }
-        skipped = measured["skipped"]
-        measured = {
-            "loss": measured["loss"],
-            **rates,
-            "grad_norm": measured["grad_norm"],
-        }
+        skipped = measured.pop("skipped")
+        del measured["skipped_in_a_row"]
+        first = {"loss": measured.pop("loss"), **rates}
+        first["grad_norm"] = measured.pop("grad_norm")
+        measured = {**first, **measured}  # Then what the loss tells.
         if skipped:
             measured["skipped"] = int(skipped)
         self._write("train", step, measured)
+        if advice := self._advice(measured):
+            print(advice, flush=True)
+            self._advice = lambda measured: ""
         images = stages.images_until(self._plan, step)
         speed = self._clock.advance(images)
         self._tell_speed(step, speed)

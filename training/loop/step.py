@@ -29,7 +29,8 @@ class Loss(NamedTuple):
 
     Attributes:
       function: (model, prepared batch, constants) -> mean loss over the
-        batch's rows, each counting as much as its `weight` says.
+        batch's rows, each counting as much as its `weight` says; or that and
+        a dict of scalars to log, those of the logged step alone.
       constants: a tree of arrays that the functions read, such as a teacher's
         weights. Passed to the compiled step rather than built into it, so
         runs that differ in them alone share the compilation.
@@ -38,7 +39,9 @@ class Loss(NamedTuple):
         whole of it; what follows may see it part by part.
     """
 
-    function: Callable[[nnx.Module, Batch, Any], jax.Array]
+    function: Callable[
+        [nnx.Module, Batch, Any], jax.Array | tuple[jax.Array, dict]
+    ]
     constants: Any
     prepare: Callable[[Batch, Any, jax.Array], Batch] = _as_it_is
 
@@ -80,6 +83,7 @@ def make_train_step(
     `loss` and `grad_norm` are means over the finite steps since the last
     logged one (a multiple of `log_every_steps`, at which the window closes),
     NaN if there are none; `skipped` and `skipped_in_a_row` count the others.
+    What else the loss tells is of this step alone.
 
     Args:
       abstract_model: of the model.
@@ -104,13 +108,15 @@ def make_train_step(
             params = param_groups.stop_frozen_gradients(params, stage)
             model = abstract_model.merge(params, state.batch_stats, model_key)
             param_groups.set_train_mode(model, stage)
-            value = loss.function(model, batch, constants)
+            value, told = loss.function(model, batch, constants), {}
+            if isinstance(value, tuple):
+                value, told = value
             _, _, batch_stats, _ = state_lib.split(model)
-            return value, nnx.to_pure_dict(batch_stats)
+            return value, (nnx.to_pure_dict(batch_stats), told)
 
         batch = loss.prepare(batch, constants, loss_key)
         grads_of = grad_accumulation.accumulate_grads(loss_of, stage.accumulate)
-        (value, batch_stats), grads = grads_of(
+        (value, (batch_stats, told)), grads = grads_of(
             sharding.gather_params(state.params, mesh), batch
         )
         grads = sharding.scatter_grads(grads, mesh)
@@ -155,6 +161,7 @@ def make_train_step(
             for name in ("loss", "grad_norm")
         }
         metrics |= {
+            **told,
             "skipped": skipped["in_all"],
             "skipped_in_a_row": skipped["in_a_row"],
         }

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from run_folder.mask_files import MaskStyle
     from training.data import Data
     from training.photos import PhotoFiles, Photos
+    from training.tasks.verification_prediction import Embeddings
 
 Direction = Literal["max", "min"]
 
@@ -214,6 +215,34 @@ class Task(abc.ABC):
         """Returns how masks are written; None for a task without them."""
         return None
 
+    def attach(self, data: Data) -> dict[str, Any]:
+        """Takes what the task needs of a run's data, before anything is made.
+
+        Args:
+          data: of the run.
+
+        Returns:
+          What must not change while the run lives, as JSON.
+
+        Raises:
+          UserError: the data are not what the task can learn from.
+        """
+        return {}
+
+    def advice(self, stage: Stage, measured: Mapping[str, float]) -> str:
+        """Returns a sentence where a logged step shows a training that fails.
+
+        Args:
+          stage: of the run.
+          measured: in that step, by name: `loss`, and what the loss tells.
+        """
+        return ""
+
+    @property
+    def similarity_weights(self) -> tuple[float, ...]:
+        """How two pictures are compared; () for a task that does not."""
+        return ()
+
     @property
     def metric(self) -> str:
         """The metric that ranks checkpoints."""
@@ -328,6 +357,26 @@ class Task(abc.ABC):
             f"the {self.name} task has no answer for an image; name a run of "
             "another task"
         )
+
+    def embed_photos(
+        self, photos: Photos, params: dict, batch_stats: dict
+    ) -> Embeddings:
+        """Returns embeddings for gallery.py; see `predict`."""
+        raise UserError(
+            f"the {self.name} task embeds no photos; name a run of the verify "
+            "task"
+        )
+
+    def probability(
+        self, cosine: np.ndarray, one: np.ndarray, other: np.ndarray
+    ) -> np.ndarray:
+        """Returns how probably embedded photos match, [P].
+
+        Args:
+          cosine: [P], of their embeddings.
+          one, other: [P], log-odds that each is real.
+        """
+        raise NotImplementedError
 
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:

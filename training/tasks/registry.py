@@ -16,6 +16,7 @@ _BUILT_IN = {
     "classify": "training.tasks.classify:Classification",
     "mae": "training.tasks.mae:MaskedAutoencoding",
     "segment": "training.tasks.segment:Segmentation",
+    "verify": "training.tasks.verify:Verification",
 }
 
 _registered: dict[str, type[Task]] = {}

@@ -217,6 +217,31 @@ def test_columns_and_groups_come_back(tmp_path):
             np.testing.assert_array_equal(one[name], other[name])
 
 
+def test_pairs_come_back(tmp_path, data_config):
+    source = open_source(data_config(source="digit_pairs"))
+    records_writer.convert(source, str(tmp_path / "records"), 1000)
+    again = open_source(
+        data_config(source="records", root=str(tmp_path / "records"))
+    )
+    assert again.labelled.columns["forged"].tolist() == (
+        source.labelled.columns["forged"].tolist()
+    )
+    ours, theirs = source.test_pairs, again.test_pairs
+    assert ours.hash(source.test.ids) == theirs.hash(again.test.ids)
+    assert again.given_folds.tolist() == source.given_folds.tolist()
+    plain = dataclasses.replace(
+        source,
+        strata=np.arange(len(source.labelled), dtype=np.int32),
+        test_pairs=dataclasses.replace(ours, kind=None),
+    )
+    records_writer.convert(plain, str(tmp_path / "plain"), 1000)
+    again = open_source(
+        data_config(source="records", root=str(tmp_path / "plain"))
+    )
+    assert again.test_pairs.kind is None
+    assert again.strata.tolist() == plain.strata.tolist()
+
+
 def test_what_is_missing_of_masks_is_said_in_one_sentence(masked, tmp_path):
     folder = tmp_path / "records"
     records_writer.convert(masked, str(folder), 3)

@@ -37,6 +37,14 @@ def autoencoder():
     return state.make_abstract_model(lambda: small_autoencoder(LITE))
 
 
+def embedding():
+    return state.make_abstract_model(
+        lambda: jax_models.create_model(
+            "embedding", 3, encoder=LITE, forgery_head=True, memory=8
+        )
+    )
+
+
 def fill(model, seed):
     """(params, batch_stats) of random numbers, on the devices."""
     rng = np.random.default_rng(seed)
@@ -156,6 +164,9 @@ def save(folder, model, task, seed):
         ("segment", "segment", ((), ()), "head"),
         ("segment", "classify", (("encoder",), ()), "bn2, conv_head, head"),
         ("mae", "mae", ((), ()), ""),
+        ("classify", "verify", ((), ("encoder",)), "forgery, head, neck"),
+        ("verify", "classify", (("encoder",), ()), "head"),
+        ("verify", "verify", ((), ()), "head"),
     ],
 )
 def test_a_run_of_any_task_gives_its_encoder(
@@ -165,6 +176,7 @@ def test_a_run_of_any_task_gives_its_encoder(
         "classify": classifier,
         "mae": autoencoder,
         "segment": segmentation,
+        "verify": embedding,
     }
     there = save(tmp_path / "other", models[theirs](), theirs, 1)
     config = common.base(ours)

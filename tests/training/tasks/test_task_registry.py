@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from configs import common, loading, mae, segmentation
+from configs import common, loading, mae, segmentation, verification
 from core.errors import UserError
 from training.tasks import registry
 from training.tasks.base import LOSS_FIELDS, Task
@@ -27,6 +27,9 @@ CHANGED = {
 def config_of(task, **fields):
     if task == "segment":
         config = segmentation.base()
+    elif task == "verify":
+        config = verification.base()
+        verification.set_batches(config, 16, 4)
     else:
         own = {"mae": mae.fields()} if task == "mae" else {}
         config = common.base(task, **own)

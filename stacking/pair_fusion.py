@@ -1,0 +1,185 @@
+"""One score of a pair out of several runs', chosen and scored without leaks.
+
+Pairs of one person are not independent, so folds divide identities. A pair of
+two identities belongs to two folds: it is scored with what was fitted on pairs
+of the other folds alone. Which way to fuse is chosen on the same pairs once
+more, by the same procedure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int
+
+from metrics.verification import KINDS, auc, equal_error_rate, fit_logistic
+from stacking.pair_members import PairTable
+
+FOLDS = 5
+# With fewer identities, hardly any pairs are left to fit on.
+MIN_IDENTITIES = 20
+
+Score = Callable[[PairTable], Float64[np.ndarray, " P"]]
+# Fits to a table, and returns what scores another one.
+Fuse = Callable[[PairTable], Score]
+
+
+def z_norm(fit: PairTable) -> Score:
+    """Mean of the similarities, in standard deviations of the impostors'.
+
+    Impostors are pairs of two identities; without any, all negatives.
+    """
+    impostors = fit.kind == KINDS.index("other")
+    if impostors.sum() < 2:
+        impostors = ~fit.positive
+    scores = fit.similarity[impostors]
+    mean, std = scores.mean(axis=0), scores.std(axis=0)
+    std = np.where(std > 0, std, 1.0)
+    return lambda table: ((table.similarity - mean) / std).mean(axis=1)
+
+
+def rank(fit: PairTable) -> Score:
+    """Mean of the ranks among the pairs scored together, 0 to 1."""
+    del fit
+
+    def score(table: PairTable) -> Float64[np.ndarray, " P"]:
+        return np.mean([_ranks(own) for own in table.similarity.T], axis=0)
+
+    return score
+
+
+def logistic(fit: PairTable) -> Score:
+    """Log odds of a logistic regression on cosines and forgery scores."""
+    found = fit_logistic(fit.features, fit.positive)
+    return lambda table: found.logits(table.features)
+
+
+def single(column: int) -> Fuse:
+    """Returns what takes the similarity of one run alone."""
+    return lambda fit: lambda table: table.similarity[:, column]
+
+
+def _ranks(scores: Float64[np.ndarray, " P"]) -> Float64[np.ndarray, " P"]:
+    """Mean ranks of equal scores, as shares of the number of pairs."""
+    _, place, counts = np.unique(
+        scores, return_inverse=True, return_counts=True
+    )
+    last = np.cumsum(counts)
+    return ((last - (counts - 1) / 2) / len(scores))[place]
+
+
+def ways(names: Sequence[str], features: int) -> dict[str, Fuse]:
+    """Returns the ways to choose from, the simplest first.
+
+    Args:
+      names: of the runs.
+      features: F, the width of the table's features.
+    """
+    found: dict[str, Fuse] = {
+        name: single(column) for column, name in enumerate(names)
+    }
+    if len(names) > 1:
+        found.update(z_norm=z_norm, rank=rank)
+    if features > 1:
+        found["logistic"] = logistic
+    return found
+
+
+def folds_of(
+    identities: np.ndarray, seed: int, parts: int = FOLDS
+) -> Int[np.ndarray, "P 2"]:
+    """Returns the fold of both identities of each pair.
+
+    Args:
+      identities: str [P, 2].
+      seed: another seed gives another division.
+      parts: how many folds.
+    """
+    names, index = np.unique(identities, return_inverse=True)
+
+    def key(row: int) -> bytes:
+        return hashlib.sha256(f"{seed}\n{names[row]}".encode()).digest()
+
+    fold = np.empty(len(names), int)
+    fold[sorted(range(len(names)), key=key)] = np.arange(len(names)) % parts
+    return fold[index.reshape(identities.shape)]
+
+
+def held_out_parts(
+    folds: Int[np.ndarray, "P 2"],
+) -> Iterator[tuple[Bool[np.ndarray, " P"], Bool[np.ndarray, " P"]]]:
+    """Yields which pairs to fit on and which to score; each is scored once.
+
+    No identity of a scored pair is in a pair to fit on.
+    """
+    numbers = np.unique(folds)
+    lower, upper = folds.min(axis=1), folds.max(axis=1)
+    for one, other in itertools.combinations_with_replacement(numbers, 2):
+        scored = (lower == one) & (upper == other)
+        if scored.any():
+            yield ~np.isin(folds, (one, other)).any(axis=1), scored
+
+
+def nested_scores(
+    table: PairTable, fuses: Mapping[str, Fuse], folds: Int[np.ndarray, "P 2"]
+) -> dict[str, Float64[np.ndarray, " P"]] | None:
+    """Returns each way's scores of pairs that it was not fitted on, by name.
+
+    None where some part has no positive or no negative pair to fit on.
+    """
+    found = {name: np.empty(len(folds)) for name in fuses}
+    # It knows no kinds, so it cannot leak any; and ranks need all pairs.
+    if "rank" in fuses:
+        found["rank"] = rank(table)(table)
+    for fit, scored in held_out_parts(folds):
+        known = table.take(fit)
+        if len(np.unique(known.positive)) < 2:
+            return None
+        held_out = table.take(scored)
+        for name, fuse in fuses.items():
+            if name != "rank":
+                found[name][scored] = fuse(known)(held_out)
+    return found
+
+
+def choose(
+    table: PairTable, scores: Mapping[str, Float64[np.ndarray, " P"]]
+) -> str:
+    """Returns the name of the lowest equal error rate; ties by the AUC."""
+    positive = table.positive
+
+    def merit(name: str) -> tuple[float, float]:
+        own = scores[name]
+        return equal_error_rate(own, positive), -auc(own, positive)
+
+    return min(scores, key=merit)
+
+
+def nested_choice(
+    table: PairTable, fuses: Mapping[str, Fuse], folds: Int[np.ndarray, "P 2"]
+) -> Float64[np.ndarray, " P"] | None:
+    """Returns scores of pairs that neither fit nor choice has seen.
+
+    Log odds (Platt 1999), so that different choices can be compared. None
+    where there are too few pairs for it.
+    """
+    found = np.empty(len(folds))
+    for fit, scored in held_out_parts(folds):
+        known = table.take(fit)
+        inner = nested_scores(known, fuses, folds[fit])
+        if inner is None:
+            return None
+        name = choose(known, inner)
+        platt = fit_logistic(inner[name][:, None], known.positive)
+        score = fuses[name](known)
+        # Ranks are those among pairs of all folds.
+        of = (
+            score(table)[scored]
+            if name == "rank"
+            else score(table.take(scored))
+        )
+        found[scored] = platt.logits(of[:, None])
+    return found
