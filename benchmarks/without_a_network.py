@@ -23,7 +23,7 @@ from PIL import Image
 from sklearn import linear_model, metrics, model_selection, pipeline
 from sklearn.preprocessing import StandardScaler
 
-from configs import common
+from configs import inputs
 from input_pipeline.decoding import decode
 from input_pipeline.folds import folds_for
 from input_pipeline.sources import open_source
@@ -79,7 +79,7 @@ def features(data: bytes | np.ndarray) -> np.ndarray:
 
 def main(root: str) -> None:
     """Prints accuracy and macro-F1 on the validation rows."""
-    config = common.data()
+    config = inputs.data()
     config.root = root
     source = open_source(config)
     folds = folds_for(

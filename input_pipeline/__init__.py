@@ -7,7 +7,8 @@ transforms     what happens to one image, and on the device to a batch
 backends       the pixel operations behind that, in Pillow and in C++
 samplers       which image comes when, and how often
 loader         the grain chain that makes batches of NumPy arrays
-audit          what is wrong with the data; near_copies, mask_audit, findings
+inspection     every image decoded once, and what was measured of it
+audit          what is wrong with the data; near_copies, mask_audit, pair_audit
 contact_sheet  a picture of all that
 coco           masks to COCO annotations and back
 """

@@ -7,30 +7,13 @@ class that cannot be divided into folds, makes the audit fail.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 
-from input_pipeline import (
-    impulses,
-    mask_audit,
-    near_copies,
-    pair_audit,
-    parallel_scan,
-)
-from input_pipeline.decoding import (
-    REPAIRED,
-    BadImage,
-    is_transparent,
-    open_image,
-    orientation,
-    upright_rgb,
-)
+from input_pipeline import mask_audit, near_copies, pair_audit
 from input_pipeline.findings import (
     LONGEST_RATIO,
     LOSSES,
@@ -39,17 +22,10 @@ from input_pipeline.findings import (
     lines,
 )
 from input_pipeline.folds import MIN_PER_CLASS
-from input_pipeline.sources.base import Examples, Source
-from input_pipeline.sources.cleaned import (
-    CleanedExamples,
-    without_cleaning,
-)
+from input_pipeline.inspection import Inspected, compares_identities, inspect
+from input_pipeline.sources.base import Source
+from input_pipeline.sources.cleaned import CleanedExamples
 from input_pipeline.sources.labels import doubts
-
-# Sharpness is compared between images of all sizes at this longer side.
-_SHARPNESS_SIDE = 256
-_LUMA = np.array([0.299, 0.587, 0.114])
-_VALUES = np.arange(256) / 255.0
 
 # Medians of training and test images further apart are two kinds of images.
 SPLIT_FACTOR = 2.0
@@ -57,62 +33,6 @@ SPLIT_FACTOR = 2.0
 # Impulse noise is told of a split where so many pixels stand alone, in black
 # and in white; images under 16 px a side are too coarse to tell.
 LONE_SHARE = 0.001
-# Noise is looked for in so many pixels each way: enough to tell its share.
-NOISE_SIDE = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoded:
-    """Size and hash of an image's pixels, or the reason why it fails.
-
-    `noise` is the share of single black or white pixels in the middle of the
-    image, `noise_left` what cleaning leaves of it, `lone` a share by which to
-    believe it. `repaired` is what is wrong with the file all the same;
-    `turned` whether its EXIF entry turns it to the same size; `thumbnail` is
-    for `near_copies`. `means` and `squares` are of the three channels over
-    0..1; `sharpness` is the standard deviation of the Laplacian in grey
-    levels, of the image reduced to `_SHARPNESS_SIDE` (Pech-Pacheco et al.
-    2000).
-    """
-
-    reason: str = ""
-    width: int = 0
-    height: int = 0
-    digest: bytes = b""
-    transparent: bool = False
-    noise: float = 0.0
-    noise_left: float = 0.0
-    lone: float = 0.0
-    repaired: str = ""
-    turned: bool = False
-    thumbnail: np.ndarray | None = None
-    means: np.ndarray | None = None
-    squares: np.ndarray | None = None
-    sharpness: float = 0.0
-
-    @property
-    def brightness(self) -> float:
-        """Mean luma (ITU-R BT.601), from 0 to 1."""
-        return float(self.means @ _LUMA)
-
-
-@dataclasses.dataclass(frozen=True)
-class Inspected:
-    """A row of a source, and what was found when it was decoded.
-
-    `label` is the class, the digest of the mask, or identity and flag: images
-    of the same pixels should agree in it.
-    """
-
-    split: str
-    id: str
-    file: str
-    label: int | bytes
-    decoded: Decoded
-
-    def finding(self, problem: str, detail: str) -> Finding:
-        """Returns a finding about this image."""
-        return Finding(self.split, self.id, self.file, problem, detail)
 
 
 def audit(source: Source, folds: int) -> list[Finding]:
@@ -123,20 +43,6 @@ def audit(source: Source, folds: int) -> list[Finding]:
       folds: how many folds the labelled images are to be divided into.
     """
     return findings(source, inspect(source), folds)
-
-
-def inspect(source: Source) -> list[Inspected]:
-    """Decodes every image: the labelled ones, then those to predict."""
-    labels = source.labelled.labels.tolist()
-    if source.mask_digests is not None:
-        labels = [digest.tobytes() for digest in source.mask_digests]
-    elif _compares(source):
-        labels = pair_audit.keys(source)
-    images = _decoded(source.labelled, source.splits, labels, "train images")
-    if (test := source.test) is not None:
-        names = np.full(len(test), "test")
-        images += _decoded(test, names, [-1] * len(test), "test images")
-    return images
 
 
 def findings(
@@ -170,73 +76,6 @@ def findings(
     return sorted(found, key=lambda finding: finding.problem not in LOSSES)
 
 
-def _compares(source: Source) -> bool:
-    """Whether it is identities and forgeries that a task learns from it."""
-    return "forged" in source.labelled.columns
-
-
-def _decoded(
-    examples: Examples, splits: np.ndarray, labels: Sequence, title: str
-) -> list[Inspected]:
-    rows = np.arange(len(examples))
-    examples = without_cleaning(examples)
-    found = parallel_scan.every_image(_inspect, examples, rows, title)
-    return [
-        Inspected(str(split), str(name), examples.path(row), label, decoded)
-        for row, split, name, label, decoded in zip(
-            rows.tolist(), splits, examples.ids, labels, found, strict=True
-        )
-    ]
-
-
-def _inspect(images: Examples, row: int) -> Decoded:
-    try:
-        image = open_image(images.read(row)["image"])
-        upright = upright_rgb(image)
-    except BadImage as error:
-        return Decoded(reason=str(error))
-    pixels = np.asarray(upright)
-    height, width, _ = pixels.shape
-    digest = hashlib.blake2b(f"{width} {height} ".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
-    middle = _middle(pixels)
-    # By counting in C, which takes no memory for a large photo.
-    shares = np.reshape(upright.histogram(), (3, 256)) / (width * height)
-    return Decoded(
-        "",
-        width,
-        height,
-        digest.digest(),
-        transparent=is_transparent(image),
-        noise=float(impulses.find(middle).mean()),
-        noise_left=float(impulses.find(impulses.clean(middle)).mean()),
-        lone=impulses.lone_share(middle) if min(width, height) >= 16 else 0.0,
-        repaired=image.info.get(REPAIRED, ""),
-        turned=orientation(image) > 1 and image.size == upright.size,
-        thumbnail=near_copies.thumbnail(upright),
-        means=shares @ _VALUES,
-        squares=shares @ _VALUES**2,
-        sharpness=_sharpness(upright),
-    )
-
-
-def _middle(pixels: np.ndarray) -> np.ndarray:
-    """At most `NOISE_SIDE` pixels each way, from the middle."""
-    top, left = (max(0, n - NOISE_SIDE) // 2 for n in pixels.shape[:2])
-    return pixels[top : top + NOISE_SIDE, left : left + NOISE_SIDE]
-
-
-def _sharpness(image: PIL.Image.Image) -> float:
-    """See `Decoded`; 0 for an image without an inside."""
-    grey = image.convert("L")
-    grey.thumbnail((_SHARPNESS_SIDE, _SHARPNESS_SIDE))
-    y = np.asarray(grey, np.float32)
-    if min(y.shape) < 3:
-        return 0.0
-    around = y[:-2, 1:-1] + y[2:, 1:-1] + y[1:-1, :-2] + y[1:-1, 2:]
-    return float((around - 4 * y[1:-1, 1:-1]).std())
-
-
 def _bad(images: Sequence[Inspected]) -> Iterator[Finding]:
     for image in images:
         decoded = image.decoded
@@ -268,7 +107,7 @@ def _small_classes(
     """Classes that a stratified split cannot or can hardly divide."""
     # Images of such a class count to another one; and an identity of one
     # picture makes negative pairs.
-    if source.mask_pixels is not None or _compares(source):
+    if source.mask_pixels is not None or compares_identities(source):
         return
     listed = Counter(image.label for image in images)
     readable = Counter(i.label for i in images if not i.decoded.reason)
@@ -299,7 +138,7 @@ def _copies(images: Sequence[Inspected], source: Source) -> Iterator[Finding]:
                 continue  # One picture may be in several pairs.
             elif image.label != first.label:
                 problem = "two masks" if masks else "two labels"
-                if _compares(source):
+                if compares_identities(source):
                     problem = pair_audit.copy_problem(image.label, first.label)
             yield image.finding(problem, detail)
 
@@ -408,7 +247,7 @@ def summary(source: Source, findings: Sequence[Finding]) -> list[str]:
         images = (
             f"{len(splits) - count:,} images to train, {count:,} to validate"
         )
-    what = "identities" if _compares(source) else "classes"
+    what = "identities" if compares_identities(source) else "classes"
     heading = (
         f"'{source.name}': {images} in {len(source.classes)} {what}, "
         f"{test:,} to predict"
@@ -416,7 +255,7 @@ def summary(source: Source, findings: Sequence[Finding]) -> list[str]:
     shares = []
     if source.mask_pixels is not None:
         shares = mask_audit.share_lines(source, splits)
-    elif _compares(source):
+    elif compares_identities(source):
         shares = pair_audit.summary_lines(source)
     odd = lines(findings) or [
         "  every image can be read, and nothing else is odd"

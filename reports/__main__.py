@@ -71,7 +71,7 @@ def data(argv: Sequence[str]) -> int:
     Returns:
       The exit code.
     """
-    from input_pipeline import audit
+    from input_pipeline import audit, inspection
     from input_pipeline.folds import check_given_folds, folds_for
     from input_pipeline.sources import open_source
     from reports import data_overview
@@ -99,7 +99,7 @@ def data(argv: Sequence[str]) -> int:
     with paths.reaching([out, run or out]):
         source = open_source(fields, keep_going=True)
         check_given_folds(source, fields)
-        images = audit.inspect(source)
+        images = inspection.inspect(source)
         found = audit.findings(source, images, fields.folds)
         if any(finding.problem == "class too small" for finding in found):
             folds = np.zeros(len(source.labelled), np.int32)

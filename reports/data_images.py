@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from core import class_colours
-from input_pipeline import audit
+from input_pipeline import inspection
 from input_pipeline.decoding import BadImage
 from input_pipeline.findings import Finding
 from input_pipeline.sources.base import Examples, Source
@@ -34,13 +34,13 @@ class Overview:
     Attributes:
       source: the data.
       folds: int [N], of the labelled rows.
-      images: from `audit.inspect`.
+      images: from `inspection.inspect`.
       findings: from `audit.findings`.
     """
 
     source: Source
     folds: np.ndarray
-    images: Sequence[audit.Inspected]
+    images: Sequence[inspection.Inspected]
     findings: Sequence[Finding]
 
     @property

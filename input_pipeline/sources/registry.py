@@ -23,7 +23,7 @@ def open_source(
 
     Args:
       data: attributes `root`, `source`, `clean_impulses` and, for the chosen
-        source, the column and folder names (see configs/common.py). An empty
+        source, the column and folder names (see configs/inputs.py). An empty
         `root` means the digits; an empty `source` is found out from what is in
         `root`.
       cache: folder for what takes long to find out; None keeps nothing.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sample_images import encoded, photo
 
-from configs import common
+from configs import inputs
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -16,7 +16,7 @@ def data_config():
     """Makes a config.data; keywords change single fields."""
 
     def make(**changes):
-        fields = dict(common.data())
+        fields = dict(inputs.data())
         assert set(changes) <= set(fields)
         return types.SimpleNamespace(**(fields | changes))
 

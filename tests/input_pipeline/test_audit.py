@@ -12,7 +12,7 @@ from PIL import Image
 from sample_images import encoded, photo
 
 from core.errors import UserError
-from input_pipeline import audit
+from input_pipeline import audit, inspection
 from input_pipeline import findings as findings_lib
 from input_pipeline.sources import open_source
 
@@ -235,7 +235,8 @@ def test_photos_with_an_image_of_two_labels_are_found(shared_data, data_config):
     source = open_source(data_config(root=str(shared_data / "photos16")))
     rows = np.isin(source.labelled.ids, ["448", "4442", "589", "4682"])
     inspected = [
-        audit._inspect(source.labelled, row) for row in np.flatnonzero(rows)
+        inspection._inspect(source.labelled, row)
+        for row in np.flatnonzero(rows)
     ]
     labels = source.labelled.labels[rows]
     assert len({image.digest for image in inspected}) == 2
@@ -264,11 +265,11 @@ def test_colours_and_sharpness_of_an_image(data_config):
     """Means and squares as NumPy has them; a blurred image is less sharp."""
     examples = open_source(data_config()).labelled
     pixels = examples.read(3)["image"].astype(np.float64) / 255
-    found = audit._inspect(examples, 3)
+    found = inspection._inspect(examples, 3)
     np.testing.assert_allclose(found.means, pixels.mean((0, 1)))
     np.testing.assert_allclose(found.squares, (pixels**2).mean((0, 1)))
     assert found.brightness == pytest.approx(pixels.mean())
     image = Image.fromarray(np.uint8(pixels * 255)).resize((64, 64))
     blurred = image.resize((4, 4)).resize((64, 64))
-    assert audit._sharpness(blurred) < audit._sharpness(image)
-    assert audit._sharpness(Image.new("RGB", (2, 9))) == 0
+    assert inspection._sharpness(blurred) < inspection._sharpness(image)
+    assert inspection._sharpness(Image.new("RGB", (2, 9))) == 0

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sample_images import photo, train_image
 
-from configs import common
+from configs import inputs
 from input_pipeline.transforms import degradations, operations
 from input_pipeline.transforms.operations import Operation
 from input_pipeline.transforms.policy import Augment
@@ -167,6 +167,6 @@ def test_the_whole_chain_is_a_function_of_the_generator():
 
 
 def test_recipes_leave_it_off_and_can_turn_it_on():
-    config = common.augment()
+    config = inputs.augment()
     assert {config[name] for name in CHAIN} == {0.0}
     assert Augment(**config) == Augment()

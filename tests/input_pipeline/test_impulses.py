@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs import common
+from configs import inputs
 from core.errors import UserError
 from input_pipeline import audit, impulses
 from input_pipeline.contact_sheet import write_contact_sheet
@@ -123,7 +123,7 @@ def street(tmp_path):
     rows = [f"{number},set {number // 3}" for number in range(12)]
     path = tmp_path / "train_groups.csv"
     path.write_text("\n".join(["Id,group", *reversed(rows)]))
-    data = common.data()
+    data = inputs.data()
     data.update(
         root=str(tmp_path),
         id_column="Id",

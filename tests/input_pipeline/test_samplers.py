@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import common
+from configs import inputs
 from core.errors import UserError
 from input_pipeline import loader
 from input_pipeline.samplers import BalancedSampler, ShuffledSampler
@@ -158,7 +158,7 @@ def test_a_balance_that_is_none(balance):
 
 
 def test_recipes_are_unbalanced_unless_they_say_so():
-    assert common.data().balance == 0.0
+    assert inputs.data().balance == 0.0
 
 
 def test_runs_begun_before_there_was_a_balance_go_on_exactly():

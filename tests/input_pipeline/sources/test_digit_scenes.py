@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from configs import common
+from configs import inputs
 from input_pipeline.sources import digit_scenes
 from input_pipeline.sources.base import Kind
 
 
 def test_scenes_and_their_masks():
-    source = digit_scenes.open_digit_scenes(common.data())
+    source = digit_scenes.open_digit_scenes(inputs.data())
     assert len(source.labelled) == 800 and len(source.test) == 200
     assert source.labelled.kinds["mask"] is Kind.MASK
     assert source.classes[0] == "background" and len(source.classes) == 11
@@ -29,7 +29,7 @@ def test_scenes_and_their_masks():
 
 
 def test_no_digit_is_in_both_splits():
-    source = digit_scenes.open_digit_scenes(common.data())
+    source = digit_scenes.open_digit_scenes(inputs.data())
     known = {digit.tobytes() for digit in source.labelled.digits}
     shared = [digit.tobytes() in known for digit in source.test.digits]
     assert np.mean(shared) < 0.02  # A few digits look the same to the pixel.

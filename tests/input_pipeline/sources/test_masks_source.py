@@ -13,7 +13,7 @@ from mask_folders import (
 )
 from PIL import Image
 
-from configs import common
+from configs import inputs
 from core.errors import UserError
 from input_pipeline.decoding import BadImage
 from input_pipeline.folds import folds_for
@@ -27,7 +27,7 @@ def root(tmp_path):
 
 
 def opened(root, cache=None, **fields):
-    data = common.data()
+    data = inputs.data()
     data.root = str(root)
     data.update(fields)
     return open_source(data, cache)

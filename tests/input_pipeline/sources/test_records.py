@@ -11,7 +11,7 @@ import pytest
 from mask_folders import CLASSES, mask_of, write_split
 from PIL import Image
 
-from configs import common
+from configs import inputs
 from core.errors import UserError
 from input_pipeline import loader
 from input_pipeline.decoding import BadImage, decode
@@ -25,14 +25,14 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def data_at(root):
-    data = common.data()
+    data = inputs.data()
     data.root, data.source = str(root), "records"
     return data
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return open_source(common.data())
+    return open_source(inputs.data())
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_the_same_run_goes_on_with_records(masked, tmp_path):
 
 
 def test_drawn_masks_are_written_as_png(tmp_path):
-    data = common.data()
+    data = inputs.data()
     data.source = "digit_scenes"
     scenes = open_source(data)
     few = dataclasses.replace(
@@ -268,9 +268,9 @@ def test_a_mask_that_is_lost_meanwhile_ends_the_conversion(masked, tmp_path):
 READ = """
 import resource, sys
 import numpy as np
-from configs import common
+from configs import inputs
 from input_pipeline import sources
-data = common.data()
+data = inputs.data()
 data.root, data.source = sys.argv[1], "records"
 images = sources.open_source(data).labelled
 def peak():
