@@ -52,9 +52,12 @@ def test_fields_and_files_that_are_named_exist():
                 continue
             found = list(ROOT.rglob(name)) if "/" not in name else [ROOT / name]
             assert any(path.exists() for path in found), name
-    common = (ROOT / "configs/common.py").read_text(encoding="utf-8")
+    fields = "".join(
+        (ROOT / "configs" / name).read_text(encoding="utf-8")
+        for name in ("common.py", "inputs.py")
+    )
     for group, field in re.findall(
         r"`(data|eval|checkpoint|mesh)\.(\w+)",
         (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"),
     ):
-        assert re.search(rf"\b{field}=", common), f"{group}.{field}"
+        assert re.search(rf"\b{field}=", fields), f"{group}.{field}"

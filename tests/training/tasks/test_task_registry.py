@@ -20,7 +20,8 @@ CHANGED = {
     "distill_from": "teacher",
     "distill_temperature": 2.0,
     "distill_alpha": 0.5,
-    "mixing": {"prob": 0.5},
+    "mixing": {"prob": 0.5    "effective_number": 0.99,
+},
 }
 
 
