@@ -276,8 +276,8 @@ def predict_stack(
 
     from stacking import members, pipeline, serialization
 
-    stack, description = serialization.load(folder)
-    classes = description["classes"]
+    saved = serialization.load(folder)
+    classes = saved.description["classes"]
     # All models at once, each reading the same photos on its own.
     streams = [
         [predict(run, photos) for run in runs]
@@ -295,7 +295,7 @@ def predict_stack(
                     logs = np.log(np.maximum(shares, members.LEAST))
                     logits[member, row] += logs / len(runs)
                     bad[row] |= record["bad"]
-        answers, probabilities = pipeline.predict_rows(stack, logits, 2)
+        answers, probabilities = pipeline.predict_rows(saved.stack, logits, 2)
         for row, path in enumerate(chunk):
             shares = probabilities[row].tolist()
             yield (

@@ -44,7 +44,8 @@ def test_a_real_model():
     )
     model.eval()
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-    found = grad_cam.heat(model, images, jnp.array([0, 2]))
+    heat = jax.jit(lambda images, labels: grad_cam.heat(model, images, labels))
+    found = heat(images, jnp.array([0, 2]))
     assert found.shape[0] == 2 and 0 <= found.min() <= found.max() <= 1
 
 
