@@ -18,8 +18,10 @@ from jax_models import (
     convnext,
     costs,
     deeplabv3plus,
+    dit,
     efficientnet_lite,
     efficientnetv2,
+    flow_unet,
     initializers,
     resnet,
     tinyvit,
@@ -27,6 +29,7 @@ from jax_models import (
 )
 from jax_models.model import ImageModel
 from jax_models.segmentation import SegmentationModel
+from jax_models.velocity import VelocityModel
 
 _CLASSIFIERS = (
     (convnext.ConvNeXt, convnext.VARIANTS),
@@ -39,6 +42,11 @@ _SEGMENTATION = (
     (deeplabv3plus.DeepLabV3Plus, deeplabv3plus.VARIANTS),
     (unet.UNet, unet.VARIANTS),
 )
+_GENERATION = (
+    (flow_unet.FlowUNet, flow_unet.VARIANTS),
+    (dit.DiT, dit.VARIANTS),
+)
+_ALL = _CLASSIFIERS + _SEGMENTATION + _GENERATION
 
 
 def create_model(
@@ -48,12 +56,14 @@ def create_model(
     *,
     dtype: DTypeLike = jnp.float32,
     **overrides,
-) -> ImageModel | SegmentationModel:
+) -> ImageModel | SegmentationModel | VelocityModel:
     """Makes a freshly initialised model, in training mode.
 
     Args:
-      name: one of `list_models()` or `list_segmentation_models()`.
-      num_classes: width of the logits.
+      name: one of `list_models()`, `list_segmentation_models()` or
+        `list_generation_models()`.
+      num_classes: width of the logits; of a network that generates, how
+        many classes it is asked for.
       rngs: streams for the initial weights ("params") and for dropout and
         stochastic depth ("dropout"); `nnx.Rngs(0)` when left out.
       dtype: what the model computes in. Parameters are float32, and so are
@@ -66,7 +76,7 @@ def create_model(
       UserError: no model has that name, or its `Config` has no such field,
         or a number is replaced by something else.
     """
-    model_class, config = _find(name, _CLASSIFIERS + _SEGMENTATION)
+    model_class, config = _find(name, _ALL)
     config = _override(name, config, overrides)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     options = dict(dtype=dtype, rngs=rngs)
@@ -80,13 +90,13 @@ def encoder_name(name: str, **overrides) -> str:
     """Returns the classifier that a model is, or has as its encoder.
 
     Args:
-      name: one of `list_models()` or `list_segmentation_models()`.
+      name: as `create_model`.
       **overrides: as `create_model`.
 
     Raises:
       UserError: as `create_model`.
     """
-    _, config = _find(name, _CLASSIFIERS + _SEGMENTATION)
+    _, config = _find(name, _ALL)
     return getattr(_override(name, config, overrides), "encoder", name)
 
 
@@ -194,3 +204,8 @@ def list_segmentation_models() -> tuple[str, ...]:
     Each goes over any of `list_models()` as its encoder.
     """
     return tuple(name for _, variants in _SEGMENTATION for name in variants)
+
+
+def list_generation_models() -> tuple[str, ...]:
+    """The names of the networks that generate images, for `create_model`."""
+    return tuple(name for _, variants in _GENERATION for name in variants)

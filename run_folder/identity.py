@@ -49,6 +49,14 @@ FREE_FIELDS = frozenset(
         "segment.windows",
         # What else is exported.
         "segment.probabilities",
+        "generate.sampler",
+        "generate.steps",
+        "generate.guidance",
+        "generate.count",
+        "generate.sample_seed",
+        "generate.chunk",
+        "generate.judge",
+        "generate.filter",
     }
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -38,6 +39,7 @@ class Run:
       recorder: of steps and evaluations.
       stop: notes signals while a stage runs.
       encoder: weights to start from; None starts from nothing.
+      workdir: the run folder.
     """
 
     config: ConfigDict
@@ -49,6 +51,7 @@ class Run:
     recorder: Recorder
     stop: signals.StopSignals
     encoder: init_from.Encoder | None
+    workdir: Path
 
 
 class Outcome(NamedTuple):
@@ -171,7 +174,10 @@ def run_stage(
                 run.data.validation(),
                 run.mesh,
             )
-            merit = run.task.merit(scores)
+            run.task.after_evaluation(
+                step, *state.weights, run.workdir, run.mesh
+            )
+            merit = run.task.merit(scores, step)
             recorder.evaluation(step, scores, run.task.metric, merit)
             run.checkpoints.save(
                 step, state, recorder.history(step), {**scores, "merit": merit}

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from configs import common, loading, mae, segmentation
+from configs import common, generation, loading, mae, segmentation
 from core.errors import UserError
 from training.tasks import registry
 from training.tasks.base import LOSS_FIELDS, Task
@@ -25,8 +25,9 @@ CHANGED = {
 
 
 def config_of(task, **fields):
-    if task == "segment":
-        config = segmentation.base()
+    bases = {"segment": segmentation.base, "generate": generation.base}
+    if task in bases:
+        config = bases[task]()
     else:
         own = {"mae": mae.fields()} if task == "mae" else {}
         config = common.base(task, **own)
@@ -132,4 +133,4 @@ def test_more_merit_is_better_whatever_the_metric(metric, merit):
     config.checkpoint.metric = metric
     task = registry.check(config)(config, ("a", "b"))
     scores = {"val_macro_f1": 0.5, "val_accuracy": 0.7, "val_loss": 2.0}
-    assert task.merit(scores) == merit
+    assert task.merit(scores, 1) == merit
