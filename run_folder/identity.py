@@ -32,6 +32,8 @@ FREE_FIELDS = frozenset(
         "data.test_folder",
         "data.sample_submission",
         "data.folds_file",
+        # Whose images they are is kept in data.json.
+        "data.generated",
         # Where other runs are; which of their weights is kept in data.json.
         "init_from",
         "stages.*.distill_from",
