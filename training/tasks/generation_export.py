@@ -212,7 +212,7 @@ def _scores(
     known = data.source.labelled
     rng = np.random.default_rng(0)
     rows = _some(data.train_rows, 2 * LARGEST_SET, rng)
-    real = _real(data, rows)
+    rows, real = _real(data, rows)
     halves = data.halves(rows)
     first, second = np.flatnonzero(halves == 0), np.flatnonzero(halves == 1)
     # As many of each as there are of the fewest: all distances depend on that.
@@ -226,7 +226,8 @@ def _scores(
     train = judge.look(real, data.mesh)
     made = judge.look(images, data.mesh)
     val_rows = _some(data.val_rows, LARGEST_SET, rng)
-    val = judge.look(_real(data, val_rows), data.mesh)
+    val_rows, held_out = _real(data, val_rows)
+    val = judge.look(held_out, data.mesh)
     blurred = judge.look(blur(real[second]), data.mesh)
     baseline = judge.look(gaussian, data.mesh)
     reference = train.features[first]
@@ -285,14 +286,17 @@ def _scores(
     }
 
 
-def _real(data: Data, rows: np.ndarray) -> np.ndarray:
-    """The squares that the generator learns: uint8 [N, size, size, 3]."""
-    found = []
+def _real(data: Data, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the rows that can be read, and the squares that the generator
+    learns: uint8 [N, size, size, 3]."""
+    kept, images = [], []
     for batch in data.rows(data.source.labelled, rows, ("square",)):
-        needed = {name: batch[name] for name in ("image", "row")}
+        needed = {name: batch[name] for name in ("image", "row", "bad")}
         whole = sharding.to_host(sharding.put_batch(needed, data.mesh))
-        found.append(whole["image"][whole["row"] >= 0, 0])
-    return np.concatenate(found)
+        fine = (whole["row"] >= 0) & ~whole["bad"]
+        kept.append(whole["row"][fine])
+        images.append(whole["image"][fine, 0])
+    return np.concatenate(kept), np.concatenate(images)
 
 
 def blur(images: np.ndarray) -> np.ndarray:
