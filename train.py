@@ -137,6 +137,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
         log,
         signals.StopSignals(),
         encoder,
+        workdir,
     )
     eval_step = evaluate.make_eval_step(
         task.abstract_model, task.evaluator(), task.eval_constants, mesh

@@ -67,6 +67,10 @@ def data() -> ConfigDict:
         fold=0,
         folds_seed=Field(42, at_least(0)),
         folds_file="",  # '' keeps them in <workdir>/folds.csv
+        # A generator's run, to train on its images besides the photos.
+        generated="",
+        generated_share=Field(0.5, share),
+        generated_weight=Field(1.0, not_negative),  # each counts in the loss
         # Training draws class c in proportion to n_c^(1 - balance): 0 as
         # often as it is, 1 all classes alike.
         balance=Field(0.0, share),

@@ -20,7 +20,13 @@ from ml_collections import ConfigDict, config_flags
 from core.errors import UserError
 from run_folder.identity import flatten
 
-_NO_RECIPES = ("common.py", "fields.py", "loading.py")
+_NO_RECIPES = (
+    "common.py",
+    "fields.py",
+    "generation.py",
+    "loading.py",
+    "segmentation.py",
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -323,8 +323,9 @@ class _TrainBatch(_MakeBatch):
         positions = self.positions(step)
         rows = [self.sampler.row(position) for position in positions]
         rngs = [generator(self.seed, AUGMENT, number) for number in positions]
-        batch, bad = self.load(np.array(rows, np.int32), rngs)
-        return {**batch, "weight": (~bad).astype(np.float32)}
+        rows = np.array(rows, np.int32)
+        batch, bad = self.load(rows, rngs)
+        return {**batch, "weight": self.examples.weights(rows) * ~bad}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 from typing import Protocol
 
 import numpy as np
@@ -84,6 +85,30 @@ class ShuffledSampler(_EpochSampler):
     def draw_epoch(self, rng: np.random.Generator) -> np.ndarray:
         """Draws a permutation, int `[N]`."""
         return rng.permutation(len(self.rows))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixedSampler:
+    """Rows of two samplers, evenly spread: each goes on where it was left.
+
+    Attributes:
+      first: gives the rows of most positions.
+      second: gives those of a share of the positions.
+      share: of the second, 0 to 1.
+      offset: added to the rows of the second.
+    """
+
+    first: Sampler
+    second: Sampler
+    share: float
+    offset: int
+
+    def row(self, position: int) -> int:
+        """Returns the row at a position of the stream, 0 and on."""
+        before = math.floor(position * self.share)
+        if math.floor((position + 1) * self.share) > before:
+            return self.offset + self.second.row(before)
+        return self.first.row(position - before)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -376,21 +376,21 @@ def reset_classifier(
         bias[...] = initializers.bias(bias_init, bias.size)[...]
 
 
-def rematerialize(block: nnx.Module, x: jax.Array) -> jax.Array:
-    """`block(x)`, whose inner values are computed again when going backward.
+def rematerialize(block: nnx.Module, *inputs: jax.Array) -> jax.Array:
+    """`block(*inputs)`, its inner values computed again when going backward.
 
-    Saves the memory of everything but the block's input, and costs one more
+    Saves the memory of everything but the block's inputs, and costs one more
     forward pass through it. Running statistics and random streams move on as
     they would without it, and the numbers are the same.
     """
     graphdef, params, rest = nnx.split(block, nnx.Param, ...)
 
     @jax.checkpoint
-    def apply(params, rest, x):
+    def apply(params, rest, inputs):
         module = nnx.merge(graphdef, params, rest, copy=True)
-        y = module(x)
+        y = module(*inputs)
         return y, nnx.state(module, nnx.Not(nnx.Param))
 
-    y, rest = apply(params, rest, x)
+    y, rest = apply(params, rest, inputs)
     nnx.update(block, rest)
     return y

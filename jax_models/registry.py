@@ -20,10 +20,12 @@ from jax_models import (
     deeplabv3plus,
     densenet,
     digits_reference,
+    dit,
     efficientnet,
     efficientnet_lite,
     efficientnetv2,
     embedding,
+    flow_unet,
     inception_v4,
     initializers,
     mobilenetv2,
@@ -35,6 +37,7 @@ from jax_models import (
 from jax_models.embedding import EmbeddingModel
 from jax_models.model import ImageModel
 from jax_models.segmentation import SegmentationModel
+from jax_models.velocity import VelocityModel
 
 _CLASSIFIERS = (
     (convnext.ConvNeXt, convnext.VARIANTS),
@@ -54,8 +57,11 @@ _SEGMENTATION = (
     (unet.UNet, unet.VARIANTS),
 )
 _EMBEDDING = ((EmbeddingModel, embedding.VARIANTS),)
-# All but the classifiers go over a classifier as their encoder.
-_MODELS = _CLASSIFIERS + _SEGMENTATION + _EMBEDDING
+_GENERATION = (
+    (flow_unet.FlowUNet, flow_unet.VARIANTS),
+    (dit.DiT, dit.VARIANTS),
+)
+_MODELS = _CLASSIFIERS + _SEGMENTATION + _EMBEDDING + _GENERATION
 
 
 def create_model(
@@ -66,13 +72,14 @@ def create_model(
     dtype: DTypeLike = jnp.float32,
     zero_head: bool = False,
     **overrides,
-) -> ImageModel | SegmentationModel | EmbeddingModel:
+) -> ImageModel | SegmentationModel | EmbeddingModel | VelocityModel:
     """Makes a freshly initialised model, in training mode.
 
     Args:
-      name: one of `list_models()`, of `list_segmentation_models()`, or
-        `embedding`.
-      num_classes: width of the logits; of an embedding 0 makes no class head.
+      name: one of `list_models()`, `list_segmentation_models()` or
+        `list_generation_models()`, or `embedding`.
+      num_classes: width of the logits; of an embedding 0 makes no class head;
+        of a network that generates, how many classes it is asked for.
       rngs: streams for the initial weights ("params") and for dropout and
         stochastic depth ("dropout"); `nnx.Rngs(0)` when left out.
       dtype: what the model computes in. Parameters are float32, and so are
@@ -94,7 +101,7 @@ def create_model(
     rngs = nnx.Rngs(0) if rngs is None else rngs
     options = dict(dtype=dtype, rngs=rngs)
     with initializers.one_draw(rngs):
-        if not issubclass(model_class, ImageModel):
+        if issubclass(model_class, (SegmentationModel, EmbeddingModel)):
             options["encoder"] = _encoder(model_class, config, **options)
         model = model_class(config, num_classes, **options)
     if zero_head:
@@ -223,3 +230,8 @@ def list_segmentation_models() -> tuple[str, ...]:
     Each goes over any of `list_models()` as its encoder.
     """
     return tuple(name for _, variants in _SEGMENTATION for name in variants)
+
+
+def list_generation_models() -> tuple[str, ...]:
+    """The names of the networks that generate images, for `create_model`."""
+    return tuple(name for _, variants in _GENERATION for name in variants)

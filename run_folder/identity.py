@@ -15,7 +15,19 @@ from typing import Any
 
 # Fields that a finished run obeys when it is exported once more.
 EXPORT_FIELDS = frozenset(
-    {"eval.tta", "segment.windows", "segment.probabilities"}
+    {
+        "eval.tta",
+        "segment.windows",
+        "segment.probabilities",
+        "generate.sampler",
+        "generate.steps",
+        "generate.guidance",
+        "generate.count",
+        "generate.sample_seed",
+        "generate.chunk",
+        "generate.judge",
+        "generate.filter",
+    }
 )
 
 # Fields that are not part of a run's identity: they may differ between a run
@@ -38,6 +50,8 @@ FREE_FIELDS = EXPORT_FIELDS | frozenset(
         "data.sample_submission",
         "data.folds_file",
         "data.groups_file",
+        # Whose images they are is kept in data.json.
+        "data.generated",
         # Where other runs are; which of their weights is kept in data.json.
         "init_from",
         "stages.*.distill_from",

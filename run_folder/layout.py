@@ -38,6 +38,11 @@ FOLD = re.compile(r"fold-\d")
 # Of a segmentation: pixels counted on each validation image.
 MASK_COUNTS = "masks/val.npz"
 
+# Of a generator: images of each evaluation; what was exported, and its scores.
+GRIDS = "grids"
+SAMPLES = "samples/manifest.json"
+SAMPLE_SCORES = "samples/scores.json"
+
 # Folders of predictions, which a run may have beside its checkpoints.
 PREDICTION_FOLDERS = (
     "logits",
@@ -48,8 +53,9 @@ PREDICTION_FOLDERS = (
     "samples",
 )
 
-# Those with a folder for each split, and a file in it for each image.
-FOLDERS_BY_SPLIT = ("masks", "probabilities")
+# Those with a folder for each split (`samples`: for each class), and a file in
+# it for each image.
+FOLDERS_BY_SPLIT = ("masks", "probabilities", "samples")
 
 
 def fold_folder(workdir: Path, fold: int) -> Path:

@@ -20,6 +20,7 @@ from input_pipeline.folds import check_given_folds, folds_for
 from input_pipeline.samplers import Sampler
 from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Examples, Kind
+from input_pipeline.sources.generated import open_generated
 from input_pipeline.stratified_split import split, split_groups
 from input_pipeline.transforms.policy import Augment, TrainTransform
 from metrics.segmentation import class_shares
@@ -52,6 +53,7 @@ class Data:
       folds: int32 [N], the fold of each labelled row.
       fold: the one that validates; the others train.
       mesh: devices that share the batches.
+      generated: images of a generator to train on besides; None without.
 
     Raises:
       UserError: the data, the folds or a batch size is wrong.
@@ -90,6 +92,16 @@ class Data:
                 "lower or --config.data.fold to another one"
             )
         _check_batches(config, mesh)
+        self.generated = None
+        if data.generated:
+            _check_generated(task)
+            self.generated = open_generated(
+                data.generated,
+                self.source,
+                self.val_rows,
+                workdir.parent,
+                data.fold,
+            )
         self._validation: list[dict] | None = None
 
     @property
@@ -157,10 +169,12 @@ class Data:
             pixels = np.ascontiguousarray(self.source.mask_pixels, np.int64)
             digest.update(pixels.tobytes())
             digest.update(self.source.mask_digests.tobytes())
+        generated = self.generated
         return {
             "classes": list(self.source.classes),
             "folds_hash": self.folds_hash,
             "rows_hash": digest.hexdigest()[:16],
+            **({"generated": generated.digest} if generated else {}),
         }
 
     def describe(self) -> dict[str, str]:
@@ -180,6 +194,7 @@ class Data:
             "images": f"{len(self.train_rows):,} to train, "
             f"{len(self.val_rows):,} to validate ({division}), {test}",
             **({"folds": notes} if notes else {}),
+            **(self.generated.describe(config) if self.generated else {}),
             **source.describe(),
         }
 
@@ -253,8 +268,13 @@ class Data:
         workers: int,
     ) -> loader.Batches:
         augment = common.merged(self._config, stage.config, "augment")
+        examples = self.source.labelled
+        if self.generated is not None:
+            examples, sampler = self.generated.mixed(
+                examples, sampler, self._config.data, self.stage_seed(stage)
+            )
         return loader.train_batches(
-            self.source.labelled,
+            examples,
             TrainTransform(Augment(**augment), self._config.image_size),
             sampler,
             batch_size=stage.config.batch_size,
@@ -336,6 +356,15 @@ def _check_features(
             f"the task learns from {', '.join(features)}, and data.source "
             f"'{source}' has no {' and no '.join(lacking)}; set "
             "--config.data.source to one that has"
+        )
+
+
+def _check_generated(task: type[Task]) -> None:
+    """Refuses tasks that learn more from a photo than its class."""
+    if task.name == "generate" or set(task.features) - {"image", "label"}:
+        raise UserError(
+            f"data.generated gives images and their classes, on which the "
+            f"{task.name} task cannot train; leave it out"
         )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -39,6 +40,7 @@ class Run:
       recorder: of steps and evaluations.
       stop: notes signals while a stage runs.
       encoder: weights to start from; None starts from nothing.
+      workdir: the run folder.
     """
 
     config: ConfigDict
@@ -50,6 +52,7 @@ class Run:
     recorder: Recorder
     stop: signals.StopSignals
     encoder: init_from.Encoder | None
+    workdir: Path
 
 
 class Outcome(NamedTuple):
@@ -173,7 +176,10 @@ def run_stage(
                 run.data.validation(),
                 run.mesh,
             )
-            merit = run.task.merit(scores)
+            run.task.after_evaluation(
+                step, *state.weights, run.workdir, run.mesh
+            )
+            merit = run.task.merit(scores, step)
             recorder.evaluation(step, scores, run.task.metric, merit)
             run.checkpoints.save(
                 step, state, recorder.history(step), {**scores, "merit": merit}

@@ -77,6 +77,10 @@ class Examples(abc.ABC):
         """The absolute path of a row's file; empty where it has none."""
         return ""
 
+    def weights(self, rows: np.ndarray) -> np.ndarray:
+        """What rows count in a loss: float32 `[n]` for int `[n]`."""
+        return np.ones(len(rows), np.float32)
+
     @abc.abstractmethod
     def read(self, row: int) -> dict[str, bytes | np.ndarray]:
         """Returns the features that are made of pixels, by name.

@@ -104,6 +104,42 @@ class EvalTransform:
         return features
 
 
+@dataclasses.dataclass(frozen=True)
+class SquareTransform:
+    """The largest square in the middle of an image, resized.
+
+    Attributes:
+      size: side of the result in pixels.
+    """
+
+    if_unreadable: ClassVar[str] = "left out"
+    size: int
+
+    def spec(self, kinds: Mapping[str, Kind]) -> Spec:
+        """Returns the shape of what a call returns: `image` uint8
+        `[1, size, size, 3]`."""
+        return {"image": ((1, self.size, self.size, 3), np.uint8)}
+
+    def __call__(
+        self, example: Mapping[str, Any], rng: None = None
+    ) -> dict[str, np.ndarray]:
+        """Decodes, cuts and resizes an image.
+
+        Args:
+          example: `image`, an encoded file or uint8 `[H, W, 3]`.
+          rng: not needed.
+
+        Raises:
+          BadImage: it cannot be read.
+        """
+        image = upright_rgb(open_image(example["image"]))
+        side = min(image.size)
+        left, top = ((length - side) // 2 for length in image.size)
+        box = (left, top, left + side, top + side)
+        square = image_backend.resized(image, self.size, box=box)
+        return {"image": image_backend.pixels(square)[None]}
+
+
 # Flips of a whole image, by name: left to right, upside down. `whole@0.75` is
 # the whole at three quarters of the size.
 WHOLE_VIEWS = {

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from configs import common, loading, segmentation
+from configs import common, generation, loading, segmentation
 from run_folder import identity
 
 CONFIG = {
@@ -95,8 +95,9 @@ def test_folds_that_learned_from_the_folds_of_one_model_are_one_model():
 
 def test_every_free_field_is_a_field():
     """A renamed field would silently become part of the identity."""
-    config = segmentation.base()  # With the fields that all tasks have.
-    config.stages = (common.stage(),)
-    fields = identity.flatten(loading.plain(config))
-    known = {name.replace(".0.", ".*.") for name in fields}
+    known = set()
+    for config in (segmentation.base(), generation.base()):
+        config.stages = (common.stage(),)
+        fields = identity.flatten(loading.plain(config))
+        known |= {name.replace(".0.", ".*.") for name in fields}
     assert known >= identity.FREE_FIELDS

@@ -248,10 +248,36 @@ class Task(abc.ABC):
         """The metric that ranks checkpoints."""
         return self.config.checkpoint.metric or next(iter(self.metrics))
 
-    def merit(self, scores: Mapping[str, float]) -> float:
-        """Returns the score that ranks checkpoints; more is better."""
+    def merit(self, scores: Mapping[str, float], step: int) -> float:
+        """Returns the score that ranks checkpoints; more is better.
+
+        Args:
+          scores: of an evaluation.
+          step: global steps done by then.
+        """
         value = scores[self.metric]
         return value if self.metrics[self.metric] == "max" else -value
+
+    def after_evaluation(  # noqa: B027 (most tasks have nothing to show)
+        self,
+        step: int,
+        params: dict,
+        batch_stats: dict,
+        workdir: Path,
+        mesh: Mesh,
+    ) -> None:
+        """Shows what the model does by now, besides its scores.
+
+        Called in all processes, before the checkpoint is saved: what it
+        writes may be written once more when the run resumes.
+
+        Args:
+          step: global steps done.
+          params: of the model, as evaluated.
+          batch_stats: of the same.
+          workdir: the run folder.
+          mesh: of devices.
+        """
 
     def sampler(self, data: Data, seed: int) -> Sampler:
         """Returns which row stands where in the endless training stream.
@@ -403,11 +429,31 @@ class Task(abc.ABC):
 def build_encoder(
     config: ConfigDict, num_classes: int
 ) -> jax_models.ImageModel:
+    """Returns the freshly initialised classifier that `config` asks for.
+
+    Args:
+      config: see `create_network`.
+      num_classes: width of its head.
+
+    Raises:
+      UserError: `config.model` is a network for another task.
+    """
+    model = create_network(config, num_classes)
+    if not isinstance(model, jax_models.ImageModel):
+        raise UserError(
+            f"model is {config.model}, which the {config.task} task cannot "
+            f"train; set --config.model to one of "
+            f"{', '.join(jax_models.list_models())}"
+        )
+    return model
+
+
+def create_network(config: ConfigDict, num_classes: int) -> nnx.Module:
     """Returns the freshly initialised network that `config` asks for.
 
     Args:
       config: `model`, `model_options`, `seed`, `dtype`, `remat`.
-      num_classes: width of its head.
+      num_classes: width of its output, or of what it is asked for.
     """
     return jax_models.create_model(
         config.model,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _BUILT_IN = {
     "classify": "training.tasks.classify:Classification",
     "mae": "training.tasks.mae:MaskedAutoencoding",
+    "generate": "training.tasks.generate:Generation",
     "segment": "training.tasks.segment:Segmentation",
     "verify": "training.tasks.verify:Verification",
 }

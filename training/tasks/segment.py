@@ -35,7 +35,7 @@ from training.loop.stages import Stage
 from training.loop.step import Loss
 from training.multihost import comm
 from training.tasks import segmentation_evaluator, segmentation_losses
-from training.tasks.base import Direction, Task, build_encoder
+from training.tasks.base import Direction, Task, create_network
 from training.tasks.segmentation_files import MaskFiles, write_photo
 from training.tasks.segmentation_prediction import (
     PixelPredictor,
@@ -139,7 +139,7 @@ class Segmentation(Task):
         Raises:
           UserError: `config.model` is no segmentation network.
         """
-        model = build_encoder(self.config, len(self.classes))
+        model = create_network(self.config, len(self.classes))
         if not isinstance(model, SegmentationModel):
             raise UserError(
                 f"model is {self.config.model}, which is no segmentation "

@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-from configs import common, loading, mae, segmentation, verification
+from configs import (
+    common,
+    generation,
+    loading,
+    mae,
+    segmentation,
+    verification,
+)
 from core.errors import UserError
 from training.tasks import registry
 from training.tasks.base import LOSS_FIELDS, Task
@@ -20,17 +27,21 @@ CHANGED = {
     "distill_from": "teacher",
     "distill_temperature": 2.0,
     "distill_alpha": 0.5,
-    "mixing": {"prob": 0.5    "effective_number": 0.99,
-},
+    "mixing": {"prob": 0.5},
+    "effective_number": 0.99,
 }
 
 
 def config_of(task, **fields):
-    if task == "segment":
-        config = segmentation.base()
-    elif task == "verify":
-        config = verification.base()
-        verification.set_batches(config, 16, 4)
+    bases = {
+        "segment": segmentation.base,
+        "generate": generation.base,
+        "verify": verification.base,
+    }
+    if task in bases:
+        config = bases[task]()
+        if task == "verify":
+            verification.set_batches(config, 16, 4)
     else:
         own = {"mae": mae.fields()} if task == "mae" else {}
         config = common.base(task, **own)
@@ -136,4 +147,4 @@ def test_more_merit_is_better_whatever_the_metric(metric, merit):
     config.checkpoint.metric = metric
     task = registry.check(config)(config, ("a", "b"))
     scores = {"val_macro_f1": 0.5, "val_accuracy": 0.7, "val_loss": 2.0}
-    assert task.merit(scores) == merit
+    assert task.merit(scores, 1) == merit

@@ -1,0 +1,189 @@
+"""Images of a generator, to train on beside photos, and what it has seen.
+
+They are examples of the training stream alone: they have no fold, and no
+part in validation or prediction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core import paths
+from core.errors import UserError
+from input_pipeline.samplers import MixedSampler, Sampler, ShuffledSampler
+from input_pipeline.sources.base import Examples, FileExamples, Source
+from run_folder import artifacts, layout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class JoinedExamples(Examples):
+    """Photos, and behind them generated images.
+
+    Attributes:
+      first: the photos.
+      second: the generated images.
+      weight: what each of the second counts in a loss.
+    """
+
+    first: Examples
+    second: Examples
+    weight: float
+
+    def path(self, row: int) -> str:
+        """The absolute path of a row's file; empty where it has none."""
+        part, row = self._find(row)
+        return part.path(row)
+
+    def weights(self, rows: np.ndarray) -> np.ndarray:
+        """What rows count in a loss: float32 `[n]` for int `[n]`."""
+        generated = np.asarray(rows) >= len(self.first)
+        return np.where(generated, self.weight, 1.0).astype(np.float32)
+
+    def read(self, row: int) -> dict[str, bytes | np.ndarray]:
+        """Returns `image`; see `Examples.read`."""
+        part, row = self._find(row)
+        return {"image": part.read(row)["image"]}
+
+    def _find(self, row: int) -> tuple[Examples, int]:
+        count = len(self.first)
+        if row < count:
+            return self.first, row
+        return self.second, row - count
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What a generator has exported.
+
+    Attributes:
+      folder: of its run.
+      examples: the images.
+      digest: names their content.
+    """
+
+    folder: Path
+    examples: FileExamples
+    digest: str
+
+    def describe(self, data: Any) -> dict[str, str]:
+        """Returns what the plan says of it, as {heading: text}.
+
+        Args:
+          data: `config.data`.
+        """
+        return {
+            "generated": f"{len(self.examples):,} images in {self.folder}: "
+            f"{data.generated_share:.0%} of what is trained on, weight "
+            f"{data.generated_weight:g}"
+        }
+
+    def mixed(
+        self, photos: Examples, sampler: Sampler, data: Any, seed: int
+    ) -> tuple[JoinedExamples, MixedSampler]:
+        """Returns photos with these images behind them, and their order.
+
+        Args:
+          photos: that `sampler` takes rows of.
+          sampler: of the photos.
+          data: `config.data`, the share and the weight of these images.
+          seed: of their order.
+        """
+        both = JoinedExamples(
+            np.concatenate([photos.ids, self.examples.ids]),
+            np.concatenate([photos.labels, self.examples.labels]),
+            photos,
+            self.examples,
+            data.generated_weight,
+        )
+        rows = np.arange(len(self.examples))
+        # Not in step with the photos, where there are as many of them.
+        order = ShuffledSampler(rows, seed + 1)
+        share = data.generated_share
+        return both, MixedSampler(sampler, order, share, len(photos))
+
+
+def open_generated(
+    name: str,
+    source: Source,
+    val_rows: np.ndarray,
+    beside: Path,
+    fold: int,
+) -> Generated:
+    """Opens the images of a generator's run; changes nothing in it.
+
+    Args:
+      name: of the run folder, or the bare name of one in `beside`.
+      source: that they are mixed into.
+      val_rows: int [n], rows of `source.labelled` that validate.
+      beside: folder of runs.
+      fold: that validates; of a run over all folds the same one is taken.
+
+    Raises:
+      UserError: there are none, they are of other classes, or the generator
+        has seen a photo that validates.
+    """
+    folder = paths.make_path(name)
+    if len(folder.parts) == 1 and not folder.is_dir():
+        folder = beside / name
+        if not folder.is_dir():  # This run is one fold of a run over all.
+            folder = beside.parent / name
+    if paths.is_remote(folder):
+        raise UserError(
+            f"data.generated names {folder}, in a bucket: copy its samples/ "
+            f"and {layout.ARTIFACTS} into a folder here, and name that"
+        )
+    if (within := layout.fold_folder(folder, fold)).is_dir():
+        folder = within
+    folder = folder.absolute()
+    try:
+        manifest = json.loads((folder / layout.SAMPLES).read_text("utf-8"))
+        written = json.loads((folder / layout.ARTIFACTS).read_text("utf-8"))
+        saw, classes = set(manifest["saw"]), manifest["classes"]
+        files = [image["file"] for image in manifest["images"]]
+        labels = [int(image["label"]) for image in manifest["images"]]
+        digests = {file: written["files"][file]["sha256"] for file in files}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"data.generated names {folder}, which has no finished export of "
+            "generated images; name the --workdir of a run of "
+            "configs/flow.py that has come to its end"
+        ) from error
+    if not files or not artifacts.is_complete(folder):
+        raise UserError(
+            f"data.generated names {folder}, some of whose images are gone; "
+            "run its training's command again with --export"
+        )
+    if tuple(classes) != tuple(source.classes):
+        raise UserError(
+            f"data.generated names {folder}, which makes images of other "
+            "classes than the data has; train a generator on these data"
+        )
+    if not saw.intersection(source.labelled.ids.tolist()):
+        raise UserError(
+            f"data.generated names {folder}, whose generator saw photos by "
+            "other ids, so nothing tells whether one of them validates here; "
+            "train a generator on these data"
+        )
+    leaked = [str(i) for i in source.labelled.ids[val_rows] if str(i) in saw]
+    if leaked:
+        raise UserError(
+            f"data.generated names {folder}, whose generator was trained on "
+            f"photos that validate here ({len(leaked):,} of them, such as "
+            f"'{leaked[0]}'), so scores would be too high; take a generator "
+            f"of this fold, that one is of fold {manifest.get('fold')}"
+        )
+    examples = FileExamples(
+        np.array(files),
+        np.array(labels, np.int32),
+        folder=str(folder),
+        names=files,
+    )
+    text = json.dumps([digests, labels], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Generated(folder, examples, digest)

@@ -1,0 +1,179 @@
+"""Generated images among photos: their order, their weight, their folds."""
+
+import hashlib
+import json
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from core.errors import UserError
+from input_pipeline import loader
+from input_pipeline.samplers import MixedSampler, ShuffledSampler
+from input_pipeline.sources.base import ArrayExamples, Source
+from input_pipeline.sources.generated import open_generated
+from input_pipeline.transforms.policy import Augment, TrainTransform
+
+PLAIN = Augment(
+    crop_scale=(1.0, 1.0),
+    crop_ratio=(1.0, 1.0),
+    flip=0.0,
+    randaugment_ops=0,
+    jitter=(0.0, 0.0, 0.0, 0.0),
+)
+
+
+def photos(count=20):
+    ids = np.array([f"photo-{row}" for row in range(count)])
+    pixels = np.zeros((count, 8, 8, 3), np.uint8)
+    return ArrayExamples(ids, np.arange(count, dtype=np.int32) % 2, pixels)
+
+
+def source(count=20):
+    return Source(
+        name="digits",
+        labelled=photos(count),
+        test=None,
+        classes=("a", "b"),
+        sample_submission=None,
+        id_column="id",
+        target_column="label",
+        fingerprint="",
+    )
+
+
+def generator(folder, saw, classes=("a", "b"), count=6):
+    """A run folder with white images, as the export leaves it."""
+    images, files = [], {}
+    for index in range(count):
+        name = f"samples/{classes[index % 2]}/{index:05d}.png"
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "white").save(path)
+        content = path.read_bytes()
+        files[name] = {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        images.append({"file": name, "label": index % 2})
+    about = {"classes": classes, "images": images, "saw": saw, "fold": 0}
+    (folder / "samples/manifest.json").write_text(json.dumps(about))
+    (folder / "artifacts.json").write_text(json.dumps({"files": files}))
+    return folder
+
+
+def opened(folder, val_rows=(18, 19)):
+    rows = np.array(val_rows)
+    return open_generated(str(folder), source(), rows, folder.parent, 0)
+
+
+SAW = [f"photo-{row}" for row in range(18)]
+
+
+@given(
+    share=st.floats(0, 1),
+    photos=st.integers(1, 12),
+    images=st.integers(1, 12),
+    seed=st.integers(0, 5),
+)
+def test_the_share_is_exact_and_no_row_comes_before_its_turn(
+    share, photos, images, seed
+):
+    sampler = MixedSampler(
+        ShuffledSampler(np.arange(photos), seed),
+        ShuffledSampler(np.arange(images), seed + 1),
+        share,
+        offset=100,
+    )
+    rows = np.array([sampler.row(position) for position in range(200)])
+    generated = rows >= 100
+    running = np.cumsum(generated)
+    assert np.abs(running - share * np.arange(1, 201)).max() <= 1 + 1e-9
+    for found, count in (
+        (rows[generated] - 100, images),
+        (rows[~generated], photos),
+    ):
+        often = np.bincount(found, minlength=count)
+        assert len(often) == count and np.ptp(often) <= 1
+    # Position by position, in any order.
+    assert [sampler.row(p) for p in (199, 3)] == rows[[199, 3]].tolist()
+
+
+def test_batches_hold_both_each_with_its_weight_and_label(tmp_path):
+    generated = opened(generator(tmp_path / "flow", SAW))
+    data = types.SimpleNamespace(generated_share=0.5, generated_weight=0.25)
+    known = photos()
+    examples, sampler = generated.mixed(
+        known, ShuffledSampler(np.arange(18), 0), data, seed=3
+    )
+    with loader.train_batches(
+        examples, TrainTransform(PLAIN, 8), sampler, batch_size=8, seed=0
+    ) as batches:
+        batch = next(batches)
+    white = batch["image"].mean((1, 2, 3)) > 254
+    np.testing.assert_array_equal(white, batch["row"] >= 20)
+    assert white.sum() == 4
+    np.testing.assert_array_equal(
+        batch["weight"], np.where(white, 0.25, 1.0).astype(np.float32)
+    )
+    labels = np.concatenate([known.labels, generated.examples.labels])
+    np.testing.assert_array_equal(batch["label"], labels[batch["row"]])
+    assert batch["weight"].dtype == np.float32
+
+
+def test_a_damaged_generated_image_counts_nothing(tmp_path, capsys):
+    folder = generator(tmp_path / "flow", SAW)
+    generated = opened(folder)
+    for path in folder.glob("samples/*/*.png"):
+        path.write_bytes(b"x" * path.stat().st_size)
+    data = types.SimpleNamespace(generated_share=0.5, generated_weight=1.0)
+    examples, sampler = generated.mixed(
+        photos(), ShuffledSampler(np.arange(18), 0), data, seed=3
+    )
+    with loader.train_batches(
+        examples, TrainTransform(PLAIN, 8), sampler, batch_size=8, seed=0
+    ) as batches:
+        weight = next(batches)["weight"]
+    assert sorted(weight) == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert "bad image" in capsys.readouterr().err
+
+
+def test_what_it_is_depends_on_the_content_of_the_images(tmp_path):
+    one = opened(generator(tmp_path / "one", SAW))
+    same = opened(generator(tmp_path / "same", SAW))
+    other = opened(generator(tmp_path / "other", SAW, count=4))
+    assert one.digest == same.digest != other.digest
+
+
+def test_of_a_run_over_all_folds_the_same_fold_is_taken(tmp_path):
+    inside = generator(tmp_path / "flow" / "fold-0", SAW)
+    assert opened(tmp_path / "flow").folder == inside
+    # A fold of the run that trains looks beside the whole of it.
+    (tmp_path / "mixed").mkdir()
+    found = open_generated(
+        "flow", source(), np.array([19]), tmp_path / "mixed", 0
+    )
+    assert found.folder == inside
+
+
+def test_leaks_and_strangers_are_refused(tmp_path):
+    folder = generator(tmp_path / "flow", SAW)
+    with pytest.raises(UserError) as refused:
+        opened(folder, val_rows=(17, 19))
+    assert "photos that validate here (1 of them, such as 'photo-17')" in str(
+        refused.value
+    )
+    stranger = generator(tmp_path / "stranger", ["somebody", "else"])
+    with pytest.raises(UserError, match="by other ids"):
+        opened(stranger)
+    other = generator(tmp_path / "other", SAW, classes=("a", "c"))
+    with pytest.raises(UserError, match="other classes"):
+        opened(other)
+    next(folder.glob("samples/*/*.png")).unlink()
+    with pytest.raises(UserError, match="images are gone"):
+        opened(folder)
+    with pytest.raises(UserError, match="no finished export"):
+        opened(tmp_path / "nothing")
