@@ -107,6 +107,7 @@ def search(
     runtime.start(common.CACHE_DIR)
     mesh = sharding.make_mesh()
     run = saved_run.open_run(run_folder, mesh)
+    gallery.check(run.task)
 
     def embed(names: Sequence[str]):
         size = run.task.config.eval.batch_size

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from core.atomic_files import atomic_write
 from core.errors import UserError
 from input_pipeline.sources.listing import Folder, stem
 from metrics import retrieval
+from training.photos import Photos
 from training.tasks.base import Task
 
 # Of pictures embedded together, whose pixels are in memory.
@@ -45,6 +46,39 @@ class Embedded(Protocol):
     embedding: np.ndarray
     real_logit: np.ndarray
     bad: np.ndarray
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A task that compares photos by embeddings (training/tasks/verify.py)."""
+
+    def embed_photos(
+        self, photos: Photos, params: dict, batch_stats: dict
+    ) -> Embedded:
+        """Returns the embeddings of photos, in order."""
+
+    def probability(
+        self, cosine: np.ndarray, one: np.ndarray, other: np.ndarray
+    ) -> np.ndarray:
+        """Returns how probably embedded photos match, [P].
+
+        Args:
+          cosine: [P], of their embeddings.
+          one, other: [P], log-odds that each is real.
+        """
+
+
+def check(task: Task) -> None:
+    """Refuses a task without embeddings.
+
+    Raises:
+      UserError: it is one.
+    """
+    if not isinstance(task, Embeds):
+        raise UserError(
+            f"the {task.name} task embeds no photos; name a run of the verify "
+            "task"
+        )
 
 
 # Of absolute paths.
@@ -98,7 +132,7 @@ class Gallery:
           queries: what the model says of them.
           paths: their files; of one in the gallery, the others are nearest.
           count: how many answers to each.
-          probability: see `Task.probability`.
+          probability: see `Embeds.probability`.
         """
         own = np.array([self.row_of(path) for path in paths])
         rows, cosines = self.nearest(queries.embedding, own, count)

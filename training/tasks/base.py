@@ -8,7 +8,6 @@ name no task. `registry` knows the tasks by name.
 from __future__ import annotations
 
 import abc
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,14 +18,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-import jax_models
 from configs import common
+from core import csv_table
 from core.errors import UserError
 from input_pipeline.loader import Transform
 from input_pipeline.samplers import BalancedSampler, Sampler, ShuffledSampler
 from input_pipeline.sources.base import Kind, Source
 from input_pipeline.transforms.views import VIEWS, EvalTransform
-from training import runtime
 from training.loop import grad_accumulation, param_groups
 from training.loop.evaluate import Evaluator
 from training.loop.stages import Stage
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from run_folder.mask_files import MaskStyle
     from training.data import Data
     from training.photos import PhotoFiles, Photos
-    from training.tasks.verification_prediction import Embeddings
 
 Direction = Literal["max", "min"]
 
@@ -191,12 +188,9 @@ class Task(abc.ABC):
         """Returns what is wrong with the name of a test-time view, or ''."""
         if view in cls.known_views:
             return ""
-        near = difflib.get_close_matches(view, cls.known_views, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return (
-            f"there is no view {view!r}; {hint}choose from "
-            f"{', '.join(cls.known_views)}"
-        )
+        hint = csv_table.did_you_mean(view, cls.known_views)
+        known = ", ".join(cls.known_views)
+        return f"there is no view {view!r}{hint}; choose from {known}"
 
     @classmethod
     def eval_transform(
@@ -384,26 +378,6 @@ class Task(abc.ABC):
             "another task"
         )
 
-    def embed_photos(
-        self, photos: Photos, params: dict, batch_stats: dict
-    ) -> Embeddings:
-        """Returns embeddings for gallery.py; see `predict`."""
-        raise UserError(
-            f"the {self.name} task embeds no photos; name a run of the verify "
-            "task"
-        )
-
-    def probability(
-        self, cosine: np.ndarray, one: np.ndarray, other: np.ndarray
-    ) -> np.ndarray:
-        """Returns how probably embedded photos match, [P].
-
-        Args:
-          cosine: [P], of their embeddings.
-          one, other: [P], log-odds that each is real.
-        """
-        raise NotImplementedError
-
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:
         """Returns the task's part of the report on a run folder."""
@@ -424,41 +398,3 @@ class Task(abc.ABC):
           A sentence for people, such as the out-of-fold score.
         """
         return f"{len(runs)} models in {workdir}"
-
-
-def build_encoder(
-    config: ConfigDict, num_classes: int
-) -> jax_models.ImageModel:
-    """Returns the freshly initialised classifier that `config` asks for.
-
-    Args:
-      config: see `create_network`.
-      num_classes: width of its head.
-
-    Raises:
-      UserError: `config.model` is a network for another task.
-    """
-    model = create_network(config, num_classes)
-    if not isinstance(model, jax_models.ImageModel):
-        raise UserError(
-            f"model is {config.model}, which the {config.task} task cannot "
-            f"train; set --config.model to one of "
-            f"{', '.join(jax_models.list_models())}"
-        )
-    return model
-
-
-def create_network(config: ConfigDict, num_classes: int) -> nnx.Module:
-    """Returns the freshly initialised network that `config` asks for.
-
-    Args:
-      config: `model`, `model_options`, `seed`, `dtype`, `remat`.
-      num_classes: width of its output, or of what it is asked for.
-    """
-    return jax_models.create_model(
-        config.model,
-        num_classes=num_classes,
-        rngs=nnx.Rngs(config.seed),
-        dtype=runtime.compute_dtype(config.dtype),
-        **{"remat": config.remat, **config.model_options},
-    )

@@ -30,11 +30,12 @@ from training.loop.stages import Stage
 from training.loop.step import Loss
 from training.multihost import comm
 from training.tasks import flow_sampling
-from training.tasks.base import Direction, Task, create_network
+from training.tasks.base import Direction, Task
 from training.tasks.flow_augmentation import augment
 from training.tasks.flow_sampling import Sampling
 from training.tasks.generation_export import export_samples
 from training.tasks.judge import Judge
+from training.tasks.networks import create_network
 
 if TYPE_CHECKING:
     from reports.page import Section

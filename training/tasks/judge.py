@@ -23,7 +23,7 @@ from training.checkpointing import init_from
 from training.loop.predict import PredictStep, predictions
 from training.loop.state import make_abstract_model
 from training.multihost import sharding
-from training.tasks.base import build_encoder
+from training.tasks.networks import build_encoder
 
 _FIELD = "generate.judge"
 _BATCH = 64  # on each device

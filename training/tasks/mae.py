@@ -20,7 +20,8 @@ from training import runtime
 from training.loop.stages import Stage
 from training.loop.step import Loss
 from training.multihost import comm, sharding
-from training.tasks.base import Direction, Task, build_encoder
+from training.tasks.base import Direction, Task
+from training.tasks.networks import build_encoder
 
 if TYPE_CHECKING:
     from run_folder.artifacts import ArtifactWriter

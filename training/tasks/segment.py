@@ -35,7 +35,8 @@ from training.loop.stages import Stage
 from training.loop.step import Loss
 from training.multihost import comm
 from training.tasks import segmentation_evaluator, segmentation_losses
-from training.tasks.base import Direction, Task, create_network
+from training.tasks.base import Direction, Task
+from training.tasks.networks import create_network
 from training.tasks.segmentation_files import MaskFiles, write_photo
 from training.tasks.segmentation_prediction import (
     PixelPredictor,

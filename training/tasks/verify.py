@@ -32,7 +32,8 @@ from training.tasks import (
     verification_loss,
     verification_prediction,
 )
-from training.tasks.base import Direction, Task, build_encoder
+from training.tasks.base import Direction, Task
+from training.tasks.networks import create_network
 from training.tasks.verification_evaluator import (
     ValidationPairs,
     VerificationEvaluator,
@@ -112,7 +113,7 @@ class Verification(Task):
             classes = max(len(self.classes), 1)
             # Those of forgeries come behind those of real pictures.
             classes *= 1 + (config.verify.forgeries in ("class", "class+head"))
-        return build_encoder(config, classes)
+        return create_network(config, classes)
 
     @functools.cached_property
     def _width(self) -> int:
@@ -309,7 +310,7 @@ class Verification(Task):
     def probability(
         self, cosine: np.ndarray, one: np.ndarray, other: np.ndarray
     ) -> np.ndarray:
-        """See `Task.probability`."""
+        """See `training.gallery.Embeds`."""
         log_real = similarity.log_sigmoid(one) + similarity.log_sigmoid(other)
         log_odds = self.similarity(
             cosine, log_real if self._has_head else np.zeros(0)

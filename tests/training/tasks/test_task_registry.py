@@ -68,7 +68,9 @@ def test_an_unknown_test_time_view_is_refused():
     config = config_of("classify")
     config.eval.tta = ("centre",)
     said = refusal(config)
-    assert "eval.tta: there is no view 'centre'; did you mean center?" in said
+    assert (
+        "eval.tta: there is no view 'centre' (did you mean 'center'?)" in said
+    )
 
 
 def test_every_task_has_its_name_and_a_metric():
