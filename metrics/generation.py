@@ -64,7 +64,7 @@ def kernel_distance(
     generated: np.ndarray,
     *,
     subsets: int = KID_SUBSETS,
-    size: int = KID_SIZE,
+    size: int | None = None,
     seed: int = 0,
 ) -> Kid:
     """Squared maximum mean discrepancy, kernel (x·y / D + 1)^3, unbiased.
@@ -76,14 +76,16 @@ def kernel_distance(
       generated: `[M, D]`.
       subsets: how many random subsets are averaged; their spread is given,
         too.
-      size: rows of a subset, or as many as both have.
+      size: rows of a subset; left out, 1,000, or half of what there is, as
+        subsets of all rows would have no spread.
       seed: of the subsets.
 
     Raises:
       UserError: there are fewer than two rows of either.
     """
     real, generated = _checked(real, generated)
-    size = min(size, len(real), len(generated))
+    if size is None:
+        size = max(min(KID_SIZE, min(len(real), len(generated)) // 2), 2)
     rng = np.random.default_rng(seed)
     found = [
         _mmd2(

@@ -43,7 +43,8 @@ def loud(name, remat=False):
     )
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), params
+        lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32),
+        params,
     )
 
     @jax.jit

@@ -62,15 +62,23 @@ def test_kernel_distance_is_the_unbiased_estimate():
         return np.mean(pairs)
 
     expected = mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
-    found = generation.kernel_distance(x, y, subsets=3)
+    found = generation.kernel_distance(x, y, subsets=3, size=6)
     assert found.mean == pytest.approx(expected)
     assert found.std == pytest.approx(0, abs=1e-9)  # All rows every time.
+
+
+def test_few_rows_still_have_a_spread():
+    found = generation.kernel_distance(gaussian(40, 0), gaussian(40, 1))
+    assert found.std > 0.01
 
 
 def test_kernel_distance_is_zero_on_average_for_one_distribution():
     found = [
         generation.kernel_distance(
-            gaussian(100, seed), gaussian(100, 1000 + seed), subsets=1
+            gaussian(100, seed),
+            gaussian(100, 1000 + seed),
+            subsets=1,
+            size=100,
         ).mean
         for seed in range(60)
     ]

@@ -26,7 +26,7 @@ LARGEST_SET = 10_000
 # Nearest pairs that the report shows.
 PAIRS = 12
 # Deviation of the blur, over the side of an image.
-BLUR = 1 / 16
+BLUR = 1 / 8
 # Rounds of sampling, where the judge leaves images out.
 _ROUNDS = 5
 
@@ -300,7 +300,7 @@ def _real(data: Data, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def blur(images: np.ndarray) -> np.ndarray:
-    """Blurs uint8 [N, H, W, 3] by a sixteenth of their height."""
+    """Blurs uint8 [N, H, W, 3] by an eighth of their height."""
     radius = BLUR * images.shape[1]
     return np.stack(
         [
