@@ -18,11 +18,11 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 DEMOS = tuple(
     name for name in jax_models.list_models() if name.endswith("_demo")
 )
-NO_DROP = {"encoder_options": {"drop_path_rate": 0.0}}
 
 
 def make(encoder="resnet_demo", num_classes=3, **options):
-    options = NO_DROP | {"width": 8} | options
+    own = {"encoder_options": golden_models.drops(encoder), "width": 8}
+    options = own | options
     return jax_models.create_model(
         "embedding", num_classes, encoder=encoder, **options
     )
