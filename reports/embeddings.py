@@ -198,7 +198,7 @@ def _retrieval(
                 ],
             ),
             f"{scores['queries']:,} real pictures, each looked up among the "
-            f"{len(found.ids):,} pictures of the validation pairs; "
+            f"{len(found.ids):,} pictures that validate; "
             f"{scores['unanswerable']:,} more have no other picture of their "
             "identity. OML: as open-metric-learning defines it. Rows show a "
             "picture and its nearest ones with their distances, framed by "

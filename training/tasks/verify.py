@@ -266,13 +266,12 @@ class Verification(Task):
         test = None
         if source.test is not None:
             test = embedded(source.test, np.arange(len(source.test)))
-        compared = self._pairs.compared(
-            validation.embedding, validation.real_logit
-        )
-        self.similarity = similarity.fit(*compared, self._pairs.positive)
+        pairs = self._pairs.without(validation.bad)
+        compared = pairs.compared(validation.embedding, validation.real_logit)
+        self.similarity = similarity.fit(*compared, pairs.positive)
         return comm.run_on_primary(
             lambda: verification_export.write(
-                self, data, self._pairs, writer, validation, test
+                self, data, pairs, writer, validation, test
             )
         )
 
