@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageFilter
 
+from core.errors import UserError
 from metrics import generation
 from run_folder import layout
 from training.multihost import comm, sharding
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from run_folder.artifacts import ArtifactWriter
     from training.data import Data
 
+# Images of which there are scores: one has that many neighbours and itself.
+FEWEST = generation.DENSITY_NEIGHBOURS + 1
 # Real images that scores are over, at the most: distances grow as a square.
 LARGEST_SET = 10_000
 # Nearest pairs that the report shows.
@@ -52,6 +55,9 @@ def export_samples(
 
     Returns:
       A sentence for people.
+
+    Raises:
+      UserError: the judge leaves too few images.
     """
     known, rows = data.source.labelled, data.train_rows
     labels, indices = wanted(known.labels[rows], config.generate.count)
@@ -60,6 +66,13 @@ def export_samples(
     if config.generate.filter and judge is not None:
         found = _filtered(config, data, sample, judge, labels, images)
         images, labels, indices, dropped = found
+        if len(images) < FEWEST:
+            raise UserError(
+                f"the judge takes {len(images)} of "
+                f"{len(images) + dropped:,} images for their class; set "
+                "--config.generate.filter lower and give --export, or train "
+                "longer"
+            )
     names = folder_names(data.source.classes)
     files = [
         f"samples/{names[label]}/{index:05d}.png"
