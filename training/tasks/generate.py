@@ -92,8 +92,8 @@ class Generation(Task):
                     )
         if config.init_from:
             yield (
-                "init_from has no effect on the generate task: what it would "
-                "start from has seen rows that nobody could name any more"
+                "init_from has no effect on the generate task: nothing would "
+                "tell which photos those weights have seen; leave it out"
             )
         count = config.generate.count
         if config.generate.judge and 0 < count < FEWEST:

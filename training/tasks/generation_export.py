@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -201,16 +200,12 @@ def _next_to_try(
 
 
 def _remove_stale(writer: ArtifactWriter, files: set[str]) -> None:
-    """Deletes what this export does not replace of an earlier one."""
+    """Deletes what earlier exports have left, also one that was killed."""
     (writer.workdir / layout.SAMPLE_SCORES).unlink(missing_ok=True)
-    try:
-        text = (writer.workdir / layout.SAMPLES).read_text("utf-8")
-        earlier = [entry["file"] for entry in json.loads(text)["images"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    for name in earlier:
-        if name not in files and name.startswith("samples/"):
-            (writer.workdir / name).unlink(missing_ok=True)
+    for path in (writer.workdir / "samples").glob("*/*.png"):
+        name = f"samples/{path.parent.name}/{path.name}"
+        if name not in files and path.stem.isdigit():
+            path.unlink(missing_ok=True)
 
 
 def _scores(

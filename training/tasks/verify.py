@@ -76,7 +76,8 @@ class Verification(Task):
         self.resize = "whole"
         self.similarity = similarity.Similarity()
         self._step = None
-        self._first: np.ndarray | None = None  # What predict compares with.
+        # Embedding and log-odds that predict compares with, over all calls.
+        self._first: tuple[np.ndarray, np.ndarray] | None = None
 
     # ---- Config --------------------------------------------------------------
 
@@ -281,7 +282,7 @@ class Verification(Task):
         """Yields how like the first photo each is, and its embedding.
 
         See `Task`. `similarity` is the probability that both show the same
-        and are real.
+        and are real; the first is the first readable one of all calls.
         """
         found = self.embed_photos(photos, params, batch_stats)
         for vector, logit, bad in zip(

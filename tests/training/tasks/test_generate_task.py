@@ -151,7 +151,9 @@ def test_folders_have_names_that_a_disk_takes():
         assert names == ["class-0", "class-1"]
 
 
-def test_the_gaussian_has_the_moments_of_its_class():
+@pytest.mark.parametrize("largest", [300, 2000])
+def test_the_gaussian_has_the_moments_of_its_class(monkeypatch, largest):
+    monkeypatch.setattr(pca_gaussian, "LARGEST_FIT", largest)
     rng = np.random.default_rng(0)
     base = rng.normal(size=(2, 48)) * 20 + 128
     labels = np.repeat([0, 1], 400)
