@@ -192,7 +192,8 @@ def model_key(task: Task, weights: tuple[dict, dict]) -> str:
       weights: params and batch_stats of it.
     """
     config = task.config
-    said = [config.image_size, config.dtype, task.resize, *task.views]
+    clean = config.data.get("clean_impulses", False)
+    said = [config.image_size, config.dtype, clean, task.resize, *task.views]
     digest = hashlib.sha256(json.dumps(said).encode())
     for channel in task.statistics.channels.values():
         digest.update(np.ascontiguousarray(channel))

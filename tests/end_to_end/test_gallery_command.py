@@ -5,7 +5,6 @@ import io
 import json
 from pathlib import Path
 
-import commands
 import pytest
 
 import gallery
@@ -57,11 +56,13 @@ def test_a_table_is_for_people(capsys):
         (["--run={t}/none", "--gallery={t}", "{t}"], "none"),
     ],
 )
-def test_mistakes_are_one_sentence(tmp_path, arguments, words):
+def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, words):
     (tmp_path / "1.jpg").write_bytes(b"")
     words_given = [word.format(t=tmp_path) for word in arguments]
-    done = commands.run("gallery.py", *words_given)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error")]
+    with pytest.raises(SystemExit) as ended:
+        gallery.main(words_given)
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    (line,) = [x for x in told.err.splitlines() if x.startswith("error")]
     assert words in line
