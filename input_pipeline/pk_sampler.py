@@ -54,8 +54,8 @@ class PKSampler:
         known = len(self._groups[0])
         if known < 2:
             raise UserError(
-                f"the rows to train on show {known} identities, and there is "
-                "nothing to tell apart; add pictures of others, or set "
+                f"the rows to train on show {known} of the two identities or "
+                "more that there must be; add pictures of others, or set "
                 "--config.data.fold and --config.data.folds to train on more"
             )
         if self.identities > known:

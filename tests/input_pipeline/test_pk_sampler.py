@@ -95,7 +95,11 @@ def test_identities_of_an_epoch_come_in_a_new_order():
 @pytest.mark.parametrize(
     ("sizes", "p", "message"),
     [
-        ([4], 2, r"show 1 identities, and there is nothing to tell apart"),
+        (
+            [4],
+            2,
+            r"show 1 of the two identities or more",
+        ),
         ([4] * 7, 9, r"hold 9 identities.*show 7; .*identities=7.*7 x 2"),
     ],
 )
