@@ -110,10 +110,17 @@ def search(
     gallery.check(run.task)
 
     def embed(names: Sequence[str]):
-        size = run.task.config.eval.batch_size
+        config = run.task.config
+        size = config.eval.batch_size
         # Filling a batch up is cheaper than compiling for one of its own
         # size, unless it is small.
-        given = Photos(list(names), size, mesh, shrinks=len(names) < size / 4)
+        given = Photos(
+            list(names),
+            size,
+            mesh,
+            shrinks=len(names) < size / 4,
+            clean_impulses=config.data.get("clean_impulses", False),
+        )
         return run.task.embed_photos(given, *run.weights)
 
     key = gallery.model_key(run.task, run.weights)

@@ -36,6 +36,8 @@ def base() -> ConfigDict:
 UNCHANGED = {
     "crop_scale": (1.0, 1.0),
     "crop_ratio": (1.0, 1.0),
+    "crop_max_share": 1.0,
+    "zoom": (1.0, 1.0),
     "flip": 0.0,
     "randaugment_ops": 0,
     "jitter": (0.0, 0.0, 0.0, 0.0),

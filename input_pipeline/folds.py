@@ -92,13 +92,15 @@ def check_given_folds(source: Source, data: Any) -> None:
         problem, remedy = "data.folds_file is set", "leave it empty"
     if problem:
         raise UserError(
-            f"{problem}, but {data.root} says itself which images validate; "
-            f"{remedy}, or {how_to_fold(source)}"
+            f"{problem}, but {data.root or source.name} says itself which "
+            f"images validate; {remedy}, or {how_to_fold(source)}"
         )
 
 
 def how_to_fold(source: Source) -> str:
     """Returns what makes folds of data that say which images validate."""
+    if source.name == "digit_pairs":
+        return "train on data of your own"
     how = "convert again with" if source.name == "records" else "set"
     return f"{how} --config.data.val_images= to fold the training images alone"
 

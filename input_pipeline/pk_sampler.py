@@ -31,9 +31,7 @@ class PKSampler:
     fewer gives all n, and K - n of them again, drawn with replacement (as in
     open-metric-learning's BalanceSampler, which drops the last batch).
 
-    With `parts` > 1, rows i, i + parts, … of a batch, which gradient
-    accumulation takes as part i, are P / parts identities with K pictures.
-    Otherwise the K pictures of an identity stand side by side.
+    The K pictures of an identity stand side by side.
 
     Attributes:
       rows: int [N], the rows to train on.
@@ -41,11 +39,9 @@ class PKSampler:
       seed: of the order.
       identities: P, of a batch.
       pictures: K, of each of them.
-      parts: of a batch under gradient accumulation; divides P.
 
     Raises:
-      UserError: there are fewer than P identities or than two, or `parts`
-        does not divide P.
+      UserError: there are fewer than P identities or than two.
     """
 
     rows: np.ndarray
@@ -53,31 +49,22 @@ class PKSampler:
     seed: int
     identities: int
     pictures: int
-    parts: int = 1
 
     def __post_init__(self):
         known = len(self._groups[0])
         if known < 2:
             raise UserError(
-                f"the rows to train on show {known} identities, and there is "
-                "nothing to tell apart; add pictures of others, or set "
+                f"the rows to train on show {known} of the two identities or "
+                "more that there must be; add pictures of others, or set "
                 "--config.data.fold and --config.data.folds to train on more"
             )
-        most = known - known % self.parts
         if self.identities > known:
             raise UserError(
                 f"a batch is to hold {self.identities} identities, and the "
                 f"rows to train on show {known}; set "
-                f"--config.verify.identities={most} or lower, and the stages' "
-                f"batch_size to {most} x {self.pictures} = "
-                f"{most * self.pictures}"
-            )
-        if self.identities % self.parts:
-            raise UserError(
-                f"a batch of {self.identities} identities cannot be divided "
-                f"into {self.parts} parts that hold whole identities; set "
-                "accumulate of the stage to a divisor of "
-                "--config.verify.identities"
+                f"--config.verify.identities={known} or lower, and the stages' "
+                f"batch_size to {known} x {self.pictures} = "
+                f"{known * self.pictures}"
             )
 
     def row(self, position: int) -> int:
@@ -120,9 +107,7 @@ class PKSampler:
                 for label in chosen
             ]
         )
-        # [parts, P / parts * K]: part i of accumulation is rows i, i + A, ...
-        parts = self.rows[order[drawn]].reshape(self.parts, -1)
-        return parts.T.ravel()
+        return self.rows[order[drawn]].ravel()
 
 
 def _draw(count: int, wanted: int, rng: np.random.Generator) -> np.ndarray:

@@ -23,6 +23,7 @@ from jax_models.velocity import (
     Condition,
     SelfAttention,
     VelocityModel,
+    check_counts,
     modulate,
     velocity_to,
 )
@@ -103,6 +104,13 @@ class DiT(VelocityModel):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        check_counts(
+            "dit",
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            patch=config.patch,
+        )
         if config.width % 4:
             raise UserError(
                 f"dit has width={config.width}; take a multiple of 4"

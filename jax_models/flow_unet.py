@@ -25,6 +25,7 @@ from jax_models.velocity import (
     Condition,
     SelfAttention,
     VelocityModel,
+    check_counts,
     modulate,
     velocity_to,
 )
@@ -145,6 +146,14 @@ class FlowUNet(VelocityModel):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        check_counts(
+            "flow_unet",
+            width=config.width,
+            blocks=config.blocks,
+            head_width=config.head_width,
+            patch=config.patch,
+            multipliers=min(config.multipliers, default=0),
+        )
         if config.width % _GROUP_WIDTH:
             raise UserError(
                 f"flow_unet has width={config.width}; take a multiple of "

@@ -90,6 +90,21 @@ class VelocityModel(nnx.Module):
             )
 
 
+def check_counts(name: str, **counts: int) -> None:
+    """Refuses options below 1.
+
+    Args:
+      name: of the network.
+      counts: options, by name.
+
+    Raises:
+      UserError: one is below 1.
+    """
+    for option, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name} has {option}={count}; take 1 or more")
+
+
 class Condition(nnx.Module):
     """Time, class and augmentation to one vector.
 

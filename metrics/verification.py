@@ -12,11 +12,12 @@ positives, without negatives, or with a score that is NaN, rates are NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Integer, Real, Shaped
+from jaxtyping import Bool, Float64, Integer, Real, Shaped
 
 # What a pair may be; `kind` of a pair is an index. Both pictures are real and
 # show one identity; they show two identities; they pass for one identity, but
@@ -231,37 +232,23 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def accuracy_over_folds(
-    scores: Scores, positive: Positive, fold: Integer[np.ndarray, " P"]
-) -> tuple[float, float]:
-    """Returns accuracy with a threshold from the other folds (LFW's protocol).
+def held_out_parts(
+    folds: Integer[np.ndarray, "P 2"],
+) -> Iterator[tuple[Bool[np.ndarray, " P"], Bool[np.ndarray, " P"]]]:
+    """Yields which pairs to fit on and which to score; each is scored once.
+
+    A pair of two identities belongs to two folds. No identity of a scored
+    pair is in a pair to fit on.
 
     Args:
-      scores: of the pairs.
-      positive: which pairs are positive.
-      fold: of each pair; identities of one fold must be in no other.
-
-    Returns:
-      (mean over the folds, its standard error).
+      folds: of both identities of each pair.
     """
-    values = []
-    for number in np.unique(fold):
-        held_out = fold == number
-        threshold = _most_accurate(scores[~held_out], positive[~held_out])
-        accepted = scores[held_out] >= threshold
-        values.append((accepted == positive[held_out]).mean())
-    error = np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(np.mean(values)), float(error)
-
-
-def _most_accurate(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The threshold of most right answers, midway between two scores."""
-    curve = roc(scores, positive)
-    count = positive.sum()
-    wrong = curve.fnmr * count + curve.fmr * (len(positive) - count)
-    best = int(np.argmin(wrong))
-    around = curve.thresholds[best : best + 2]
-    return float(around.mean()) if np.isfinite(around).all() else around[0]
+    numbers = np.unique(folds)
+    lower, upper = folds.min(axis=1), folds.max(axis=1)
+    for one, other in itertools.combinations_with_replacement(numbers, 2):
+        scored = (lower == one) & (upper == other)
+        if scored.any():
+            yield ~np.isin(folds, (one, other)).any(axis=1), scored
 
 
 class Logistic(NamedTuple):
@@ -332,11 +319,3 @@ def fit_logistic(
             break
     weights = beta[:-1] / std
     return Logistic(weights, float(beta[-1] - weights @ mean))
-
-
-def cosine(
-    first: Float[np.ndarray, "P D"], second: Float[np.ndarray, "P D"]
-) -> Float[np.ndarray, " P"]:
-    """Returns the cosine of each pair of vectors; 0 with a zero vector."""
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return (first * second).sum(axis=1) / np.maximum(norms, 1e-12)

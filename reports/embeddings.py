@@ -33,7 +33,7 @@ _RETRIEVED = 5  # pictures beside each query
 
 
 class EmbeddedPictures(NamedTuple):
-    """What `embeddings/<split>.npz` holds.
+    """What `embeddings/<split>.npz` holds of pictures that can be read.
 
     Attributes:
       ids: str [N], of the pictures.
@@ -62,8 +62,11 @@ def read_embeddings(workdir: Path) -> EmbeddedPictures | None:
     try:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
+            # An unreadable one is at the origin, like nothing and no one.
+            kept = ~arrays["bad"]
             return EmbeddedPictures(
-                *(arrays[name] for name in EmbeddedPictures._fields)
+                *(arrays[name][kept] for name in EmbeddedPictures._fields[:-1]),
+                arrays["classes"],
             )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
@@ -198,7 +201,7 @@ def _retrieval(
                 ],
             ),
             f"{scores['queries']:,} real pictures, each looked up among the "
-            f"{len(found.ids):,} pictures of the validation pairs; "
+            f"{len(found.ids):,} pictures that validate; "
             f"{scores['unanswerable']:,} more have no other picture of their "
             "identity. OML: as open-metric-learning defines it. Rows show a "
             "picture and its nearest ones with their distances, framed by "

@@ -233,7 +233,7 @@ def _hardest(pairs: PairScores, pictures: Pictures | None) -> Section:
             ]
         ),
         "Negatives with the highest similarity and positives with the lowest; "
-        f"each picture is shown once. {problem}",
+        f"in each group no picture is shown twice. {problem}",
     )
 
 

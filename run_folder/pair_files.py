@@ -63,6 +63,13 @@ class PairList:
         """The rows that are in a pair, ascending: int [R]."""
         return np.unique(np.concatenate([self.first, self.second]))
 
+    def take(self, rows: np.ndarray) -> PairList:
+        """Returns some of the pairs: int or bool [n]."""
+        kind = None if self.kind is None else self.kind[rows]
+        return PairList(
+            self.ids[rows], self.first[rows], self.second[rows], kind
+        )
+
     def hash(self, picture_ids: np.ndarray) -> str:
         """Names the list: 16 hex digits, whatever the rows' numbers.
 

@@ -9,13 +9,18 @@ more, by the same procedure.
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Float64, Int
 
-from metrics.verification import KINDS, auc, equal_error_rate, fit_logistic
+from metrics.verification import (
+    KINDS,
+    auc,
+    equal_error_rate,
+    fit_logistic,
+    held_out_parts,
+)
 from stacking.pair_members import PairTable
 
 FOLDS = 5
@@ -106,21 +111,6 @@ def folds_of(
     fold = np.empty(len(names), int)
     fold[sorted(range(len(names)), key=key)] = np.arange(len(names)) % parts
     return fold[index.reshape(identities.shape)]
-
-
-def held_out_parts(
-    folds: Int[np.ndarray, "P 2"],
-) -> Iterator[tuple[Bool[np.ndarray, " P"], Bool[np.ndarray, " P"]]]:
-    """Yields which pairs to fit on and which to score; each is scored once.
-
-    No identity of a scored pair is in a pair to fit on.
-    """
-    numbers = np.unique(folds)
-    lower, upper = folds.min(axis=1), folds.max(axis=1)
-    for one, other in itertools.combinations_with_replacement(numbers, 2):
-        scored = (lower == one) & (upper == other)
-        if scored.any():
-            yield ~np.isin(folds, (one, other)).any(axis=1), scored
 
 
 def nested_scores(

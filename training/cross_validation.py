@@ -62,15 +62,16 @@ def check(arguments: Arguments) -> None:
             "those of all folds would replace; choose another --workdir"
         )
     config = arguments.config
-    # Only sources with masks have validation images of their own.
-    kinds = ("", "masks", "records")
-    if not config.data.root or config.data.source not in kinds:
+    # Only these may have validation images of their own.
+    kinds = ("", "masks", "records") if config.data.root else ("digit_pairs",)
+    if config.data.source not in kinds:
         return
     source = open_source(config.data, Path(config.cache_dir).expanduser())
     if source.given_folds is not None:
         raise UserError(
-            f"--all-folds needs folds, but {config.data.root} says itself "
-            "which images validate; leave --all-folds out, or "
+            "--all-folds needs folds, but "
+            f"{config.data.root or source.name} says itself which images "
+            "validate; leave --all-folds out, or "
             f"{how_to_fold(source)}"
         )
 

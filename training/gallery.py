@@ -116,8 +116,7 @@ class Gallery:
 
     def row_of(self, path: Path) -> int:
         """The row of a file; -1 where it is none of these."""
-        inside = os.path.relpath(os.path.realpath(path), self._real_folder)
-        return self._rows.get(inside, -1)
+        return self._rows.get(os.path.realpath(path), -1)
 
     def answers(
         self,
@@ -177,12 +176,12 @@ class Gallery:
             return rows, np.where(rows < 0, np.nan, 1 - distance**2 / 2)
 
     @functools.cached_property
-    def _real_folder(self) -> str:
-        return os.path.realpath(self.folder)
-
-    @functools.cached_property
     def _rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.names.tolist())}
+        """Rows by real path: people link photos, and folders of them."""
+        return {
+            os.path.realpath(self.folder / name): row
+            for row, name in enumerate(self.names.tolist())
+        }
 
 
 def model_key(task: Task, weights: tuple[dict, dict]) -> str:
@@ -193,7 +192,8 @@ def model_key(task: Task, weights: tuple[dict, dict]) -> str:
       weights: params and batch_stats of it.
     """
     config = task.config
-    said = [config.image_size, config.dtype, task.resize, *task.views]
+    clean = config.data.get("clean_impulses", False)
+    said = [config.image_size, config.dtype, clean, task.resize, *task.views]
     digest = hashlib.sha256(json.dumps(said).encode())
     for channel in task.statistics.channels.values():
         digest.update(np.ascontiguousarray(channel))

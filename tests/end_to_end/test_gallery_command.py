@@ -4,11 +4,18 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
-import commands
+import numpy as np
 import pytest
+from PIL import Image
 
 import gallery
+from configs import common, verify
+from input_pipeline.transforms.views import AlignedTransform
+from training import gallery as known_photos
+from training import saved_run
+from training.tasks.verification_prediction import Embeddings
 
 ANSWERS = [
     {"identity": "a", "picture": "a/1.jpg", "cosine": 0.5, "similarity": 0.25},
@@ -57,11 +64,50 @@ def test_a_table_is_for_people(capsys):
         (["--run={t}/none", "--gallery={t}", "{t}"], "none"),
     ],
 )
-def test_mistakes_are_one_sentence(tmp_path, arguments, words):
+def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, words):
     (tmp_path / "1.jpg").write_bytes(b"")
     words_given = [word.format(t=tmp_path) for word in arguments]
-    done = commands.run("gallery.py", *words_given)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error")]
+    with pytest.raises(SystemExit) as ended:
+        gallery.main(words_given)
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    (line,) = [x for x in told.err.splitlines() if x.startswith("error")]
     assert words in line
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_photos_are_cleaned_as_those_of_the_training(
+    tmp_path, monkeypatch, clean
+):
+    pixels = np.full((16, 16, 3), 100, np.uint8)
+    pixels[8, 8] = 0
+    for name in ("known", "new"):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "people").mkdir()
+    (tmp_path / "known.png").rename(tmp_path / "people/known.png")
+    darkest = []
+
+    def embed_photos(photos, *weights):
+        (batch,) = photos.batches(
+            photos.examples, photos.rows, AlignedTransform(16)
+        )
+        darkest.append(batch["image"].min())
+        unit = np.ones((1, 1), np.float32)
+        return Embeddings(unit, unit[:, 0], np.zeros(1, bool))
+
+    config = verify.get_config("demo")
+    config.data.clean_impulses = clean
+    task = SimpleNamespace(
+        config=config,
+        embed_photos=embed_photos,
+        probability=lambda cosine, *logits: cosine,
+    )
+    run = SimpleNamespace(task=task, weights=({}, {}))
+    monkeypatch.setattr(saved_run, "open_run", lambda *_: run)
+    monkeypatch.setattr(known_photos, "model_key", lambda *_: str(tmp_path))
+    monkeypatch.setattr(common, "CACHE_DIR", str(tmp_path / "cache"))
+    new = [tmp_path / "new.png"]
+    ((_, nearest),) = gallery.search(tmp_path, tmp_path / "people", new, 1)
+    assert nearest[0]["identity"] == "known"
+    assert [value < 100 for value in darkest] == [not clean] * 2

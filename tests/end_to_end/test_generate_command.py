@@ -95,6 +95,8 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(
 def test_how_images_are_sampled_is_no_part_of_the_run(run, capsys):
     before = manifest(run)["images"]
     fewer = ("--export", "--config.generate.count=10")
+    # Of an export of more, that was killed.
+    (run / "samples/0/00999.png").write_bytes(b"half a picture")
     try:
         assert training(run, RECIPE, *fewer) == 0
         kept = {image["file"] for image in manifest(run)["images"]}

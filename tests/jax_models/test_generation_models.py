@@ -130,6 +130,24 @@ def test_a_width_that_heads_do_not_divide_is_refused():
         make("dit", heads=3)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("dit", "patch", 0),
+        ("dit", "heads", 0),
+        ("dit", "depth", 0),
+        ("flow_unet", "patch", 0),
+        ("flow_unet", "width", 0),
+        ("flow_unet", "head_width", 0),
+        ("flow_unet", "multipliers", ()),
+        ("flow_unet", "multipliers", (1, 0)),
+    ],
+)
+def test_a_count_below_1_is_refused(name, option, value):
+    with pytest.raises(UserError, match=f"{name} has {option}=0; take 1"):
+        make(name, **{option: value})
+
+
 def test_the_published_sizes():
     """DiT-S/4 has 33 M parameters (Peebles & Xie), of which a third are the
     matrices of the condition."""

@@ -211,27 +211,6 @@ def test_interval_without_a_score_is_nan():
     assert np.isnan(found).all()
 
 
-def test_lfw_accuracy_takes_the_threshold_from_the_other_folds():
-    scores, positive = random_pairs(0, 600)
-    fold = np.arange(600) % 10
-    values = []
-    for number in range(10):
-        inside = fold == number
-        candidates = np.unique(scores[~inside])
-        right = [
-            ((scores[~inside] >= t) == positive[~inside]).sum()
-            for t in candidates
-        ]
-        # Any threshold up to this one, down to the next lower score.
-        best = candidates[len(right) - 1 - np.argmax(right[::-1])]
-        lower = candidates[candidates < best].max()
-        accepted = scores[inside] >= (best + lower) / 2
-        values.append((accepted == positive[inside]).mean())
-    mean, error = verification.accuracy_over_folds(scores, positive, fold)
-    assert mean == pytest.approx(np.mean(values))
-    assert error == pytest.approx(np.std(values, ddof=1) / np.sqrt(10))
-
-
 @pytest.mark.parametrize("width", [1, 3])
 def test_logistic_is_scikit_learns_on_platts_targets(width):
     scores, positive = random_pairs(2)
@@ -273,11 +252,3 @@ def test_calibration_leaves_the_order_and_stays_finite():
     np.testing.assert_allclose(constant.probabilities(np.ones((4, 1))), 0.5)
     extreme = fitted.probabilities(np.array([[1e6], [-1e6]]))
     assert extreme.tolist() == [1.0, 0.0]
-
-
-def test_cosine_of_pairs():
-    first = np.float32([[3, 4], [0, 0], [1, 0]])
-    second = np.float32([[6, 8], [1, 0], [0, 2]])
-    np.testing.assert_allclose(
-        verification.cosine(first, second), [1, 0, 0], atol=1e-6
-    )

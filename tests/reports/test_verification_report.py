@@ -57,6 +57,7 @@ def workdir(tmp_path):
         embeddings=embeddings.astype(np.float32),
         labels=labels,
         forged=forged,
+        bad=np.zeros(20, bool),
         classes=np.array(PEOPLE),
     )
     return tmp_path
@@ -163,6 +164,17 @@ def test_the_map_shows_every_picture_and_marks_forgeries(workdir):
     assert section.body.count("m-2.5 -2.5") == 5
     assert "&lt;b&gt;Ada" in section.body
     assert "Forged pictures are crosses" in section.note
+
+
+def test_what_cannot_be_read_is_on_no_map_and_no_answer(workdir):
+    arrays = stored(workdir, "embeddings")
+    arrays["bad"][0] = True
+    arrays["embeddings"][0] = 0
+    np.savez(workdir / "embeddings/val.npz", **arrays)
+    chart, retrieved = embedding_sections(workdir)
+    assert chart.body.count("<circle") == 14
+    assert retrieved.note.startswith("14 real pictures")
+    assert str(arrays["ids"][0]) not in retrieved.body
 
 
 def test_training_shows_whether_embeddings_collapse(workdir):

@@ -160,3 +160,10 @@ def test_data_that_say_which_images_validate_have_no_folds(tmp_path):
     arguments.config.data.val_images = ""
     cross_validation.check(arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_demos_pairs_have_no_folds(tmp_path):
+    arguments = arguments_in(tmp_path)
+    arguments.config.data.source = "digit_pairs"
+    with pytest.raises(UserError, match="but digit_pairs says itself"):
+        cross_validation.check(arguments)

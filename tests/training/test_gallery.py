@@ -96,6 +96,20 @@ def test_a_picture_is_no_answer_to_itself(people, tmp_path):
         assert found[0]["picture"] == "red/2.png"
 
 
+def test_a_linked_picture_is_no_answer_to_itself(people, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (people / "red/1.png").rename(tmp_path / "elsewhere/1.png")
+    (people / "red/1.png").symlink_to(tmp_path / "elsewhere/1.png")
+    (people / "green").rename(tmp_path / "elsewhere/green")
+    (people / "green").symlink_to(tmp_path / "elsewhere/green")
+    known, _ = opened(people, tmp_path)
+    for path in (people / "red/1.png", tmp_path / "elsewhere/1.png"):
+        (found,) = answers_to(known, path, count=1)
+        assert found[0]["picture"] == "red/2.png"
+    (found,) = answers_to(known, people / "green/1.png", count=1)
+    assert found[0]["identity"] != "green"
+
+
 def test_only_what_changed_is_embedded_again(people, tmp_path):
     _, asked = opened(people, tmp_path)
     assert len(asked) == 4

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_models.embedding import unit
 from training.tasks import mining
 
 Embeddings = Float[Array, "B D"]
@@ -78,18 +79,11 @@ def remember(
 # ---- Distances and means ----------------------------------------------------
 
 
-def normalize(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-    """Returns float32 rows of length 1; a zero row stays zero."""
-    x = x.astype(jnp.float32)
-    square = jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-24)
-    return x * jax.lax.rsqrt(square)
-
-
 def pairwise_cosines(
     x: Float[Array, "N D"], y: Float[Array, "M D"]
 ) -> Float[Array, "N M"]:
-    """Returns the cosines between rows."""
-    return product(normalize(x), normalize(y))
+    """Returns the cosines between rows; 0 with a row of zeros."""
+    return product(unit(x)[0], unit(y)[0])
 
 
 def pairwise_distances(
@@ -169,12 +163,10 @@ def make_batch(
 
 
 def describe(batch: Batch) -> Diagnostics:
-    """Returns distances and norms of a batch; see `make_metric_loss`."""
+    """Returns distances inside a batch; see `make_metric_loss`."""
     rows = len(batch.labels)
     distances = pairwise_distances(batch.embeddings, batch.embeddings)
-    norms = jnp.sqrt((batch.embeddings * batch.embeddings).sum(axis=1))
     return {
         "positive_distance": mean_of(distances, batch.positive[:, :rows]),
         "negative_distance": mean_of(distances, batch.negative[:, :rows]),
-        "embedding_norm": mean_of(norms, batch.counted),
     }

@@ -33,7 +33,7 @@ from training.tasks import flow_sampling
 from training.tasks.base import Direction, Task
 from training.tasks.flow_augmentation import augment
 from training.tasks.flow_sampling import Sampling
-from training.tasks.generation_export import export_samples
+from training.tasks.generation_export import FEWEST, export_samples
 from training.tasks.judge import Judge
 from training.tasks.networks import create_network
 
@@ -81,8 +81,6 @@ class Generation(Task):
         for place, fields in places:
             for name, value in fields.items():
                 plain = UNCHANGED.get(name, 0)
-                if name in ("zoom", "crop_max_share"):
-                    plain = {"zoom": (1.0, 1.0), "crop_max_share": 1.0}[name]
                 # Without jitter, how often does not matter.
                 unused = ("jitter_prob", "randaugment_magnitude")
                 if name not in unused and value != plain:
@@ -94,8 +92,14 @@ class Generation(Task):
                     )
         if config.init_from:
             yield (
-                "init_from has no effect on the generate task: what it would "
-                "start from has seen rows that nobody could name any more"
+                "init_from has no effect on the generate task: nothing would "
+                "tell which photos those weights have seen; leave it out"
+            )
+        count = config.generate.count
+        if config.generate.judge and 0 < count < FEWEST:
+            yield (
+                f"generate.count is {count}, too few images to score; take "
+                f"{FEWEST} or more, or leave generate.judge empty"
             )
         if config.generate.filter and not config.generate.judge:
             yield (

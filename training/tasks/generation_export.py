@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageFilter
 
+from core.errors import UserError
 from metrics import generation
 from run_folder import layout
 from training.multihost import comm, sharding
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from run_folder.artifacts import ArtifactWriter
     from training.data import Data
 
+# Images of which there are scores: one has that many neighbours and itself.
+FEWEST = generation.DENSITY_NEIGHBOURS + 1
 # Real images that scores are over, at the most: distances grow as a square.
 LARGEST_SET = 10_000
 # Nearest pairs that the report shows.
@@ -52,6 +54,9 @@ def export_samples(
 
     Returns:
       A sentence for people.
+
+    Raises:
+      UserError: the judge leaves too few images.
     """
     known, rows = data.source.labelled, data.train_rows
     labels, indices = wanted(known.labels[rows], config.generate.count)
@@ -60,6 +65,13 @@ def export_samples(
     if config.generate.filter and judge is not None:
         found = _filtered(config, data, sample, judge, labels, images)
         images, labels, indices, dropped = found
+        if len(images) < FEWEST:
+            raise UserError(
+                f"the judge takes {len(images)} of "
+                f"{len(images) + dropped:,} images for their class; set "
+                "--config.generate.filter lower and give --export, or train "
+                "longer"
+            )
     names = folder_names(data.source.classes)
     files = [
         f"samples/{names[label]}/{index:05d}.png"
@@ -188,16 +200,12 @@ def _next_to_try(
 
 
 def _remove_stale(writer: ArtifactWriter, files: set[str]) -> None:
-    """Deletes what this export does not replace of an earlier one."""
+    """Deletes what earlier exports have left, also one that was killed."""
     (writer.workdir / layout.SAMPLE_SCORES).unlink(missing_ok=True)
-    try:
-        text = (writer.workdir / layout.SAMPLES).read_text("utf-8")
-        earlier = [entry["file"] for entry in json.loads(text)["images"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    for name in earlier:
-        if name not in files and name.startswith("samples/"):
-            (writer.workdir / name).unlink(missing_ok=True)
+    for path in (writer.workdir / "samples").glob("*/*.png"):
+        name = f"samples/{path.parent.name}/{path.name}"
+        if name not in files and path.stem.isdigit():
+            path.unlink(missing_ok=True)
 
 
 def _scores(

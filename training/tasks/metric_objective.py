@@ -138,9 +138,9 @@ def make_metric_loss(loss: str, options: Mapping[str, Any]) -> MetricLoss:
       (embeddings [B, D], labels [B], weight [B], class weights [C, D] or
       None, memory or None) -> (loss, diagnostics). Diagnostics are scalars
       without gradient, the same names at every step: `positive_distance` and
-      `negative_distance`, means over all pairs of the batch;
-      `embedding_norm`, mean; of losses over triplets or mined pairs
-      `<loss>_active`, the share that has a gradient; in a sum `<loss>_loss`.
+      `negative_distance`, means over all pairs of the batch; of losses over
+      triplets or mined pairs `<loss>_active`, the share that has a gradient;
+      in a sum `<loss>_loss`.
     """
     names, options = terms_of(loss), {**OPTIONS, **options}
 

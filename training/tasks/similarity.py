@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -69,31 +68,31 @@ def cross_fitted(
     cosine: np.ndarray,
     log_real: np.ndarray,
     positive: np.ndarray,
-    halves: Sequence[np.ndarray],
+    folds: np.ndarray,
 ) -> np.ndarray:
     """Returns similarities by weights that saw neither identity of a pair.
 
-    Each half of the identities, by the first picture's, is answered with what
-    was fitted to the pairs inside the other half.
+    Where nothing is left to fit some of them to, all pairs are fitted.
 
     Args:
       cosine: float `[P]`.
       log_real: float `[P]`, or `[0]`.
       positive: bool `[P]`.
-      halves: two int `[P]`, 0 or 1, of the first and of the second identity.
+      folds: int `[P, 2]`, of the first and of the second identity.
 
     Returns:
       float64 `[P]`.
     """
-    first, second = halves
+
+    def some(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return cosine[rows], log_real[rows] if len(log_real) else log_real
+
     found = np.zeros(len(cosine))
-    for half in (0, 1):
-        seen = (first != half) & (second != half)
-        rest = log_real[seen] if len(log_real) else log_real
-        how = fit(cosine[seen], rest, positive[seen])
-        answered = first == half
-        rest = log_real[answered] if len(log_real) else log_real
-        found[answered] = how(cosine[answered], rest)
+    for seen, answered in verification.held_out_parts(folds):
+        if len(np.unique(positive[seen])) < 2:
+            return fit(cosine, log_real, positive)(cosine, log_real)
+        how = fit(*some(seen), positive[seen])
+        found[answered] = how(*some(answered))
     return found
 
 

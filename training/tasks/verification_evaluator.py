@@ -15,8 +15,10 @@ from metrics import verification
 from run_folder.pair_files import PairList
 from training.tasks import similarity
 
-# Identities of which either half tells enough about the other.
-FEWEST_TO_HALVE = 20
+# Folds of identities: a pair of two is answered by the pairs in the others.
+FOLDS = 5
+# With fewer identities, hardly any pairs are left to fit to.
+FEWEST_TO_DIVIDE = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,21 +50,25 @@ class ValidationPairs:
         """Which pairs are positive, bool [P]."""
         return self.pairs.kind == verification.POSITIVE
 
+    def without(self, bad: np.ndarray) -> ValidationPairs:
+        """Leaves out the pairs of pictures that cannot be read: bool [N]."""
+        first, second = self.places
+        kept = ~(bad[first] | bad[second])
+        return dataclasses.replace(self, pairs=self.pairs.take(kept))
+
     def similarity(
         self, cosine: np.ndarray, log_real: np.ndarray
     ) -> np.ndarray:
         """Returns what a pair of unseen identities would get, float64 [P].
 
-        Of a few identities alone no half can be missed: then all are fitted.
+        Of a few identities alone no fold can be missed: then all are fitted.
         """
         known, number = np.unique(self.identities, return_inverse=True)
-        if len(known) < FEWEST_TO_HALVE:
+        if len(known) < FEWEST_TO_DIVIDE:
             how = similarity.fit(cosine, log_real, self.positive)
             return how(cosine, log_real)
-        first, second = (number[place] % 2 for place in self.places)
-        return similarity.cross_fitted(
-            cosine, log_real, self.positive, (first, second)
-        )
+        folds = np.stack([number[place] % FOLDS for place in self.places], 1)
+        return similarity.cross_fitted(cosine, log_real, self.positive, folds)
 
     def compared(
         self, embedding: np.ndarray, real_logit: np.ndarray
@@ -152,13 +158,12 @@ class VerificationEvaluator:
 
         Pairs of a picture that cannot be read are left out.
         """
-        cosine, log_real = self._pairs.compared(
+        pairs = self._pairs.without(~totals["seen"])
+        cosine, log_real = pairs.compared(
             totals["embedding"], totals["real_logit"]
         )
-        found = self._pairs.similarity(cosine, log_real)
-        first, second = self._pairs.places
-        seen = totals["seen"][first] & totals["seen"][second]
-        return scores_of(found[seen], self._pairs.pairs.kind[seen])
+        found = pairs.similarity(cosine, log_real)
+        return scores_of(found, pairs.pairs.kind)
 
 
 def scores_of(found: np.ndarray, kind: np.ndarray) -> dict[str, float]:

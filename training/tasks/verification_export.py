@@ -38,7 +38,7 @@ def write(
     Args:
       task: whose `similarity` is fitted.
       data: of the run.
-      pairs: to validate on.
+      pairs: to validate on, of pictures that can be read.
       writer: of the run folder.
       validation: of the validation rows.
       test: of the test pictures, if there are any.

@@ -76,7 +76,8 @@ class Verification(Task):
         self.resize = "whole"
         self.similarity = similarity.Similarity()
         self._step = None
-        self._first: np.ndarray | None = None  # What predict compares with.
+        # Embedding and log-odds that predict compares with, over all calls.
+        self._first: tuple[np.ndarray, np.ndarray] | None = None
 
     # ---- Config --------------------------------------------------------------
 
@@ -266,13 +267,12 @@ class Verification(Task):
         test = None
         if source.test is not None:
             test = embedded(source.test, np.arange(len(source.test)))
-        compared = self._pairs.compared(
-            validation.embedding, validation.real_logit
-        )
-        self.similarity = similarity.fit(*compared, self._pairs.positive)
+        pairs = self._pairs.without(validation.bad)
+        compared = pairs.compared(validation.embedding, validation.real_logit)
+        self.similarity = similarity.fit(*compared, pairs.positive)
         return comm.run_on_primary(
             lambda: verification_export.write(
-                self, data, self._pairs, writer, validation, test
+                self, data, pairs, writer, validation, test
             )
         )
 
@@ -282,7 +282,7 @@ class Verification(Task):
         """Yields how like the first photo each is, and its embedding.
 
         See `Task`. `similarity` is the probability that both show the same
-        and are real.
+        and are real; the first is the first readable one of all calls.
         """
         found = self.embed_photos(photos, params, batch_stats)
         for vector, logit, bad in zip(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 
 from configs import flow, generation
+from core.errors import UserError
 from training.loop.stages import Stage
 from training.multihost import sharding
 from training.tasks import generation_export, pca_gaussian
 from training.tasks.generate import Generation, grid
+from training.tasks.judge import Opinion
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -103,6 +106,41 @@ def test_images_are_made_in_the_shares_of_the_classes():
     assert np.bincount(found).tolist() == [4, 2, 0, 1]
 
 
+def test_too_few_images_to_score_are_refused():
+    for count, told in ((0, 0), (5, 1), (6, 0)):
+        config = tiny(count=count, judge="runs/judge")
+        assert len(list(Generation.problems(config))) == told
+    assert "generate.count is 5" in next(
+        Generation.problems(tiny(count=5, judge="runs/judge"))
+    )
+    assert list(Generation.problems(tiny(count=1))) == []
+
+
+def test_a_judge_that_takes_no_image_is_told():
+    class Doubts:
+        def look(self, images, mesh):
+            count = len(images)
+            return Opinion(np.zeros((count, 1)), np.full((count, 2), 0.5))
+
+    data = SimpleNamespace(
+        source=SimpleNamespace(
+            labelled=SimpleNamespace(labels=np.array([0, 1])),
+            classes=("a", "b"),
+        ),
+        train_rows=np.arange(2),
+        mesh=None,
+    )
+    config = tiny(count=6, judge="runs/judge", filter=0.9)
+    with pytest.raises(UserError, match=r"takes 0 of 30 images .*filter lower"):
+        generation_export.export_samples(
+            config,
+            data,
+            None,
+            lambda labels, _: np.zeros((len(labels), 2, 2, 3), np.uint8),
+            Doubts(),
+        )
+
+
 def test_folders_have_names_that_a_disk_takes():
     assert generation_export.folder_names(("0", "rare one")) == [
         "0",
@@ -113,7 +151,9 @@ def test_folders_have_names_that_a_disk_takes():
         assert names == ["class-0", "class-1"]
 
 
-def test_the_gaussian_has_the_moments_of_its_class():
+@pytest.mark.parametrize("largest", [300, 2000])
+def test_the_gaussian_has_the_moments_of_its_class(monkeypatch, largest):
+    monkeypatch.setattr(pca_gaussian, "LARGEST_FIT", largest)
     rng = np.random.default_rng(0)
     base = rng.normal(size=(2, 48)) * 20 + 128
     labels = np.repeat([0, 1], 400)

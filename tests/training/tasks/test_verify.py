@@ -61,14 +61,16 @@ def test_without_a_head_the_order_is_that_of_the_cosines():
 
 def test_a_pair_is_answered_by_what_saw_neither_identity():
     cosine, log_real, positive = made_up()
-    rng = np.random.default_rng(1)
-    first, second = rng.integers(0, 2, (2, len(cosine)))
-    found = similarity.cross_fitted(cosine, log_real, positive, (first, second))
-    # Other answers about the first half change nothing there.
-    changed = np.where((first == 0) | (second == 0), ~positive, positive)
-    again = similarity.cross_fitted(cosine, log_real, changed, (first, second))
-    np.testing.assert_array_equal(found[first == 0], again[first == 0])
-    assert (found[first == 1] != again[first == 1]).any()
+    folds = np.random.default_rng(1).integers(0, 5, (len(cosine), 2))
+    found = similarity.cross_fitted(cosine, log_real, positive, folds)
+    for number in range(5):
+        # Other answers about a fold change nothing there.
+        touched = (folds == number).any(axis=1)
+        again = similarity.cross_fitted(
+            cosine, log_real, np.where(touched, ~positive, positive), folds
+        )
+        np.testing.assert_array_equal(found[touched], again[touched])
+        assert (found[~touched] != again[~touched]).all()
 
 
 @given(st.floats(-1e4, 1e4))
@@ -172,11 +174,22 @@ def test_pairs_of_a_picture_that_cannot_be_read_are_not_scored():
     totals["embedding"] = np.float32([[1, 0], [1, 0], [0, 1], [1, 0]])
     totals["seen"] = np.array([True, True, True, False])
     assert evaluator.compute(totals)["val_eer"] == 0
+    kept = pairs.without(~totals["seen"])
+    assert kept.pairs.ids.tolist() == ["0", "1"]
+    assert kept.pairs.kind.tolist() == [0, 1]
     totals["seen"][:] = True
     assert evaluator.compute(totals)["val_eer"] > 0
 
 
-def test_few_identities_are_not_halved():
+def test_what_has_nothing_to_be_fitted_to_is_fitted_to_all():
+    cosine, log_real, positive = made_up()
+    folds = np.random.default_rng(1).integers(0, 2, (len(cosine), 2))
+    found = similarity.cross_fitted(cosine, log_real, positive, folds)
+    how = similarity.fit(cosine, log_real, positive)
+    np.testing.assert_array_equal(found, how(cosine, log_real))
+
+
+def test_few_identities_are_not_divided():
     pairs = pairs_of([0, 0], [1, 2], [0, 1], [0, 1, 2, 3])
     cosine, log_real = np.array([0.9, 0.1]), np.array([-1.0, -2.0])
     how = similarity.fit(cosine, log_real, pairs.positive)
