@@ -20,12 +20,12 @@ from typing import Any
 
 from core import signals
 from core.atomic_files import atomic_write, write_text
+from core.durations import duration
 from core.errors import UserError
 from run_folder import artifacts
 from studies import outcomes, training
 from studies.axes import Cell, slug
 from studies.training import End
-from training.loop.throughput import duration
 
 _RESULT = "result.json"
 _SECONDS_BETWEEN_LINES = 30.0

@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 
 from configs import loading
 from core import signals
+from core.durations import duration
 from core.errors import UserError
 from run_folder import artifacts
 from run_folder.history import read_histories
@@ -30,7 +31,6 @@ from stacking.search_storage import open_storage, using
 from studies import recipe_file, training
 from studies.axes import split_values
 from studies.training import End
-from training.loop.throughput import duration
 
 JOURNAL, TRIALS, BEST = "search.journal", "trials", "best.py"
 _SECONDS_BETWEEN_LINES = 30.0
