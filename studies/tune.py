@@ -80,7 +80,7 @@ def parse_parameter(text: str, config: ConfigDict) -> Parameter:
       UserError: it is neither.
     """
     field, _, values = text.partition("=")
-    number = r"[-+]?[\d.]+(?:e[-+]?\d+)?"
+    number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
     match = re.fullmatch(rf"({number})\.\.({number})( log)?", values.strip())
     if match is None:
         choices = tuple(split_values(values))
@@ -97,7 +97,13 @@ def parse_parameter(text: str, config: ConfigDict) -> Parameter:
             f"--search {text!r}: the range must go from a smaller number to a "
             "larger one" + (", above 0" if log else "")
         )
-    whole = isinstance(_value(config, field), int)
+    value = _value(config, field)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and not (low.is_integer() and high.is_integer()):
+        raise UserError(
+            f"--search {text!r}: {field} takes whole numbers; give a range "
+            "of them"
+        )
     return Parameter(field, low, high, log, whole)
 
 
@@ -288,7 +294,7 @@ def _try(
         trial.set_user_attr("words", words)
         before = study.get_trials(deepcopy=False)[trial.number]
     print(
-        f"trial {trial.number + 1} of {search.trials}: "
+        f"trial {trial.number} ({search.trials} in all): "
         + ", ".join(word.removeprefix("--config.") for word in words),
         flush=True,
     )
@@ -319,7 +325,7 @@ def _try(
         best = study.best_trial
     print(
         f"  {metric} {value:.4f} in {spent}; best "
-        f"{best.user_attrs['score'][1]:.4f} in trial {best.number + 1}",
+        f"{best.user_attrs['score'][1]:.4f} in trial {best.number}",
         flush=True,
     )
     return ended
@@ -368,12 +374,13 @@ class _Watch:
         if not evaluations:
             raise UserError(f"{self._folder} has no evaluation to go by")
         best = max(evaluations, key=lambda e: e.merit)
-        metric, value = next(
-            (name, value)
-            for name, value in best.values.items()
-            if value in (best.merit, -best.merit)
+        for metric, value in best.values.items():
+            if value in (best.merit, -best.merit):
+                return metric, value, best.merit
+        raise UserError(
+            "no score ranks the checkpoints of this task, so there is nothing "
+            "to search by; compare what it exports by hand"
         )
-        return metric, value, best.merit
 
     def _evaluations(self) -> list:
         found = read_histories(self._folder)

@@ -36,7 +36,11 @@ def test_choices_may_be_anything():
 
 
 @pytest.mark.parametrize(
-    "text", ["a", "a=1", "a=2..1", "a=0..1 log", "=1..2x", "a=b"]
+    "text",
+    [
+        *("a", "a=1", "a=2..1", "a=0..1 log", "=1..2x", "a=b", "a=1.2.3..4"),
+        "augment.randaugment_ops=0.5..2 log",
+    ],
 )
 def test_no_space_is_one_sentence(text):
     with pytest.raises(UserError, match="--search"):
@@ -190,6 +194,31 @@ def curve(steepest=1e-3, lowest=1e-2, noise=0.02):
 def test_the_steepest_fall_is_suggested():
     found = lr_range.suggest(*curve())
     assert 5e-4 < found.rate < 2e-3 < found.lowest < 1e-2
+
+
+def test_a_range_test_of_other_fields_is_refused(tmp_path, monkeypatch):
+    rates, losses = curve()
+
+    def train(folder, words, lock, stop, look):
+        lines = [
+            {
+                **{"kind": "train", "step": i + 1, "stage": 0, "epoch": i},
+                **{"learning_rate": rate, "loss": loss},
+            }
+            for i, (rate, loss) in enumerate(zip(rates, losses, strict=True))
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "metrics.jsonl").write_text(text)
+        return Ended(End.CUT)
+
+    monkeypatch.setattr(training, "train", train)
+    stop = signals.StopSignals()
+    given = DEMO, [], tmp_path, 1e-6
+    page = lr_range.run(*given, 1.0, 200, stop)
+    assert page.exists()
+    with pytest.raises(UserError, match="range test with other fields"):
+        lr_range.run(*given, 0.1, 200, stop)
+    assert lr_range.run(*given, 1.0, 200, stop) == page
 
 
 def test_a_loss_that_only_rises_is_told():
