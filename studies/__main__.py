@@ -171,6 +171,7 @@ def _grid(command: str, arguments: Sequence[str]) -> int:
     seeds = range(config.seed, config.seed + known.seeds)
     flags = ["--all-folds"] if known.all_folds else []
     study = grid.Grid(cells, seeds, workdir, flags)
+    study.check()
     failures, stop = [], signals.StopSignals()
     if not known.report:
         with stop:

@@ -13,6 +13,7 @@ from pathlib import Path
 import page_reader
 import pytest
 
+from core.errors import UserError
 from studies import axes, findings, grid, training
 from training.config import problems
 
@@ -227,6 +228,29 @@ def test_the_folder_of_a_shared_run_names_what_its_cells_share():
         "study/runs/prob=0.0/seed-7",
         "study/runs/prob=0.5/seed-7",
     ]
+
+
+def test_trainings_of_one_axis_have_folders_of_their_own():
+    views = ("('center',)", "('crop',)")
+    levels = [
+        axes.Level(f"{rate} {view}", {"mixing.prob": rate, "eval.tta": view})
+        for rate in ("0.0", "0.5")
+        for view in views
+    ]
+    made = axes.make_cells(DEMO, [], [axes.Axis("way", levels)], problems)
+    found = grid.Grid(made, [7], Path("study")).trainings()
+    assert [len(one.cells) for one in found] == [2, 2]
+    assert len({one.folder for one in found}) == 2
+
+
+def test_exports_that_nobody_scores_are_not_compared():
+    axis = axes.parse_grid("eval.tta=('center',),('crop',)")
+    made = axes.make_cells(DEMO, [], [axis], problems)
+    grid.Grid(made, [7], Path("study")).check()
+    for cell in made:
+        cell.config.task = "verify"
+    with pytest.raises(UserError, match="differ only in what"):
+        grid.Grid(made, [7], Path("study")).check()
 
 
 @pytest.mark.parametrize(
