@@ -10,6 +10,7 @@ is resumed by the next one: train.py goes on with its run.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import time
@@ -77,7 +78,7 @@ def parse_parameter(text: str, config: ConfigDict) -> Parameter:
       config: of the recipe, whose field tells whether numbers are whole.
 
     Raises:
-      UserError: it is neither.
+      UserError: it is neither, or the recipe has no such field or values.
     """
     field, _, values = text.partition("=")
     number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
@@ -90,6 +91,7 @@ def parse_parameter(text: str, config: ConfigDict) -> Parameter:
                 "'stages[0].learning_rate=1e-4..1e-2 log', or choices, such "
                 "as 'model=tinyvit_5m,tinyvit_11m'"
             )
+        _check_values(text, config, field, choices)
         return Parameter(field, choices=choices)
     low, high, log = float(match[1]), float(match[2]), bool(match[3])
     if not low < high or (log and low <= 0):
@@ -104,7 +106,20 @@ def parse_parameter(text: str, config: ConfigDict) -> Parameter:
             f"--search {text!r}: {field} takes whole numbers; give a range "
             "of them"
         )
+    ends = [str(int(x)) if whole else repr(x) for x in (low, high)]
+    _check_values(text, config, field, ends)
     return Parameter(field, low, high, log, whole)
+
+
+def _check_values(
+    text: str, config: ConfigDict, field: str, values: Sequence[str]
+) -> None:
+    """Refuses a field that is none, and values that it cannot have."""
+    for value in values:
+        words = [f"--config.{field}={value}"]
+        found = loading.apply_overrides(copy.deepcopy(config), words)
+        if found:
+            raise UserError(f"--search {text!r}: {'; '.join(found)}")
 
 
 @dataclasses.dataclass(frozen=True)

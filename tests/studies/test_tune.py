@@ -39,7 +39,8 @@ def test_choices_may_be_anything():
     "text",
     [
         *("a", "a=1", "a=2..1", "a=0..1 log", "=1..2x", "a=b", "a=1.2.3..4"),
-        "augment.randaugment_ops=0.5..2 log",
+        *("augment.randaugment_ops=0.5..2 log", "augment.randaugment_op=1..2"),
+        "mixing.prob=0.0,often",
     ],
 )
 def test_no_space_is_one_sentence(text):
