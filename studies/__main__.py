@@ -208,7 +208,7 @@ def _tune(arguments: Sequence[str]) -> int:
         "(default: WORKDIR/search.journal)",
     )
     known, overrides, workdir = parse(made, arguments)
-    from studies import tune
+    from studies import space, tune
 
     if not known.search or known.trials < 1:
         raise UserError(
@@ -221,7 +221,7 @@ def _tune(arguments: Sequence[str]) -> int:
         known.config,
         overrides,
         config,
-        [tune.parse_parameter(text, config) for text in known.search],
+        [space.parse_parameter(text, config) for text in known.search],
         workdir,
         known.storage or str(workdir / tune.JOURNAL),
         known.trials,

@@ -9,7 +9,7 @@ import pytest
 from configs import loading
 from core import signals
 from core.errors import UserError
-from studies import lr_range, recipe_file, training, tune
+from studies import lr_range, recipe_file, space, training, tune
 from studies.training import End, Ended
 from training.config import problems
 
@@ -18,20 +18,20 @@ CONFIG = loading.load(DEMO)
 
 
 @pytest.mark.parametrize(
-    ("text", "space"),
+    ("text", "expected"),
     [
         ("stages[0].learning_rate=1e-4..1e-2 log", (1e-4, 1e-2, True, False)),
         ("mixing.prob=0..0.5", (0.0, 0.5, False, False)),
         ("augment.randaugment_ops=0..4", (0.0, 4.0, False, True)),
     ],
 )
-def test_a_range_is_of_the_fields_own_type(text, space):
-    found = tune.parse_parameter(text, CONFIG)
-    assert (found.low, found.high, found.log, found.whole) == space
+def test_a_range_is_of_the_fields_own_type(text, expected):
+    found = space.parse_parameter(text, CONFIG)
+    assert (found.low, found.high, found.log, found.whole) == expected
 
 
 def test_choices_may_be_anything():
-    found = tune.parse_parameter("eval.tta=('center',),('crop',)", CONFIG)
+    found = space.parse_parameter("eval.tta=('center',),('crop',)", CONFIG)
     assert found.choices == ("('center',)", "('crop',)")
 
 
@@ -45,13 +45,13 @@ def test_choices_may_be_anything():
 )
 def test_no_space_is_one_sentence(text):
     with pytest.raises(UserError, match="--search"):
-        tune.parse_parameter(text, CONFIG)
+        space.parse_parameter(text, CONFIG)
 
 
 @pytest.fixture
 def search(tmp_path):
     parameters = [
-        tune.parse_parameter(text, CONFIG)
+        space.parse_parameter(text, CONFIG)
         for text in (
             "stages[0].learning_rate=1e-4..1e-1 log",
             "mixing.prob=0.0,0.5",
