@@ -83,7 +83,7 @@ def export(
     yield f"{formats_lib.describe(exported)}: what goes in and what comes out"
     for name in dict.fromkeys(formats):
         written = formats_lib.WRITERS[name](exported)
-        yield f"{written}: {written.stat().st_size / 1e6:,.1f} MB"
+        yield f"{written}: {paths.size(written) / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":

@@ -106,11 +106,11 @@ def ascending(highest: float = math.inf) -> Check:
 def renames(rows: tuple[str, ...]) -> str:
     """Accepts rows of "regular expression -> replacement"."""
     for row in rows:
-        pattern, arrow, _ = row.partition(" ->")
+        pattern, arrow, replacement = row.partition(" ->")
         try:
-            re.compile(pattern)
+            re.sub(pattern, replacement.strip(), "")
         except re.error as error:
-            return f"{pattern!r} is no regular expression ({error})"
+            return f"{row!r} has no regular expression ({error})"
         if not arrow:
             return (
                 f"{row!r} must read 'pattern -> replacement', such as "

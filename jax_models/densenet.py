@@ -25,9 +25,7 @@ from jaxtyping import Array, Float
 from core.errors import UserError
 from jax_models import functional, initializers, layers
 from jax_models.model import ImageModel
-
-BN_EPSILON = 1e-5
-BN_MOMENTUM = 0.9
+from jax_models.preactivation import conv, norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,37 +77,6 @@ VARIANTS = {
 }
 
 
-def _conv(
-    inputs: int,
-    outputs: int,
-    kernel_size: int,
-    stride: int,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-) -> layers.Conv:
-    return layers.Conv(
-        inputs,
-        outputs,
-        kernel_size,
-        stride,
-        padding=kernel_size // 2,
-        use_bias=False,
-        init=initializers.HE_UNIFORM,
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-def _norm(channels: int, dtype: DTypeLike) -> layers.BatchNorm:
-    return layers.BatchNorm(
-        channels,
-        epsilon=BN_EPSILON,
-        momentum=BN_MOMENTUM,
-        activation=functional.relu,
-        dtype=dtype,
-    )
-
-
 class DenseLayer(nnx.Module):
     """BatchNorm, ReLU and convolution; twice with a bottleneck."""
 
@@ -117,13 +84,13 @@ class DenseLayer(nnx.Module):
         self, inputs: int, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         growth, inside = config.growth, config.bottleneck * config.growth
-        self.norm1 = _norm(inputs, dtype)
+        self.norm1 = norm(inputs, dtype)
         if inside:
-            self.conv1 = _conv(inputs, inside, 1, 1, dtype, rngs)
-            self.norm2 = _norm(inside, dtype)
-            self.conv2 = _conv(inside, growth, 3, 1, dtype, rngs)
+            self.conv1 = conv(inputs, inside, 1, 1, dtype, rngs)
+            self.norm2 = norm(inside, dtype)
+            self.conv2 = conv(inside, growth, 3, 1, dtype, rngs)
         else:
-            self.conv1 = _conv(inputs, growth, 3, 1, dtype, rngs)
+            self.conv1 = conv(inputs, growth, 3, 1, dtype, rngs)
             self.norm2 = None
         self.dropout = layers.Dropout(config.dropout, rngs=rngs)
 
@@ -171,8 +138,8 @@ class Transition(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs
     ):
-        self.norm = _norm(inputs, dtype)
-        self.conv = _conv(inputs, outputs, 1, 1, dtype, rngs)
+        self.norm = norm(inputs, dtype)
+        self.conv = conv(inputs, outputs, 1, 1, dtype, rngs)
 
     def __call__(
         self, x: Float[Array, "B h w inputs"]
@@ -240,8 +207,8 @@ class DenseNet(ImageModel):
         self.stem_channels = width
         self.counted_at = 224 if self.pool else 32
         self.remat = config.remat
-        self.conv0 = _conv(3, width, kernel_size, stride, **options)
-        self.norm0 = _norm(width, dtype) if config.stem_norm else None
+        self.conv0 = conv(3, width, kernel_size, stride, **options)
+        self.norm0 = norm(width, dtype) if config.stem_norm else None
         strides, channels = [stride] * self.pool, [width] * self.pool
         at = 2 * stride if self.pool else stride
         # One pixel more than cells of which the last map would have none.
@@ -258,7 +225,7 @@ class DenseNet(ImageModel):
             channels.append(width)
         self.blocks = nnx.List(blocks)
         self.transitions = nnx.List(transitions)
-        self.norm5 = _norm(width, dtype)
+        self.norm5 = norm(width, dtype)
         self.strides, self.channels = tuple(strides), tuple(channels)
         self.head = layers.Head(
             width,

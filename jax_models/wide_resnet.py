@@ -20,11 +20,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from core.errors import UserError
-from jax_models import functional, initializers, layers
+from jax_models import initializers, layers
 from jax_models.model import ImageModel
-
-BN_EPSILON = 1e-5
-BN_MOMENTUM = 0.9
+from jax_models.preactivation import conv, norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,37 +53,6 @@ VARIANTS = {
 }
 
 
-def _conv(
-    inputs: int,
-    outputs: int,
-    kernel_size: int,
-    stride: int,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-) -> layers.Conv:
-    return layers.Conv(
-        inputs,
-        outputs,
-        kernel_size,
-        stride,
-        padding=kernel_size // 2,
-        use_bias=False,
-        init=initializers.HE_UNIFORM,
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-def _norm(channels: int, dtype: DTypeLike) -> layers.BatchNorm:
-    return layers.BatchNorm(
-        channels,
-        epsilon=BN_EPSILON,
-        momentum=BN_MOMENTUM,
-        activation=functional.relu,
-        dtype=dtype,
-    )
-
-
 class Block(nnx.Module):
     """Twice BatchNorm, ReLU and a 3x3 convolution, around a shortcut."""
 
@@ -99,15 +66,15 @@ class Block(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.bn0 = _norm(inputs, dtype)
-        self.conv0 = _conv(inputs, outputs, 3, stride, dtype, rngs)
-        self.bn1 = _norm(outputs, dtype)
+        self.bn0 = norm(inputs, dtype)
+        self.conv0 = conv(inputs, outputs, 3, stride, dtype, rngs)
+        self.bn1 = norm(outputs, dtype)
         self.dropout = layers.Dropout(dropout, rngs=rngs)
-        self.conv1 = _conv(outputs, outputs, 3, 1, dtype, rngs)
+        self.conv1 = conv(outputs, outputs, 3, 1, dtype, rngs)
         self.convdim = (
             None
             if inputs == outputs
-            else _conv(inputs, outputs, 1, stride, dtype, rngs)
+            else conv(inputs, outputs, 1, stride, dtype, rngs)
         )
 
     def __call__(
@@ -156,7 +123,7 @@ class WideResNet(ImageModel):
         self.remat = config.remat
         self.strides = (1, 2, 4)
         self.channels = tuple(16 * config.width * step for step in self.strides)
-        self.conv0 = _conv(3, inputs, 3, 1, **options)
+        self.conv0 = conv(3, inputs, 3, 1, **options)
         groups = []
         for number, outputs in enumerate(self.channels):
             blocks = []
@@ -167,7 +134,7 @@ class WideResNet(ImageModel):
                 inputs = outputs
             groups.append(nnx.List(blocks))
         self.groups = nnx.List(groups)
-        self.bn = _norm(inputs, dtype)
+        self.bn = norm(inputs, dtype)
         self.head = layers.Head(
             inputs,
             num_classes,

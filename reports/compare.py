@@ -105,7 +105,7 @@ def read_rows(folders: Sequence[str]) -> tuple[list[Row], list[str]]:
 
     def merit(row: Row) -> float:
         score = row.scores.get(first)
-        return -np.inf if score is None else score.value
+        return -np.inf if score is None else score.merit
 
     return sorted(found, key=merit, reverse=True), others
 
@@ -239,7 +239,7 @@ def _validated(run: Path, config: dict[str, Any]) -> str:
 
 def _short_names(runs: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many as tell them apart."""
-    parts = [run.absolute().parts for run in runs]
+    parts = [paths.absolute(run).parts for run in runs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
@@ -294,18 +294,18 @@ def _score_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
             for end in (score.value, score.low, score.high)
             if end is not None
         ]
-        best = max((s.value for s in scores if s is not None), default=None)
+        best = max((s.merit for s in scores if s is not None), default=None)
         entries = []
         for row, score in zip(known, scores, strict=True):
             plot = ""
             if score is not None and score.low is not None:
-                plot = interval(*score, min(ends), max(ends))
+                plot = interval(*score[:3], min(ends), max(ends))
             entries.append(
                 {
                     "row": row,
                     "score": score,
                     "plot": plot,
-                    "is_best": score is not None and score.value == best,
+                    "is_best": score is not None and score.merit == best,
                 }
             )
         tables.append({"name": name, "entries": entries})

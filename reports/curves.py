@@ -23,6 +23,8 @@ _TITLES = {
     "auc": "AUC",
     "fnmr_at_fmr_10": "FNMR at FMR 10 %",
 }
+# Of which less is better.
+_ENDS_OF_ERRORS, _ERRORS = ("loss",), ("eer", "fnmr")
 # Colour and dash of a chart's lines. With classes of one size macro-F1 and
 # accuracy all but coincide: the upper line is dashed.
 _LOOKS = (
@@ -65,6 +67,26 @@ def ranking_metric(
     chosen = ((config or {}).get("checkpoint") or {}).get("metric")
     names = _names(_evaluations(histories))
     return chosen if chosen in names else next(iter(names), "")
+
+
+def more_is_better(
+    histories: Sequence[History], metric: str, config: Mapping[str, Any] | None
+) -> bool:
+    """Whether more of a metric is better.
+
+    Args:
+      histories: of the run; they say it of the metric that ranks checkpoints.
+      metric: its name in evaluations.
+      config: as `ranking_metric`.
+    """
+    if metric == ranking_metric(histories, config):
+        for history in histories:
+            best = history.best
+            value = best.values.get(metric, 0.0) if best else 0.0
+            if best and value and best.merit in (value, -value):
+                return best.merit == value
+    name = metric.removeprefix("val_")
+    return not name.endswith(_ENDS_OF_ERRORS) and not name.startswith(_ERRORS)
 
 
 def incidents(histories: Sequence[History]) -> list[str]:

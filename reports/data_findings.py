@@ -28,6 +28,12 @@ REMEDIES = {
     "parts them.",
     "near copy across splits": "Look at both; if they show the same, delete "
     "the one to train on.",
+    "no pair": "Move it into the folder of its pair, or delete it.",
+    "half pair": "Leave exactly two pictures in the folder of the pair.",
+    "two identities": "Look at it, and delete it from the wrong identity.",
+    "two flags": "Look whether it is forged, and correct the wrong flag.",
+    "impulse noise": "Train and predict with "
+    "--config.data.clean_impulses=True.",
     "two labels": "Look at it, and delete the wrong row.",
     "two masks": "Look at both masks, and delete the wrong one.",
     "unusual size": "Look whether it belongs to the data; it is resized like "

@@ -62,17 +62,18 @@ def samples_section(overview: Overview) -> Section:
     """Returns some images of each class."""
     source = overview.source
     rng = np.random.default_rng(0)
-    if source.mask_pixels is None:
-        holds = source.labelled.labels[:, None] == np.arange(
-            max(len(source.classes), 1)
-        )
+
+    def holding(label: int) -> np.ndarray:
+        """Rows of the images that hold a class."""
+        if source.mask_pixels is not None:
+            return np.flatnonzero(source.mask_pixels[:, label] > 0)
         if not source.classes:
-            holds = np.ones((len(source.labelled), 1), bool)
-    else:
-        holds = source.mask_pixels > 0
+            return np.arange(len(source.labelled))
+        return np.flatnonzero(source.labelled.labels == label)
+
     groups = []
     for label, name in enumerate((source.classes or ("images",))[:_CLASSES]):
-        rows = rng.permutation(np.flatnonzero(holds[:, label]))
+        rows = rng.permutation(holding(label))
         found = []
         for row in rows.tolist():
             if len(found) == _PER_CLASS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +21,18 @@ class Score(NamedTuple):
     Attributes:
       value: of all rows.
       low, high: its 95 % interval; None where only the mean is known.
+      sign: 1 where more is better, -1 where less is.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
+    sign: int = 1
+
+    @property
+    def merit(self) -> float:
+        """More is better."""
+        return self.sign * self.value
 
     def __str__(self) -> str:
         if self.low is None:
@@ -95,10 +102,11 @@ def read_scores(run: Path) -> tuple[dict[str, Score], str]:
     if found:
         return found, ""
     histories = read_histories(run)
-    metric = curves.ranking_metric(histories, layout.read_config(run))
-    bests: Mapping[float, float] = dict(curves.bests(histories, metric))
-    if not bests:
-        return {}, ""
+    config = layout.read_config(run)
+    metric = curves.ranking_metric(histories, config)
     values = [value for _, value in curves.bests(histories, metric)]
-    value = sum(values) / len(values)
-    return {curves.title(metric): Score(value)}, "scores while training"
+    if not values:
+        return {}, ""
+    sign = 1 if curves.more_is_better(histories, metric, config) else -1
+    score = Score(sum(values) / len(values), sign=sign)
+    return {curves.title(metric): score}, "scores while training"

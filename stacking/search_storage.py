@@ -47,14 +47,15 @@ def using(storage: str) -> Iterator[None]:
                 "ignore", optuna.exceptions.ExperimentalWarning
             )
             yield
+    except UserError:  # Of something else.
+        raise
     # Files, databases and their drivers fail each in its own way.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"the search storage {without_password(storage)} cannot be used "
             f"({without_password(reason)}); name another file, or a database "
-            "that Optuna takes, such as sqlite:///search.db, with "
-            "--search-storage"
+            "that Optuna takes, such as sqlite:///search.db"
         ) from error
 
 

@@ -171,6 +171,7 @@ def _grid(command: str, arguments: Sequence[str]) -> int:
     seeds = range(config.seed, config.seed + known.seeds)
     flags = ["--all-folds"] if known.all_folds else []
     study = grid.Grid(cells, seeds, workdir, flags)
+    study.check()
     failures, stop = [], signals.StopSignals()
     if not known.report:
         with stop:
@@ -207,7 +208,7 @@ def _tune(arguments: Sequence[str]) -> int:
         "(default: WORKDIR/search.journal)",
     )
     known, overrides, workdir = parse(made, arguments)
-    from studies import tune
+    from studies import space, tune
 
     if not known.search or known.trials < 1:
         raise UserError(
@@ -220,7 +221,7 @@ def _tune(arguments: Sequence[str]) -> int:
         known.config,
         overrides,
         config,
-        [tune.parse_parameter(text, config) for text in known.search],
+        [space.parse_parameter(text, config) for text in known.search],
         workdir,
         known.storage or str(workdir / tune.JOURNAL),
         known.trials,

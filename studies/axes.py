@@ -36,6 +36,7 @@ RECIPE = "config"
 # What changes no result: where data are, speed and telemetry. The seed is told
 # apart by folders.
 _NOT_COMPARED = (identity.FREE_FIELDS | {"seed"}) - {
+    "data.generated",
     "init_from",
     "stages.*.distill_from",
     *identity.EXPORT_FIELDS,

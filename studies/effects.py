@@ -23,6 +23,8 @@ from studies.outcomes import Outcome
 
 _DRAWS = 2000
 _LEVEL = 0.95
+# Numbers of a block of draws.
+_DRAWN_AT_ONCE = 4_000_000
 # Above, scores of classes are of no use to a person, and large.
 _MOST_CLASSES = 200
 
@@ -103,20 +105,15 @@ class Scores:
                     "another study"
                 )
         self.examples = len(first.ids)
-        share = np.full(self.examples, 1 / max(self.examples, 1))
-        weights = rng.multinomial(self.examples, share, size=draws)
-        weights = weights.astype(np.float64)
         with_classes = 0 < len(first.classes) <= _MOST_CLASSES
         self.classes = first.classes if with_classes else ()
-        for key, part in parts.items():
-            shape = part.counts.shape[1:]
-            flat = part.counts.reshape(self.examples, -1)
-            sums = (weights @ flat).reshape(draws, *shape)
-            self._drawn[key] = part.score(sums)
+        sums = _drawn_sums([p.counts for p in parts.values()], draws, rng)
+        for (key, part), drawn in zip(parts.items(), sums, strict=True):
+            self._drawn[key] = part.score(drawn)
             if with_classes:
-                whole = flat.sum(axis=0).reshape(1, *shape)
+                whole = part.counts.sum(axis=0)[None]
                 self._class_values[key] = part.class_score(whole)[0]
-                self._class_drawn[key] = part.class_score(sums)
+                self._class_drawn[key] = part.class_score(drawn)
 
     def value(self, key: Key) -> float:
         """Returns the score of a run."""
@@ -173,6 +170,24 @@ class Scores:
         share = np.full(seeds, 1 / seeds)
         drawn = rng.multinomial(seeds - 1, share, size=self._draws)
         return drawn / (seeds - 1)
+
+
+def _drawn_sums(
+    counts: Sequence[np.ndarray], draws: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Sums of counts [N, ...] over the same drawn examples, [B, ...] each."""
+    examples = len(counts[0])
+    sums = [np.empty((draws, *one.shape[1:])) for one in counts]
+    share = np.full(examples, 1 / max(examples, 1))
+    # How often each example was drawn would take gigabytes for all draws.
+    step = max(1, _DRAWN_AT_ONCE // max(examples, 1))
+    for start in range(0, draws, step):
+        size = min(step, draws - start)
+        weights = rng.multinomial(examples, share, size=size).astype(np.float64)
+        for one, found in zip(counts, sums, strict=True):
+            flat = weights @ one.reshape(examples, -1)
+            found[start : start + size] = flat.reshape(size, *one.shape[1:])
+    return sums
 
 
 def _estimate(

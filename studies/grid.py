@@ -20,12 +20,12 @@ from typing import Any
 
 from core import signals
 from core.atomic_files import atomic_write, write_text
+from core.durations import duration
 from core.errors import UserError
 from run_folder import artifacts
 from studies import outcomes, training
 from studies.axes import Cell, slug
 from studies.training import End
-from training.loop.throughput import duration
 
 _RESULT = "result.json"
 _SECONDS_BETWEEN_LINES = 30.0
@@ -58,6 +58,23 @@ class Grid:
             for seed in self.seeds
             for cells in groups.values()
         ]
+
+    def check(self) -> None:
+        """Refuses cells whose difference a study does not see.
+
+        Raises:
+          UserError: two differ in how a run is exported, and no export of
+            their task is scored.
+        """
+        for one in self.trainings():
+            task = one.cells[0].config.task
+            if len(one.cells) > 1 and task not in outcomes.SCORED_EXPORTS:
+                first, second, *_ = one.cells
+                raise UserError(
+                    f"{first.name} and {second.name} differ only in what a "
+                    "finished run exports, which studies do not score for "
+                    f"the {task} task; leave one out"
+                )
 
     def result(self, cell: Cell, seed: int) -> Path:
         """Returns the folder of what is kept of a finished run."""
@@ -100,10 +117,14 @@ class Training:
     def folder(self) -> Path:
         """The run folder."""
         name = self.cells[0].folder
-        if len(self.cells) > 1:  # The levels that the cells share.
-            rows = zip(*(cell.levels for cell in self.cells), strict=True)
-            same = [row[0].name for row in rows if len(set(_names(row))) == 1]
-            name = slug("+".join(same) or "run")
+        if len(self.cells) > 1:  # The levels by which they differ from others.
+            own, all_ = _levels(self.cells), _levels(self.grid.cells)
+            told = [
+                "~".join(names)
+                for names, every in zip(own, all_, strict=True)
+                if len(names) == 1 or names != every
+            ]
+            name = slug("+".join(told) or "run")
         return self.grid.workdir / "runs" / name / f"seed-{self.seed}"
 
     @property
@@ -278,5 +299,7 @@ class _Progress:
         return sum(self._taken) / len(self._taken) if self._taken else 0.0
 
 
-def _names(levels: Sequence[Any]) -> list[str]:
-    return [level.name for level in levels]
+def _levels(cells: Sequence[Cell]) -> list[list[str]]:
+    """The names of the levels that cells have, axis by axis."""
+    rows = zip(*(cell.levels for cell in cells), strict=True)
+    return [list(dict.fromkeys(level.name for level in row)) for row in rows]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core import signals
+from core.atomic_files import write_text
 from core.errors import UserError
 from reports.study import Curve, lr_range_report
 from run_folder import layout
@@ -70,11 +71,13 @@ def run(
       Path of the page; None after a signal.
 
     Raises:
-      UserError: the training failed, or gives no curve.
+      UserError: the training failed or gives no curve, or the folder holds
+        another test.
     """
-    folder = workdir / RUN
-    path = recipe_file.write(
-        workdir / RECIPE,
+    folder, path = workdir / RUN, workdir / RECIPE
+    earlier = path.read_text("utf-8") if path.exists() else None
+    recipe_file.write(
+        path,
         f"{recipe}, its first stage as a learning-rate range test.",
         recipe,
         overrides,
@@ -93,6 +96,13 @@ def run(
             "log_every_steps": "1",
         },
     )
+    began = (folder / layout.METRICS).exists()
+    if began and earlier is not None and earlier != path.read_text("utf-8"):
+        write_text(path, earlier)
+        raise UserError(
+            f"{workdir} holds a range test with other fields; give the same "
+            "ones, or choose another --workdir"
+        )
     with training.claim(folder) as lock:
         if lock is None:
             raise UserError(f"another process is at work in {workdir}")

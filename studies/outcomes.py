@@ -30,6 +30,10 @@ FILES = (
     layout.CONFIG,
 )
 
+# Tasks whose exported predictions are scored here; of others a study knows
+# evaluations alone, which do not depend on how a run is exported.
+SCORED_EXPORTS = frozenset({"classify", "segment"})
+
 # Sums over examples, float [B, ...], to scores [B] or [B, C].
 Score = Callable[[np.ndarray], np.ndarray]
 
@@ -82,14 +86,10 @@ def read(run: Path, metric: str = "") -> Outcome:
       UserError: the run has no such metric.
     """
     histories = read_histories(run)
-    ranking = curves.ranking_metric(histories, layout.read_config(run))
-    metric = metric or ranking
+    config = layout.read_config(run)
+    metric = metric or curves.ranking_metric(histories, config)
     best = [h.best for h in histories if h.best is not None]
-    sign = 1
-    if metric == ranking and best and best[0].merit is not None:
-        sign = 1 if best[0].merit == best[0].values[metric] else -1
-    elif metric.endswith("_loss"):
-        sign = -1
+    sign = 1 if curves.more_is_better(histories, metric, config) else -1
     if (examples := _examples(run, metric)) is not None:
         sums = examples.counts.sum(axis=0)[None]
         return Outcome(metric, float(examples.score(sums)[0]), sign, examples)

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from configs.common import AUTO
 from studies.axes import Axis, Level
+from studies.outcomes import SCORED_EXPORTS
 
 # A line for each axis; the first level is the one that costs nothing.
 _FLIPS = {
@@ -36,7 +37,7 @@ def axes(config: ConfigDict) -> list[Axis]:
     Args:
       config: of the recipe: its `init_from`, or the ImageNet weights of its
         model, are what is transferred; its test-time views are what one view
-        is compared with.
+        is compared with, where a study scores predictions.
     """
     weights = config.init_from or "imagenet"
     views = [name for name in config.eval.tta if name != AUTO]
@@ -47,7 +48,7 @@ def axes(config: ConfigDict) -> list[Axis]:
         },
         "augmentation": {"flips": _FLIPS, "rich": _RICH},
     }
-    if len(views) > 1:
+    if len(views) > 1 and config.task in SCORED_EXPORTS:
         found["views"] = {
             "one view": {"eval.tta": str(tuple(views[:1]))},
             "TTA": {"eval.tta": str(tuple(views))},

@@ -11,7 +11,6 @@ is resumed by the next one: train.py goes on with its run.
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,82 +22,18 @@ from optuna.trial import TrialState
 
 from configs import loading
 from core import signals
+from core.durations import duration
 from core.errors import UserError
 from run_folder import artifacts
 from run_folder.history import read_histories
 from stacking.search_storage import open_storage, using
 from studies import recipe_file, training
-from studies.axes import split_values
+from studies.space import Parameter, value_of
 from studies.training import End
-from training.loop.throughput import duration
 
 JOURNAL, TRIALS, BEST = "search.journal", "trials", "best.py"
 _SECONDS_BETWEEN_LINES = 30.0
 _CONFIG = "config"  # Of the search: recipe and overrides, so none is mixed up.
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A field and where it is searched.
-
-    Attributes:
-      field: of the recipe.
-      low, high: of a range; equal to None for a choice.
-      log: whether the range is searched by factors.
-      whole: whether its values are whole numbers.
-      choices: words of the command line; () for a range.
-    """
-
-    field: str
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    whole: bool = False
-    choices: tuple[str, ...] = ()
-
-    def suggest(self, trial: optuna.Trial) -> str:
-        """Returns the trial's value, as a word of the command line."""
-        if self.choices:
-            return trial.suggest_categorical(self.field, self.choices)
-        if self.whole:
-            ends = int(self.low), int(self.high)
-            return str(trial.suggest_int(self.field, *ends, log=self.log))
-        value = trial.suggest_float(
-            self.field, self.low, self.high, log=self.log
-        )
-        return repr(float(f"{value:.4g}"))
-
-
-def parse_parameter(text: str, config: ConfigDict) -> Parameter:
-    """Returns what `--search 'field=1e-4..1e-2 log'` or `field=a,b` says.
-
-    Args:
-      text: of the command line.
-      config: of the recipe, whose field tells whether numbers are whole.
-
-    Raises:
-      UserError: it is neither.
-    """
-    field, _, values = text.partition("=")
-    number = r"[-+]?[\d.]+(?:e[-+]?\d+)?"
-    match = re.fullmatch(rf"({number})\.\.({number})( log)?", values.strip())
-    if match is None:
-        choices = tuple(split_values(values))
-        if not field or len(set(choices)) < 2:
-            raise UserError(
-                f"--search {text!r} is no space; give a range, such as "
-                "'stages[0].learning_rate=1e-4..1e-2 log', or choices, such "
-                "as 'model=tinyvit_5m,tinyvit_11m'"
-            )
-        return Parameter(field, choices=choices)
-    low, high, log = float(match[1]), float(match[2]), bool(match[3])
-    if not low < high or (log and low <= 0):
-        raise UserError(
-            f"--search {text!r}: the range must go from a smaller number to a "
-            "larger one" + (", above 0" if log else "")
-        )
-    whole = isinstance(_value(config, field), int)
-    return Parameter(field, low, high, log, whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +149,7 @@ def _own_values(search: Search) -> dict[str, Any]:
     """The recipe's own values, where all of them lie in the space."""
     found = {}
     for one in search.parameters:
-        value = _value(search.config, one.field)
+        value = value_of(search.config, one.field)
         if one.choices:
             if str(value) not in one.choices:
                 return {}
@@ -225,17 +160,6 @@ def _own_values(search: Search) -> dict[str, Any]:
             return {}
         found[one.field] = value
     return found
-
-
-def _value(config: ConfigDict, field: str) -> Any:
-    """A field's value, `stages[0].learning_rate`; None where it is absent."""
-    at: Any = config
-    for name in re.findall(r"[^.\[\]]+", field):
-        try:
-            at = at[int(name)] if name.isdigit() else at[name]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return at
 
 
 def _folder(search: Search, number: int) -> Path:
@@ -288,7 +212,7 @@ def _try(
         trial.set_user_attr("words", words)
         before = study.get_trials(deepcopy=False)[trial.number]
     print(
-        f"trial {trial.number + 1} of {search.trials}: "
+        f"trial {trial.number} ({search.trials} in all): "
         + ", ".join(word.removeprefix("--config.") for word in words),
         flush=True,
     )
@@ -319,7 +243,7 @@ def _try(
         best = study.best_trial
     print(
         f"  {metric} {value:.4f} in {spent}; best "
-        f"{best.user_attrs['score'][1]:.4f} in trial {best.number + 1}",
+        f"{best.user_attrs['score'][1]:.4f} in trial {best.number}",
         flush=True,
     )
     return ended
@@ -368,12 +292,13 @@ class _Watch:
         if not evaluations:
             raise UserError(f"{self._folder} has no evaluation to go by")
         best = max(evaluations, key=lambda e: e.merit)
-        metric, value = next(
-            (name, value)
-            for name, value in best.values.items()
-            if value in (best.merit, -best.merit)
+        for metric, value in best.values.items():
+            if value in (best.merit, -best.merit):
+                return metric, value, best.merit
+        raise UserError(
+            "no score ranks the checkpoints of this task, so there is nothing "
+            "to search by; compare what it exports by hand"
         )
-        return metric, value, best.merit
 
     def _evaluations(self) -> list:
         found = read_histories(self._folder)

@@ -187,9 +187,7 @@ def describe(exported: Exported) -> Path:
             "shape": ["b", *outputs.shape[1:]],
             "dtype": str(outputs.dtype),
             "what": "logits, whose softmax over the last axis is the "
-            "probability of each class"
-            if spec.classes
-            else "the task's answer",
+            "probability of each class",
         },
         "test_time_views": list(spec.views),
         "platforms": list(PLATFORMS),

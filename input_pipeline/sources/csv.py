@@ -109,11 +109,8 @@ def _labels(
     return classes, labels, [note] if note else []
 
 
-def _listed_groups(
-    answers: csv_table.Table, ids: Sequence[str], data: Any
-) -> list[str]:
+def _listed_groups(path: Path, ids: Sequence[str], data: Any) -> list[str]:
     """The groups in a csv of their own, in the order of `ids`."""
-    path = answers.path.parent / data.groups_file
     table = csv_table.read_csv(path, "--config.data.groups_file")
     listed = table.column(data.id_column, "--config.data.id_column")
     groups = table.column(data.group_column, "--config.data.group_column")
@@ -133,15 +130,17 @@ def _groups(
     answers: csv_table.Table, ids: Sequence[str], data: Any
 ) -> np.ndarray:
     """The group of each row, as data.group_column says."""
+    path = answers.path
     if getattr(data, "groups_file", ""):  # Older runs lack the field.
-        groups = _listed_groups(answers, ids, data)
+        path = path.parent / data.groups_file
+        groups = _listed_groups(path, ids, data)
     else:
         groups = answers.column(data.group_column, "--config.data.group_column")
     missing = labels_lib.MISSING | {""}
     for image_id, group in zip(ids, groups, strict=True):
         if group in missing:
             raise UserError(
-                f"{answers.path} has no group for id '{image_id}' in column "
+                f"{path} has no group for id '{image_id}' in column "
                 f"'{data.group_column}'"
                 + (f", only '{group}'" if group else "")
                 + "; fill it in or remove the row"

@@ -27,6 +27,11 @@ def complaints(config):
         (fields.at_least_or_all(0), (0, 5, -1), (-2, -7)),
         (fields.at_least_or_all(1), (1, 8, -1), (0, -2)),
         (fields.up_to(30), (0, 9, 30), (-1, 31)),
+        (
+            fields.renames,
+            ((), (r"^(a)\. -> \1_",)),
+            (("a",), ("( -> b",), (r"a -> \1",)),
+        ),
         (fields.one_of("a", "b"), ("a", "b"), ("", "c", "ab")),
         (
             fields.ascending(),

@@ -28,8 +28,9 @@ def plainnet(monkeypatch):
     exec(compile(code, str(DOCS), "exec"), vars(module))
     (row,) = re.findall(r"The row is `\((.*), (.*)\)`", section)
     row = tuple(eval(part, {"plainnet": module}) for part in row)
-    rows = (*registry._CLASSIFIERS, row)
-    monkeypatch.setattr(registry, "_CLASSIFIERS", rows)
+    for table in ("_CLASSIFIERS", "_MODELS"):
+        rows = (*getattr(registry, table), row)
+        monkeypatch.setattr(registry, table, rows)
     return "plainnet"
 
 

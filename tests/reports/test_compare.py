@@ -111,6 +111,17 @@ def test_a_run_that_still_trains_has_its_best_evaluation(tmp_path):
     read(compare.compare_report(tmp_path / "compare.html", [row]))
 
 
+def test_the_best_run_has_the_lowest_error_rate(tmp_path):
+    for name, rate in (("worse", 0.3), ("better", 0.1)):
+        entry = {"val_eer": rate, "merit": -rate, "best": True}
+        write_entries(tmp_path / name, [{"kind": "eval", **entry}])
+    names = [str(tmp_path / name) for name in ("worse", "better")]
+    rows, _ = compare.read_rows(names)
+    assert [row.name for row in rows] == ["better", "worse"]
+    (table,) = compare._score_rows(rows)
+    assert [entry["is_best"] for entry in table["entries"]] == [True, False]
+
+
 def test_a_folder_that_is_no_run_is_left_out_and_told(tmp_path, capsys):
     make_run(tmp_path / "one")
     (tmp_path / "notes").mkdir()

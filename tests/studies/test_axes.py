@@ -55,6 +55,8 @@ def test_views_alone_make_no_training_of_their_own():
 def test_where_weights_come_from_is_compared_and_where_data_are_is_not():
     start = cells(parse_grid("init_from=,runs/mae"))
     assert start[0].training != start[1].training
+    added = cells(parse_grid("data.generated=,runs/flow"))
+    assert added[0].training != added[1].training
     (here,) = cells(overrides=["--config.data.root=a"])
     (there,) = cells(overrides=["--config.data.root=b", "--config.seed=1"])
     assert here.digest == there.digest

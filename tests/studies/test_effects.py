@@ -124,6 +124,15 @@ def test_by_class_a_class_without_rows_has_no_interval():
     assert np.isnan(classes["c"].value) and np.isnan(classes["c"].low)
 
 
+def test_draws_in_blocks_are_the_same_draws(monkeypatch):
+    found = simulated(np.random.default_rng(0))
+    whole = Scores(found, draws=50).contrast([(1, 0)], range(3))
+    monkeypatch.setattr("studies.effects._DRAWN_AT_ONCE", 700)
+    parts = Scores(found, draws=50).contrast([(1, 0)], range(3))
+    assert parts.estimate.low == pytest.approx(whole.estimate.low, rel=1e-12)
+    assert parts.estimate.high == pytest.approx(whole.estimate.high, rel=1e-12)
+
+
 def test_other_validation_images_cannot_be_paired():
     found = {(0, 0): outcome(np.zeros(5)), (1, 0): outcome(np.zeros(6))}
     with pytest.raises(UserError, match="cannot be paired"):

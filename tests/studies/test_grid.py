@@ -13,6 +13,7 @@ from pathlib import Path
 import page_reader
 import pytest
 
+from core.errors import UserError
 from studies import axes, findings, grid, training
 from training.config import problems
 
@@ -100,15 +101,18 @@ def is_alive(pid):
 def test_a_grid_is_run_once_and_its_effects_are_told(fake_root, tmp_path):
     workdir = tmp_path / "study"
     arguments = words(
-        workdir, "mixing.prob=0.0,0.5", "eval.tta=('center',),('center','crop')"
+        workdir,
+        "mixing.prob=0.0,0.5",
+        "eval.tta=('center',),('center','crop')",
+        seeds=1,
     )
     code, told = run(fake_root, arguments)
     assert code == 0, told
     made = calls(workdir)
-    # Two runs a seed, each exported a second time for the other views.
-    assert len(made) == 8
-    assert sum("--export" in call for call in made) == 4
-    assert "run 4 of 4" in told
+    # Two runs, each exported a second time for the other views.
+    assert len(made) == 4
+    assert sum("--export" in call for call in made) == 2
+    assert "run 2 of 2" in told
     with open(workdir / findings.CSV) as file:
         rows = list(csv.DictReader(file))
     whole = {
@@ -122,13 +126,13 @@ def test_a_grid_is_run_once_and_its_effects_are_told(fake_root, tmp_path):
         ("", "prob=0.5, tta=('center','crop')"),
     }
     effect = whole["mixing.prob", "prob=0.5"]
-    assert float(effect["difference"]) > 0 and effect["seeds"] == "2"
+    assert float(effect["difference"]) > 0 and effect["seeds"] == "1"
     assert {row["class"] for row in rows} == {"", "a", "b", "c"}
     page = page_reader.read(workdir / findings.PAGE)
     assert "mixing.prob: prob=0.5" in " ".join(page.text.split())
     # Once more: nothing is trained, the same is told.
     code, again = run(fake_root, arguments)
-    assert code == 0 and len(calls(workdir)) == 8
+    assert code == 0 and len(calls(workdir)) == 4
     assert again.splitlines()[-3:] == told.splitlines()[-3:]
 
 
@@ -227,6 +231,29 @@ def test_the_folder_of_a_shared_run_names_what_its_cells_share():
         "study/runs/prob=0.0/seed-7",
         "study/runs/prob=0.5/seed-7",
     ]
+
+
+def test_trainings_of_one_axis_have_folders_of_their_own():
+    views = ("('center',)", "('crop',)")
+    levels = [
+        axes.Level(f"{rate} {view}", {"mixing.prob": rate, "eval.tta": view})
+        for rate in ("0.0", "0.5")
+        for view in views
+    ]
+    made = axes.make_cells(DEMO, [], [axes.Axis("way", levels)], problems)
+    found = grid.Grid(made, [7], Path("study")).trainings()
+    assert [len(one.cells) for one in found] == [2, 2]
+    assert len({one.folder for one in found}) == 2
+
+
+def test_exports_that_nobody_scores_are_not_compared():
+    axis = axes.parse_grid("eval.tta=('center',),('crop',)")
+    made = axes.make_cells(DEMO, [], [axis], problems)
+    grid.Grid(made, [7], Path("study")).check()
+    for cell in made:
+        cell.config.task = "verify"
+    with pytest.raises(UserError, match="differ only in what"):
+        grid.Grid(made, [7], Path("study")).check()
 
 
 @pytest.mark.parametrize(

@@ -85,3 +85,13 @@ def test_any_other_task_has_the_score_of_its_best_evaluation(
     assert found.examples is None
     with pytest.raises(UserError, match="other"):
         outcomes.read(tmp_path, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("metric", "sign"),
+    [("val_eer", -1), ("val_fnmr_at_fmr_10", -1), ("val_auc", 1)],
+)
+def test_less_of_an_error_rate_is_better_whatever_ranks(tmp_path, metric, sign):
+    scores = {"val_auc": 0.9, "val_eer": 0.1, "val_fnmr_at_fmr_10": 0.2}
+    write_history(tmp_path, scores)
+    assert outcomes.read(tmp_path, metric).sign == sign

@@ -9,7 +9,7 @@ import pytest
 from configs import loading
 from core import signals
 from core.errors import UserError
-from studies import lr_range, recipe_file, training, tune
+from studies import lr_range, recipe_file, space, training, tune
 from studies.training import End, Ended
 from training.config import problems
 
@@ -18,35 +18,40 @@ CONFIG = loading.load(DEMO)
 
 
 @pytest.mark.parametrize(
-    ("text", "space"),
+    ("text", "expected"),
     [
         ("stages[0].learning_rate=1e-4..1e-2 log", (1e-4, 1e-2, True, False)),
         ("mixing.prob=0..0.5", (0.0, 0.5, False, False)),
         ("augment.randaugment_ops=0..4", (0.0, 4.0, False, True)),
     ],
 )
-def test_a_range_is_of_the_fields_own_type(text, space):
-    found = tune.parse_parameter(text, CONFIG)
-    assert (found.low, found.high, found.log, found.whole) == space
+def test_a_range_is_of_the_fields_own_type(text, expected):
+    found = space.parse_parameter(text, CONFIG)
+    assert (found.low, found.high, found.log, found.whole) == expected
 
 
 def test_choices_may_be_anything():
-    found = tune.parse_parameter("eval.tta=('center',),('crop',)", CONFIG)
+    found = space.parse_parameter("eval.tta=('center',),('crop',)", CONFIG)
     assert found.choices == ("('center',)", "('crop',)")
 
 
 @pytest.mark.parametrize(
-    "text", ["a", "a=1", "a=2..1", "a=0..1 log", "=1..2x", "a=b"]
+    "text",
+    [
+        *("a", "a=1", "a=2..1", "a=0..1 log", "=1..2x", "a=b", "a=1.2.3..4"),
+        *("augment.randaugment_ops=0.5..2 log", "augment.randaugment_op=1..2"),
+        "mixing.prob=0.0,often",
+    ],
 )
 def test_no_space_is_one_sentence(text):
     with pytest.raises(UserError, match="--search"):
-        tune.parse_parameter(text, CONFIG)
+        space.parse_parameter(text, CONFIG)
 
 
 @pytest.fixture
 def search(tmp_path):
     parameters = [
-        tune.parse_parameter(text, CONFIG)
+        space.parse_parameter(text, CONFIG)
         for text in (
             "stages[0].learning_rate=1e-4..1e-1 log",
             "mixing.prob=0.0,0.5",
@@ -190,6 +195,31 @@ def curve(steepest=1e-3, lowest=1e-2, noise=0.02):
 def test_the_steepest_fall_is_suggested():
     found = lr_range.suggest(*curve())
     assert 5e-4 < found.rate < 2e-3 < found.lowest < 1e-2
+
+
+def test_a_range_test_of_other_fields_is_refused(tmp_path, monkeypatch):
+    rates, losses = curve()
+
+    def train(folder, words, lock, stop, look):
+        lines = [
+            {
+                **{"kind": "train", "step": i + 1, "stage": 0, "epoch": i},
+                **{"learning_rate": rate, "loss": loss},
+            }
+            for i, (rate, loss) in enumerate(zip(rates, losses, strict=True))
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "metrics.jsonl").write_text(text)
+        return Ended(End.CUT)
+
+    monkeypatch.setattr(training, "train", train)
+    stop = signals.StopSignals()
+    given = DEMO, [], tmp_path, 1e-6
+    page = lr_range.run(*given, 1.0, 200, stop)
+    assert page.exists()
+    with pytest.raises(UserError, match="range test with other fields"):
+        lr_range.run(*given, 0.1, 200, stop)
+    assert lr_range.run(*given, 1.0, 200, stop) == page
 
 
 def test_a_loss_that_only_rises_is_told():

@@ -243,11 +243,11 @@ class Recorder:
         }
 
     def close(self) -> None:
-        """Closes the file."""
-        for listener in self._listeners:
-            listener.close()
+        """Closes the file, and then what may fail to be closed."""
         self._input_stall.close()
         self._log.close()
+        for listener in self._listeners:
+            listener.close()
 
     def _report(self) -> None:
         if not self._pending:

@@ -10,9 +10,11 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from core import paths
 from core.errors import UserError
 from core.hardware import usable_cores
 from reports.run import run_report
@@ -51,16 +53,17 @@ class TelemetryFile:
 
     def __init__(self, path: Path, start: dict[str, Any]):
         self._log: MetricsLog | None = None
-        try:
+        with _silently():
             self._log = MetricsLog(path)
-        except UserError:  # Told where something of worth is written.
-            return
         self._append({"kind": "start", **start})
 
     def record(self, entry: dict[str, Any]) -> None:
-        """Appends an entry of `kind` "speed"."""
+        """Appends an entry of `kind` "speed"; saves at an evaluation."""
         if entry["kind"] == "speed":
             self._append(entry)
+        elif entry["kind"] == "eval" and self._log is not None:
+            with _silently():
+                self._log.sync()
 
     def _append(self, entry: dict[str, Any]) -> None:
         if self._log is None:
@@ -75,7 +78,7 @@ class TelemetryFile:
         """Closes the file."""
         if self._log is None:
             return
-        with contextlib.suppress(UserError):
+        with _silently():
             self._log.sync()
         self._log.close()
         self._log = None
@@ -95,11 +98,26 @@ class ReportPage:
         """Writes the page after an evaluation."""
         if entry["kind"] == "eval":
             told = f"It still trains; this was step {entry['step']:,}."
-            with contextlib.suppress(UserError):  # Told by what is needed.
+            with _silently():
                 run_report(self._workdir, told=told)
 
     def close(self) -> None:
         """Leaves the page as it is."""
+
+
+@contextlib.contextmanager
+def _silently() -> Iterator[None]:
+    """Passes over a disk or a bucket that cannot be written.
+
+    It is told where something of worth is written.
+    """
+    try:
+        yield
+    except UserError:
+        pass
+    except Exception as error:
+        if not paths.is_unreachable(error):
+            raise
 
 
 def environment() -> dict[str, Any]:

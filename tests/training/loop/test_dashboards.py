@@ -114,3 +114,17 @@ def test_telemetry_never_stops_a_run(tmp_path, monkeypatch):
     log = telemetry.TelemetryFile(tmp_path / "t.jsonl", {})
     log.record(ENTRIES[-1])
     log.close()
+
+
+def test_a_bucket_that_does_not_answer_never_stops_a_run(tmp_path, monkeypatch):
+    def unreachable(*values, **options):
+        raise ConnectionError("no route to the bucket")
+
+    log = telemetry.TelemetryFile(tmp_path / "t.jsonl", {})
+    monkeypatch.setattr(MetricsLog, "sync", unreachable)
+    monkeypatch.setattr(telemetry, "run_report", unreachable)
+    for listener in (log, telemetry.ReportPage(tmp_path)):
+        listener.record(ENTRIES[2])
+        listener.close()
+    monkeypatch.setattr(MetricsLog, "__init__", unreachable)
+    telemetry.TelemetryFile(tmp_path / "t.jsonl", {}).close()
