@@ -34,6 +34,7 @@ def plainnet(monkeypatch):
     return "plainnet"
 
 
+@pytest.mark.slow
 def test_it_learns_is_listed_and_goes_to_pytorch_and_back(plainnet):
     assert plainnet in jax_models.list_models()
     model = jax_models.create_model(plainnet, 3, remat=True)

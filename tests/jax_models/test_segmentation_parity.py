@@ -34,7 +34,17 @@ def golden_of(name):
     return np.load(GOLDENS / f"{name}.npz")
 
 
-@pytest.mark.parametrize("name", recipe.SEGMENTATION)
+# Over the larger encoders, which take the longest.
+LARGE = ("unet_resnet34", "deeplabv3plus_resnet50")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name
+        for name in recipe.SEGMENTATION
+    ],
+)
 def test_logits(name, compiled_blocks):
     golden = golden_of(name)
     model = golden_models.load_segmentation(name)

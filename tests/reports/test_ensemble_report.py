@@ -96,7 +96,7 @@ def test_without_history_or_mistakes(tmp_path):
 
 
 def test_mistakes_show_the_digits_themselves(tmp_path):
-    from configs.common import data
+    from configs.inputs import data
     from input_pipeline.sources import open_source
     from input_pipeline.sources.pictures import read_pictures
 

@@ -23,7 +23,7 @@ def build_encoder(
       UserError: `config.model` is a network for another task.
     """
     model = create_network(config, num_classes)
-    if not isinstance(model, jax_models.ImageModel):
+    if config.model not in jax_models.list_models():
         raise UserError(
             f"model is {config.model}, which the {config.task} task cannot "
             f"train; set --config.model to one of "

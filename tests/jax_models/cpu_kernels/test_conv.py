@@ -16,16 +16,23 @@ def every_size(monkeypatch):
     monkeypatch.setattr(conv, "WEIGHTS_PER_ROW", 1e9)
 
 
+def slow(case):
+    """XLA takes up to a minute for its own form of these."""
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 CASES = [  # batch, height, width, inputs, outputs, size, stride, padding
     (3, 9, 7, 5, 33, 3, 1, "SAME"),
     (2, 8, 8, 3, 24, 3, 2, "SAME"),
     (1, 1, 1, 4, 6, 3, 1, "SAME"),  # Nearly all of it is padding.
     (2, 2, 2, 40, 70, 3, 1, "SAME"),  # Fewer places than the kernel has.
-    (3, 5, 3, 8, 9, 3, 2, ((1, 1), (1, 1))),
-    (2, 11, 6, 16, 16, 5, 2, ((2, 2), (2, 2))),
+    slow((3, 5, 3, 8, 9, 3, 2, ((1, 1), (1, 1)))),
+    slow((2, 11, 6, 16, 16, 5, 2, ((2, 2), (2, 2)))),
     (1, 23, 19, 40, 70, 3, 1, "VALID"),
-    (2, 10, 12, 3, 8, 7, 2, ((3, 3), (3, 3))),
-    (2, 7, 7, 6, 8, 3, 2, ((0, 1), (0, 1))),  # TensorFlow's SAME, stride 2.
+    slow((2, 10, 12, 3, 8, 7, 2, ((3, 3), (3, 3)))),
+    slow(
+        (2, 7, 7, 6, 8, 3, 2, ((0, 1), (0, 1)))
+    ),  # TensorFlow's.
     (2, 33, 40, 20, 19, 5, 3, ((0, 3), (2, 1))),  # Several parts.
     (2, 13, 12, 8, 9, 2, 3, ((0, 0), (1, 1))),  # Cells that no window sees.
 ]

@@ -81,7 +81,11 @@ def test_it_is_the_convolution_in_float64(case):
 
 @pytest.mark.parametrize(
     ("batch", "height", "width", "inputs", "skipped", "outputs"),
-    [(2, 4, 5, 16, 16, 16), (2, 7, 3, 20, 5, 33), (1, 9, 8, 256, 0, 210)],
+    [
+        (2, 4, 5, 16, 16, 16),
+        pytest.param(2, 7, 3, 20, 5, 33, marks=pytest.mark.slow),
+        pytest.param(1, 9, 8, 256, 0, 210, marks=pytest.mark.slow),
+    ],
 )
 def test_an_upsampled_map_need_not_exist(
     batch, height, width, inputs, skipped, outputs
