@@ -30,9 +30,7 @@ CASES = [  # batch, height, width, inputs, outputs, size, stride, padding
     slow((2, 11, 6, 16, 16, 5, 2, ((2, 2), (2, 2)))),
     (1, 23, 19, 40, 70, 3, 1, "VALID"),
     slow((2, 10, 12, 3, 8, 7, 2, ((3, 3), (3, 3)))),
-    slow(
-        (2, 7, 7, 6, 8, 3, 2, ((0, 1), (0, 1)))
-    ),  # TensorFlow's.
+    slow((2, 7, 7, 6, 8, 3, 2, ((0, 1), (0, 1)))),  # TensorFlow's.
     (2, 33, 40, 20, 19, 5, 3, ((0, 3), (2, 1))),  # Several parts.
     (2, 13, 12, 8, 9, 2, 3, ((0, 0), (1, 1))),  # Cells that no window sees.
 ]
