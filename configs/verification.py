@@ -90,7 +90,7 @@ def set_batches(config: ConfigDict, identities: int, pictures: int) -> None:
 def for_digit_pairs(config: ConfigDict) -> ConfigDict:
     """Turns a recipe for pairs into its `:demo`: pairs of digits, 32 px.
 
-    Digits 0 to 6 train; 7 to 9, of which it has seen none, are told apart.
+    Digits 0 to 6 train, and pairs of the unseen 7 to 9 validate.
     """
     config.image_size = 32
     config.data.source = "digit_pairs"

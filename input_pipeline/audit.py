@@ -30,7 +30,7 @@ from input_pipeline.sources.labels import doubts
 # Medians of training and test images further apart are two kinds of images.
 SPLIT_FACTOR = 2.0
 
-# Impulse noise is told of a split where so many pixels stand alone, in black
+# A split has impulse noise where so many pixels stand alone, in black
 # and in white; images under 16 px a side are too coarse to tell.
 LONE_SHARE = 0.001
 

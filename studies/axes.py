@@ -33,8 +33,8 @@ from run_folder import identity
 # Of a level: which recipe, instead of one of its fields.
 RECIPE = "config"
 
-# What changes no result: where data are, speed and telemetry. The seed is told
-# apart by folders.
+# What changes no result: where data are, speed and telemetry. Folders keep
+# the seeds apart.
 _NOT_COMPARED = (identity.FREE_FIELDS | {"seed"}) - {
     "data.generated",
     "init_from",

@@ -17,11 +17,6 @@ import export
 from jax_models import create_model
 from jax_models.torch import conversion
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("flatbuffers") is None,
-    reason="jax.export writes with flatbuffers: make setup installs it",
-)
-
 # All that another program needs. It stands in a folder of its own, and is
 # started with -I, so that it cannot import this repository.
 READER = """

@@ -128,7 +128,7 @@ def test_what_may_be_meant_is_left_alone(competition, data_config, targets):
 
 
 def test_class_folders_may_be_called_anything(tmp_path, data_config):
-    """Somebody made them; what is odd is told."""
+    """Somebody made them; what is odd is reported."""
     for name in ("nan", "A", "a", "3.0"):
         for row in range(2):
             path = tmp_path / name / f"{row}.jpg"

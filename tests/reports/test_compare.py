@@ -1,4 +1,4 @@
-"""Runs beside each other: what differs is told, and what cannot be compared."""
+"""Runs beside each other: what differs, and what cannot be compared."""
 
 import json
 

@@ -54,7 +54,7 @@ def submission_of(out):
 
 
 def hidden_eer(out, people=40):
-    """Of the submission, against the kinds that no run was told."""
+    """Of the submission, against kinds of pairs that no run has seen."""
     ids, kind, _ = pairs_of("test", people)
     answers = submission_of(out)[1]
     scores = np.array([answers[pair] for pair in ids.tolist()])

@@ -130,7 +130,7 @@ def test_a_grid_is_run_once_and_its_effects_are_told(fake_root, tmp_path):
     assert {row["class"] for row in rows} == {"", "a", "b", "c"}
     page = page_reader.read(workdir / findings.PAGE)
     assert "mixing.prob: prob=0.5" in " ".join(page.text.split())
-    # Once more: nothing is trained, the same is told.
+    # Once more: nothing is trained, the same is printed.
     code, again = run(fake_root, arguments)
     assert code == 0 and len(calls(workdir)) == 4
     assert again.splitlines()[-3:] == told.splitlines()[-3:]

@@ -109,7 +109,7 @@ class ReportPage:
 def _silently() -> Iterator[None]:
     """Passes over a disk or a bucket that cannot be written.
 
-    It is told where something of worth is written.
+    The same fault is reported when a checkpoint or a log is written.
     """
     try:
         yield

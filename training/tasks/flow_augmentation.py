@@ -1,4 +1,4 @@
-"""Augmentation that a generator is told of, so that it does not leak.
+"""Augmentation as a condition of a generator, so that it does not leak.
 
 Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
 Models", NeurIPS 2022, arXiv 2206.00364, appendix F.2: what was done to a

@@ -1,4 +1,4 @@
-"""Weights to start from: where they land, what is told, what is refused."""
+"""Weights to start from: where they land, what is reported and refused."""
 
 import json
 

@@ -87,7 +87,7 @@ AUGMENT = jax.jit(flow_augmentation.augment)
 
 
 def augmented(images, prob, flip, seed=0):
-    """The images, changed, and what is told of it, as NumPy."""
+    """The changed images and the parameters of the change, as NumPy."""
     images = np.broadcast_to(images, (512, 16, 16, 3)).astype(np.float32)
     found = AUGMENT(images, jax.random.key(seed), prob=prob, flip=flip)
     return images, *map(np.asarray, found)
@@ -109,7 +109,7 @@ def test_no_augmentation_changes_nothing():
 def test_what_is_done_is_told_and_as_often_as_asked():
     images, changed, told = augmented(smooth(), 0.5, 0.25)
     moved = np.abs(changed - images).max((1, 2, 3))
-    # Images that are told to be as they were, are; and only these.
+    # Images with parameters of zero are unchanged, and only these.
     untouched = (told == 0).all(1)
     assert moved[untouched].max(initial=0) < 1e-5
     assert moved[~untouched].min() > 1e-5

@@ -56,7 +56,7 @@ def test_the_loss_of_no_velocity_is_the_energy_of_its_target():
     prepared = loss.prepare(batch, {}, jax.random.key(0))
     value = loss.function(Zero(), prepared, {})
     assert float(value) == pytest.approx(2.0, abs=0.02)
-    # The line between image and noise, at the time that is told.
+    # The line between image and noise, at the given time.
     noise = prepared["velocity"] + 1.0
     time = prepared["time"][:, None, None, None]
     np.testing.assert_allclose(

@@ -198,7 +198,7 @@ def test_few_identities_are_not_divided():
     )
 
 
-# ---- What is told -----------------------------------------------------------
+# ---- Messages ---------------------------------------------------------------
 
 
 def test_a_collapse_is_told_in_one_sentence():
