@@ -12,6 +12,7 @@ from core import class_colours
 from input_pipeline import inspection
 from input_pipeline.decoding import BadImage
 from input_pipeline.findings import Finding
+from input_pipeline.inspection import compares_identities
 from input_pipeline.sources.base import Examples, Source
 from input_pipeline.transforms import geometry
 from input_pipeline.transforms.views import WholeTransform
@@ -81,9 +82,13 @@ def samples_section(overview: Overview) -> Section:
             if (shown := picture(overview, row)) is not None:
                 found.append((str(source.labelled.ids[row]), shown))
         groups.append({"name": name, "pictures": found})
+    pairs = compares_identities(source)
     note = f"Up to {_PER_CLASS} of each class, drawn at random."
+    if pairs:
+        note = f"Up to {_PER_CLASS} of each identity, drawn at random."
     if len(source.classes) > _CLASSES:
-        note += f" The first {_CLASSES} classes alone."
+        what = "identities" if pairs else "classes"
+        note += f" The first {_CLASSES} {what} alone."
     colours = []
     if source.mask_pixels is not None:
         palette = class_colours.palette(len(source.classes)).tolist()

@@ -97,8 +97,8 @@ def _figures(histories: Sequence[History], metric: str) -> list[Figure]:
         folds = f", {len(histories)} folds" if len(histories) > 1 else ""
         figures.append(
             Figure(
-                "trained",
-                f"{lasts[0].epoch:.4g} epochs",
+                "epochs trained",
+                f"{lasts[0].epoch:.4g}",
                 f"{lasts[0].step:,} steps{folds}",
             )
         )

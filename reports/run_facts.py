@@ -9,7 +9,7 @@ import numpy as np
 
 from core.durations import duration
 from reports import curves
-from reports.charts import WHOLE, Line, line_chart
+from reports.charts import WHOLE, Line, line_chart, nice_ticks
 from reports.page import Figure, Section, template
 from run_folder.telemetry import Telemetry
 
@@ -43,7 +43,12 @@ def speed_section(measured: Telemetry | None) -> list[Section]:
         x = np.array([one.epoch for one in known])
         y = np.array([getattr(one, name) for one in known])
         line = Line(label, x, y, colour)
-        svg = line_chart([line], f"{label} over epochs", size=WHOLE)
+        # From zero: a busy moment shall not look like a standstill.
+        top = float(y.max()) or 1.0
+        ticks = [(tick, f"{tick:,.4g}") for tick in nice_ticks(0.0, top, 4)]
+        svg = line_chart(
+            [line], f"{label} over epochs", size=WHOLE, y_ticks=ticks
+        )
         charts.append(curves.Chart(svg, (line,)))
     if not charts:
         return [Section("", figures=(figure,))]
@@ -63,6 +68,7 @@ def speed_section(measured: Telemetry | None) -> list[Section]:
         note += f" The device waited for images for {share:.1%} of the time."
         if share > 0.1:
             note += " More --config.workers, or data.source=records, help."
+    note += " Both over epochs."
     body = template(_TEMPLATE).training(charts)
     return [Section("Speed", body, note, (figure,))]
 
