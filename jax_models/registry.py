@@ -134,9 +134,10 @@ def _find(
             return model_class, variants[name]
     names = [name for _, variants in families for name in variants]
     close = difflib.get_close_matches(str(name), names, 1)
-    hint = f"did you mean {close[0]}?" if close else "choose one of them"
+    hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(
-        f"there is no model named {name!r} among {', '.join(names)}; {hint}"
+        f"there is no model named {name!r} here; {hint}python -m jax_models "
+        "lists all"
     )
 
 

@@ -35,10 +35,14 @@ def predicted_of(row):
 
 @pytest.fixture
 def workdir(tmp_path):
+    return write_run(tmp_path)
+
+
+def write_run(folder):
     rows = range(8)
     masks = [(truth_of(row), predicted_of(row)) for row in rows]
-    path = tmp_path / layout.MASK_COUNTS
-    path.parent.mkdir()
+    path = folder / layout.MASK_COUNTS
+    path.parent.mkdir(parents=True)
     np.savez(
         path,
         ids=np.array([f"p{row}" for row in rows]),
@@ -50,7 +54,7 @@ def workdir(tmp_path):
         ),
         classes=np.array(CLASSES),
     )
-    return tmp_path
+    return folder
 
 
 def examples(ids):
