@@ -51,6 +51,11 @@ def main(argv: Sequence[str]) -> int:
     """
     with exit_on_user_error(), paths.reaching(argv):
         known = make_parser().parse_args(argv)
+        if not known.photos:
+            raise UserError(
+                "no photo is named; put files, or folders of them, behind the "
+                "flags"
+            )
         photos = dict(find_photos(known.photos))
         out = None
         if known.out is not None:
@@ -103,7 +108,7 @@ def make_parser() -> loading.Parser:
         help="in place of --run: a folder that python -m stacking has made; "
         "all of its runs predict, and the stack answers",
     )
-    parser.add_argument("photos", nargs="+", help="files, or folders of them")
+    parser.add_argument("photos", nargs="*", help="files, or folders of them")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument(
         "--out",
