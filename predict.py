@@ -324,7 +324,7 @@ def write(records: Iterator[tuple[Path, dict[str, Any]]], form: str) -> int:
     Returns:
       How many photos could not be read.
     """
-    bad, writer = 0, None
+    bad, writer, begun = 0, None, False
     for path, record in records:
         bad += record.get("bad", False)
         if form == "json":
@@ -341,10 +341,15 @@ def write(records: Iterator[tuple[Path, dict[str, Any]]], form: str) -> int:
                 writer = csv.DictWriter(sys.stdout, flat, lineterminator="\n")
                 writer.writeheader()
             writer.writerow(flat)
-        elif flat.pop("bad", False):
-            print(f"{path}  cannot be read")
-        else:
-            print("  ".join(_cell(v) for k, v in flat.items() if "." not in k))
+            continue
+        unread = flat.pop("bad", False)
+        cells = {k: _cell(v) for k, v in flat.items() if "." not in k}
+        if not begun:
+            print("  ".join(cells))
+            begun = True
+        print(
+            f"{path}  cannot be read" if unread else "  ".join(cells.values())
+        )
     return bad
 
 
