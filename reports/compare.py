@@ -151,7 +151,13 @@ def differing(rows: Sequence[Row]) -> dict[str, list[str]]:
 def remarks(rows: Sequence[Row]) -> list[str]:
     """Returns sentences on what the scores of the runs do not tell."""
     found = [f"{row.name}: {row.remark}." for row in rows if row.remark]
-    if len({row.rows for row in rows}) > 1:
+    tasks = {str(row.config["task"]) for row in rows if "task" in row.config}
+    if len(tasks) > 1:
+        found.append(
+            f"The runs are of different tasks ({', '.join(sorted(tasks))}): "
+            "each score compares those of one task alone."
+        )
+    elif len({row.rows for row in rows}) > 1:
         found.append(
             "The runs were validated on different rows, so their scores "
             "cannot be compared: give them the same data and folds."

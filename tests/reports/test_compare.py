@@ -122,6 +122,14 @@ def test_other_rows_cannot_be_compared(tmp_path):
     assert remark in read(path).text
 
 
+def test_other_tasks_are_told(tmp_path):
+    for task in ("segment", "classify"):
+        make_run(tmp_path / task, rows=task, config={"task": task})
+    names = [str(tmp_path / name) for name in ("segment", "classify")]
+    (remark,) = compare.remarks(compare.read_rows(names)[0])
+    assert "different tasks (classify, segment)" in remark
+
+
 def test_a_run_that_still_trains_has_its_best_evaluation(tmp_path):
     write_entries(
         tmp_path / "run",
