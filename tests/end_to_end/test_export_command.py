@@ -78,8 +78,8 @@ def test_onnx_without_its_packages(exported, monkeypatch, capsys, package):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    importlib.util.find_spec("jax2onnx") is None,
-    reason="jax2onnx is optional: requirements-onnx.txt",
+    not all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime"))),
+    reason="optional: pip install -r requirements-onnx.txt",
 )
 def test_onnx_runtime_answers_alike(exported):
     import onnxruntime
