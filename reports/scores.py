@@ -80,7 +80,7 @@ def mask_scores(run: Path) -> dict[str, Score]:
 
 def pair_scores(run: Path) -> dict[str, Score]:
     """Returns the equal error rate and AUC; {} for a run without pairs."""
-    path = run / layout.PAIR_SCORES
+    path = layout.pairs_path(run, "val")
     if not path.exists():
         return {}
     pairs = read_pair_scores(path)

@@ -53,9 +53,9 @@ def verification_sections(
       UserError: pairs or embeddings are damaged.
     """
     sections = _training(workdir)
-    if not (workdir / layout.PAIR_SCORES).exists():
+    if not layout.pairs_path(workdir, "val").exists():
         return sections
-    pairs = read_pair_scores(workdir / layout.PAIR_SCORES)
+    pairs = read_pair_scores(layout.pairs_path(workdir, "val"))
     sections = [_errors(pairs), _rates(pairs), *sections]
     sections.append(_hardest(pairs, pictures))
     return sections + embedding_sections(workdir, pictures)

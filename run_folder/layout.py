@@ -38,9 +38,6 @@ FOLD = re.compile(r"fold-\d")
 # Of a segmentation: pixels counted on each validation image.
 MASK_COUNTS = "masks/val.npz"
 
-# Of a verification: the validation pairs with their similarities.
-PAIR_SCORES = "pairs/val.npz"
-
 # Of pretraining: originals, hidden, painted.
 RECONSTRUCTIONS = "reconstructions.png"
 
