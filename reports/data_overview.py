@@ -183,7 +183,9 @@ def _identities(overview: Overview) -> Section:
         f"{forged.mean():.1%} of the pictures are forged. All pictures of an "
         "identity are in one fold."
     )
-    chart = histogram(real, "real pictures of an identity", int(real.max()) + 1)
+    chart = histogram(
+        real, "real pictures of an identity", int(np.ptp(real)) + 1
+    )
     body = template(_TEMPLATE).identities(rows, chart)
     return Section("Identities", body, note)
 
