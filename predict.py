@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         known = make_parser().parse_args(argv)
         if not known.photos:
             raise UserError(
-                "no photo is named; put files, or folders of them, behind the "
+                "no photos are named; put files, or folders of them, behind the "
                 "flags"
             )
         photos = dict(find_photos(known.photos))

@@ -95,7 +95,7 @@ def test_a_bad_photo_is_told_and_the_others_go_on(orphan, tmp_path):
         (("--run", "{run}", "/nowhere.jpg"), "/nowhere.jpg does not exist"),
         (("--run", "{run}", "gs://b/x.jpg"), "gs://b/x.jpg is not on a disk"),
         (("--run", "{run}", "{empty}"), "holds no photo"),
-        (("--run", "{run}"), "photos"),
+        (("--run", "{run}"), "no photos are named"),
     ],
 )
 def test_a_mistake_is_one_sentence(orphan, tmp_path, words, answer):
