@@ -53,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
         known = make_parser().parse_args(argv)
         if not known.photos:
             raise UserError(
-                "no photos are named; put files, or folders of them, behind the "
-                "flags"
+                "no photos are named; put files, or folders of them, behind "
+                "the flags"
             )
         photos = dict(find_photos(known.photos))
         out = None
