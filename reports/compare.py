@@ -58,7 +58,7 @@ class Row:
     @property
     def steps(self) -> str:
         """Steps of all folds together, as text."""
-        lasts = [h.train[-1].step for h in self.histories if h.train]
+        lasts = [h.last.step for h in self.histories if h.last]
         return f"{sum(lasts):,}" if lasts else _ABSENT
 
     @property

@@ -92,7 +92,7 @@ def _figures(histories: Sequence[History], metric: str) -> list[Figure]:
                 where,
             )
         )
-    lasts = [history.train[-1] for history in histories if history.train]
+    lasts = [history.last for history in histories if history.last]
     if lasts:
         folds = f", {len(histories)} folds" if len(histories) > 1 else ""
         figures.append(
