@@ -40,7 +40,7 @@ LEAKY_SLOPE = 0.1
 # In ncnn's files: what follows are weights in 16 bits.
 _FLOAT16 = 0x01306B47
 
-Layer = tuple[Float[Array, "H W I O"], Float[Array, " O"]]
+Layer = tuple[Float[Array, "3 3 _ _"], Float[Array, " _"]]
 
 
 class Waifu2x:
@@ -139,8 +139,8 @@ def _as_convolution(kernel: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _doubled(
-    layers: Sequence[Layer], pixels: UInt8[Array, "B H W 3"]
-) -> UInt8[Array, "B H2 W2 3"]:
+    layers: Sequence[Layer], pixels: UInt8[Array, "B _ _ 3"]
+) -> UInt8[Array, "B _ _ 3"]:
     """Pixels with `CONTEXT` around them to twice as many, without it."""
     x = pixels.astype(jnp.float32) / 255
     for index, (kernel, bias) in enumerate(layers):

