@@ -255,8 +255,7 @@ def predict(
             task.config.eval.batch_size,
             mesh,
             shrinks=len(photos) <= PHOTOS_AT_ONCE,
-            # Runs of before have no such field.
-            clean_impulses=task.config.data.get("clean_impulses", False),
+            config=task.config,
         )
         files = None
         if out is not None:

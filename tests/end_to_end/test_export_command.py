@@ -20,7 +20,8 @@ from jax_models.torch import conversion
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    assert training(folder / "run") == 0
+    enlarged = "--config.data.upscale=lanczos"
+    assert training(folder / "run", enlarged) == 0
     run, out = f"--run={folder / 'run'}", f"--out={folder / 'out'}"
     assert export.main([run, out]) == 0
     return folder
@@ -30,6 +31,10 @@ def test_a_fresh_process_answers_alike_for_any_batch(exported):
     out = exported / "out"
     told = json.loads((out / "model.json").read_text())
     side = told["input"]["shape"][1]
+    before = [
+        f"short sides under {round(side * 8 / 7)} px are enlarged: lanczos"
+    ]
+    assert told["input"]["before_resizing"] == before
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, side, side, 3), np.uint8)
     one, found = answers(out, pixels)
