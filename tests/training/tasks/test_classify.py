@@ -29,6 +29,7 @@ def loss_of(model, batch, classes, teacher=None, prior=None, **fields):
     constants = classify.loss_constants(stage, MEAN, STD, prior, rows=1000)
     if teacher is not None:
         constants["teacher"] = ({}, {})
+        constants["teacher_channels"] = {"mean": MEAN, "std": STD / 2}
     prepare = classify.make_prepare(mix)
     batch = prepare(batch, constants, jax.random.key(0))
     return classify.make_loss(stage, teacher)(model, batch, constants)
