@@ -48,12 +48,13 @@ def paper(views, temperature):
     return sum(one(k, k + 1) + one(k + 1, k) for k in pairs) / count
 
 
+COMPARE = jax.jit(compare_views, static_argnums=3)
+
+
 def loss_of(views, rows, weight=None, temperature=0.5):
     weight = np.ones(len(rows)) if weight is None else weight
     arrays = (views, rows.astype(np.int32), np.float32(weight))
-    value, told = jax.jit(compare_views)(
-        *map(jnp.asarray, arrays), jnp.float32(temperature)
-    )
+    value, told = COMPARE(*map(jnp.asarray, arrays), temperature)
     return float(value), {name: float(one) for name, one in told.items()}
 
 
