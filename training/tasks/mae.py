@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from input_pipeline.transforms import mixing
 from jax_models import cpu_kernels, mae
 from jax_models.functional import at_least_float32
+from run_folder import layout
 from training import runtime
 from training.loop.stages import Stage
 from training.loop.step import Loss
@@ -163,7 +164,7 @@ class MaskedAutoencoding(Task):
             normalize_targets=self.config.mae.normalize_targets,
         )
         path = comm.run_on_primary(
-            lambda: str(writer.image("reconstructions.png", picture))
+            lambda: str(writer.image(layout.RECONSTRUCTIONS, picture))
         )
 
         def pooled(model, images: jax.Array) -> jax.Array:
@@ -179,10 +180,11 @@ class MaskedAutoencoding(Task):
 
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:
-        """Returns the scores of the probe."""
+        """Returns the pictures that it painted, and the scores of the probe."""
         from reports.probe import probe_sections
+        from reports.reconstruction import reconstruction_sections
 
-        return probe_sections(workdir)
+        return [*reconstruction_sections(workdir), *probe_sections(workdir)]
 
 
 class ReconstructionEvaluator:
