@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.errors import UserError
-from metrics import classification, segmentation
+from metrics import classification, segmentation, verification
 from reports import curves
+from reports.probe import KINDS, read_probe
 from reports.segmentation import read_counts
 from run_folder import layout
 from run_folder.history import read_histories
+from run_folder.pair_files import read_pair_scores
 from run_folder.predictions import read_logits
 
 
@@ -77,10 +79,46 @@ def mask_scores(run: Path) -> dict[str, Score]:
     return found
 
 
+def probe_scores(run: Path) -> dict[str, Score]:
+    """Returns macro-F1 of the probes; {} for a run without them."""
+    found = read_probe(run)
+    if found is None:
+        return {}
+    return {
+        f"{title} macro-F1": Score(
+            found[name]["macro_f1"], *found[name]["macro_f1_interval"]
+        )
+        for name, title in KINDS.items()
+    }
+
+
+def pair_scores(run: Path) -> dict[str, Score]:
+    """Returns the equal error rate and AUC; {} for a run without pairs."""
+    path = layout.pairs_path(run, "val")
+    if not path.exists():
+        return {}
+    pairs = read_pair_scores(path)
+    positive = pairs.kind == verification.POSITIVE
+    found = verification.summary(pairs.similarity, positive)
+    interval = verification.bootstrap_interval(
+        pairs.similarity,
+        positive,
+        pairs.identities[:, 0],
+        pairs.identities[:, 1],
+        draws=200,
+    )
+    return {
+        curves.title("eer"): Score(found["eer"], *interval, sign=-1),
+        curves.title("auc"): Score(found["auc"]),
+    }
+
+
 # One for each kind of predictions; each gives {} where a run has none of it.
 READERS: tuple[Callable[[Path], dict[str, Score]], ...] = (
     logits_scores,
     mask_scores,
+    probe_scores,
+    pair_scores,
 )
 
 

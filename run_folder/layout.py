@@ -38,10 +38,16 @@ FOLD = re.compile(r"fold-\d")
 # Of a segmentation: pixels counted on each validation image.
 MASK_COUNTS = "masks/val.npz"
 
+# Of pretraining: originals, hidden, painted.
+RECONSTRUCTIONS = "reconstructions.png"
+
 # Of a generator: images of each evaluation; what was exported, and its scores.
 GRIDS = "grids"
 SAMPLES = "samples/manifest.json"
 SAMPLE_SCORES = "samples/scores.json"
+
+# Of a pretraining: what its encoder knows of the classes.
+PROBE = "probe.json"
 
 # Folders of predictions, which a run may have beside its checkpoints.
 PREDICTION_FOLDERS = (
