@@ -18,6 +18,17 @@ from core import paths
 from core.errors import UserError
 from core.output import ESCAPE
 
+
+def _read_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+# Once, here: it can only be read by setting it, so that of two threads that
+# read it at the same time one would find 0, and leave 0 behind.
+_UMASK = _read_umask()
+
 # Temporary files and folders of this process.
 _temporaries: set[Path] = set()
 _removing = threading.Lock()
@@ -60,13 +71,16 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            # mkstemp makes private files; give what a plain open() would have.
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            # mkstemp makes private files.
+            temporary.chmod(mode_of_new(0o666))
             os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def mode_of_new(mode: int) -> int:
+    """Returns what the umask leaves of the mode of a new file or folder."""
+    return mode & ~_UMASK
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

@@ -252,9 +252,7 @@ def write_masks(
             for path, file in zip(paths, files, strict=True):
                 path.write_bytes(file)
             atomic_files.write_text(class_list, table)
-            umask = os.umask(0)
-            os.umask(umask)
-            folder.chmod(0o777 & ~umask)
+            folder.chmod(atomic_files.mode_of_new(0o777))
             os.replace(folder, out)
     except OSError as error:
         raise UserError(
