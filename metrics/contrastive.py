@@ -16,7 +16,8 @@ def ntxent(views: Float[np.ndarray, "N 2 D"], temperature: float) -> float:
     over cosine / temperature, averaged over the 2N views (Chen et al. 2020,
     eq. 1). Of more than `GROUP` images, each is compared with those of its
     group alone, so that the value hardly depends on how many there are: of
-    n images it is log(2n - 1) by chance.
+    n images it is log(2n - 1) by chance. Neighbours lie in different groups:
+    in many sources they are of one class, which no training batch is.
 
     Args:
       views: of unit length.
@@ -24,7 +25,8 @@ def ntxent(views: Float[np.ndarray, "N 2 D"], temperature: float) -> float:
     """
     if not len(views):
         return 0.0
-    groups = np.array_split(views, -(-len(views) // GROUP))
+    count = -(-len(views) // GROUP)
+    groups = (views[first::count] for first in range(count))
     return sum(_ntxent(group, temperature) for group in groups) / len(views)
 
 
