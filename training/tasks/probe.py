@@ -72,11 +72,14 @@ def write(
     Returns:
       A phrase for people on both scores, or on why there are none.
     """
-    if reason := _cannot(data):
+    known = data.source.labelled
+    train, val = known.labels[data.train_rows], known.labels[data.val_rows]
+    if data.source.mask_pixels is not None:
+        return "not probed: the photos have masks and no classes"
+    if reason := _cannot(train, val):
         return f"not probed: {reason}"
     transform = EvalTransform(("center",), task.config.image_size)
     step = _make_step(task, pooled, data.mesh)
-    known = data.source.labelled
 
     def features(rows: np.ndarray) -> tuple[Features, np.ndarray]:
         batches = data.batches(known, rows, transform)
@@ -91,6 +94,9 @@ def write(
     scored_on, _ = features(data.val_rows)
 
     def score() -> str:
+        # Again, for photos that cannot be read are left out by now.
+        if reason := _cannot(fitted_on.labels, scored_on.labels):
+            return f"not probed: {reason}"
         halves = data.halves(rows)
         found = scores(fitted_on, scored_on, halves, len(data.source.classes))
         writer.json(layout.PROBE, found)
@@ -187,14 +193,12 @@ def _regression(features: Features, penalty: float):
         return model.fit(features.values, features.labels)
 
 
-def _cannot(data: Data) -> str:
-    """Why no probe can be fitted, or ''."""
-    labels = data.source.labelled.labels
-    train, val = labels[data.train_rows], labels[data.val_rows]
-    if data.source.mask_pixels is not None:
-        return "the photos have masks and no classes"
-    if min(train.min(), val.min()) < 0 or len(np.unique(train)) < 2:
+def _cannot(train: np.ndarray, val: np.ndarray) -> str:
+    """Why no probe can be fitted to rows of these labels, or ''."""
+    if min(train.min(initial=0), val.min(initial=0)) < 0:
         return "the photos have no classes"
+    if len(np.unique(train)) < 2:
+        return "the training photos are not of two classes or more"
     if not np.isin(val, train).any():
         return "no class is among the training and the validation photos"
     return ""

@@ -1,10 +1,13 @@
 """A probe finds what lies in features, and no more."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from metrics import retrieval
+from training.loop.predict import Prediction
 from training.tasks import probe
 
 
@@ -101,3 +104,40 @@ def test_a_half_of_one_class_alone_is_no_error():
     known = features(40, classes=2)
     halves = known.labels  # The worst division that there is.
     assert probe.choose_penalty(known, halves) == probe.PENALTIES[0]
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "said"),
+    [
+        (range(1, 12, 2), "the training photos are not of two classes"),
+        (range(12), "the training photos are not of two classes"),
+        (range(12, 18), "no class is among the training and the validation"),
+    ],
+)
+def test_photos_that_cannot_be_read_leave_too_little_in_a_sentence(
+    unreadable, said, monkeypatch
+):
+    labels = np.arange(18, dtype=np.int32) % 2
+    data = SimpleNamespace(
+        source=SimpleNamespace(
+            labelled=SimpleNamespace(labels=labels),
+            mask_pixels=None,
+            classes=("a", "b"),
+        ),
+        train_rows=np.arange(12),
+        val_rows=np.arange(12, 18),
+        batches=lambda *given: None,
+        halves=lambda rows: np.arange(len(rows)) % 2,
+        mesh=None,
+    )
+    monkeypatch.setattr(probe, "_make_step", lambda *given: None)
+    monkeypatch.setattr(
+        probe,
+        "predict",
+        lambda step, params, batch_stats, batches, rows, mesh: Prediction(
+            np.ones((len(rows), 1, 4), np.float32), np.isin(rows, unreadable)
+        ),
+    )
+    task = SimpleNamespace(config=SimpleNamespace(image_size=32))
+    told = probe.write(task, data, None, None, {}, {})
+    assert told.startswith(f"not probed: {said}")
