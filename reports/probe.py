@@ -59,9 +59,10 @@ def probe_sections(workdir: Path) -> list[Section]:
             "What the frozen encoder knows",
             template("probe.html").scores(rows, found["most_frequent_class"]),
             f"Fitted on {found['fitted_on']:,} training photos and scored on "
-            f"{found['scored_on']:,} that neither the pretraining nor the "
-            f"probe has seen; with 95 % intervals. C {linear['C']:g} of the "
-            "regression was chosen inside the training photos; "
+            f"{found['scored_on']:,} on which neither the pretraining nor the "
+            "probe has trained; with 95 % intervals. C "
+            f"{linear['C']:g} of the regression was chosen inside the training "
+            "photos; "
             f"{found['knn']['k']} neighbours vote.",
             figures=(
                 Figure(

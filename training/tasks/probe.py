@@ -1,7 +1,8 @@
 """What a frozen encoder knows of the classes that it was not told.
 
 A linear probe (logistic regression on standardised features) and kNN, fitted
-on the training rows and scored on the fold that the encoder has not seen.
+on the training rows and scored on the fold that the encoder was not trained
+on; that fold has chosen the checkpoint, but without its labels.
 """
 
 from __future__ import annotations
