@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,21 +75,23 @@ class Upscaling:
 
         Raises:
           BadImage: it cannot be read.
-          UserError: what a network made of it is gone.
+          UserError: what a network made of it is gone, or cannot be read.
         """
         if not self.by_network:
             return self._resized(decode(data), FILTERS[self.method])
         path = self._path(data)
         try:
             return path.read_bytes()
-        except FileNotFoundError:
+        except OSError as error:  # A folder that users share, perhaps.
             raise UserError(
-                f"{path} is gone from the cache; run the same command again"
-            ) from None
+                f"cannot read {path} in the cache ({error.strerror}); run the "
+                "same command again, or set another --config.cache_dir"
+            ) from error
 
     def lacks(self, data: bytes | np.ndarray) -> bool:
         """Whether `make` has not yet enlarged a small photo."""
-        return not self._path(data).exists()
+        # Unlike Path.exists, False of a folder that one may not look into.
+        return not os.path.exists(self._path(data))
 
     def make(self, data: bytes | np.ndarray, double: Double) -> None:
         """Enlarges a small photo with a network, and keeps it.

@@ -100,6 +100,16 @@ def test_a_network_works_once_for_each_photo(files, tmp_path):
     check(pickle.loads(pickle.dumps(examples)), files, "network")
 
 
+def test_what_cannot_be_read_from_the_cache_is_a_sentence(files, tmp_path):
+    examples = upscaled.upscaled(files, step(tmp_path, "network"))
+    upscaled.fill(examples, np.arange(1), double)
+    (made,) = (tmp_path / "cache").rglob("*.png")
+    made.unlink()
+    made.mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*set another --config"):
+        examples.read(0)
+
+
 def test_pixels_and_other_sizes_have_places_of_their_own(tmp_path):
     pixels = np.arange(2 * 6 * 4 * 3, dtype=np.uint8).reshape(2, 6, 4, 3)
     labels, names = np.zeros(2, np.int32), np.array(["a", "b"])
