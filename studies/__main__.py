@@ -164,7 +164,9 @@ def _grid(command: str, arguments: Sequence[str]) -> int:
     config = loading.load(known.config)
     loading.apply_overrides(config, overrides)
     if command == "transfer":
-        names = known.axes.split(",") if known.axes else transfer.NAMES
+        names = transfer.NAMES
+        if known.axes:
+            names = axes_lib.split_values(known.axes)
         axes = transfer.axes(config, names)
     else:
         axes = [axes_lib.parse_grid(text) for text in known.grid]

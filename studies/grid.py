@@ -113,6 +113,7 @@ def _packages(cell: Cell) -> set[str]:
     config = cell.config
     found = {config.data.upscale} & {weight_packages.WAIFU2X}
     if config.init_from == weight_packages.IMAGENET:
+        # Not jax_models.encoder_name: studies run where JAX is not installed.
         encoder = config.model_options.get("encoder", config.model)
         found |= {encoder} & weight_packages.PACKAGES.keys()
     return found

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from run_folder.artifacts import ArtifactWriter
     from training.data import Data
 
-# Spread of all projections, 1 in all directions alike, below which they are
-# one point.
+# Standard deviation of the projections, as a share of that of independent
+# directions, below which they count as one point.
 COLLAPSED = 0.05
 
 
