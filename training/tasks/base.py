@@ -75,6 +75,8 @@ class Task(abc.ABC):
       chooses_views: whether its export obeys `eval.tta=auto`.
       predicts_files: whether its predictions of photos are files, too.
       explains: whether it can draw where in a photo it looked.
+      answers: what exported models answer: a sentence for one array, or
+        {name: sentence} for each of several.
       learns_labels: whether it learns what the labels say, so that a model
         of it must not be shown rows that validate elsewhere.
       abstract_model: the model without its numbers.
@@ -95,6 +97,10 @@ class Task(abc.ABC):
     chooses_views: ClassVar[bool] = False
     predicts_files: ClassVar[bool] = False
     explains: ClassVar[bool] = False
+    answers: ClassVar[str | Mapping[str, str]] = (
+        "logits, whose softmax over the last axis is the probability of each "
+        "class"
+    )
     learns_labels: ClassVar[bool] = False
     known_views: ClassVar[Sequence[str]] = VIEWS
 
@@ -363,8 +369,10 @@ class Task(abc.ABC):
 
     def answer(
         self, model: nnx.Module, images: Float[Array, "B H W 3"]
-    ) -> Float[Array, "B ..."]:
+    ) -> Float[Array, "B ..."] | dict[str, Float[Array, "B ..."]]:
         """Returns what an exported model answers; pure, for export.py.
+
+        One array or several by name, as `answers` tells people.
 
         Args:
           model: in evaluation mode.
