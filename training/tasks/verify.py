@@ -64,6 +64,7 @@ class Verification(Task):
         "val_eer": "min",
         "val_auc": "max",
         "val_fnmr_at_fmr_10": "min",
+        "val_tar_at_far_1": "max",
         "val_eer_other": "min",
         "val_eer_one_forged": "min",
         "val_eer_both_forged": "min",
