@@ -1,4 +1,4 @@
-"""`python -m jax_models` prints every model with its size and its work."""
+"""`python -m jax_models` prints models with their size and their work."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from core.errors import exit_on_user_error
 
 def main() -> None:
     """Prints the table."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m jax_models",
-        description="Prints every model's parameters and multiply-adds.",
-    ).parse_args()
-    print(jax_models.list_models())
+        description="Prints parameters and multiply-adds of models.",
+    )
+    parser.add_argument(
+        "models",
+        nargs="*",
+        default=["*"],
+        help="names or patterns such as 'resnet*'; all when left out, which "
+        "takes most of a minute",
+    )
+    names = parser.parse_args().models
+    for line in jax_models.list_models().matching(names).table():
+        print(line, flush=True)
     names = ", ".join(jax_models.list_segmentation_models())
     print(f"For segmentation, over any of these: {names}")
     print("For verification, over any of these: embedding")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -132,10 +133,13 @@ def _find(
     for model_class, variants in families:
         if name in variants:
             return model_class, variants[name]
-    names = [name for _, variants in families for name in variants]
+    raise _no_model(name, [each for _, names in families for each in names])
+
+
+def _no_model(name: str, names: Sequence[str]) -> UserError:
     close = difflib.get_close_matches(str(name), names, 1)
     hint = f"did you mean {close[0]}?" if close else "choose one of them"
-    raise UserError(
+    return UserError(
         f"there is no model named {name!r} among {', '.join(names)}; {hint}"
     )
 
@@ -199,20 +203,36 @@ class ModelNames(tuple):
     """The names of the models; as text, a table with what each costs."""
 
     def __str__(self) -> str:
-        lines = [
-            f"{'model':<22}{'parameters':>14}{'multiply-adds':>16}",
-            f"{'':<22}{'1000 classes':>14}{'at this size':>22}",
-        ]
+        return "\n".join(self.table())
+
+    def table(self) -> Iterator[str]:
+        """Yields the lines of the table, each model's once it is counted."""
+        yield f"{'model':<22}{'parameters':>14}{'multiply-adds':>16}"
+        yield f"{'':<22}{'1000 classes':>14}{'at this size':>22}"
         for name in self:
             # Only the shapes: nothing is drawn or computed.
             model = nnx.eval_shape(functools.partial(create_model, name, 1000))
             size = model.counted_at
             found = costs.measure(model, size)
-            lines.append(
+            yield (
                 f"{name:<22}{found.parameters:>14,}"
                 f"{found.multiply_adds / 1e9:>14.2f} G{size:>4} px"
             )
-        return "\n".join(lines)
+
+    def matching(self, patterns: Sequence[str]) -> ModelNames:
+        """Returns those that a shell's pattern such as `resnet*` matches.
+
+        Raises:
+          UserError: a pattern matches none.
+        """
+        for pattern in patterns:
+            if not fnmatch.filter(self, pattern):
+                raise _no_model(pattern, self)
+        return ModelNames(
+            name
+            for name in self
+            if any(fnmatch.fnmatchcase(name, each) for each in patterns)
+        )
 
 
 def list_models() -> ModelNames:

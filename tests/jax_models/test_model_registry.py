@@ -95,6 +95,27 @@ def test_every_name_is_published_or_a_demo():
     assert len(names) == len(set(names))
 
 
+def test_models_are_listed_by_patterns():
+    names = jax_models.list_models()
+    assert names.matching(["*"]) == names
+    found = names.matching(["tinyvit_demo", "resnet[13]*"])
+    assert found == ("tinyvit_demo", "resnet18", "resnet34")
+    *head, small, middle, large = found.table()
+    assert len(head) == 2
+    assert small.split()[0] == "tinyvit_demo"
+    assert middle.split() == [
+        "resnet18",
+        "11,689,512",
+        "1.81",
+        "G",
+        "224",
+        "px",
+    ]
+    assert large.split()[:2] == ["resnet34", "21,797,672"]
+    with pytest.raises(UserError, match=r"'resnet19' .* did you mean resnet18"):
+        names.matching(["resnet*", "resnet19"])
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -102,9 +102,9 @@ def test_any_size_over_any_encoder(network, encoder):
 @pytest.mark.parametrize(
     "encoder",
     [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name in ("densenet_demo", "wide_resnet_demo")
-        else name
+        name
+        if name in ("resnet_demo", "tinyvit_demo")
+        else pytest.param(name, marks=pytest.mark.slow)
         for name in DEMOS
     ],
 )

@@ -61,7 +61,10 @@ STEPPED = {*recipe.MODELS} - {*recipe.LOGITS_ONLY}
 
 
 # Whose blocks a demo has too.
-SLOW = ("densenet121", "densenet_bc_100_12", "wide_resnet_40_4", "inception_v4")
+SLOW = (
+    *("efficientnetv2_m", "convnextv2_small", "convnextv2_base"),
+    *("densenet121", "densenet_bc_100_12", "wide_resnet_40_4", "inception_v4"),
+)
 
 
 def later(names, slow):

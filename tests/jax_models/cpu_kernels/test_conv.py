@@ -1,4 +1,4 @@
-"""The dense convolution in C++ is XLA's, also with its gradients."""
+"""The dense convolution in C++ is the convolution, also with its gradients."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from blocks import assert_close
 
 from jax_models.cpu_kernels import conv, conv_general_dilated, dispatch, without
+from tests.jax_models.cpu_kernels import convolution
 
 
 @pytest.fixture(autouse=True)
@@ -16,28 +17,23 @@ def every_size(monkeypatch):
     monkeypatch.setattr(conv, "WEIGHTS_PER_ROW", 1e9)
 
 
-def slow(case):
-    """XLA takes up to a minute for its own form of these."""
-    return pytest.param(case, marks=pytest.mark.slow)
-
-
 CASES = [  # batch, height, width, inputs, outputs, size, stride, padding
     (3, 9, 7, 5, 33, 3, 1, "SAME"),
     (2, 8, 8, 3, 24, 3, 2, "SAME"),
     (1, 1, 1, 4, 6, 3, 1, "SAME"),  # Nearly all of it is padding.
     (2, 2, 2, 40, 70, 3, 1, "SAME"),  # Fewer places than the kernel has.
-    slow((3, 5, 3, 8, 9, 3, 2, ((1, 1), (1, 1)))),
-    slow((2, 11, 6, 16, 16, 5, 2, ((2, 2), (2, 2)))),
+    (3, 5, 3, 8, 9, 3, 2, ((1, 1), (1, 1))),
+    (2, 11, 6, 16, 16, 5, 2, ((2, 2), (2, 2))),
     (1, 23, 19, 40, 70, 3, 1, "VALID"),
-    slow((2, 10, 12, 3, 8, 7, 2, ((3, 3), (3, 3)))),
-    slow((2, 7, 7, 6, 8, 3, 2, ((0, 1), (0, 1)))),  # TensorFlow's.
+    (2, 10, 12, 3, 8, 7, 2, ((3, 3), (3, 3))),
+    (2, 7, 7, 6, 8, 3, 2, ((0, 1), (0, 1))),  # TensorFlow's.
     (2, 33, 40, 20, 19, 5, 3, ((0, 3), (2, 1))),  # Several parts.
     (2, 13, 12, 8, 9, 2, 3, ((0, 0), (1, 1))),  # Cells that no window sees.
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_it_is_xlas_convolution(case):
+def test_it_is_the_convolution_in_float64(case):
     batch, height, width, inputs, outputs, size, stride, padding = case
     rng = np.random.default_rng(0)
     shapes = (batch, height, width, inputs), (size, size, inputs, outputs)
@@ -57,17 +53,22 @@ def test_it_is_xlas_convolution(case):
     def loss(images, kernel):
         return jnp.square(convolve(images, kernel)).sum()
 
-    grads = jax.grad(loss, argnums=(0, 1))
+    @jax.jit
+    def compute(images, kernel):
+        grads = jax.grad(loss, argnums=(0, 1))(images, kernel)
+        return convolve(images, kernel), *grads
+
     with without("winograd"):
-        found = convolve(images, kernel), grads(images, kernel)
-        text = jax.jit(grads).lower(images, kernel).as_text()
+        found = compute(images, kernel)
+        text = compute.lower(images, kernel).as_text()
     if found[0].shape[1] * found[0].shape[2] <= size**2:
         assert "convolution" not in text, "no matrix product was made of it"
     elif dispatch._library() is not None:
         for name in dispatch.KERNELS["conv"]:
             assert name in text, f"{name} was not called"
-    with without("winograd", "conv"):
-        right = convolve(images, kernel), grads(images, kernel)
+    right = convolution.value_and_grads(
+        images, kernel, lambda value: 2 * value, stride, padding
+    )
     assert_close(found, right, 2e-5)
 
 

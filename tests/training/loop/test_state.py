@@ -66,12 +66,14 @@ def test_gradient_and_update_equal_those_written_out():
 
     prepared = prepare(batch, LOSS.constants, loss_key)
 
+    @jax.jit
+    @jax.value_and_grad
     def loss_of(params):
         model = run.abstract_model.merge(params, state.batch_stats, model_key)
         model.train()
         return loss_fn(model, prepared, LOSS.constants)
 
-    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    loss, grads = loss_of(state.params)
     expected, _ = optimizer.advance(
         run.stage,
         run.groups,

@@ -99,12 +99,12 @@ def test_counts_go_beyond_32_bits():
     batch["mask"] = np.where(batch["mask"] == 255, 255, 1).astype(np.uint8)
     totals = evaluator.init()
     totals["low"] = np.full((C, C), 2**32 - 5, np.uint32)
-    one, zero = (
-        evaluator.update(
-            *jax.tree.map(jnp.asarray, (start, Answers(), batch, constants()))
-        )
-        for start in (totals, evaluator.init())
-    )
+
+    @jax.jit
+    def update(start):
+        return evaluator.update(start, Answers(), batch, constants())
+
+    one, zero = update(totals), update(evaluator.init())
     before = np.int64(2**32 - 5)
     counted = np.asarray(zero["low"], np.int64)
     assert counted[1].max() > 5
