@@ -166,12 +166,16 @@ def nested_scores(
 def choose(
     table: PairTable, scores: Mapping[str, Float64[np.ndarray, " P"]]
 ) -> str:
-    """Returns the name of the lowest equal error rate; ties by the AUC."""
+    """Returns the name of the largest AUC; ties by the equal error rate.
+
+    That rate is one point of the curve, which hangs on few pairs: chosen by
+    it, ways change from part to part, and do worse on pairs of others.
+    """
     positive = table.positive
 
     def merit(name: str) -> tuple[float, float]:
         own = scores[name]
-        return equal_error_rate(own, positive), -auc(own, positive)
+        return -auc(own, positive), equal_error_rate(own, positive)
 
     return min(scores, key=merit)
 
