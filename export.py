@@ -36,6 +36,17 @@ def main(argv: Sequence[str]) -> int:
     Raises:
       SystemExit: a mistake in the command, told in one sentence.
     """
+    with exit_on_user_error(), paths.reaching(argv):
+        known = make_parser().parse_args(argv)
+        folder = paths.make_path(known.out)
+        wanted = known.format or ["stablehlo", "safetensors"]
+        for line in export(known.run, folder, wanted):
+            print(line)
+    return 0
+
+
+def make_parser() -> loading.Parser:
+    """Returns the parser of the command line."""
     parser = loading.Parser(
         prog="export.py",
         description="Exports the best checkpoint of a run.",
@@ -48,13 +59,7 @@ def main(argv: Sequence[str]) -> int:
         choices=("stablehlo", "safetensors", "onnx"),
         help="may be given several times (default: stablehlo, safetensors)",
     )
-    with exit_on_user_error(), paths.reaching(argv):
-        known = parser.parse_args(argv)
-        folder = paths.make_path(known.out)
-        wanted = known.format or ["stablehlo", "safetensors"]
-        for line in export(known.run, folder, wanted):
-            print(line)
-    return 0
+    return parser
 
 
 def export(

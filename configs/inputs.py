@@ -14,10 +14,13 @@ from configs.fields import (
     between,
     declare,
     not_negative,
+    one_of,
     positive,
     share,
     up_to,
 )
+
+UPSCALERS = ("bilinear", "bicubic", "lanczos", "waifu2x")
 
 
 def data() -> ConfigDict:
@@ -43,6 +46,9 @@ def data() -> ConfigDict:
         test_images="img_test",
         extension=".jpg",
         clean_impulses=False,  # fills black or white single pixels everywhere
+        # Enlarges photos that are smaller than the model's images, with one of
+        # Pillow's filters or a network: '' leaves it to the crops (bilinear).
+        upscale=Field("", one_of("", *UPSCALERS)),
         sample_submission="sample_submission.csv",
         submission_id_column="id",
         test_folder="",

@@ -20,14 +20,6 @@ from ml_collections import ConfigDict, config_flags
 from core.errors import UserError
 from run_folder.identity import flatten
 
-_NO_RECIPES = (
-    "common.py",
-    "fields.py",
-    "generation.py",
-    "loading.py",
-    "segmentation.py",
-)
-
 
 class Parser(argparse.ArgumentParser):
     """A parser that answers a mistake in one sentence, as all of Sextet."""
@@ -88,12 +80,16 @@ def load(recipe: str) -> ConfigDict:
     """
     path, _, variant = recipe.partition(":")
     if not Path(path).is_file():
-        near = sorted(str(p) for p in Path("configs").glob("*.py"))
-        near = [name for name in near if not name.endswith(_NO_RECIPES)]
-        raise UserError(
-            f"there is no config file {path}; "
-            + (f"choose one of {', '.join(near)}" if near else "check --config")
+        recipes = sorted(
+            str(file)
+            for file in Path("configs").glob("*.py")
+            if "\ndef get_config(" in file.read_text(encoding="utf-8")
         )
+        near = difflib.get_close_matches(path, recipes, 1, cutoff=0.8)
+        hint = f"choose one of {', '.join(recipes)}"
+        if near or not recipes:
+            hint = f"did you mean {near[0]}?" if near else "check --config"
+        raise UserError(f"there is no config file {path}; {hint}")
     spec = importlib.util.spec_from_file_location("recipe", path)
     if spec is None:
         raise UserError(f"{path} is not a Python file; check --config")
@@ -112,7 +108,7 @@ def load(recipe: str) -> ConfigDict:
         return module.get_config(variant)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         words = " ".join(str(error).strip("'\"").split())
-        raise UserError(f"{recipe}: {words}; see configs/common.py") from error
+        raise UserError(f"{recipe}: {words}; correct --config") from error
 
 
 def apply_overrides(

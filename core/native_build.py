@@ -335,7 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.monotonic()
         path = library.path()
         if path is not None:
-            print(f"{path} ({time.monotonic() - start:.0f} s)")
+            took = time.monotonic() - start
+            print(f"C++ for this processor: {path} ({took:.0f} s)")
     return 0
 
 

@@ -140,7 +140,7 @@ def _copies(images: Sequence[Inspected], source: Source) -> Iterator[Finding]:
                 problem = "two masks" if masks else "two labels"
                 if compares_identities(source):
                     problem = pair_audit.copy_problem(image.label, first.label)
-            yield image.finding(problem, detail)
+            yield image.finding(problem, detail, first)
 
 
 def _near_copies(
@@ -174,7 +174,8 @@ def _near_copies(
         problem = "near copy"
         if image.split != other.split:
             problem = "near copy across splits"
-        yield image.finding(problem, f"{detail} ({match.correlation:.3f})")
+        detail += f" ({match.correlation:.3f})"
+        yield image.finding(problem, detail, other)
 
 
 def _sizes(images: Sequence[Inspected]) -> Iterator[Finding]:

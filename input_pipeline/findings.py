@@ -69,6 +69,7 @@ class Finding:
       file: its path, where it has one.
       problem: a key of `LOSSES` or `DOUBTS`.
       detail: the reason, or which other image.
+      other: (split, id) of that image; not in the csv, where `detail` has it.
     """
 
     split: str
@@ -76,6 +77,7 @@ class Finding:
     file: str
     problem: str
     detail: str
+    other: tuple[str, str] | None = None
 
 
 def write_findings(path: str | Path, findings: Iterable[Finding]) -> None:
@@ -83,6 +85,7 @@ def write_findings(path: str | Path, findings: Iterable[Finding]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [field.name for field in dataclasses.fields(Finding)]
+    names.remove("other")
     writer.writerow(names)
     for finding in findings:
         writer.writerow([getattr(finding, name) for name in names])

@@ -80,9 +80,12 @@ class Inspected:
     label: int | bytes
     decoded: Decoded
 
-    def finding(self, problem: str, detail: str) -> Finding:
+    def finding(
+        self, problem: str, detail: str, other: Inspected | None = None
+    ) -> Finding:
         """Returns a finding about this image."""
-        return Finding(self.split, self.id, self.file, problem, detail)
+        beside = None if other is None else (other.split, other.id)
+        return Finding(self.split, self.id, self.file, problem, detail, beside)
 
 
 def inspect(source: Source) -> list[Inspected]:

@@ -138,9 +138,10 @@ def _find(
 
 def _no_model(name: str, names: Sequence[str]) -> UserError:
     close = difflib.get_close_matches(str(name), names, 1)
-    hint = f"did you mean {close[0]}?" if close else "choose one of them"
+    hint = f"did you mean {close[0]}? " if close else ""
     return UserError(
-        f"there is no model named {name!r} among {', '.join(names)}; {hint}"
+        f"there is no model named {name!r} here; {hint}python -m jax_models "
+        "lists all"
     )
 
 

@@ -45,6 +45,7 @@ def line_chart(
     verticals: Sequence[float] = (),
     marks: Sequence[tuple[float, float]] = (),
     from_zero: bool = True,
+    log: bool = False,
     x_ticks: Sequence[tuple[float, str]] = (),
     y_ticks: Sequence[tuple[float, str]] = (),
 ) -> Markup:
@@ -57,6 +58,7 @@ def line_chart(
       verticals: x of faint rules, where a new stage begins.
       marks: points to ring, the best ones.
       from_zero: whether the x axis begins at 0.
+      log: whether the y axis is logarithmic; every y is then positive.
       x_ticks: places on the x axis and what to write there, ascending; the
         axis goes from the first to the last. Round numbers if empty.
       y_ticks: the same of the y axis.
@@ -78,17 +80,19 @@ def line_chart(
         places = nice_ticks(x_low, x_high, 5 if size == WHOLE else 3)
         x_ticks = [(p, _short(p)) for p in places if x_low <= p <= x_high]
     if not y_ticks:
-        places = nice_ticks(float(y.min()), float(y.max()), 4)
+        ticks = _log_ticks if log else nice_ticks
+        places = ticks(float(y.min()), float(y.max()), 4)
         tiny = max(abs(place) for place in places) < 1e-2
         y_ticks = [(place, _short(place, tiny)) for place in places]
-    low, high = y_ticks[0][0], y_ticks[-1][0]
+    scale = math.log10 if log else float
+    low, high = scale(y_ticks[0][0]), scale(y_ticks[-1][0])
 
     def across(value: float) -> float:
         share = (value - x_low) / (x_high - x_low)
         return _LEFT + share * (width - _LEFT - _RIGHT)
 
     def down(value: float) -> float:
-        share = (value - low) / (high - low)
+        share = (scale(value) - low) / (high - low)
         return height - _BOTTOM - share * (height - _TOP - _BOTTOM)
 
     parts = [
@@ -252,6 +256,17 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
+def _log_ticks(low: float, high: float, count: int) -> list[float]:
+    """Powers of ten, with 2 and 5 between where those alone are too few."""
+    first = math.floor(math.log10(low))
+    last = math.ceil(math.log10(high))
+    units = (1,) if last - first >= count else (1, 2, 5)
+    found = [u * 10.0**p for p in range(first, last + 1) for u in units]
+    start = max(number for number in found if number <= low)
+    end = min(number for number in found if number >= high)
+    return [number for number in found if start <= number <= end]
+
+
 def _short(value: float, tiny: bool = False) -> str:
     """The number in few characters, as 2e-4 if `tiny` or below 1e-3."""
     if not value or not (tiny or abs(value) < 1e-3):
@@ -307,92 +322,3 @@ def interval(
         f'<circle cx="{across(value):.1f}" cy="11" r="4" '
         'fill="var(--accent)"/></svg>'
     )
-
-
-def confusion_heatmap(
-    confusion: np.ndarray, classes: Sequence[str], shares: bool = False
-) -> Markup:
-    """Rows: true classes; columns: predicted classes; shade: share of the row.
-
-    Right and wrong predictions have different colours, so that the diagonal
-    does not drown the rest.
-
-    Args:
-      confusion: int `[C, C]`.
-      classes: C names.
-      shares: whether per cent of the row are written, not counts, which for
-        pixels are too long.
-    """
-    count = len(classes)
-    cell = 30 if count <= 20 else max(8, 600 // count)
-    numbers, names = cell >= 24, cell >= 11
-    longest = max(len(name) for name in classes) if names else 0
-    edge = 26 + min(longest, 14) * 6.2
-    # Short names stand upright above their columns.
-    turn = "" if longest <= 3 else " rotate(-90)"
-    anchor = "middle" if longest <= 3 else "start"
-    shift = -0.7 if longest <= 3 else 4
-    size = edge + count * cell + 4
-    parts = [
-        f'<svg viewBox="0 0 {size:.0f} {size:.0f}" role="img" '
-        'aria-label="confusion matrix" '
-        f'style="max-width:{min(size * 1.5, 640):.0f}px;min-width:'
-        f'{min(size * 0.72, 520):.0f}px">'
-        f'<text x="{edge}" y="12">predicted class</text>'
-        f'<text transform="translate(12 {edge + 2}) rotate(-90)" '
-        'text-anchor="end">true class</text>'
-    ]
-    totals = np.maximum(confusion.sum(axis=1), 1)
-    for i in range(count):
-        y = edge + i * cell
-        if names:
-            name = _clipped(classes[i])
-            parts.append(
-                f'<text x="{edge - 6}" y="{y + cell / 2 + 4:.1f}" '
-                f'text-anchor="end">{name}</text>'
-                f'<text transform="translate({y + cell / 2 + shift:.1f} '
-                f'{edge - 6}){turn}" text-anchor="{anchor}">{name}</text>'
-            )
-        for j in range(count):
-            number = int(confusion[i, j])
-            x = edge + j * cell
-            share = number / totals[i]
-            # The square root lifts the rare mistakes out of the dark.
-            shade = 0.08 + 0.82 * math.sqrt(share) if number else 0.0
-            colour = "var(--accent)" if i == j else "var(--wrong)"
-            fill = colour if number else "var(--track)"
-            opacity = f"{shade:.2f}" if number else ".55"
-            parts.append(
-                f'<rect x="{x}" y="{y}" width="{cell - 1.5}" '
-                f'height="{cell - 1.5}" rx="{min(4, cell / 6):.1f}" '
-                f'fill="{fill}" fill-opacity="{opacity}"'
-            )
-            if not number:
-                parts.append("/>")
-                continue
-            parts.append(
-                f"><title>{escape(classes[i])} predicted as "
-                f"{escape(classes[j])}: {number} of {int(totals[i])}"
-                "</title></rect>"
-            )
-            if numbers:
-                ink = "var(--card)" if shade > 0.55 else "var(--ink)"
-                text = str(number)
-                if shares:
-                    text = f"{100 * share:.0f}" if share > 0.005 else "<1"
-                parts.append(
-                    f'<text x="{x + cell / 2 - 0.7:.1f}" '
-                    f'y="{y + cell / 2 + 3.3:.1f}" text-anchor="middle" '
-                    f'style="fill:{ink};font-size:{_fit(text)}px" '
-                    f'pointer-events="none">{escape(text)}</text>'
-                )
-    parts.append("</svg>")
-    return Markup("".join(parts))
-
-
-def _fit(number: str) -> int:
-    return {1: 11, 2: 11, 3: 10, 4: 8}.get(len(number), 7)
-
-
-def _clipped(name: str) -> str:
-    return escape(name if len(name) <= 14 else name[:13] + "…")

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from metrics import classification
-from reports.charts import Line, confusion_heatmap, line_chart
+from reports.charts import Line, line_chart
 from reports.curves import Chart
+from reports.heatmap import confusion_heatmap
 from reports.page import Figure, Section, template
 from reports.thumbnails import Pictures, thumbnails
 from run_folder import layout

@@ -23,6 +23,7 @@ _TEMPLATE = "compare.html"
 _ABSENT = "–"
 # Without meaning to a reader: where a run kept what it computed.
 _UNTOLD = frozenset({"cache_dir"})
+_MOST = 40  # fields in a terminal; the page has all of them
 # Told apart by people who do not see all colours (Okabe and Ito 2008), on
 # light and on dark; a run after these has no line.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
@@ -57,7 +58,7 @@ class Row:
     @property
     def steps(self) -> str:
         """Steps of all folds together, as text."""
-        lasts = [h.train[-1].step for h in self.histories if h.train]
+        lasts = [h.last.step for h in self.histories if h.last]
         return f"{sum(lasts):,}" if lasts else _ABSENT
 
     @property
@@ -113,6 +114,9 @@ def read_rows(folders: Sequence[str]) -> tuple[list[Row], list[str]]:
 def differing(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Returns the fields whose values are not the same in all runs.
 
+    A group that some run lacks, such as a second stage or the fields of
+    another task, is one entry.
+
     Args:
       rows: of the runs.
 
@@ -120,9 +124,23 @@ def differing(rows: Sequence[Row]) -> dict[str, list[str]]:
       {dotted name: the value of each run, as text}.
     """
     names = dict.fromkeys(name for row in rows for name in row.config)
+    groups = [
+        {group for name in row.config for group in _groups(name)}
+        for row in rows
+    ]
     found = {}
     for name in names:
         if name in _UNTOLD:
+            continue
+        lacking = [
+            group
+            for group in _groups(name)
+            if not all(group in known for known in groups)
+        ]
+        if lacking:
+            found[lacking[0]] = [
+                "set" if lacking[0] in known else _ABSENT for known in groups
+            ]
             continue
         values = [_text(row.config.get(name, _ABSENT)) for row in rows]
         if len(set(values)) > 1:
@@ -133,7 +151,13 @@ def differing(rows: Sequence[Row]) -> dict[str, list[str]]:
 def remarks(rows: Sequence[Row]) -> list[str]:
     """Returns sentences on what the scores of the runs do not tell."""
     found = [f"{row.name}: {row.remark}." for row in rows if row.remark]
-    if len({row.rows for row in rows}) > 1:
+    tasks = {str(row.config["task"]) for row in rows if "task" in row.config}
+    if len(tasks) > 1:
+        found.append(
+            f"The runs are of different tasks ({', '.join(sorted(tasks))}): "
+            "each score compares those of one task alone."
+        )
+    elif len({row.rows for row in rows}) > 1:
         found.append(
             "The runs were validated on different rows, so their scores "
             "cannot be compared: give them the same data and folds."
@@ -247,7 +271,15 @@ def _short_names(runs: Sequence[Path]) -> list[str]:
     return [str(run) for run in runs]
 
 
+def _groups(name: str) -> list[str]:
+    """The groups that a field is in: a, a.b for a.b.c."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
 def _text(value: Any) -> str:
+    if isinstance(value, float):
+        value = float(f"{value:.6g}")  # Not 4.0000000000000003e-07.
     return value if isinstance(value, str) and value else repr(value)
 
 
@@ -271,9 +303,11 @@ def _fields_as_lines(
     if not fields:
         return ["all fields of their configs are the same"]
     table = [["field", *(row.name for row in rows)]]
-    for name, values in fields.items():
+    for name, values in list(fields.items())[:_MOST]:
         table.append([name, *(_clipped(value) for value in values)])
-    return _aligned(table)
+    more = len(fields) - _MOST
+    told = [f"… and {more:,} more: see the page"] if more > 0 else []
+    return _aligned(table) + told
 
 
 def _clipped(text: str) -> str:

@@ -16,10 +16,18 @@ from run_folder.history import Evaluation, History, TrainRecord
 Record = TrainRecord | Evaluation
 
 _LOSS = "val_loss"
+_FAR = 20  # A loss that falls to less than a twentieth.
 # Where the name is not what people write.
 _TITLES = {
     "macro_f1": "macro-F1",
+    "mean_dice": "mean Dice",
+    "mean_iou": "mean IoU",
+    "image_dice": "Dice per image",
+    "image_iou": "IoU per image",
     "eer": "equal error rate",
+    "eer_other": "EER, other identity",
+    "eer_one_forged": "EER, one forged",
+    "eer_both_forged": "EER, both forged",
     "auc": "AUC",
     "fnmr_at_fmr_10": "FNMR at FMR 10 %",
     "tar_at_far_1": "TAR at FAR 1 %",
@@ -120,6 +128,9 @@ def loss_chart(
 ) -> list[Chart]:
     """Returns a chart of training and validation loss over epochs.
 
+    Where it falls by far, as of generators, a linear scale would show the
+    first steps alone.
+
     Args:
       histories: of the run.
       metric: whose best evaluations are ringed, if it is the loss.
@@ -134,7 +145,11 @@ def loss_chart(
         *_lines(evaluations, _LOSS, "validation loss", "var(--second)"),
     ]
     marks = bests(histories, metric) if metric == _LOSS else ()
-    return _charts(histories, lines, "loss", size, marks)
+    losses = np.concatenate([line.y for line in lines] or [np.zeros(1)])
+    losses = losses[np.isfinite(losses)]
+    log = bool(len(losses)) and 0 < losses.min() < losses.max() / _FAR
+    what = "loss, on a logarithmic scale," if log else "loss"
+    return _charts(histories, lines, what, size, marks, log=log)
 
 
 def score_charts(
@@ -275,7 +290,7 @@ def _lines(
     return lines
 
 
-def _charts(histories, lines, what, size, marks=()) -> list[Chart]:
+def _charts(histories, lines, what, size, marks=(), log=False) -> list[Chart]:
     if not lines:
         return []
     svg = line_chart(
@@ -285,6 +300,7 @@ def _charts(histories, lines, what, size, marks=()) -> list[Chart]:
         # The folds of one run have the same stages.
         verticals=histories[0].stage_starts,
         marks=marks,
+        log=log,
     )
     key = {line.name: line for line in lines}
     return [Chart(svg, tuple(key.values()))]

@@ -24,8 +24,8 @@ REMEDIES = {
     "copy": "Delete one of the two: it counts twice.",
     "copy across splits": "Delete it from training: what validates or is "
     "predicted must not be learned.",
-    "near copy": "Give both one group (data.group_column), so that no fold "
-    "parts them.",
+    "near copy": "Look at both; if they show the same, delete one, or give "
+    "both one group (data.group_column), so that no fold parts them.",
     "near copy across splits": "Look at both; if they show the same, delete "
     "the one to train on.",
     "no pair": "Move it into the folder of its pair, or delete it.",

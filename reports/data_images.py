@@ -12,6 +12,7 @@ from core import class_colours
 from input_pipeline import inspection
 from input_pipeline.decoding import BadImage
 from input_pipeline.findings import Finding
+from input_pipeline.inspection import compares_identities
 from input_pipeline.sources.base import Examples, Source
 from input_pipeline.transforms import geometry
 from input_pipeline.transforms.views import WholeTransform
@@ -22,7 +23,7 @@ from reports.thumbnails import Thumbnail, thumbnail
 _TEMPLATE = "data.html"
 _SIDE = 160
 # Pictures of each class, and classes that have them.
-_PER_CLASS, _CLASSES = 6, 40
+_PER_CLASS, _CLASSES, _IDENTITIES = 6, 40, 12
 _OUTLIERS = 6
 _SPLITS = {"train": "train", "val": "validate", "test": "to predict"}
 
@@ -71,8 +72,10 @@ def samples_section(overview: Overview) -> Section:
             return np.arange(len(source.labelled))
         return np.flatnonzero(source.labelled.labels == label)
 
+    pairs = compares_identities(source)
+    most = _IDENTITIES if pairs else _CLASSES
     groups = []
-    for label, name in enumerate((source.classes or ("images",))[:_CLASSES]):
+    for label, name in enumerate((source.classes or ("images",))[:most]):
         rows = rng.permutation(holding(label))
         found = []
         for row in rows.tolist():
@@ -82,8 +85,11 @@ def samples_section(overview: Overview) -> Section:
                 found.append((str(source.labelled.ids[row]), shown))
         groups.append({"name": name, "pictures": found})
     note = f"Up to {_PER_CLASS} of each class, drawn at random."
-    if len(source.classes) > _CLASSES:
-        note += f" The first {_CLASSES} classes alone."
+    if pairs:
+        note = f"Up to {_PER_CLASS} of each identity, drawn at random."
+    if len(source.classes) > most:
+        what = "identities" if pairs else "classes"
+        note += f" The first {most} {what} alone."
     colours = []
     if source.mask_pixels is not None:
         palette = class_colours.palette(len(source.classes)).tolist()

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.findings import DOUBTS, LOSSES, Finding
+from input_pipeline.inspection import compares_identities
+from reports.charts import histogram
 from reports.classification import mistakes_section, read_predictions
 from reports.data_findings import REMEDIES
 from reports.data_images import (
@@ -25,6 +27,7 @@ from reports.page import Figure, Section, template, write_page
 
 _TEMPLATE = "data.html"
 _FINDINGS = 6
+_MOST = 60  # classes in the table
 # Probability from which on a prediction contradicts a label.
 _SURE = 0.7
 
@@ -60,12 +63,17 @@ def data_report(
     problems = len({finding.problem for finding in overview.findings})
     figures = [
         Figure("labelled images", f"{len(source.labelled):,}", source.name),
-        Figure("classes", f"{len(source.classes):,}"),
+        Figure(
+            "identities" if compares_identities(source) else "classes",
+            f"{len(source.classes):,}",
+        ),
         Figure("to predict", f"{test:,}"),
         Figure(
             "findings",
             f"{len(overview.findings):,}",
-            f"of {problems} kinds" if problems else "nothing is odd",
+            f"of {problems} kind{'s' * (problems > 1)}"
+            if problems
+            else "nothing is odd",
         ),
     ]
     lead = "Each image was decoded once, as training does."
@@ -93,6 +101,7 @@ def _findings(overview: Overview) -> Section:
                     "finding": finding,
                     "where": finding.id or finding.file,
                     "picture": picture(overview, number),
+                    "other": picture(overview, index.get(finding.other)),
                 }
             )
         rows.append(
@@ -102,6 +111,7 @@ def _findings(overview: Overview) -> Section:
                 "meaning": meaning,
                 "remedy": REMEDIES[problem],
                 "loses": problem in LOSSES,
+                "couples": any(one["other"] for one in shown),
                 "shown": shown,
             }
         )
@@ -120,6 +130,8 @@ def _classes(overview: Overview) -> Section:
         return _mask_classes(overview)
     if not source.classes:
         return Section("Classes", note="The data have no labels.")
+    if compares_identities(source):
+        return _identities(overview)
     labels = source.labelled.labels
     counts = np.zeros((len(source.classes), int(folds.max()) + 1), int)
     np.add.at(counts, (labels[labels >= 0], folds[labels >= 0]), 1)
@@ -142,8 +154,40 @@ def _classes(overview: Overview) -> Section:
         )
     else:
         note += "That is even enough to train without weights."
+    if len(rows) > _MOST:
+        rows = rows[: _MOST // 2] + rows[-_MOST // 2 :]
+        note += f" Below, the {_MOST // 2} largest and the smallest."
     names = _fold_names(overview)
     return Section("Classes", template(_TEMPLATE).classes(rows, names), note)
+
+
+def _identities(overview: Overview) -> Section:
+    """How many pictures of how many identities are in each fold."""
+    known, folds = overview.source.labelled, overview.folds
+    forged = known.columns["forged"] != 0
+    real = np.bincount(
+        known.labels[~forged], minlength=len(overview.source.classes)
+    )
+    rows = [
+        {
+            "name": name,
+            "identities": len(np.unique(known.labels[folds == fold])),
+            "real": int((~forged & (folds == fold)).sum()),
+            "forged": int((forged & (folds == fold)).sum()),
+        }
+        for fold, name in enumerate(_fold_names(overview))
+    ]
+    note = (
+        f"{(real > 1).sum():,} of {len(real):,} identities have two real "
+        "pictures or more, and so make pairs that match; "
+        f"{forged.mean():.1%} of the pictures are forged. All pictures of an "
+        "identity are in one fold."
+    )
+    chart = histogram(
+        real, "real pictures of an identity", int(np.ptp(real)) + 1
+    )
+    body = template(_TEMPLATE).identities(rows, chart)
+    return Section("Identities", body, note)
 
 
 def _fold_names(overview: Overview) -> list[str]:

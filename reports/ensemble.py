@@ -56,6 +56,9 @@ def ensemble_report(
     classes = results["classes"]
     families = results["families"]
     count = f"{len(families)} model{'s' if len(families) != 1 else ''}"
+    runs = sum(len(family["runs"]) for family in families)
+    if runs > len(families):
+        count += f" (of {runs} runs: those of one model are averaged)"
     return write_page(
         Path(path),
         "Ensemble report",

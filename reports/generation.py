@@ -89,7 +89,7 @@ def _scores(scores: dict[str, Any]) -> Section:
         figures=(
             Figure("KID", f"{made['kid']:.4f}", f"± {made['kid_std']:.4f}"),
             Figure(
-                "judge agrees",
+                "judge agrees, all images",
                 f"{scores['accuracy']:.1%}",
                 f"{scores['held_out_accuracy']:.1%} on held-out photos",
             ),

@@ -92,13 +92,13 @@ def _figures(histories: Sequence[History], metric: str) -> list[Figure]:
                 where,
             )
         )
-    lasts = [history.train[-1] for history in histories if history.train]
+    lasts = [history.last for history in histories if history.last]
     if lasts:
         folds = f", {len(histories)} folds" if len(histories) > 1 else ""
         figures.append(
             Figure(
-                "trained",
-                f"{lasts[0].epoch:.4g} epochs",
+                "epochs trained",
+                f"{lasts[0].epoch:.4g}",
                 f"{lasts[0].step:,} steps{folds}",
             )
         )

@@ -9,11 +9,23 @@ import numpy as np
 
 from core.durations import duration
 from reports import curves
-from reports.charts import WHOLE, Line, line_chart
+from reports.charts import WHOLE, Line, line_chart, nice_ticks
 from reports.page import Figure, Section, template
 from run_folder.telemetry import Telemetry
 
 _TEMPLATE = "run.html"
+# Fields that do nothing while another one is off; absent ones are on.
+_NEEDS = {
+    "augment.jitter_prob": "augment.jitter",
+    "augment.randaugment_magnitude": "augment.randaugment_ops",
+    "mixing.cutmix_alpha": "mixing.prob",
+    "mixing.erase_area": "mixing.erase_prob",
+    "mixing.erase_ratio": "mixing.erase_prob",
+    "mixing.mixup_alpha": "mixing.mixup_prob",
+    "mixing.mixup_prob": "mixing.prob",
+}
+# Which leave an image alone at 1, not at 0.
+_FACTORS = ("augment.crop_", "augment.zoom")
 
 
 def speed_section(measured: Telemetry | None) -> list[Section]:
@@ -43,7 +55,12 @@ def speed_section(measured: Telemetry | None) -> list[Section]:
         x = np.array([one.epoch for one in known])
         y = np.array([getattr(one, name) for one in known])
         line = Line(label, x, y, colour)
-        svg = line_chart([line], f"{label} over epochs", size=WHOLE)
+        # From zero: a busy moment shall not look like a standstill.
+        top = float(y.max()) or 1.0
+        ticks = [(tick, f"{tick:,.4g}") for tick in nice_ticks(0.0, top, 4)]
+        svg = line_chart(
+            [line], f"{label} over epochs", size=WHOLE, y_ticks=ticks
+        )
         charts.append(curves.Chart(svg, (line,)))
     if not charts:
         return [Section("", figures=(figure,))]
@@ -63,6 +80,7 @@ def speed_section(measured: Telemetry | None) -> list[Section]:
         note += f" The device waited for images for {share:.1%} of the time."
         if share > 0.1:
             note += " More --config.workers, or data.source=records, help."
+    note += " Both over epochs."
     body = template(_TEMPLATE).training(charts)
     return [Section("Speed", body, note, (figure,))]
 
@@ -75,25 +93,30 @@ def augment_section(config: Mapping[str, Any] | None) -> list[Section]:
     """
     if not config or not config.get("stages"):
         return []
-    groups = {}
-    for group in ("augment", "mixing"):
-        stages = [
-            {**config.get(group, {}), **(stage.get(group) or {})}
-            for stage in config["stages"]
-        ]
-        names = dict.fromkeys(name for stage in stages for name in stage)
-        for name in names:
-            values = [stage.get(name) for stage in stages]
-            if any(map(_does_something, values)):
-                groups[f"{group}.{name}"] = [_text(value) for value in values]
+    stages = [
+        {
+            f"{group}.{name}": value
+            for group in ("augment", "mixing")
+            for name, value in {
+                **config.get(group, {}),
+                **(stage.get(group) or {}),
+            }.items()
+        }
+        for stage in config["stages"]
+    ]
+    groups = {
+        name: [_text(stage.get(name)) for stage in stages]
+        for name in dict.fromkeys(name for stage in stages for name in stage)
+        if any(_is_on(name, stage) for stage in stages)
+    }
     if not groups:
         return [Section("Augmentation", note="None: images are as they are.")]
-    stages = [f"stage {index + 1}" for index in range(len(config["stages"]))]
+    heads = [f"stage {index + 1}" for index in range(len(stages))]
     note = (
         "Fields that are on. python -m input_pipeline with the same --config "
         "draws what they do to images."
     )
-    body = template(_TEMPLATE).fields(stages, groups)
+    body = template(_TEMPLATE).fields(heads, groups)
     return [Section("Augmentation", body, note)]
 
 
@@ -123,9 +146,15 @@ def origin_section(measured: Telemetry | None, config: str) -> list[Section]:
     return [Section("How it was made", body)]
 
 
-def _does_something(value: Any) -> bool:
-    """Whether a field of an augmentation is on: 0, False and () are off."""
-    return bool(value) and value != [0, 0]
+def _is_on(name: str, stage: Mapping[str, Any]) -> bool:
+    """Whether a field does something to the images of a stage."""
+    value = stage.get(name)
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    off = (1,) if name.startswith(_FACTORS) else (0, None, "")
+    needed = _NEEDS.get(name)
+    if needed in stage and not _is_on(needed, stage):
+        return False
+    return any(part not in off for part in parts)
 
 
 def _text(value: Any) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.errors import UserError
-from metrics import classification, segmentation
+from metrics import classification, segmentation, verification
 from reports import curves
 from reports.segmentation import read_counts
 from run_folder import layout
 from run_folder.history import read_histories
+from run_folder.pair_files import read_pair_scores
 from run_folder.predictions import read_logits
 
 
@@ -77,10 +78,32 @@ def mask_scores(run: Path) -> dict[str, Score]:
     return found
 
 
+def pair_scores(run: Path) -> dict[str, Score]:
+    """Returns the equal error rate and AUC; {} for a run without pairs."""
+    path = layout.pairs_path(run, "val")
+    if not path.exists():
+        return {}
+    pairs = read_pair_scores(path)
+    positive = pairs.kind == verification.POSITIVE
+    found = verification.summary(pairs.similarity, positive)
+    interval = verification.bootstrap_interval(
+        pairs.similarity,
+        positive,
+        pairs.identities[:, 0],
+        pairs.identities[:, 1],
+        draws=200,
+    )
+    return {
+        curves.title("eer"): Score(found["eer"], *interval, sign=-1),
+        curves.title("auc"): Score(found["auc"]),
+    }
+
+
 # One for each kind of predictions; each gives {} where a run has none of it.
 READERS: tuple[Callable[[Path], dict[str, Score]], ...] = (
     logits_scores,
     mask_scores,
+    pair_scores,
 )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from core import class_colours
 from core.errors import UserError
 from metrics import segmentation
-from reports.charts import confusion_heatmap
+from reports.heatmap import confusion_heatmap
 from reports.page import Figure, Section, template
 from run_folder import layout
 
@@ -204,12 +204,12 @@ def _gallery(counts: Counts, examples: ReadExamples | None) -> Section:
     found, problem = {}, ""
     try:
         for example in examples(wanted) if examples is not None else ():
-            found[example.id] = strip(example, len(counts.classes))
+            found[example.id] = halves(example, len(counts.classes))
     # A report without pictures is better than none, whatever the reason.
     except Exception as error:
         problem = f" The images could not be opened: {error}"
     rows = [
-        {"id": name, "dice": float(dice[row]), "strip": found.get(name)}
+        {"id": name, "dice": float(dice[row]), "halves": found.get(name)}
         for name, row in zip(wanted, chosen, strict=True)
     ]
     colours = [
@@ -232,8 +232,10 @@ def _gallery(counts: Counts, examples: ReadExamples | None) -> Section:
     )
 
 
-def strip(example: Example, count: int) -> str:
-    """Returns image, truth, prediction and errors as one data: address.
+def halves(example: Example, count: int) -> tuple[str, str]:
+    """Returns image and truth, prediction and errors, as two data: addresses.
+
+    Two, so that they stand below each other where a page is narrow.
 
     Args:
       example: the image.
@@ -249,13 +251,20 @@ def strip(example: Example, count: int) -> str:
     truth = class_colours.drawn(truth, count)
     errors = np.where(ignored[..., None], truth, errors)
     predicted = class_colours.drawn(predicted, count)
-    parts = []
-    for part in (image, truth, predicted, errors):
-        opaque = np.full((*part.shape[:2], 1), 255, np.uint8)
-        gap = (0, 0), (0, _GAP), (0, 0)
-        parts.append(np.pad(np.concatenate([part, opaque], axis=2), gap))
+    return _beside(image, truth), _beside(predicted, errors)
+
+
+def _beside(left: np.ndarray, right: np.ndarray) -> str:
+    """Two pictures with a clear gap between them, as a data: address."""
+    parts = [
+        np.concatenate(
+            [part, np.full((*part.shape[:2], 1), 255, np.uint8)], axis=2
+        )
+        for part in (left, right)
+    ]
+    gap = np.zeros((len(left), _GAP, 4), np.uint8)
     buffer = io.BytesIO()
-    whole = Image.fromarray(np.concatenate(parts, axis=1))
+    whole = Image.fromarray(np.concatenate([parts[0], gap, parts[1]], axis=1))
     whole.save(buffer, "PNG", optimize=True)
     return (
         f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -137,7 +137,7 @@ def study_report(
         ]
         heads = [f"{e.level} / {e.baseline}" for e in by_class]
         note = (
-            "Difference of the class's own score; its interval below. Strong "
+            "Difference of the class's own score; its interval below. Bold "
             "where that leaves out zero."
         )
         parts.append(Section("By class", macros.classes(heads, rows), note))

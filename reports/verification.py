@@ -15,10 +15,10 @@ from reports.curves import Chart
 from reports.embeddings import embedding_sections
 from reports.page import Figure, Section, template
 from reports.thumbnails import Pictures, Thumbnail, thumbnails
+from run_folder import layout
 from run_folder.history import read_histories
 from run_folder.pair_files import PairScores, read_pair_scores
 
-PAIRS = "pairs/val.npz"
 _TEMPLATE = "verification.html"
 _TITLES = {
     "same": "same identity",
@@ -29,7 +29,7 @@ _TITLES = {
 # Of the kinds' lines: positives first.
 _LOOKS = {
     "same": ("var(--accent)", False),
-    "other": ("var(--wrong)", False),
+    "other": ("var(--wrong)", True),
     "one_forged": ("var(--second)", False),
     "both_forged": ("var(--faint)", True),
 }
@@ -53,9 +53,9 @@ def verification_sections(
       UserError: pairs or embeddings are damaged.
     """
     sections = _training(workdir)
-    if not (workdir / PAIRS).exists():
+    if not layout.pairs_path(workdir, "val").exists():
         return sections
-    pairs = read_pair_scores(workdir / PAIRS)
+    pairs = read_pair_scores(layout.pairs_path(workdir, "val"))
     sections = [_errors(pairs), _rates(pairs), *sections]
     sections.append(_hardest(pairs, pictures))
     return sections + embedding_sections(workdir, pictures)

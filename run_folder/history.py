@@ -86,6 +86,12 @@ class History:
         return marked[-1] if marked else None
 
     @property
+    def last(self) -> TrainRecord | Evaluation | None:
+        """The furthest record: not every step is logged, but the end is."""
+        ends = [part[-1] for part in (self.train, self.evaluations) if part]
+        return max(ends, key=lambda entry: entry.step, default=None)
+
+    @property
     def stage_starts(self) -> list[float]:
         """Epochs at which a stage after the first begins."""
         pairs = zip(self.train[:-1], self.train[1:], strict=True)

@@ -38,6 +38,9 @@ FOLD = re.compile(r"fold-\d")
 # Of a segmentation: pixels counted on each validation image.
 MASK_COUNTS = "masks/val.npz"
 
+# Of pretraining: originals, hidden, painted.
+RECONSTRUCTIONS = "reconstructions.png"
+
 # Of a generator: images of each evaluation; what was exported, and its scores.
 GRIDS = "grids"
 SAMPLES = "samples/manifest.json"

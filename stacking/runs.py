@@ -83,7 +83,10 @@ def find_runs(
                 "or correct the name"
             )
         elif path.is_dir():
-            note(f"{path} has no logits yet and is left out")
+            note(
+                f"{path} has no logits and is left out: it predicts no "
+                "classes, or has not ended"
+            )
     if not runs and any((path / layout.MASK_COUNTS).exists() for path in named):
         raise UserError(
             f"the runs in --runs {' '.join(patterns)} have masks and no "

@@ -126,6 +126,13 @@ def _grid(command: str, arguments: Sequence[str]) -> int:
             metavar="TOML",
             help="axes whose levels set several fields, see docs/studies.md",
         )
+    else:
+        made.add_argument(
+            "--axes",
+            metavar="A,B",
+            help="what to vary of start, augmentation, upscaling and views "
+            "(default: all)",
+        )
     made.add_argument(
         "--seeds",
         type=int,
@@ -157,7 +164,8 @@ def _grid(command: str, arguments: Sequence[str]) -> int:
     config = loading.load(known.config)
     loading.apply_overrides(config, overrides)
     if command == "transfer":
-        axes = transfer.axes(config)
+        names = known.axes.split(",") if known.axes else transfer.NAMES
+        axes = transfer.axes(config, names)
     else:
         axes = [axes_lib.parse_grid(text) for text in known.grid]
         for path in known.arms:
@@ -174,6 +182,7 @@ def _grid(command: str, arguments: Sequence[str]) -> int:
     study.check()
     failures, stop = [], signals.StopSignals()
     if not known.report:
+        study.check_weights()
         with stop:
             failures = grid.run(study, stop)
         if stop.received:

@@ -228,7 +228,7 @@ def _advice(axis: Axis, effects: Sequence[Effect], sign: int) -> list[str]:
         parts.append(f"{axis.name}: use {baseline}")
     else:
         parts.append(
-            f"{axis.name}: nothing is shown that is better than {baseline}"
+            f"{axis.name}: keep {baseline}, nothing tried is shown to be better"
         )
     if worse:
         names = ", ".join(f"{e.level} {told(e)}" for e in worse)
@@ -237,7 +237,7 @@ def _advice(axis: Axis, effects: Sequence[Effect], sign: int) -> list[str]:
         names = ", ".join(
             f"{e.level} {told(e)}{_cost(e.minutes)}" for e in unclear
         )
-        parts.append(f"no difference shown: {names}")
+        parts.append(f"too close to tell: {names}")
     return ["; ".join(parts) + "."]
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core import signals
+from core import signals, weight_packages
 from core.atomic_files import atomic_write, write_text
 from core.durations import duration
 from core.errors import UserError
@@ -76,6 +76,15 @@ class Grid:
                     f"the {task} task; leave one out"
                 )
 
+    def check_weights(self) -> None:
+        """Looks for the weights of all runs, before hours of the first ones.
+
+        Raises:
+          UserError: a package is not installed.
+        """
+        for name in sorted(set().union(*map(_packages, self.cells))):
+            weight_packages.path_of(name)
+
     def result(self, cell: Cell, seed: int) -> Path:
         """Returns the folder of what is kept of a finished run."""
         return self.workdir / "results" / cell.folder / f"seed-{seed}"
@@ -97,6 +106,16 @@ class Grid:
                 "ones to go on with it, or choose another --workdir"
             )
         return found
+
+
+def _packages(cell: Cell) -> set[str]:
+    """The weights out of packages that a cell needs."""
+    config = cell.config
+    found = {config.data.upscale} & {weight_packages.WAIFU2X}
+    if config.init_from == weight_packages.IMAGENET:
+        encoder = config.model_options.get("encoder", config.model)
+        found |= {encoder} & weight_packages.PACKAGES.keys()
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

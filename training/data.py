@@ -21,10 +21,12 @@ from input_pipeline.samplers import Sampler
 from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Examples, Kind
 from input_pipeline.sources.generated import open_generated
+from input_pipeline.sources.upscaled import upscaled_source, without_upscaling
 from input_pipeline.stratified_split import split, split_groups
 from input_pipeline.transforms.policy import Augment, TrainTransform
 from metrics.segmentation import class_shares
 from run_folder import folds_file, layout
+from training import upscaling
 from training.loop.stages import Stage
 from training.multihost import comm, sharding
 
@@ -71,7 +73,10 @@ class Data:
         self._task = task
         self._folds_path = _folds_path(config, workdir)
         data = config.data
-        self.source = open_source(data, Path(config.cache_dir).expanduser())
+        cache = Path(config.cache_dir).expanduser()
+        self.source = open_source(data, cache)
+        if (step := upscaling.step_of(config, cache)) is not None:
+            self.source = upscaled_source(self.source, step)
         _check_features(self.source.labelled, self.source.name, task.features)
         check_given_folds(self.source, data)
         self._folds_notes: list[str] = []
@@ -199,7 +204,7 @@ class Data:
         }
 
     def prepare(self, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Writes the folds file and measures the channels, once.
+        """Enlarges images, writes the folds file, measures the channels: once.
 
         To be called once the run folder is ours, in all processes.
 
@@ -229,6 +234,9 @@ class Data:
             )
             return [part.tolist() for part in measured]
 
+        comm.run_on_all(
+            lambda: upscaling.prepare(self.source.labelled, self.source.test)
+        )
         mean, std = comm.run_on_primary(prepare)
         return np.array(mean, np.float32), np.array(std, np.float32)
 
@@ -246,7 +254,8 @@ class Data:
           sampler: of the task, with `stage_seed`.
         """
         rows = sharding.local_rows(self.mesh, stage.config.batch_size)
-        return self._train(stage, step, sampler, rows, self._workers)
+        examples = self.source.labelled
+        return self._train(examples, stage, step, sampler, rows, self._workers)
 
     def example(self, stage: Stage, sampler: Sampler) -> dict[str, np.ndarray]:
         """Returns the first row of the first batch of `stage`, `[1, ...]`.
@@ -255,12 +264,14 @@ class Data:
           stage: of this run.
           sampler: of the task, with `stage_seed`.
         """
-        first = np.arange(1)
-        with self._train(stage, stage.start, sampler, first, 0) as batches:
+        first, files = np.arange(1), without_upscaling(self.source.labelled)
+        start = stage.start  # Nothing may be enlarged yet, and shapes will do.
+        with self._train(files, stage, start, sampler, first, 0) as batches:
             return next(batches)
 
     def _train(
         self,
+        examples: Examples,
         stage: Stage,
         step: int,
         sampler: Sampler,
@@ -268,7 +279,6 @@ class Data:
         workers: int,
     ) -> loader.Batches:
         augment = common.merged(self._config, stage.config, "augment")
-        examples = self.source.labelled
         if self.generated is not None:
             examples, sampler = self.generated.mixed(
                 examples, sampler, self._config.data, self.stage_seed(stage)

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
 
 from core import atomic_files
 from core.errors import UserError
@@ -21,6 +22,7 @@ from input_pipeline.transforms import mixing
 from jax_models.target import for_platform
 from jax_models.torch import conversion
 from run_folder import inference
+from training import upscaling
 from training.tasks.base import Task
 
 # Where what is exported runs; "cuda" is JAX's name for NVIDIA's GPUs.
@@ -187,6 +189,7 @@ def describe(exported: Exported) -> Path:
             "normalised inside the model",
             "resize": spec.resize,
             "resize_means": _RESIZE.get(spec.resize.split()[0], ""),
+            "before_resizing": _before(exported.task.config),
             "mean": list(spec.mean),
             "std": list(spec.std),
         },
@@ -220,6 +223,17 @@ def _output(array: jax.ShapeDtypeStruct, what: str) -> dict[str, Any]:
         "dtype": str(array.dtype),
         "what": what,
     }
+
+
+def _before(config: ConfigDict) -> list[str]:
+    """What a photo goes through first; runs of before have no such fields."""
+    steps = []
+    if config.data.get("clean_impulses", False):
+        steps.append("single black or white pixels are filled")
+    if method := config.data.get("upscale", ""):
+        side = upscaling.side_of(config)
+        steps.append(f"short sides under {side} px are enlarged: {method}")
+    return steps
 
 
 WRITERS: dict[str, Callable[[Exported], Path]] = {

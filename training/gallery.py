@@ -194,6 +194,7 @@ def model_key(task: Task, weights: tuple[dict, dict]) -> str:
     config = task.config
     clean = config.data.get("clean_impulses", False)
     said = [config.image_size, config.dtype, clean, task.resize, *task.views]
+    said.append(config.data.get("upscale", ""))
     digest = hashlib.sha256(json.dumps(said).encode())
     for channel in task.statistics.channels.values():
         digest.update(np.ascontiguousarray(channel))

@@ -8,10 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from configs import common
 from input_pipeline import loader
 from input_pipeline.sources.base import Examples, FileExamples
 from input_pipeline.sources.cleaned import cleaned
+from input_pipeline.sources.upscaled import upscaled
+from training import upscaling
 
 
 class PhotoFiles(NamedTuple):
@@ -37,7 +41,8 @@ class Photos:
       mesh: devices that share the batches.
       shrinks: whether few rows make a small batch, as where these are all
         the photos; else a last batch is filled up.
-      clean_impulses: as `data.clean_impulses` of the run.
+      config: of the run, whose steps of the source the photos take:
+        `data.clean_impulses` and `data.upscale`. None takes none.
 
     Attributes:
       examples: of the photos.
@@ -52,13 +57,25 @@ class Photos:
         mesh: Mesh,
         *,
         shrinks: bool = True,
-        clean_impulses: bool = False,
+        config: ConfigDict | None = None,
     ):
         self.mesh, self._batch_size, self._shrinks = mesh, batch_size, shrinks
         unknown = np.full(len(paths), -1, np.int32)
-        files = FileExamples(np.array(paths), unknown, folder="/", names=paths)
-        self.examples = cleaned(files) if clean_impulses else files
+        names = np.array(paths)
+        self.examples = FileExamples(names, unknown, folder="/", names=paths)
+        if config is not None:
+            self._take_steps(config)
         self.rows = np.arange(len(paths))
+
+    def _take_steps(self, config: ConfigDict) -> None:
+        # Runs of before have no such fields.
+        if config.data.get("clean_impulses", False):
+            self.examples = cleaned(self.examples)
+        # A run may come from a machine whose cache does not exist here.
+        cache = Path(common.CACHE_DIR).expanduser()
+        if (step := upscaling.step_of(config, cache)) is not None:
+            self.examples = upscaled(self.examples, step)
+            upscaling.prepare(self.examples)
 
     def batches(
         self, examples: Examples, rows: np.ndarray, transform: loader.Transform

@@ -51,7 +51,8 @@ def show(
         **data.describe(),
         **task.describe(),
         **task.describe_data(data),
-        "steps": f"{stages[-1].end:,} in {len(stages)} stage(s)",
+        "steps": f"{stages[-1].end:,} in {len(stages)} "
+        f"stage{'s' * (len(stages) > 1)}",
     }
     for stage in stages:
         lines[f"stage {stage.index + 1}"] = (

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from input_pipeline import impulses
 from input_pipeline.decoding import decode
-from input_pipeline.sources.base import Examples, Kind, Source
+from input_pipeline.sources.base import Examples, Source
+from input_pipeline.sources.wrapped import WrappedExamples
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class CleanedExamples(Examples):
-    """Examples whose images are read without impulse noise.
-
-    Attributes:
-      raw: the same examples with it.
-    """
-
-    raw: Examples
-
-    def __getattr__(self, name: str) -> Any:
-        """What other examples have besides, such as masks and their format."""
-        # Not while unpickling, when there is no `raw` yet.
-        if name == "raw" or name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.raw, name)
-
-    @property
-    def kinds(self) -> dict[str, Kind]:
-        """The kind of every feature."""
-        return self.raw.kinds
-
-    def path(self, row: int) -> str:
-        """The absolute path of a row's file."""
-        return self.raw.path(row)
+class CleanedExamples(WrappedExamples):
+    """Examples whose images are read without impulse noise."""
 
     def read(self, row: int) -> dict[str, bytes | np.ndarray]:
         """Returns the features; `image` decoded and cleaned."""

@@ -2,7 +2,10 @@
 
 import ast
 import re
+import runpy
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -61,3 +64,32 @@ def test_fields_and_files_that_are_named_exist():
         (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"),
     ):
         assert re.search(rf"\b{field}=", fields), f"{group}.{field}"
+
+
+def fields(config, before=""):
+    """Dotted names of the fields of a recipe; those of all stages alike."""
+    for name, value in config.items():
+        yield before + name
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{before}{name}.")
+        elif isinstance(value, tuple):
+            for one in value:
+                if isinstance(one, ConfigDict):
+                    yield from fields(one, f"{before}{name}.")
+
+
+def test_every_field_on_every_page_is_one_of_a_recipe():
+    known = set()
+    for path in (ROOT / "configs").glob("*.py"):
+        recipe = runpy.run_path(str(path)).get("get_config")
+        known |= set(fields(recipe())) if recipe else set()
+    assert {"epochs", "data.root", "stages.learning_rate"} <= known
+    groups = "|".join(sorted({k.partition(".")[0] for k in known if "." in k}))
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"--config\.([a-z_][\w.\[\]]*\w)", text)
+        named += re.findall(rf"`((?:{groups})\.\w+)`", text)
+        for name in named:
+            name = re.sub(r"\[\d+\]", "", name)
+            if not name.endswith((".py", ".json")):
+                assert name in known, f"{page.name}: {name}"

@@ -2,14 +2,13 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import environment
+from exported import answers
 from flax import nnx
 from in_process import training
 
@@ -17,26 +16,12 @@ import export
 from jax_models import create_model
 from jax_models.torch import conversion
 
-# All that another program needs. It stands in a folder of its own, and is
-# started with -I, so that it cannot import this repository.
-READER = """
-import sys
-import jax.export
-import numpy as np
-pixels = np.load("pixels.npy")
-with open("model.stablehlo", "rb") as file:
-    model = jax.export.deserialize(bytearray(file.read()))
-assert set(model.platforms) == {"cpu", "cuda", "tpu"}
-answers = [np.asarray(model.call(pixels[:n])) for n in (1, len(pixels))]
-np.savez("answers.npz", one=answers[0], all=answers[1])
-assert not {"jax_models", "training", "flax"} & sys.modules.keys()
-"""
-
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    assert training(folder / "run") == 0
+    enlarged = "--config.data.upscale=lanczos"
+    assert training(folder / "run", enlarged) == 0
     run, out = f"--run={folder / 'run'}", f"--out={folder / 'out'}"
     assert export.main([run, out]) == 0
     return folder
@@ -46,23 +31,15 @@ def test_a_fresh_process_answers_alike_for_any_batch(exported):
     out = exported / "out"
     told = json.loads((out / "model.json").read_text())
     side = told["input"]["shape"][1]
+    before = [
+        f"short sides under {round(side * 8 / 7)} px are enlarged: lanczos"
+    ]
+    assert told["input"]["before_resizing"] == before
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, side, side, 3), np.uint8)
-    np.save(out / "pixels.npy", pixels)
-    done = subprocess.run(
-        [sys.executable, "-c", READER],
-        cwd=out,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    answers = np.load(out / "answers.npz")
-    assert answers["all"].shape == (5, len(told["classes"]))
-    np.testing.assert_allclose(
-        answers["one"][0], answers["all"][0], atol=1e-5, rtol=1e-5
-    )
+    one, found = answers(out, pixels)
+    assert found.shape == (5, len(told["classes"]))
+    np.testing.assert_allclose(one[0], found[0], atol=1e-5, rtol=1e-5)
     # From the weights in PyTorch's names, normalised as model.json says.
     model = create_model(told["model"], num_classes=10, rngs=nnx.Rngs(1))
     conversion.import_torch(model, out / "model.safetensors")
@@ -70,7 +47,7 @@ def test_a_fresh_process_answers_alike_for_any_batch(exported):
     mean, std = (np.float32(told["input"][name]) for name in ("mean", "std"))
     images = jnp.asarray((pixels / np.float32(255) - mean) / std)
     expected = np.asarray(jax.jit(lambda images: model(images))(images))
-    np.testing.assert_allclose(answers["all"], expected, atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_no_code_for_cpus_of_ours_is_in_it(exported):
@@ -106,8 +83,8 @@ def test_onnx_without_its_packages(exported, monkeypatch, capsys, package):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    importlib.util.find_spec("jax2onnx") is None,
-    reason="jax2onnx is optional: requirements-onnx.txt",
+    not all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime"))),
+    reason="optional: pip install -r requirements-onnx.txt",
 )
 def test_onnx_runtime_answers_alike(exported):
     import onnxruntime

@@ -81,7 +81,8 @@ def test_a_bad_photo_is_told_and_the_others_go_on(orphan, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no photo")
     done = predict("--run", orphan / "run", tmp_path / "bad.jpg", good)
     assert done.returncode == 1
-    first, second = done.stdout.splitlines()
+    head, first, second = done.stdout.splitlines()
+    assert head == "photo  class  probability"
     assert "bad.jpg  cannot be read" in first
     assert str(good) in second
     assert "bad.jpg" in done.stderr
@@ -94,7 +95,7 @@ def test_a_bad_photo_is_told_and_the_others_go_on(orphan, tmp_path):
         (("--run", "{run}", "/nowhere.jpg"), "/nowhere.jpg does not exist"),
         (("--run", "{run}", "gs://b/x.jpg"), "gs://b/x.jpg is not on a disk"),
         (("--run", "{run}", "{empty}"), "holds no photo"),
-        (("--run", "{run}"), "photos"),
+        (("--run", "{run}"), "no photos are named"),
     ],
 )
 def test_a_mistake_is_one_sentence(orphan, tmp_path, words, answer):

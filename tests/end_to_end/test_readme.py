@@ -1,4 +1,4 @@
-"""Every command of the README exists and is understood."""
+"""Every command of the README and the quickstart exists and is understood."""
 
 import re
 import shlex
@@ -8,14 +8,18 @@ import sys
 import pytest
 from commands import ROOT
 
+import export
 import predict
 from training import cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICKSTART = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+# In blocks of either kind, and inside a sentence.
+CODE = r"```\n(.*?)```|`([^`\n]+)`|^ {4,}(.+)$"
 COMMANDS = sorted(
     {
         line.split("  #")[0].strip()
-        for text in re.findall(r"```\n(.*?)```|`([^`\n]+)`", README, re.S)
+        for text in re.findall(CODE, README + QUICKSTART, re.S | re.M)
         for line in "\n".join(text).splitlines()
         if re.match(r"(make|python|\.venv/bin/pip) ", line.strip())
     }
@@ -39,6 +43,12 @@ def test_training_commands_parse(command, monkeypatch):
 def test_prediction_commands_parse(command):
     known = predict.make_parser().parse_args(shlex.split(command)[2:])
     assert known.run and known.photos
+
+
+@pytest.mark.parametrize("command", of("python export.py"))
+def test_export_commands_parse(command):
+    known = export.make_parser().parse_args(shlex.split(command)[2:])
+    assert known.run and known.out
 
 
 @pytest.mark.parametrize("command", of("make"))
@@ -76,5 +86,19 @@ def test_every_module_command_is_run_by_another_test_or_by_ci():
 
 
 def test_linked_files_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        for name, _, heading in re.findall(
+            r"\]\((?!https?:)([^)#\s]*)(#([^)\s]+))?\)", text
+        ):
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name}: {name}"
+            if heading:
+                assert heading in headings(target), f"{name}#{heading}"
+
+
+def headings(page):
+    """What the headings of a page are called in links to it."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    kept = (re.sub(r"[^\w\- ]", "", one.lower()) for one in found)
+    return {one.strip().replace(" ", "-") for one in kept}

@@ -29,6 +29,8 @@ def test_pretraining_says_what_it_hides_and_shows_what_it_paints(pretrained):
     assert "75% of 2 x 2 units" in process.stdout
     assert "--config.init_from=" in process.stdout
     assert (workdir / "reconstructions.png").stat().st_size > 1000
+    page = (workdir / "report.html").read_text()
+    assert "what was painted" in page and "data:image/png;base64," in page
     assert (workdir / "report.html").stat().st_size > 1000
     losses = [r["val_loss"] for r in records(workdir) if r["kind"] == "eval"]
     assert losses[-1] < losses[0]

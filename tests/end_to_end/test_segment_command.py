@@ -7,10 +7,16 @@ import signal
 import time
 
 import commands
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported import answers
 from masked_pictures import PALETTE, words, write_data
 from PIL import Image
+
+from training import saved_run
+from training.multihost import sharding
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +70,31 @@ def test_the_report_shows_classes_and_pictures(whole):
     page = (whole[0] / "report.html").read_text()
     for text in ("validation mDice", "boundary IoU", "square", "Worst", "p0"):
         assert text in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 10  # Two for each image.
     manifest = json.loads((whole[0] / "artifacts.json").read_text())
     assert "masks/val.npz" in manifest["files"]
     assert "masks/test/p2.png" in manifest["files"]
+
+
+def test_exported_it_answers_alike_without_this_project(whole, tmp_path):
+    run, out = f"--run={whole[0]}", f"--out={tmp_path}"
+    done = commands.run("export.py", run, out, "--format=stablehlo")
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "model.json").read_text())
+    side = told["input"]["shape"][1]
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (2, side, side, 3), np.uint8
+    )
+    one, found = answers(tmp_path, pixels)
+    assert list(found.shape) == [2, *told["output"]["shape"][1:]]
+    np.testing.assert_allclose(one[0], found[0], atol=1e-4)
+    opened = saved_run.open_run(whole[0], sharding.make_mesh())
+    model = opened.task.abstract_model.merge(*opened.weights)
+    model.eval()
+    mean, std = (np.float32(told["input"][name]) for name in ("mean", "std"))
+    images = jnp.asarray((pixels / np.float32(255) - mean) / std)
+    answer = jax.jit(lambda images: opened.task.answer(model, images))
+    np.testing.assert_allclose(found, answer(images), atol=1e-4)
 
 
 def test_killed_and_run_again_it_comes_to_the_same_bits(whole, data, tmp_path):
@@ -249,7 +276,7 @@ def test_two_runs_become_one_answer(exported, whole, data, tmp_path):
     assert "weighted mean" in done.stdout
     assert len(list((out / "masks/test").glob("*.png"))) == 3
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 10  # Two for each image.
 
 
 @pytest.mark.slow

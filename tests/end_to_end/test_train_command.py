@@ -37,7 +37,7 @@ def test_it_says_what_it_will_do_and_then_how_it_goes(whole):
     ):
         assert part in output
     # The plan stands before the first step.
-    assert output.index("34 in 2 stage(s)") < output.index("step ")
+    assert output.index("34 in 2 stages") < output.index("step ")
 
 
 def test_progress_has_speed_loss_rate_and_time_to_go(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs import inputs
+from configs import common, inputs
 from core.errors import UserError
 from input_pipeline import audit, impulses
 from input_pipeline.contact_sheet import write_contact_sheet
@@ -218,7 +218,9 @@ def test_new_photos_are_cleaned_as_the_run_was(street, tmp_path):
     paths = [str(tmp_path / "img_test" / f"{n}.png") for n in range(3)]
     mesh = types.SimpleNamespace(size=1)
     examples = open_source(street).test
-    photos = Photos(paths, 2, mesh, clean_impulses=True).examples
+    config = common.base()
+    config.data.clean_impulses = True
+    photos = Photos(paths, 2, mesh, config=config).examples
     for row in range(3):
         np.testing.assert_array_equal(
             photos.read(row)["image"], examples.read(row)["image"]

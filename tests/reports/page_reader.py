@@ -4,7 +4,9 @@ import json
 import re
 from html.parser import HTMLParser
 
-VOID = {"meta", "link", "img", "br", "path", "rect", "circle", "polyline"}
+VOID = {"meta", "link", "img", "br", "wbr"} | {
+    *("path", "rect", "circle", "polyline")
+}
 
 
 class Reader(HTMLParser):

@@ -5,14 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from reports.charts import (
-    Line,
-    Points,
-    confusion_heatmap,
-    line_chart,
-    nice_ticks,
-    scatter,
-)
+from reports.charts import Line, Points, line_chart, nice_ticks, scatter
+from reports.heatmap import confusion_heatmap
 
 
 def test_numbers_of_one_axis_are_written_alike():
@@ -81,3 +75,14 @@ def test_a_scatter_has_one_scale_and_room_for_all():
         assert 0 < float(across) < width and 0 < float(down) < height
     assert 'aria-label="&lt;p&gt;"' in plot
     assert "nan" not in scatter([Points("a", xy[:1])], "one point")
+
+
+def test_a_logarithmic_axis_goes_through_powers_of_ten():
+    y = np.array([3.0, 0.3, 0.03])
+    chart = line_chart([Line("loss", np.arange(3.0), y)], "loss", log=True)
+    ticks = re.findall('text-anchor="end">([^<]*)<', chart)
+    assert ticks == ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5"]
+    points = re.search('points="([^"]*)"', chart)[1].split()
+    heights = [float(point.split(",")[1]) for point in points]
+    # Equal factors are equal distances.
+    assert abs(np.diff(heights)[0] - np.diff(heights)[1]) < 0.2

@@ -75,6 +75,32 @@ def test_what_differs_and_what_came_out(tmp_path, capsys):
     assert "<x>" in reader.text and "1 min 20 s" in reader.text
 
 
+def test_a_group_that_a_run_lacks_is_one_field(tmp_path):
+    stage = {"epochs": 4.0, "rate": 4.0000000000000003e-07}
+    make_run(tmp_path / "one", config={"stages": [stage, stage]})
+    verify = {"margin": 1.0, "scale": 20}
+    other = {**stage, "rate": 2e-7}
+    make_run(tmp_path / "two", config={"stages": [other], "verify": verify})
+    names = [str(tmp_path / name) for name in ("one", "two")]
+    rows, _ = compare.read_rows(names)
+    assert compare.differing(rows) == {
+        "stages.0.rate": ["4e-07", "2e-07"],
+        "stages.1": ["set", "–"],
+        "verify": ["–", "set"],
+    }
+
+
+def test_many_fields_end_with_a_hint(tmp_path):
+    for number, name in enumerate(("one", "two")):
+        fields = {f"field_{one}": number for one in range(100)}
+        make_run(tmp_path / name, config=fields)
+    rows, _ = compare.read_rows([str(tmp_path / n) for n in ("one", "two")])
+    told = compare.lines(rows)
+    assert told[-1] == "… and 60 more: see the page"
+    page = read(compare.compare_report(tmp_path / "compare.html", rows))
+    assert "field_99" in page.text
+
+
 def test_the_interval_holds_the_score(tmp_path):
     make_run(tmp_path / "one", wrong=12)
     (row,), _ = compare.read_rows([str(tmp_path / "one")])
@@ -94,6 +120,14 @@ def test_other_rows_cannot_be_compared(tmp_path):
     assert remark in compare.lines(rows)
     path = compare.compare_report(tmp_path / "compare.html", rows)
     assert remark in read(path).text
+
+
+def test_other_tasks_are_told(tmp_path):
+    for task in ("segment", "classify"):
+        make_run(tmp_path / task, rows=task, config={"task": task})
+    names = [str(tmp_path / name) for name in ("segment", "classify")]
+    (remark,) = compare.remarks(compare.read_rows(names)[0])
+    assert "different tasks (classify, segment)" in remark
 
 
 def test_a_run_that_still_trains_has_its_best_evaluation(tmp_path):

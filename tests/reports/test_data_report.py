@@ -80,6 +80,24 @@ def test_findings_are_shown_with_what_to_do(folders, tmp_path):
     assert "0, far off" in reader.text  # The black one.
 
 
+def test_a_copy_is_shown_beside_what_it_is_a_copy_of(folders, tmp_path):
+    photo(3).save(folders / "train/dog/again.png")
+    page(folders, tmp_path)
+    html = (tmp_path / "data.html").read_text()
+    (couple,) = re.findall(r'<div class="two">(.*?)</div>', html, re.S)
+    names = re.findall(r'alt="image ([^"]*)"', couple)
+    assert sorted(names) == ["cat/3.png", "dog/again.png"]
+
+
+def test_pairs_are_counted_by_identity(tmp_path):
+    out = tmp_path / "data.html"
+    recipe = "--config=configs/verify.py:demo"
+    assert main(["data", recipe, f"--out={out}"]) == 0
+    text = read(out).text
+    assert "two real pictures or more" in text and "forged" in text
+    assert "macro-F1" not in text and "class weights" not in text
+
+
 def test_labels_that_a_model_contradicts(folders, tmp_path):
     ids = [f"{name}/{row}.png" for name in ("cat", "dog") for row in range(6)]
     labels = np.repeat([0, 1], 6)

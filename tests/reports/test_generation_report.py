@@ -60,11 +60,15 @@ def save(path):
 
 @pytest.fixture
 def run(tmp_path):
+    return write_run(tmp_path)
+
+
+def write_run(folder):
     for step in range(1, 12):
-        save(tmp_path / f"grids/{100 * step:08d}.png")
-    save(tmp_path / "samples/b/00001.png")
-    (tmp_path / "samples/scores.json").write_text(json.dumps(SCORES))
-    return tmp_path
+        save(folder / f"grids/{100 * step:08d}.png")
+    save(folder / "samples/b/00001.png")
+    (folder / "samples/scores.json").write_text(json.dumps(SCORES))
+    return folder
 
 
 def pictures(ids):

@@ -221,7 +221,12 @@ def test_speed_machine_and_command(tmp_path):
 def test_augmentations_that_are_on_by_stage(tmp_path):
     write_metrics(tmp_path)
     config = {
-        "augment": {"flip": 0.5, "jitter": 0.0},
+        "augment": {
+            "flip": 0.5,
+            "jitter": [0.0, 0.0],
+            "jitter_prob": 1.0,
+            "crop_ratio": [1.0, 1.0],
+        },
         "mixing": {"mixup_prob": 0.0},
         "stages": [{"mixing": {"mixup_prob": 0.8}}, {"augment": {"flip": 0.0}}],
     }
@@ -230,6 +235,7 @@ def test_augmentations_that_are_on_by_stage(tmp_path):
     assert "augment.flip0.50" in reader.text
     assert "mixing.mixup_prob0.80" in reader.text
     assert "augment.jitter" not in reader.text
+    assert "augment.crop" not in reader.text
     config["stages"] = [{}]
     config["augment"] = {"flip": 0.0}
     (tmp_path / "config.json").write_text(json.dumps(config))

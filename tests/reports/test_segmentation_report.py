@@ -35,10 +35,14 @@ def predicted_of(row):
 
 @pytest.fixture
 def workdir(tmp_path):
+    return write_run(tmp_path)
+
+
+def write_run(folder):
     rows = range(8)
     masks = [(truth_of(row), predicted_of(row)) for row in rows]
-    path = tmp_path / layout.MASK_COUNTS
-    path.parent.mkdir()
+    path = folder / layout.MASK_COUNTS
+    path.parent.mkdir(parents=True)
     np.savez(
         path,
         ids=np.array([f"p{row}" for row in rows]),
@@ -50,7 +54,7 @@ def workdir(tmp_path):
         ),
         classes=np.array(CLASSES),
     )
-    return tmp_path
+    return folder
 
 
 def examples(ids):
@@ -95,17 +99,20 @@ def test_a_class_that_nobody_has_is_named_below_the_table(workdir):
 
 
 def parts_of(example):
-    """Image, truth, prediction and errors of a strip, without the gaps."""
-    data = segmentation.strip(example, len(CLASSES)).partition(",")[2]
-    strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    parts = np.split(strip, 4, axis=1)
-    for part in parts:
-        assert (part[:, -segmentation._GAP :, 3] == 0).all()
-        assert (part[:, : -segmentation._GAP, 3] == 255).all()
-    return [part[:, : -segmentation._GAP, :3] for part in parts]
+    """Image, truth, prediction and errors, without the gaps between."""
+    parts = []
+    for half in segmentation.halves(example, len(CLASSES)):
+        data = base64.b64decode(half.partition(",")[2])
+        pixels = np.asarray(Image.open(io.BytesIO(data)))
+        side = (pixels.shape[1] - segmentation._GAP) // 2
+        assert (pixels[:, side:-side, 3] == 0).all()
+        for part in (pixels[:, :side], pixels[:, -side:]):
+            assert (part[..., 3] == 255).all()
+            parts.append(part[..., :3])
+    return parts
 
 
-def test_a_strip_shows_image_truth_prediction_and_errors():
+def test_the_pictures_show_image_truth_prediction_and_errors():
     (example,) = examples(["p7"])
     image, truth, predicted, errors = parts_of(example)
     # Small ones are enlarged to whole multiples.

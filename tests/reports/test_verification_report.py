@@ -21,6 +21,10 @@ EACH = 4
 
 @pytest.fixture
 def workdir(tmp_path):
+    return write_run(tmp_path)
+
+
+def write_run(run):
     """Five people of four pictures each, the last of each forged."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(5), EACH).astype(np.int32)
@@ -49,10 +53,10 @@ def workdir(tmp_path):
         },
     )
     for folder in ("pairs", "embeddings"):
-        (tmp_path / folder).mkdir()
-    np.savez(tmp_path / "pairs/val.npz", **pairs.arrays)
+        (run / folder).mkdir(parents=True)
+    np.savez(run / "pairs/val.npz", **pairs.arrays)
     np.savez(
-        tmp_path / "embeddings/val.npz",
+        run / "embeddings/val.npz",
         ids=ids,
         embeddings=embeddings.astype(np.float32),
         labels=labels,
@@ -60,7 +64,7 @@ def workdir(tmp_path):
         bad=np.zeros(20, bool),
         classes=np.array(PEOPLE),
     )
-    return tmp_path
+    return run
 
 
 def pictures(ids):

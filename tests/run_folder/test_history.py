@@ -93,3 +93,11 @@ def test_the_merit_of_an_evaluation_is_none_of_its_scores(tmp_path):
     write(tmp_path, entry("eval", 10, val_loss=2.0, best=True))
     (found,) = read_history(tmp_path).evaluations
     assert found.merit is None  # Of an earlier version.
+
+
+def test_the_last_record_may_be_an_evaluation():
+    train = TrainRecord(400, 0, 23.5, {})
+    end = Evaluation(408, 0, 24.0, {})
+    assert History((train,), (end,)).last is end
+    assert History((train,)).last is train
+    assert History().last is None

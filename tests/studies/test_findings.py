@@ -74,8 +74,8 @@ def test_a_null_result_is_said_to_be_one(tmp_path):
         finish(of, 0, seed, classified(0.0, seed))
         finish(of, 1, seed, classified(rng.normal(0, 1e-3), seed))
     (sentence,) = findings.write(of, made, "Study").sentences
-    assert "nothing is shown that is better than prob=0.0" in sentence
-    assert "no difference shown: prob=0.5" in sentence
+    assert "keep prob=0.0, nothing tried is shown to be better" in sentence
+    assert "too close to tell: prob=0.5" in sentence
 
 
 def test_less_is_better_where_the_runs_say_so(tmp_path):

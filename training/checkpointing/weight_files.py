@@ -15,10 +15,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import jax_models
-from core import paths
+from core import paths, weight_packages
 from core.errors import UserError
 from jax_models.segmentation import ENCODER
-from jax_models.torch import conversion, files, pretrained
+from jax_models.torch import conversion, files
 from training.loop.state import AbstractModel
 from training.multihost import comm
 
@@ -102,9 +102,9 @@ def find(config: ConfigDict) -> Path | None:
       UserError: no package has the weights, or the file is in a bucket.
     """
     name = config.init_from
-    if name == pretrained.IMAGENET:
+    if name == weight_packages.IMAGENET:
         encoder = jax_models.encoder_name(config.model, **config.model_options)
-        return comm.run_on_all(lambda: pretrained.path_of(encoder))
+        return comm.run_on_all(lambda: weight_packages.path_of(encoder))
     path = paths.make_path(name)
     if path.suffix not in SUFFIXES:
         return None

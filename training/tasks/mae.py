@@ -5,7 +5,8 @@ What it learns is the encoder; `init_from` of another run starts with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.transforms import mixing
 from jax_models import cpu_kernels, mae
+from run_folder import layout
 from training import runtime
 from training.loop.stages import Stage
 from training.loop.step import Loss
@@ -24,6 +26,7 @@ from training.tasks.base import Direction, Task
 from training.tasks.networks import build_encoder
 
 if TYPE_CHECKING:
+    from reports import Section
     from run_folder.artifacts import ArtifactWriter
     from training.data import Data
 
@@ -159,12 +162,19 @@ class MaskedAutoencoding(Task):
             normalize_targets=self.config.mae.normalize_targets,
         )
         path = comm.run_on_primary(
-            lambda: str(writer.image("reconstructions.png", picture))
+            lambda: str(writer.image(layout.RECONSTRUCTIONS, picture))
         )
         return (
             f"reconstructions in {path}; fine-tune with "
             f"--config.init_from={writer.workdir}"
         )
+
+    @classmethod
+    def report_sections(cls, workdir: Path) -> Sequence[Section]:
+        """Returns the pictures that it painted."""
+        from reports.reconstruction import reconstruction_sections
+
+        return reconstruction_sections(workdir)
 
 
 class ReconstructionEvaluator:

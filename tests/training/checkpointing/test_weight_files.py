@@ -11,8 +11,8 @@ from flax import nnx
 
 import jax_models
 from configs import common, loading
+from core import weight_packages
 from core.errors import UserError
-from jax_models.torch import pretrained
 from training.checkpointing import init_from, weight_files
 from training.checkpointing.manager import CheckpointManager
 from training.loop import state
@@ -125,7 +125,7 @@ def test_what_cannot_be_read_is_refused(name, answer, tmp_path):
 
 def test_imagenet_is_the_encoders_own_package(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(pretrained, "path_of", asked.append)
+    monkeypatch.setattr(weight_packages, "path_of", asked.append)
     config = common.base("segment")
     config.model, config.init_from = "unet", "imagenet"
     weight_files.find(config)
