@@ -35,6 +35,11 @@ _RESIZE = {
     "windows": "overlapping windows, whose answers are averaged",
 }
 
+# What the only array of an answer is.
+_LOGITS = (
+    "logits, whose softmax over the last axis is the probability of each class"
+)
+
 # Of answers under ONNX Runtime, beside those of JAX.
 LARGEST_DIFFERENCE = 1e-4
 
@@ -177,7 +182,6 @@ def describe(exported: Exported) -> Path:
     """Writes `model.json`: what goes in, what comes out, for programs."""
     spec, side = exported.spec, exported.side
     outputs = jax.eval_shape(exported.answer(), exported.example())
-    means = exported.task.answers
     content: dict[str, Any] = {
         "task": spec.task,
         "model": spec.model,
@@ -193,9 +197,11 @@ def describe(exported: Exported) -> Path:
             "mean": list(spec.mean),
             "std": list(spec.std),
         },
-        "output": _output(outputs, means)
-        if isinstance(means, str)
-        else {name: _output(outputs[name], means[name]) for name in outputs},
+        "output": {
+            name: _output(outputs[name], what)
+            for name, what in exported.task.answers.items()
+        }
+        or _output(outputs, _LOGITS),
         "test_time_views": list(spec.views),
         "platforms": list(PLATFORMS),
         "weights_alone": "model.safetensors has PyTorch's names and expects "
