@@ -112,6 +112,24 @@ class MixedSampler:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class TwoViewSampler:
+    """Every row of another sampler twice, one behind the other.
+
+    Augmentation is drawn from the position in the stream, so the two are
+    different views of one image. A batch of even size has both or neither.
+
+    Attributes:
+      sampler: gives the rows.
+    """
+
+    sampler: Sampler
+
+    def row(self, position: int) -> int:
+        """Returns the row at a position of the stream, 0 and on."""
+        return self.sampler.row(position // 2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class BalancedSampler(_EpochSampler):
     """Rare classes more often than they are, epoch after epoch.
 

@@ -88,6 +88,47 @@ def _smallest(values: np.ndarray, count: int) -> np.ndarray:
     return np.sort(chosen, axis=1)
 
 
+def vote(
+    queries: Float[np.ndarray, "Q D"],
+    gallery: Float[np.ndarray, "G D"],
+    labels: Integer[np.ndarray, " G"],
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Float[np.ndarray, "Q C"]:
+    """Returns the votes of the k nearest for each class, by cosine.
+
+    Each of them votes for its label with exp(cosine / temperature): the
+    weighted kNN classifier of Wu et al., CVPR 2018, arXiv 1805.01978.
+
+    Args:
+      queries: features, of any length.
+      gallery: features.
+      labels: of the gallery, each below `num_classes`.
+      num_classes: C.
+      k: how many vote, at most all there are.
+      temperature: the lower, the more the nearest one decides.
+
+    Returns:
+      float64, rows of sum 1.
+    """
+
+    def unit(vectors: np.ndarray) -> np.ndarray:
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors / np.maximum(length, 1e-12)
+
+    rows, distances = nearest(
+        unit(queries), unit(gallery), min(k, len(gallery))
+    )
+    # |q - g|^2 = 2 - 2 cos; the nearest one's vote is 1, so none overflows.
+    squares = distances.astype(np.float64) ** 2
+    votes = np.exp((squares[:, :1] - squares) / (2 * temperature))
+    found = np.zeros((len(queries), num_classes))
+    at = np.arange(len(queries))[:, None]
+    np.add.at(found, (at, labels[rows]), votes)
+    return found / found.sum(axis=1, keepdims=True)
+
+
 class Ranking(NamedTuple):
     """What was retrieved for each query.
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from core.errors import UserError
 from metrics import classification, segmentation, verification
 from reports import curves
+from reports.probe import KINDS, read_probe
 from reports.segmentation import read_counts
 from run_folder import layout
 from run_folder.history import read_histories
@@ -78,6 +79,19 @@ def mask_scores(run: Path) -> dict[str, Score]:
     return found
 
 
+def probe_scores(run: Path) -> dict[str, Score]:
+    """Returns macro-F1 of the probes; {} for a run without them."""
+    found = read_probe(run)
+    if found is None:
+        return {}
+    return {
+        f"{title} macro-F1": Score(
+            found[name]["macro_f1"], *found[name]["macro_f1_interval"]
+        )
+        for name, title in KINDS.items()
+    }
+
+
 def pair_scores(run: Path) -> dict[str, Score]:
     """Returns the equal error rate and AUC; {} for a run without pairs."""
     path = layout.pairs_path(run, "val")
@@ -103,6 +117,7 @@ def pair_scores(run: Path) -> dict[str, Score]:
 READERS: tuple[Callable[[Path], dict[str, Score]], ...] = (
     logits_scores,
     mask_scores,
+    probe_scores,
     pair_scores,
 )
 

@@ -46,6 +46,9 @@ GRIDS = "grids"
 SAMPLES = "samples/manifest.json"
 SAMPLE_SCORES = "samples/scores.json"
 
+# Of a pretraining: what its encoder knows of the classes.
+PROBE = "probe.json"
+
 # Folders of predictions, which a run may have beside its checkpoints.
 PREDICTION_FOLDERS = (
     "logits",

@@ -380,13 +380,8 @@ def _check_generated(task: type[Task]) -> None:
 
 def _check_batches(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses batches that the devices cannot share evenly, all at once."""
-    devices = mesh.size
-    sizes = {
-        f"eval.batch_size is {config.eval.batch_size}": (
-            config.eval.batch_size,
-            1,
-        )
-    }
+    devices, size = mesh.size, config.eval.batch_size
+    sizes = {f"eval.batch_size is {size}": (size, 1)}
     for i, stage in enumerate(config.stages):
         name = f"stages[{i}].batch_size is {stage.batch_size}"
         if stage.accumulate > 1:

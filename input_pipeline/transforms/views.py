@@ -281,9 +281,13 @@ def _random_crop(
     width: int, height: int, name: str
 ) -> tuple[int, int, int, int]:
     """A crop drawn from an id."""
+    ratio, rng = (3 / 4, 4 / 3), generator_of(name)
+    return geometry.random_crop_box(width, height, CROP_SCALE, ratio, rng)
+
+
+def generator_of(name: str) -> np.random.Generator:
+    """Returns a generator that follows from an example's id alone."""
     seed = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    rng = np.random.Generator(
+    return np.random.Generator(
         np.random.Philox(key=int.from_bytes(seed[:16], "little"))
     )
-    ratio = (3 / 4, 4 / 3)
-    return geometry.random_crop_box(width, height, CROP_SCALE, ratio, rng)

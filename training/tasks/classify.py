@@ -72,6 +72,7 @@ class Classification(Task):
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
         super().__init__(config, classes)
         self._teachers: dict[str, tuple[init_from.Run, AbstractModel]] = {}
+        self._teacher_channels: dict[str, dict[str, list[float]]] = {}
         self._predict_step = self._heat_step = None
 
     @classmethod
@@ -134,6 +135,7 @@ class Classification(Task):
             )
             _check_teacher(run, identity, fold)
             self._teachers[name] = run, self._abstract_model_of(run)
+            self._teacher_channels[name] = run.channels
             found[place] = run.pin
         return {"teachers": found} if found else {}
 
@@ -151,6 +153,8 @@ class Classification(Task):
             run, teacher = self._teachers[c.distill_from]
             weights = abstract_weights if shapes_only else run.weights
             constants["teacher"] = weights(teacher, mesh)
+            seen = known.with_channels(self._teacher_channels[c.distill_from])
+            constants["teacher_channels"] = seen.channels
         mix = mixing.Mixing(**common.merged(self.config, c, "mixing"))
         return Loss(make_loss(c, teacher), constants, make_prepare(mix))
 

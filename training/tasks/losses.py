@@ -8,7 +8,8 @@ spread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,10 @@ def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
 
     Args:
       stage: a `configs.common.stage`.
-      teacher: of the distillation, its weights in `constants["teacher"]`.
+      teacher: of the distillation, its weights in `constants["teacher"]` and
+        its `mean` and `std` in `constants["teacher_channels"]`. It sees the
+        very images that the student sees, erased and mixed, normalised as it
+        knows them (Beyer et al. 2022).
     """
 
     def loss(model, batch, constants) -> jax.Array:
@@ -50,12 +54,27 @@ def make_loss(stage: ConfigDict, teacher: AbstractModel | None = None):
             rows = (1 - stage.distill_alpha) * rows
             rows += stage.distill_alpha * distillation(
                 answers,
-                jax.lax.stop_gradient(master(images)),
+                jax.lax.stop_gradient(master(as_normalized(images, constants))),
                 stage.distill_temperature,
             )
         return (rows * counts).sum() / jnp.maximum(counts.sum(), 1.0)
 
     return loss
+
+
+def as_normalized(
+    images: Float[Array, "B H W 3"], constants: Mapping[str, Any]
+) -> Float[Array, "B H W 3"]:
+    """Returns the student's images as its teacher normalises them.
+
+    Args:
+      images: normalised with the `mean` and `std` of `constants`.
+      constants: of the loss, with `teacher_channels`.
+    """
+    theirs = constants["teacher_channels"]
+    scale = constants["std"] / theirs["std"]
+    offset = (constants["mean"] - theirs["mean"]) / theirs["std"]
+    return images * scale + offset
 
 
 def describe_loss(stage: ConfigDict) -> Iterator[str]:

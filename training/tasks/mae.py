@@ -17,16 +17,18 @@ from ml_collections import ConfigDict
 
 from input_pipeline.transforms import mixing
 from jax_models import cpu_kernels, mae
+from jax_models.functional import at_least_float32
 from run_folder import layout
 from training import runtime
 from training.loop.stages import Stage
 from training.loop.step import Loss
 from training.multihost import comm, sharding
+from training.tasks import probe
 from training.tasks.base import Direction, Task
 from training.tasks.networks import build_encoder
 
 if TYPE_CHECKING:
-    from reports import Section
+    from reports.page import Section
     from run_folder.artifacts import ArtifactWriter
     from training.data import Data
 
@@ -126,7 +128,7 @@ class MaskedAutoencoding(Task):
         params: dict,
         batch_stats: dict,
     ) -> str:
-        """Writes `reconstructions.png`: original, hidden, painted.
+        """Writes `reconstructions.png`: original, hidden, painted; a probe.
 
         Returns:
           A sentence that says how to go on from here.
@@ -164,17 +166,25 @@ class MaskedAutoencoding(Task):
         path = comm.run_on_primary(
             lambda: str(writer.image(layout.RECONSTRUCTIONS, picture))
         )
+
+        def pooled(model, images: jax.Array) -> jax.Array:
+            # The last map: what a network has behind it was not trained.
+            maps = model.encoder.feature_pyramid(images)
+            return at_least_float32(maps[-1]).mean((1, 2))
+
+        told = probe.write(self, data, writer, pooled, params, batch_stats)
         return (
-            f"reconstructions in {path}; fine-tune with "
+            f"reconstructions in {path}; {told}; fine-tune with "
             f"--config.init_from={writer.workdir}"
         )
 
     @classmethod
     def report_sections(cls, workdir: Path) -> Sequence[Section]:
-        """Returns the pictures that it painted."""
+        """Returns the pictures that it painted, and the scores of the probe."""
+        from reports.probe import probe_sections
         from reports.reconstruction import reconstruction_sections
 
-        return reconstruction_sections(workdir)
+        return [*reconstruction_sections(workdir), *probe_sections(workdir)]
 
 
 class ReconstructionEvaluator:

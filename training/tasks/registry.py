@@ -16,6 +16,7 @@ _BUILT_IN = {
     "classify": "training.tasks.classify:Classification",
     "mae": "training.tasks.mae:MaskedAutoencoding",
     "generate": "training.tasks.generate:Generation",
+    "simclr": "training.tasks.simclr:ContrastiveLearning",
     "segment": "training.tasks.segment:Segmentation",
     "verify": "training.tasks.verify:Verification",
 }

@@ -13,6 +13,7 @@ import jax_models
 from configs import common, loading
 from core import weight_packages
 from core.errors import UserError
+from jax_models.contrastive import ContrastiveModel
 from training.checkpointing import init_from, weight_files
 from training.checkpointing.manager import CheckpointManager
 from training.loop import state
@@ -35,6 +36,17 @@ def classifier(classes=10):
 
 def autoencoder():
     return state.make_abstract_model(lambda: small_autoencoder(LITE))
+
+
+def contrastive_model():
+    return state.make_abstract_model(
+        lambda: ContrastiveModel(
+            jax_models.create_model(LITE, 1),
+            width=8,
+            outputs=4,
+            rngs=nnx.Rngs(0),
+        )
+    )
 
 
 def embedding():
@@ -164,6 +176,8 @@ def save(folder, model, task, seed):
         ("segment", "segment", ((), ()), "head"),
         ("segment", "classify", (("encoder",), ()), "bn2, conv_head, head"),
         ("mae", "mae", ((), ()), ""),
+        ("simclr", "classify", (("encoder",), ()), "head"),
+        ("simclr", "segment", (("encoder",), ("encoder",)), "decoder, head"),
         ("classify", "verify", ((), ("encoder",)), "forgery, head, neck"),
         ("verify", "classify", (("encoder",), ()), "head"),
         ("verify", "verify", ((), ()), "head"),
@@ -175,6 +189,7 @@ def test_a_run_of_any_task_gives_its_encoder(
     models = {
         "classify": classifier,
         "mae": autoencoder,
+        "simclr": contrastive_model,
         "segment": segmentation,
         "verify": embedding,
     }

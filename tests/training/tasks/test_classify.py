@@ -29,6 +29,7 @@ def loss_of(model, batch, classes, teacher=None, prior=None, **fields):
     constants = classify.loss_constants(stage, MEAN, STD, prior, rows=1000)
     if teacher is not None:
         constants["teacher"] = ({}, {})
+        constants["teacher_channels"] = {"mean": MEAN, "std": STD / 2}
     prepare = classify.make_prepare(mix)
     batch = prepare(batch, constants, jax.random.key(0))
     return classify.make_loss(stage, teacher)(model, batch, constants)
@@ -106,6 +107,61 @@ def test_distillation_mixes_the_teacher_in():
     soft = 16 * (np.exp(log_q) * (log_q - log_p)).sum(axis=1).mean()
     expected = 0.3 * float(hard) + 0.7 * soft
     assert float(got) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_teacher_sees_the_mixed_images_as_it_normalises_them():
+    """The very pixels that the student sees, erased and mixed."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    batch = batch_of(range(4), np.ones(4)) | {"image": jnp.array(pixels)}
+    seen = {}
+
+    class Looks(Teacher):
+        def __call__(self, images):
+            seen["teacher"] = np.asarray(images)
+            return jnp.zeros((4, 4))
+
+    def student(images):
+        seen["student"] = np.asarray(images)
+        return jnp.zeros((4, 4))
+
+    mix = mixing.Mixing(prob=1.0, mixup_prob=1.0, erase_prob=1.0)
+    stage = common.stage(label_smoothing=0.0)
+    constants = classify.loss_constants(stage, MEAN, STD, np.ones(4) / 4, 9)
+    constants["teacher"] = ({}, {})
+    theirs = {"mean": np.float32([0.4, 0.5, 0.6]), "std": STD * 2}
+    constants["teacher_channels"] = theirs
+    prepared = classify.make_prepare(mix)(batch, constants, jax.random.key(1))
+    classify.make_loss(stage, Looks(*[None] * 5))(student, prepared, constants)
+    np.testing.assert_array_equal(seen["student"], prepared["image"])
+    assert (seen["student"] != (pixels / 255 - MEAN) / STD).any()
+    shown = seen["student"] * STD + MEAN  # the pixels, over 0..1
+    expected = (shown - theirs["mean"]) / theirs["std"]
+    np.testing.assert_allclose(seen["teacher"], expected, atol=1e-5)
+    # One that knows them so sees the same to the bit.
+    constants["teacher_channels"] = {"mean": MEAN, "std": STD}
+    classify.make_loss(stage, Looks(*[None] * 5))(student, prepared, constants)
+    np.testing.assert_array_equal(seen["teacher"], seen["student"])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_at_the_ends_labels_or_the_teacher_teach_alone(alpha):
+    batch, options = batch_of(LABELS, WEIGHT), {"label_smoothing": 0.0}
+    got = loss_of(
+        answer,
+        batch,
+        4,
+        teacher=Teacher(*[None] * 5),
+        distill_alpha=alpha,
+        distill_temperature=3.0,
+        **options,
+    )
+    log_q = log_softmax(LOGITS[::-1] / 3.0)
+    log_p = log_softmax(LOGITS / 3.0)
+    soft = 9 * (np.exp(log_q) * (log_q - log_p)).sum(axis=1)
+    hard = -log_softmax(LOGITS)[np.arange(6), LABELS]
+    rows = soft if alpha else hard
+    assert float(got) == pytest.approx((rows * WEIGHT).sum() / 5, rel=1e-5)
 
 
 def test_the_model_sees_normalised_images():

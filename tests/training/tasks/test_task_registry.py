@@ -11,6 +11,7 @@ from configs import (
     loading,
     mae,
     segmentation,
+    simclr,
     verification,
 )
 from core.errors import UserError
@@ -43,7 +44,8 @@ def config_of(task, **fields):
         if task == "verify":
             verification.set_batches(config, 16, 4)
     else:
-        own = {"mae": mae.fields()} if task == "mae" else {}
+        groups = {"mae": mae.fields, "simclr": simclr.fields}
+        own = {task: groups[task]()} if task in groups else {}
         config = common.base(task, **own)
     config.stages = (common.stage(), common.stage(**fields))
     return config
