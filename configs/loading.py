@@ -138,10 +138,21 @@ def apply_overrides(
             found.append(f"unknown flag {flag}; {hint}")
             continue
         good.append(flag)
+    good = _last_of_each(good)
     wrong = _set(config, good)
     if wrong and len(good) > 1:  # absl names the first one alone.
         wrong = [text for flag in good for text in _set(config, [flag])]
     return found + wrong
+
+
+def _last_of_each(overrides: Sequence[str]) -> list[str]:
+    """Leaves out what a later word sets anew; absl would join tuples."""
+    names = [word.partition("=")[0] for word in overrides]
+    return [
+        word
+        for index, word in enumerate(overrides)
+        if "=" not in word or names[index] not in names[index + 1 :]
+    ]
 
 
 def _set(config: ConfigDict, overrides: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from input_pipeline.samplers import Sampler
 from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Examples, Kind
 from input_pipeline.sources.generated import open_generated
-from input_pipeline.sources.upscaled import upscaled_source, without_upscaling
+from input_pipeline.sources.upscaled import without_upscaling
 from input_pipeline.stratified_split import split, split_groups
 from input_pipeline.transforms.policy import Augment, TrainTransform
 from metrics.segmentation import class_shares
@@ -74,9 +74,8 @@ class Data:
         self._folds_path = _folds_path(config, workdir)
         data = config.data
         cache = Path(config.cache_dir).expanduser()
-        self.source = open_source(data, cache)
-        if (step := upscaling.step_of(config, cache)) is not None:
-            self.source = upscaled_source(self.source, step)
+        found = open_source(data, cache)
+        self.source = upscaling.enlarged(found, config, cache)
         _check_features(self.source.labelled, self.source.name, task.features)
         check_given_folds(self.source, data)
         self._folds_notes: list[str] = []
@@ -234,9 +233,7 @@ class Data:
             )
             return [part.tolist() for part in measured]
 
-        comm.run_on_all(
-            lambda: upscaling.prepare(self.source.labelled, self.source.test)
-        )
+        upscaling.prepare_everywhere(self.source)
         mean, std = comm.run_on_primary(prepare)
         return np.array(mean, np.float32), np.array(std, np.float32)
 
@@ -258,15 +255,14 @@ class Data:
         return self._train(examples, stage, step, sampler, rows, self._workers)
 
     def example(self, stage: Stage, sampler: Sampler) -> dict[str, np.ndarray]:
-        """Returns the first row of the first batch of `stage`, `[1, ...]`.
+        """Returns one row of a batch of `stage`, not enlarged: `[1, ...]`.
 
         Args:
           stage: of this run.
           sampler: of the task, with `stage_seed`.
         """
-        first, files = np.arange(1), without_upscaling(self.source.labelled)
-        start = stage.start  # Nothing may be enlarged yet, and shapes will do.
-        with self._train(files, stage, start, sampler, first, 0) as batches:
+        raw, first = without_upscaling(self.source.labelled), np.arange(1)
+        with self._train(raw, stage, stage.start, sampler, first, 0) as batches:
             return next(batches)
 
     def _train(

@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from core import weight_packages
 from input_pipeline.sources import upscaled
-from input_pipeline.sources.base import Examples
+from input_pipeline.sources.base import Examples, Source
 from input_pipeline.transforms.views import CENTER_CROP
 from jax_models.waifu2x import Waifu2x
+from training.multihost import comm
 
 
 def step_of(config: ConfigDict, cache: Path) -> upscaled.Upscaling | None:
@@ -42,8 +43,19 @@ def side_of(config: ConfigDict) -> int:
     return round(config.image_size / CENTER_CROP)
 
 
+def enlarged(source: Source, config: ConfigDict, cache: Path) -> Source:
+    """Returns the source as `data.upscale` wants it; see `step_of`."""
+    step = step_of(config, cache)
+    return source if step is None else upscaled.upscaled_source(source, step)
+
+
+def prepare_everywhere(source: Source) -> None:
+    """Calls `prepare` for a source in all processes."""
+    comm.run_on_all(lambda: prepare(source.labelled, source.test))
+
+
 def prepare(*splits: Examples | None) -> None:
-    """Enlarges what a network has to, once; in every process.
+    """Enlarges what a network has to, once.
 
     Args:
       *splits: examples, such as those to train on and those to predict.

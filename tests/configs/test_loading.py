@@ -93,3 +93,14 @@ def test_an_override_has_the_type_of_its_field():
     assert parse("--config.stages[0].epochs=7").stages[0].epochs == 7.0
     assert "seed=large" in refusal("seed=large")
     assert "give a value of the field's own type" in refusal("image_size=1.5")
+
+
+def test_of_a_tuple_that_is_given_twice_the_last_one_counts():
+    config = parse(
+        "--config.eval.tta=('crop','crop_flip')",
+        "--config.seed=1",
+        "--config.eval.tta=('center',)",
+        "--config.seed=2",
+    )
+    assert config.eval.tta == ("center",)
+    assert config.seed == 2
