@@ -15,8 +15,6 @@ on a ResNet-18 for small machines; `:demo` is pairs of digits, minutes on a
 CPU.
 """
 
-from ml_collections import ConfigDict
-
 from configs import verification
 
 
@@ -36,7 +34,6 @@ def get_config(variant: str = ""):
     elif variant == "short":
         config.image_size = 64
         config.model_options.encoder = "resnet18"
-        config.model_options.encoder_options = ConfigDict({"stem": "small"})
         config.stages = (
             verification.stage(20, 4, learning_rate=1e-3, epochs=10.0, **stage),
         )

@@ -134,11 +134,12 @@ def tar_at_far(scores: Scores, positive: Positive, far: float = 1e-3) -> float:
 
 
 def summary(scores: Scores, positive: Positive) -> dict[str, float]:
-    """Returns the scores of a set of pairs, by name."""
+    """Returns the scores of a set of pairs, by name; `_10` and `_1` are %."""
     return {
         "eer": equal_error_rate(scores, positive),
         "auc": auc(scores, positive),
         "fnmr_at_fmr_10": fnmr_at_fmr(scores, positive, 0.1),
+        "tar_at_far_1": tar_at_far(scores, positive, 0.01),
     }
 
 

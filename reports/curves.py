@@ -30,6 +30,7 @@ _TITLES = {
     "eer_both_forged": "EER, both forged",
     "auc": "AUC",
     "fnmr_at_fmr_10": "FNMR at FMR 10 %",
+    "tar_at_far_1": "TAR at FAR 1 %",
 }
 # Of which less is better.
 _ENDS_OF_ERRORS, _ERRORS = ("loss",), ("eer", "fnmr")

@@ -21,7 +21,7 @@ from metrics.verification import (
     fit_logistic,
     held_out_parts,
 )
-from stacking.pair_members import PairTable
+from stacking.pair_members import COSINES_AND, PairTable
 
 FOLDS = 5
 # With fewer identities, hardly any pairs are left to fit on.
@@ -62,6 +62,30 @@ def logistic(fit: PairTable) -> Score:
     return lambda table: found.logits(table.features)
 
 
+def cosines_and(run: int | None, runs: int) -> Fuse:
+    """Returns the log odds of the runs' mean cosine and one forgery score.
+
+    As if the runs' embeddings were one, and forgeries were left to the run
+    that finds them best.
+
+    Args:
+      run: whose forgery score, counted among the runs that have one; None
+        takes the mean of them.
+      runs: M, how many have cosines: the first columns of the features.
+    """
+
+    def two(features: Float64[np.ndarray, "P F"]) -> Float64[np.ndarray, "P 2"]:
+        cosines, real = np.split(features, [runs], axis=1)
+        own = real.mean(axis=1) if run is None else real[:, run]
+        return np.stack([cosines.mean(axis=1), own], axis=1)
+
+    def fuse(fit: PairTable) -> Score:
+        found = fit_logistic(two(fit.features), fit.positive)
+        return lambda table: found.logits(two(table.features))
+
+    return fuse
+
+
 def single(column: int) -> Fuse:
     """Returns what takes the similarity of one run alone."""
     return lambda fit: lambda table: table.similarity[:, column]
@@ -76,19 +100,23 @@ def _ranks(scores: Float64[np.ndarray, " P"]) -> Float64[np.ndarray, " P"]:
     return ((last - (counts - 1) / 2) / len(scores))[place]
 
 
-def ways(names: Sequence[str], features: int) -> dict[str, Fuse]:
+def ways(names: Sequence[str], judges: Sequence[str]) -> dict[str, Fuse]:
     """Returns the ways to choose from, the simplest first.
 
     Args:
       names: of the runs.
-      features: F, the width of the table's features.
+      judges: names of those that have forgery scores, in the same order.
     """
     found: dict[str, Fuse] = {
         name: single(column) for column, name in enumerate(names)
     }
     if len(names) > 1:
         found.update(z_norm=z_norm, rank=rank)
-    if features > 1:
+        for column, name in enumerate(judges):
+            found[COSINES_AND + name] = cosines_and(column, len(names))
+        if len(judges) > 1:
+            found[COSINES_AND + "all"] = cosines_and(None, len(names))
+    if len(names) + len(judges) > 1:
         found["logistic"] = logistic
     return found
 
@@ -138,12 +166,16 @@ def nested_scores(
 def choose(
     table: PairTable, scores: Mapping[str, Float64[np.ndarray, " P"]]
 ) -> str:
-    """Returns the name of the lowest equal error rate; ties by the AUC."""
+    """Returns the name of the largest AUC; ties by the equal error rate.
+
+    That rate is one point of the curve, which hangs on few pairs: chosen by
+    it, ways change from part to part, and do worse on pairs of others.
+    """
     positive = table.positive
 
     def merit(name: str) -> tuple[float, float]:
         own = scores[name]
-        return equal_error_rate(own, positive), -auc(own, positive)
+        return -auc(own, positive), equal_error_rate(own, positive)
 
     return min(scores, key=merit)
 

@@ -23,6 +23,8 @@ from stacking.runs import expand, resolved
 
 # What the table of scores calls its own rows; no member may be called so.
 TABLE_ROWS = ("z_norm", "rank", "logistic", "chosen")
+# Of them, too: the runs' mean cosine and a run's forgery score, or 'all'.
+COSINES_AND = "cosines+"
 
 # Key of the metadata of a stack: the names of its runs.
 FUSED_FROM = "fused_from"
@@ -140,6 +142,8 @@ def find_members(
         taken = [*TABLE_ROWS, *(member.name for member in members)]
         name = absolute(path).name
         name = str(path) if name in taken else name
+        if name == "all" or name.startswith(COSINES_AND):
+            name = f"run {name}"
         while name in taken:
             name += "'"
         members.append(_open(name, path))

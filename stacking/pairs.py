@@ -4,7 +4,8 @@ python -m stacking.pairs --runs 'runs/*' --out runs/stack
 
 Runs that have compared the same pairs (`pairs/val.npz`, `pairs/test.npz`) are
 fused by z-norm, by ranks or by a logistic regression on their cosines and
-forgery scores, or the best of them is taken alone. Which, is chosen by
+forgery scores or on the mean cosine and one run's forgery scores, or the best
+of them is taken alone. Which, is chosen by
 cross-validation over identities, and the equal error rate of the choice is
 that of a second one around it.
 """
@@ -124,7 +125,8 @@ def stack(
     members = find_members(runs, out, note)
     table = make_table([member.val for member in members])
     names = [member.name for member in members]
-    fuses = pair_fusion.ways(names, table.features.shape[1])
+    judges = [member.name for member in members if len(member.val.log_real)]
+    fuses = pair_fusion.ways(names, judges)
     count = len(np.unique(table.identities))
     nested = chosen = None
     if count >= pair_fusion.MIN_IDENTITIES:

@@ -35,10 +35,17 @@ _RESIZE = {
     "windows": "overlapping windows, whose answers are averaged",
 }
 
+# What the only array of an answer is.
+_LOGITS = (
+    "logits, whose softmax over the last axis is the probability of each class"
+)
+
 # Of answers under ONNX Runtime, beside those of JAX.
 LARGEST_DIFFERENCE = 1e-4
 
-Answer = Callable[[UInt8[Array, "B H W 3"]], Float[Array, "B ..."]]
+# One array, or several by name.
+Answers = Float[Array, "B ..."] | dict[str, Float[Array, "B ..."]]
+Answer = Callable[[UInt8[Array, "B H W 3"]], Answers]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,13 +157,17 @@ def onnx(exported: Exported) -> Path:
         session = onnxruntime.InferenceSession(
             data, providers=["CPUExecutionProvider"]
         )
-        (found,) = session.run(None, {session.get_inputs()[0].name: pixels})
+        found = session.run(None, {session.get_inputs()[0].name: pixels})
     except Exception as error:
         raise UserError(
             f"ONNX Runtime cannot run {exported.spec.model} as jax2onnx "
             f"converted it ({_first_line(error)}); take --format stablehlo"
         ) from error
-    difference = np.abs(found - np.asarray(jax.jit(answer)(pixels))).max()
+    expected = jax.tree.leaves(jax.jit(answer)(pixels))
+    difference = max(
+        np.abs(one - np.asarray(other)).max()
+        for one, other in zip(found, expected, strict=True)
+    )
     if not difference <= LARGEST_DIFFERENCE:
         raise UserError(
             f"ONNX Runtime's answers for {exported.spec.model} are "
@@ -187,19 +198,37 @@ def describe(exported: Exported) -> Path:
             "std": list(spec.std),
         },
         "output": {
-            "shape": ["b", *outputs.shape[1:]],
-            "dtype": str(outputs.dtype),
-            "what": "logits, whose softmax over the last axis is the "
-            "probability of each class",
-        },
+            name: _output(outputs[name], what)
+            for name, what in exported.task.answers.items()
+        }
+        or _output(outputs, _LOGITS),
         "test_time_views": list(spec.views),
         "platforms": list(PLATFORMS),
         "weights_alone": "model.safetensors has PyTorch's names and expects "
         "images that are normalised with mean and std",
     }
+    if spec.similarity:
+        content["similarity"] = {
+            **dict(
+                zip(
+                    ("cosine", "log_real", "bias"), spec.similarity, strict=True
+                )
+            ),
+            "what": "of a pair, the sigmoid of cosine * its cosine + log_real "
+            "* the sum of both pictures' log sigmoid(real_logit) + bias is the "
+            "probability that both are real and show the same",
+        }
     path = exported.folder / "model.json"
     atomic_files.write_text(path, json.dumps(content, indent=1) + "\n")
     return path
+
+
+def _output(array: jax.ShapeDtypeStruct, what: str) -> dict[str, Any]:
+    return {
+        "shape": ["b", *array.shape[1:]],
+        "dtype": str(array.dtype),
+        "what": what,
+    }
 
 
 def _before(config: ConfigDict) -> list[str]:

@@ -170,6 +170,45 @@ def test_a_gallery_finds_people_that_no_training_saw(
     shutil.rmtree(commands.CACHE / "sextet/galleries")
 
 
+def test_an_exported_run_gives_the_same_answers(whole, data, tmp_path):
+    """What another program needs: one file of weights, another of numbers."""
+    import jax.export
+    from PIL import Image
+    from safetensors.numpy import load_file
+
+    import export
+
+    run, out = whole[0], tmp_path / "out"
+    assert export.main([f"--run={run}", f"--out={out}"]) == 0
+    told = json.loads((out / "model.json").read_text())
+    assert told["output"]["embedding"]["shape"] == ["b", 16]
+    assert told["output"]["real_logit"]["shape"] == ["b"]
+    whole_file = (out / "model.stablehlo").read_bytes()
+    model = jax.export.deserialize(bytearray(whole_file))
+    pairs = read_pair_scores(run / "pairs/test.npz")
+    pairs = pairs.take(pairs.ids != "00000002")  # Which cannot be read.
+    embeddings, log_real = [], 0
+    for names in (pairs.first, pairs.second):
+        pictures = [Image.open(data / "test" / name) for name in names]
+        pixels = np.stack([np.asarray(p.convert("RGB")) for p in pictures])
+        views = [model.call(x) for x in (pixels, pixels[:, :, ::-1])]
+        vectors = np.sum([view["embedding"] for view in views], axis=0)
+        embeddings.append(vectors / np.linalg.norm(vectors, axis=1)[:, None])
+        odds = np.mean([view["real_logit"] for view in views], axis=0)
+        log_real = log_real - np.log1p(np.exp(-odds))
+    cosine = np.einsum("pd,pd->p", *embeddings)
+    np.testing.assert_allclose(cosine, pairs.cosine, atol=1e-4)
+    np.testing.assert_allclose(log_real, pairs.log_real, atol=1e-4)
+    weights = told["similarity"]
+    similarity = weights["cosine"] * cosine + weights["bias"]
+    similarity += weights["log_real"] * log_real
+    np.testing.assert_allclose(similarity, pairs.similarity, atol=1e-3)
+    arrays = load_file(out / "model.safetensors")
+    assert {name.split(".")[0] for name in arrays} == {
+        *("encoder", "pool", "neck", "forgery", "head")
+    }
+
+
 def test_a_run_is_stacked_alone(whole, data, tmp_path):
     out = tmp_path / "stack"
     done = commands.run(
@@ -190,6 +229,8 @@ def test_a_run_is_stacked_alone(whole, data, tmp_path):
         (("--config.verify.identities=5",), "identities x verify.pictures, 20"),
         (("--config.verify.miner=harder",), "miner is 'harder'"),
         (("--config.verify.memory=8",), "it holds no batch of 16"),
+        (("--config.stages[0].loss=cosface",), "cosface+supcon"),
+        (("--config.verify.miner=hard_cluster",), "looks at no memory"),
         (("--config.stages[0].loss=cosfase",), "did you mean cosface?"),
         (("--config.mixing.prob=0.5",), "no single identity"),
         (("--config.model=unet",), "compares no pictures"),

@@ -113,6 +113,42 @@ def test_several_runs_are_better_than_each(tmp_path):
     )
 
 
+def test_one_run_may_know_people_and_another_forgeries(tmp_path):
+    """Then cosines are averaged, and one run alone judges forgeries."""
+    runs = [
+        run_of(tmp_path / "a", person=3.0, forgery=0.3, seed=1),
+        run_of(tmp_path / "b", person=3.0, forgery=3.0, seed=2),
+        run_of(tmp_path / "c", person=3.0, seed=3),
+    ]
+    results, out = stacked(tmp_path, *runs)
+    scores = results["scores"]
+    assert scores["cosines+b"]["eer"] < scores["b"]["eer"] - 0.02
+    assert scores["cosines+b"]["eer"] < scores["cosines+all"]["eer"] - 0.02
+    assert "cosines+c" not in scores
+    assert hidden_eer(out) < scores["b"]["eer"]
+    members = find_members(list(map(str, runs)), tmp_path)
+    val = make_table([member.val for member in members])
+    test = make_table([member.test for member in members])
+    cosine, real = (
+        [table.features[:, :3].mean(axis=1), table.features[:, 4]]
+        for table in (val, test)
+    )
+    found = verification.fit_logistic(np.stack(cosine, 1), val.positive)
+    np.testing.assert_allclose(
+        pair_fusion.cosines_and(1, 3)(val)(test),
+        found.logits(np.stack(real, 1)),
+    )
+
+
+def test_a_run_may_be_called_as_a_way_is(tmp_path):
+    names = "all", "a", "cosines+a"
+    for seed, name in enumerate(names):
+        run_of(tmp_path / name, forgery=1.0, seed=seed)
+    results, _ = stacked(tmp_path, *(tmp_path / name for name in names))
+    assert set(results["runs"]) == {"run all", "a", "run cosines+a"}
+    assert {"cosines+a", "cosines+all"} < set(results["scores"])
+
+
 def test_noise_scores_as_noise(tmp_path):
     """With this many weights, a fit to the pairs it is scored on looks good."""
     runs = [

@@ -62,8 +62,7 @@ class Task(abc.ABC):
 
     Args:
       config: of the run; `problems` has found none in it.
-      classes: names of the classes, in the order of the model's outputs;
-        empty where the source has none.
+      classes: names in the order of the model's outputs; perhaps none.
 
     Attributes:
       name: of the task in `config.task`.
@@ -75,8 +74,8 @@ class Task(abc.ABC):
       chooses_views: whether its export obeys `eval.tta=auto`.
       predicts_files: whether its predictions of photos are files, too.
       explains: whether it can draw where in a photo it looked.
-      learns_labels: whether it learns what the labels say, so that a model
-        of it must not be shown rows that validate elsewhere.
+      answers: {name: what it is} of an exported model's arrays, if not logits.
+      learns_labels: whether rows that validate elsewhere must be kept from it.
       abstract_model: the model without its numbers.
       views: test-time views for new images; under `eval.tta=auto` the first
         alone, until `export` has chosen.
@@ -95,6 +94,7 @@ class Task(abc.ABC):
     chooses_views: ClassVar[bool] = False
     predicts_files: ClassVar[bool] = False
     explains: ClassVar[bool] = False
+    answers: ClassVar[Mapping[str, str]] = {}
     learns_labels: ClassVar[bool] = False
     known_views: ClassVar[Sequence[str]] = VIEWS
 
@@ -363,8 +363,8 @@ class Task(abc.ABC):
 
     def answer(
         self, model: nnx.Module, images: Float[Array, "B H W 3"]
-    ) -> Float[Array, "B ..."]:
-        """Returns what an exported model answers; pure, for export.py.
+    ) -> Float[Array, "B ..."] | dict[str, Float[Array, "B ..."]]:
+        """Returns what `answers` describes; pure, for export.py.
 
         Args:
           model: in evaluation mode.

@@ -165,6 +165,19 @@ def needs_class_weights(loss: str) -> bool:
     return any(name in CLASS_LOSSES for name in terms_of(loss))
 
 
+def looks_at_memory(loss: str, options: Mapping[str, Any]) -> bool:
+    """Returns whether a loss compares a batch with earlier batches.
+
+    Weights of classes take the place of a memory, and so do means of classes,
+    which hard_cluster mines.
+    """
+    by_means = {**OPTIONS, **options}["miner"] == "hard_cluster"
+    return any(
+        name not in CLASS_LOSSES and not (by_means and name in _MARGINS)
+        for name in terms_of(loss)
+    )
+
+
 def collapse_value(loss: str, options: Mapping[str, Any]) -> float | None:
     """Returns the loss of a model that gives all images one embedding.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -63,11 +64,17 @@ class Verification(Task):
         "val_eer": "min",
         "val_auc": "max",
         "val_fnmr_at_fmr_10": "min",
+        "val_tar_at_far_1": "max",
         "val_eer_other": "min",
         "val_eer_one_forged": "min",
         "val_eer_both_forged": "min",
     }
     loss_fields: ClassVar[frozenset[str]] = frozenset({"loss", "mixing"})
+    answers: ClassVar[Mapping[str, str]] = {
+        "embedding": "of unit length; the dot product of two is their cosine",
+        "real_logit": "log-odds of a picture that is not forged; 0 if the "
+        "model does not look for forgeries",
+    }
     learns_labels: ClassVar[bool] = True
     known_views: ClassVar[Sequence[str]] = tuple(WHOLE_VIEWS)
 
@@ -316,6 +323,13 @@ class Verification(Task):
             cosine, log_real if self._has_head else np.zeros(0)
         )
         return np.exp(similarity.log_sigmoid(log_odds))
+
+    def answer(
+        self, model: nnx.Module, images: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Returns embeddings [B, D] and log-odds of real pictures [B]."""
+        found = model.embed(images)
+        return {name: getattr(found, name) for name in self.answers}
 
     def embed_photos(
         self, photos: Photos, params: dict, batch_stats: dict
