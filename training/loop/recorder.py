@@ -325,9 +325,10 @@ class Recorder:
     def _where(self, step: int) -> str:
         total = self._plan[-1].end
         width = len(str(total))
+        epochs = f"{self._epoch(total):.1f}".removesuffix(".0")
         return (
             f"step {step:{width}}/{total}  epoch {self._epoch(step):.1f}"
-            f"/{self._epoch(total):.0f}"
+            f"/{epochs}"
         )
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:

@@ -11,10 +11,10 @@ from core.errors import UserError
 from training.loop import metrics_log, recorder, stages, throughput
 
 
-def plan(patience=0):
+def plan(patience=0, epochs=4.0):
     config = common.base()
     config.stages = (
-        common.stage(epochs=4.0, batch_size=10, patience=patience),
+        common.stage(epochs=epochs, batch_size=10, patience=patience),
     )
     return stages.plan_stages(config, 50)
 
@@ -57,6 +57,17 @@ def test_steps_and_evaluations_are_logged_in_order(tmp_path, capsys):
     assert found[1]["loss"] == 4.0 and found[1]["learning_rate"] == 0.1
     assert found[2]["best"] is True
     assert "best so far" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("epochs", "told"), [(4.0, "epoch 0.4/4 "), (0.4, "epoch 0.4/0.4 ")]
+)
+def test_parts_of_an_epoch_are_not_rounded_away(epochs, told, tmp_path, capsys):
+    schedule = plan(epochs=epochs)
+    log = recorder.Recorder(tmp_path / "m.jsonl", {}, schedule, 2)
+    log.start_stage(schedule[0], {"learning_rate": lambda step: 0.1})
+    evaluate(log, 2, 0.5)
+    assert told in capsys.readouterr().out
 
 
 def test_best_is_remembered_over_a_restart(tmp_path, capsys):
