@@ -229,7 +229,10 @@ def test_a_run_is_stacked_alone(whole, data, tmp_path):
         (("--config.verify.identities=5",), "identities x verify.pictures, 20"),
         (("--config.verify.miner=harder",), "miner is 'harder'"),
         (("--config.verify.memory=8",), "it holds no batch of 16"),
-        (("--config.stages[0].loss=cosface",), "cosface+supcon"),
+        (
+            tuple(f"--config.stages[{n}].loss=cosface" for n in (0, 1)),
+            "cosface+supcon",
+        ),
         (("--config.verify.miner=hard_cluster",), "looks at no memory"),
         (("--config.stages[0].loss=cosfase",), "did you mean cosface?"),
         (("--config.mixing.prob=0.5",), "no single identity"),
