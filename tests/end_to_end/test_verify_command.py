@@ -1,6 +1,7 @@
 """People in, similarities out: trained, killed, resumed, predicted."""
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -207,6 +208,26 @@ def test_an_exported_run_gives_the_same_answers(whole, data, tmp_path):
     assert {name.split(".")[0] for name in arrays} == {
         *("encoder", "pool", "neck", "forgery", "head")
     }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime"))),
+    reason="optional: pip install -r requirements-onnx.txt",
+)
+def test_onnx_has_the_names_that_its_description_has(whole, tmp_path):
+    import onnxruntime
+
+    import export
+
+    out = f"--out={tmp_path}"
+    assert export.main([f"--run={whole[0]}", out, "--format=onnx"]) == 0
+    told = json.loads((tmp_path / "model.json").read_text())["output"]
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    found = {one.name: len(one.shape) for one in session.get_outputs()}
+    assert found == {name: len(one["shape"]) for name, one in told.items()}
 
 
 def test_a_run_is_stacked_alone(whole, data, tmp_path):
