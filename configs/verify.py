@@ -53,7 +53,7 @@ def get_config(variant: str = ""):
     elif variant == "short":
         config.image_size = 80
         config.model_options.update(width=128, pooling="avg", dropout=0.0)
-        # 40 M multiply-adds a picture; the small stem would cost 20 times that.
+        # 40 M multiply-adds a picture; the small stem would cost 12 times that.
         config.model_options.encoder_options = ConfigDict(
             {"width": 32, "depths": (1, 1, 2, 1), "stem": "imagenet"}
         )

@@ -261,7 +261,9 @@ def _log_ticks(low: float, high: float, count: int) -> list[float]:
     first = math.floor(math.log10(low))
     last = math.ceil(math.log10(high))
     units = (1,) if last - first >= count else (1, 2, 5)
-    found = [u * 10.0**p for p in range(first, last + 1) for u in units]
+    # One power more at each end: logarithms are rounded.
+    powers = range(first - 1, last + 2)
+    found = [unit * 10.0**power for power in powers for unit in units]
     start = max(number for number in found if number <= low)
     end = min(number for number in found if number >= high)
     return [number for number in found if start <= number <= end]

@@ -157,7 +157,8 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             f"The runs are of different tasks ({', '.join(sorted(tasks))}): "
             "each score compares those of one task alone."
         )
-    elif len({row.rows for row in rows}) > 1:
+    validated = {(row.config.get("task"), row.rows) for row in _trained(rows)}
+    if len({task for task, _ in validated}) < len(validated):
         found.append(
             "The runs were validated on different rows, so their scores "
             "cannot be compared: give them the same data and folds."
@@ -173,9 +174,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
         scores = [str(row.scores.get(name, _ABSENT)) for name in names]
         table.append([row.name, *scores, row.steps, row.time, row.size])
     found = _aligned(table)
-    if len(rows) > 1:
-        fields = differing(rows)
-        found += ["", *_fields_as_lines(rows, fields)]
+    if len(trained := _trained(rows)) > 1:
+        found += ["", *_fields_as_lines(trained, differing(trained))]
     if told := remarks(rows):
         found += ["", *told]
     return found
@@ -192,7 +192,6 @@ def compare_report(path: Path, rows: Sequence[Row]) -> Path:
       `path`.
     """
     macros = template(_TEMPLATE)
-    fields = differing(rows)
     sections = [
         Section(
             "Scores",
@@ -217,9 +216,10 @@ def compare_report(path: Path, rows: Sequence[Row]) -> Path:
                 f"all folds has a line for each.{left_out}",
             )
         )
-    if len(rows) > 1:
+    if len(trained := _trained(rows)) > 1:
+        fields = differing(trained)
         note = "All fields are the same." if not fields else ""
-        body = macros.fields([row.name for row in rows], fields)
+        body = macros.fields([row.name for row in trained], fields)
         sections.append(
             Section("Fields that differ", body if fields else "", note)
         )
@@ -227,6 +227,11 @@ def compare_report(path: Path, rows: Sequence[Row]) -> Path:
     return write_page(
         path, "Runs beside each other", f"{count}, the best first.", sections
     )
+
+
+def _trained(rows: Sequence[Row]) -> list[Row]:
+    """Those with a config: stacks of masks or pairs have scores alone."""
+    return [row for row in rows if row.config]
 
 
 def _row(run: Path, name: str) -> Row | None:

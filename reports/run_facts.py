@@ -16,13 +16,14 @@ from run_folder.telemetry import Telemetry
 _TEMPLATE = "run.html"
 # Fields that do nothing while another one is off; absent ones are on.
 _NEEDS = {
-    "augment.jitter_prob": "augment.jitter",
-    "augment.randaugment_magnitude": "augment.randaugment_ops",
-    "mixing.cutmix_alpha": "mixing.prob",
-    "mixing.erase_area": "mixing.erase_prob",
-    "mixing.erase_ratio": "mixing.erase_prob",
-    "mixing.mixup_alpha": "mixing.mixup_prob",
-    "mixing.mixup_prob": "mixing.prob",
+    "augment.jitter": ("augment.jitter_prob",),
+    "augment.jitter_prob": ("augment.jitter",),
+    "augment.randaugment_magnitude": ("augment.randaugment_ops",),
+    "mixing.cutmix_alpha": ("mixing.prob",),
+    "mixing.erase_area": ("mixing.erase_prob",),
+    "mixing.erase_ratio": ("mixing.erase_prob",),
+    "mixing.mixup_alpha": ("mixing.mixup_prob", "mixing.prob"),
+    "mixing.mixup_prob": ("mixing.prob",),
 }
 # Which leave an image alone at 1, not at 0.
 _FACTORS = ("augment.crop_", "augment.zoom")
@@ -148,12 +149,15 @@ def origin_section(measured: Telemetry | None, config: str) -> list[Section]:
 
 def _is_on(name: str, stage: Mapping[str, Any]) -> bool:
     """Whether a field does something to the images of a stage."""
-    value = stage.get(name)
+    needed = [name, *_NEEDS.get(name, ())]
+    return name in stage and all(
+        _does_something(one, stage[one]) for one in needed if one in stage
+    )
+
+
+def _does_something(name: str, value: Any) -> bool:
     parts = value if isinstance(value, (list, tuple)) else [value]
     off = (1,) if name.startswith(_FACTORS) else (0, None, "")
-    needed = _NEEDS.get(name)
-    if needed in stage and not _is_on(needed, stage):
-        return False
     return any(part not in off for part in parts)
 
 

@@ -11,6 +11,7 @@ from metrics import classification, segmentation, verification
 from reports import curves
 from reports.probe import KINDS, read_probe
 from reports.segmentation import read_counts
+from reports.verification import error_interval
 from run_folder import layout
 from run_folder.history import read_histories
 from run_folder.pair_files import read_pair_scores
@@ -100,13 +101,7 @@ def pair_scores(run: Path) -> dict[str, Score]:
     pairs = read_pair_scores(path)
     positive = pairs.kind == verification.POSITIVE
     found = verification.summary(pairs.similarity, positive)
-    interval = verification.bootstrap_interval(
-        pairs.similarity,
-        positive,
-        pairs.identities[:, 0],
-        pairs.identities[:, 1],
-        draws=200,
-    )
+    interval = error_interval(pairs)
     return {
         curves.title("eer"): Score(found["eer"], *interval, sign=-1),
         curves.title("auc"): Score(found["auc"]),

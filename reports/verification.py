@@ -68,6 +68,18 @@ def _positive(pairs: PairScores) -> np.ndarray:
     return pairs.kind == verification.POSITIVE
 
 
+def error_interval(pairs: PairScores) -> tuple[float, float]:
+    """Returns the 95 % interval of the equal error rate, over identities."""
+    return verification.bootstrap_interval(
+        pairs.similarity,
+        _positive(pairs),
+        pairs.identities[:, 0],
+        pairs.identities[:, 1],
+        # So that large validations do not take minutes.
+        draws=1000 if len(pairs) < 10_000 else 200,
+    )
+
+
 def _kinds(pairs: PairScores) -> list[tuple[str, PairScores]]:
     """All pairs, and the positives with each kind of negatives."""
     found = [("all", pairs)]
@@ -82,14 +94,7 @@ def _errors(pairs: PairScores) -> Section:
     rows, lowest, highest = [], 1.0, 0.0
     for name, some in _kinds(pairs):
         positive = _positive(some)
-        low, high = verification.bootstrap_interval(
-            some.similarity,
-            positive,
-            some.identities[:, 0],
-            some.identities[:, 1],
-            # So that large validations do not take minutes.
-            draws=1000 if len(some) < 10_000 else 200,
-        )
+        low, high = error_interval(some)
         lowest, highest = min(lowest, low), max(highest, high)
         found = verification.summary(some.similarity, positive)
         rows.append(

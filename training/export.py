@@ -144,6 +144,8 @@ def onnx(exported: Exported) -> Path:
             lambda images: answer(images),
             [jax.ShapeDtypeStruct(("B", side, side, 3), np.uint8)],
             model_name=exported.spec.model,
+            # JAX sorts the keys of a dict.
+            output_names=sorted(exported.task.answers) or None,
         )
     # A converter fails in as many ways as there are operations.
     except Exception as error:

@@ -1,6 +1,7 @@
 """People in, similarities out: trained, killed, resumed, predicted."""
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -209,6 +210,26 @@ def test_an_exported_run_gives_the_same_answers(whole, data, tmp_path):
     }
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime"))),
+    reason="optional: pip install -r requirements-onnx.txt",
+)
+def test_onnx_has_the_names_that_its_description_has(whole, tmp_path):
+    import onnxruntime
+
+    import export
+
+    out = f"--out={tmp_path}"
+    assert export.main([f"--run={whole[0]}", out, "--format=onnx"]) == 0
+    told = json.loads((tmp_path / "model.json").read_text())["output"]
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    found = {one.name: len(one.shape) for one in session.get_outputs()}
+    assert found == {name: len(one["shape"]) for name, one in told.items()}
+
+
 def test_a_run_is_stacked_alone(whole, data, tmp_path):
     out = tmp_path / "stack"
     done = commands.run(
@@ -229,7 +250,10 @@ def test_a_run_is_stacked_alone(whole, data, tmp_path):
         (("--config.verify.identities=5",), "identities x verify.pictures, 20"),
         (("--config.verify.miner=harder",), "miner is 'harder'"),
         (("--config.verify.memory=8",), "it holds no batch of 16"),
-        (("--config.stages[0].loss=cosface",), "cosface+supcon"),
+        (
+            tuple(f"--config.stages[{n}].loss=cosface" for n in (0, 1)),
+            "cosface+supcon",
+        ),
         (("--config.verify.miner=hard_cluster",), "looks at no memory"),
         (("--config.stages[0].loss=cosfase",), "did you mean cosface?"),
         (("--config.mixing.prob=0.5",), "no single identity"),

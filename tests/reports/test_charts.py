@@ -86,3 +86,12 @@ def test_a_logarithmic_axis_goes_through_powers_of_ten():
     heights = [float(point.split(",")[1]) for point in points]
     # Equal factors are equal distances.
     assert abs(np.diff(heights)[0] - np.diff(heights)[1]) < 0.2
+
+
+@pytest.mark.parametrize(("least", "most"), [(1e-3, 1.0), (1e-2, 1e3)])
+def test_a_logarithmic_axis_holds_what_lies_beside_a_power(least, most):
+    """Their logarithms are rounded to those of the powers themselves."""
+    y = np.array([np.nextafter(least, 0), np.nextafter(most, np.inf)])
+    chart = line_chart([Line("loss", np.arange(2.0), y)], "loss", log=True)
+    heights = re.search('points="[^,]*,([^ ]*) [^,]*,([^"]*)"', chart).groups()
+    assert float(heights[0]) > float(heights[1])

@@ -1,6 +1,7 @@
 """Runs beside each other: what differs, and what cannot be compared."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from core.errors import UserError
 from reports import compare
 from reports.__main__ import main
 from run_folder import layout
+from run_folder.pair_files import REQUIRED_METADATA, PairScores
 from run_folder.predictions import Logits, write_logits
 
 
@@ -128,6 +130,61 @@ def test_other_tasks_are_told(tmp_path):
     names = [str(tmp_path / name) for name in ("segment", "classify")]
     (remark,) = compare.remarks(compare.read_rows(names)[0])
     assert "different tasks (classify, segment)" in remark
+
+
+def test_other_rows_of_one_task_are_told_beside_another_task(tmp_path):
+    for number, task in enumerate(("segment", "classify", "classify")):
+        name = f"{task}{number}"
+        make_run(tmp_path / name, rows=name, config={"task": task})
+    rows, _ = compare.read_rows([str(run) for run in tmp_path.iterdir()])
+    tasks, remark = compare.remarks(rows)
+    assert "different tasks" in tasks
+    assert "different rows" in remark
+
+
+def test_a_stack_of_pairs_has_scores_and_no_fields(tmp_path):
+    """It has no config: all fields of the others would differ from it."""
+    for seed, name in enumerate(("one", "two")):
+        make_run(tmp_path / name, config={"task": "verify", "seed": seed})
+    write_pairs(layout.pairs_path(tmp_path / "stack", "val"))
+    names = [str(tmp_path / name) for name in ("one", "two", "stack")]
+    rows, left_out = compare.read_rows(names)
+    assert not left_out and {row.name for row in rows} == {
+        "one",
+        "two",
+        "stack",
+    }
+    told = compare.lines(rows)
+    assert any(re.match(r"stack .* 0\.0000 \(", line) for line in told)
+    assert [line.split() for line in told[-2:]] == [
+        ["field", "one", "two"],
+        ["seed", "0", "1"],
+    ]
+    page = compare.compare_report(tmp_path / "compare.html", rows)
+    assert "different rows" not in read(page).text
+
+
+def write_pairs(path):
+    """Ten pairs of ten people, the positives more alike."""
+    names = np.array([f"person-{number}" for number in range(11)])
+    kind = (np.arange(10) % 2).astype(np.int8)
+    score = np.float32(1 - kind)
+    pairs = PairScores(
+        ids=np.array([f"pair-{number}" for number in range(10)]),
+        first=names[:-1],
+        second=names[1:],
+        cosine=score,
+        log_real=np.zeros(0, np.float32),
+        similarity=score,
+        kind=kind,
+        identities=np.stack(
+            [names[:-1], np.where(kind, names[1:], names[:-1])], axis=1
+        ),
+        fold=np.zeros(10, np.int32),
+        metadata={name: "x" for name in REQUIRED_METADATA},
+    )
+    path.parent.mkdir(parents=True)
+    np.savez(path, **pairs.arrays)
 
 
 def test_a_run_that_still_trains_has_its_best_evaluation(tmp_path):

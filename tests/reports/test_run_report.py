@@ -242,6 +242,24 @@ def test_augmentations_that_are_on_by_stage(tmp_path):
     assert "images are as they are" in read(run_report(tmp_path)).text
 
 
+def test_an_augmentation_of_no_probability_is_not_on(tmp_path):
+    write_metrics(tmp_path)
+    config = {
+        "augment": {"jitter": [0.4, 0.4], "jitter_prob": 0.0, "flip": 0.5},
+        "mixing": {"prob": 0.0, "mixup_prob": 0.5, "mixup_alpha": 1.0},
+        "stages": [{}, {"augment": {"jitter_prob": 1.0}}],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = read(run_report(tmp_path)).text
+    assert "augment.jitter0.4, 0.40.4, 0.4" in text
+    assert "mixing." not in text
+    config["stages"] = [{}]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = read(run_report(tmp_path)).text
+    assert "augment.flip0.5" in text
+    assert "augment.jitter" not in text
+
+
 def test_calibration_is_told_in_words(tmp_path):
     """3 and 0, 0 are a confidence of 90.9 %; 24 of 30 are right."""
     write_predictions(tmp_path)

@@ -163,12 +163,12 @@ def join(workdir: Path, runs: Sequence[Path], writer: ArtifactWriter) -> str:
     """
 
     def read(split: str) -> list[PairScores]:
-        return [read_pair_scores(_path(run, split)) for run in runs]
+        return [read_pair_scores(layout.pairs_path(run, split)) for run in runs]
 
     whole = _joined(read("val"))
     writer.pairs("val", whole)
     told = f"out-of-fold {summary(whole)}"
-    if not _path(runs[0], "test").exists():
+    if not layout.pairs_path(runs[0], "test").exists():
         return f"{told}; pairs in {workdir / 'pairs'}"
     answers = read("test")
     for run, one in zip(runs, answers, strict=True):
@@ -205,10 +205,6 @@ def _joined(found: Sequence[PairScores]) -> PairScores:
     joined.metadata["pairs_hash"] = joined.pairs_hash
     joined.metadata["val_fold"] = -1
     return joined
-
-
-def _path(run: Path, split: str) -> Path:
-    return run / "pairs" / f"{split}.npz"
 
 
 def _identities(source: Any, examples: Examples, pairs: PairList) -> np.ndarray:

@@ -66,20 +66,20 @@ def problems(config: ConfigDict) -> Iterator[str]:
                 f"verify.memory is {own.memory}: it holds no batch of "
                 f"{stage.batch_size}; take more, or 0"
             )
-        if own.memory and not metric_objective.looks_at_memory(
-            name_of(stage), options
-        ):
-            yield (
-                f"verify.memory is {own.memory}, and stages[{index}].loss="
-                f"{name_of(stage)} with verify.miner={own.miner} looks at no "
-                "memory; set it to 0, or add a loss over pairs, such as "
-                f"{name_of(stage)}+supcon"
-            )
         if common.merged(config, stage, "mixing")["prob"]:
             yield (
                 "mixing.prob is not 0: a mixed picture shows no single "
                 "identity; set it to 0"
             )
+    losses = dict.fromkeys(map(name_of, config.stages))
+    if own.memory and not any(
+        metric_objective.looks_at_memory(loss, options) for loss in losses
+    ):
+        yield (
+            f"verify.memory is {own.memory}, and {', '.join(losses)} with "
+            f"verify.miner={own.miner} looks at no memory; set it to 0, or "
+            f"add a loss over pairs, such as {next(iter(losses))}+supcon"
+        )
     for name in ("forgery_head", "memory"):
         if name in config.model_options:
             yield (

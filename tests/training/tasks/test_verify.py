@@ -210,3 +210,16 @@ def test_a_collapse_is_told_in_one_sentence():
     told = task.advice(stage, {"negative_distance": 0.001})
     assert "have collapsed" in told and "(the loss of which is 0.2)" in told
     assert "\n" not in told
+
+
+def test_a_memory_may_be_looked_at_by_one_stage_alone():
+    config = loading.load("configs/verify_resnet34.py")
+    config.verify.memory = 320
+    first, second = (
+        config.stages[0].copy_and_resolve_references() for _ in range(2)
+    )
+    first.loss, config.stages = "cosface", (first, second)
+    assert not list(verification_loss.problems(config))
+    second.loss = "arcface"
+    (told,) = verification_loss.problems(config)
+    assert "cosface, arcface with verify.miner=semi_hard looks at no" in told
