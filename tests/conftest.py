@@ -1,10 +1,19 @@
 """What the tests of several packages share."""
 
 import os
+import sys
 
 import pytest
 
 from tests.bucket_emulator import Bucket
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Or a process holds all that its tests compiled, gigabytes in the end."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

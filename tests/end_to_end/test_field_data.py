@@ -140,7 +140,8 @@ def test_photos_below_a_folder_and_those_without_a_decoder_are_predicted(
     (tmp_path / "c.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     (tmp_path / "notes.txt").write_text("words")
     assert predict.main(["--run", str(runs / "runs/a"), str(tmp_path)]) == 1
-    lines = capsys.readouterr().out.splitlines()
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split()[0] == "photo"
     names = [line.split()[0] for line in lines]
     assert sorted(names) == [
         str(tmp_path / name) for name in ("b.jpg", "below/a.jfif", "c.heic")

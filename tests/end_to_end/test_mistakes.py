@@ -74,7 +74,7 @@ def test_a_damaged_folder_is_one_sentence(good, tmp_path, damage, culprits):
     [
         ("--config.data.root=/no/such/folder", ["/no/such/folder"]),
         ("--config.data.sorce=csv", ["data.sorce", "data.source"]),
-        ("--config.model=tinyvit_12m", ["tinyvit_12m", "tinyvit_11m"]),
+        ("--config.model=tinyvit_111m", ["tinyvit_111m", "tinyvit_11m"]),
         ("--config.data.source=cvs", ["cvs", "csv"]),
         ("--config.eval.tta=('centre',)", ["centre", "center"]),
         ("--config.data.fold=5", ["data.fold", "0 to 4"]),

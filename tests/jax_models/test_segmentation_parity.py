@@ -34,7 +34,8 @@ def golden_of(name):
     return np.load(GOLDENS / f"{name}.npz")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe.SEGMENTATION)
 def test_logits(name, compiled_blocks):
     golden = golden_of(name)
     model = golden_models.load_segmentation(name)

@@ -39,8 +39,11 @@ def test_auto_chooses_among_the_views_of_the_recipe():
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["--config=configs/nope.py"], ["configs/nope.py", "tinyvit.py"]),
-        (["--config=configs/tinyvit.py:dmeo"], ["'dmeo'", "short, demo"]),
+        (["--config=configs/tinyvt.py"], ["configs/tinyvt.py", "tinyvit.py"]),
+        (
+            ["--config=configs/tinyvit.py:dmeo"],
+            ["'dmeo'", "short_strong, demo"],
+        ),
         (["--config=README.md"], ["README.md", "config"]),
         ([DEMO, "--config.data.rot=x"], ["data.rot", "config.data.root"]),
         ([DEMO, "--config.fold=1"], ["'fold'", "config.data.fold"]),

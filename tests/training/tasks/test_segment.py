@@ -101,10 +101,10 @@ def test_counts_go_beyond_32_bits():
     totals["low"] = np.full((C, C), 2**32 - 5, np.uint32)
 
     @jax.jit
-    def update(start):
+    def update(start, batch):
         return evaluator.update(start, Answers(), batch, constants())
 
-    one, zero = update(totals), update(evaluator.init())
+    one, zero = (update(start, batch) for start in (totals, evaluator.init()))
     before = np.int64(2**32 - 5)
     counted = np.asarray(zero["low"], np.int64)
     assert counted[1].max() > 5
