@@ -120,7 +120,7 @@ format: $(READY)
 	@$(PY) -m ruff format .
 
 # A file's tests share fixtures, so they stay together. Four processes at most:
-# each holds a JAX of its own, near 1 GB.
+# each holds a JAX of its own, 3 GB in the end.
 PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test: lint $(BUILT)

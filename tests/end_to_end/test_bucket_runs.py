@@ -59,6 +59,7 @@ def test_a_pupil_in_a_bucket_finds_its_teacher_beside_it(url, capsys):
     assert f"starts from the encoder in {url}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_unreachable_bucket_damages_no_checkpoint(url, bucket, capsys):
     """Whatever answers that a file cannot be read now, it is not damaged."""
     assert training(url) == 0

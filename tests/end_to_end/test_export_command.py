@@ -27,6 +27,7 @@ def exported(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_fresh_process_answers_alike_for_any_batch(exported):
     out = exported / "out"
     told = json.loads((out / "model.json").read_text())

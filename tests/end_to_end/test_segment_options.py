@@ -67,6 +67,7 @@ def test_an_unreadable_validation_photo_shifts_nothing(data, tmp_path):
             assert confusion.sum(1).tolist() == pixels.tolist()
 
 
+@pytest.mark.slow
 def test_all_folds_join_their_scores(data, tmp_path):
     fields = ("--config.data.val_images=", "--config.data.folds=2")
     short = ("--config.epochs=1", "--all-folds")

@@ -108,8 +108,8 @@ def test_same_command_same_numbers_elsewhere(whole, tmp_path):
     ("number", "code", "workers"),
     [
         (signal.SIGTERM, 143, 0),
-        (signal.SIGINT, 130, 1),
-        (signal.SIGHUP, 129, 1),
+        pytest.param(signal.SIGINT, 130, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, 1, marks=pytest.mark.slow),
     ],
 )
 def test_asked_to_stop_it_saves_and_continues_later(

@@ -22,12 +22,6 @@ import jax_models
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 GOLDENS = Path(__file__).parent / "goldens"
-# What compiles in some seconds; the others have the same code.
-QUICK = ("unet_resnet18", "deeplabv3plus_paper")
-NETWORKS = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in recipe.SEGMENTATION
-]
 
 
 def golden_of(name):
@@ -54,7 +48,8 @@ def test_logits(name, compiled_blocks):
         )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe.SEGMENTATION)
 def test_training_step(name):
     """Loss, gradients and BatchNorm's updates, all in float64."""
     with jax.enable_x64(True):
@@ -69,7 +64,7 @@ def test_training_step(name):
     [
         pytest.param(
             *(kind, reading, stride),
-            marks=[] if (reading, stride) == ("smp", 16) else pytest.mark.slow,
+            marks=[] if (kind, stride) == ("basic", 16) else pytest.mark.slow,
         )
         for kind, reading in recipe.READINGS
         for stride in recipe.OUTPUT_STRIDES

@@ -77,6 +77,7 @@ def theirs(name):
     return model, renamed
 
 
+@pytest.mark.slow
 def test_names_of_the_packages_are_taken():
     model, renamed = theirs("efficientnet_lite_demo")
     right = jax_models.export_torch(model)

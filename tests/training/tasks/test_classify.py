@@ -109,6 +109,7 @@ def test_distillation_mixes_the_teacher_in():
     assert float(got) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_teacher_sees_the_mixed_images_as_it_normalises_them():
     """The very pixels that the student sees, erased and mixed."""
     rng = np.random.default_rng(0)

@@ -38,6 +38,7 @@ def test_nothing_speaks_for_a_class_that_is_not_there():
     assert not grad_cam.heat(Spots(), images, jnp.array([0])).any()
 
 
+@pytest.mark.slow
 def test_a_real_model():
     model = jax_models.create_model(
         "miniconvnext_demo", num_classes=3, rngs=nnx.Rngs(0)
