@@ -77,6 +77,9 @@ def data() -> ConfigDict:
         generated="",
         generated_share=Field(0.5, share),
         generated_weight=Field(1.0, not_negative),  # each counts in the loss
+        # Classes whose images are taken: () all, 'rare' those with fewer
+        # photos than a class has on average.
+        generated_classes=(),
         # Training draws class c in proportion to n_c^(1 - balance): 0 as
         # often as it is, 1 all classes alike.
         balance=Field(0.0, share),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from configs import fields, loading
+from configs import fields, inputs, loading
 from run_folder import identity
 from training.tasks import registry
 
@@ -55,6 +55,14 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"model_options.{name} cannot be set: it follows from "
             f"{_NOT_OPTIONS[name]}"
         )
+    for name, default in inputs.data().items():
+        if not name.startswith("generated_") or data.generated:
+            continue
+        if data[name] != default:
+            yield (
+                f"data.{name} is {data[name]!r} and there are no generated "
+                "images: name a generator's run with data.generated"
+            )
     if not config.eval.tta:
         yield "eval.tta is empty: name at least the view 'center'"
 

@@ -105,6 +105,8 @@ class Data:
                 self.val_rows,
                 workdir.parent,
                 data.fold,
+            ).of_classes(
+                data.generated_classes, self.source.classes, self.class_prior
             )
         self._validation: list[dict] | None = None
 

@@ -9,16 +9,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core import paths
+from core.csv_table import did_you_mean
 from core.errors import UserError
 from input_pipeline.samplers import MixedSampler, Sampler, ShuffledSampler
 from input_pipeline.sources.base import Examples, FileExamples, Source
 from run_folder import artifacts, layout
+
+# In `data.generated_classes`: those of fewer photos than the mean.
+RARE = "rare"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,11 +70,63 @@ class Generated:
       folder: of its run.
       examples: the images.
       digest: names their content.
+      classes: whose images these are, where others are left out.
     """
 
     folder: Path
     examples: FileExamples
     digest: str
+    classes: tuple[str, ...] = ()
+
+    def of_classes(
+        self, wanted: Sequence[Any], classes: Sequence[str], shares: np.ndarray
+    ) -> Generated:
+        """Returns the images of some classes alone.
+
+        Args:
+          wanted: `data.generated_classes`.
+          classes: of the data, C names.
+          shares: float [C], of the photos that are trained on.
+
+        Raises:
+          UserError: there is no such class, or no image of them.
+        """
+        wanted = [str(name) for name in wanted]  # Of digits, perhaps.
+        if not wanted:
+            return self
+        where = f"data.generated_classes is {', '.join(wanted)}"
+        if wanted == [RARE] and RARE not in classes:
+            chosen = shares < shares.mean() * (1 - 1e-9)
+            if not chosen.any():
+                raise UserError(
+                    f"{where}, and all classes have as many photos; leave it "
+                    "out"
+                )
+        else:
+            for name in wanted:
+                if name not in classes:
+                    raise UserError(
+                        f"{where}, and the data have no class '{name}'"
+                        f"{did_you_mean(name, classes)}; choose from "
+                        f"{', '.join(classes)}, or give {RARE!r} alone"
+                    )
+            chosen = np.isin(classes, wanted)
+        names = tuple(np.asarray(classes)[chosen].tolist())
+        rows = np.flatnonzero(chosen[self.examples.labels])
+        if not len(rows):
+            raise UserError(
+                f"{where}, and {self.folder} has no image of "
+                f"{', '.join(names)}; export more there, with "
+                "--config.generate.count"
+            )
+        one = self.examples
+        examples = FileExamples(
+            one.ids[rows],
+            one.labels[rows],
+            folder=one.folder,
+            names=[one.names[row] for row in rows],
+        )
+        return dataclasses.replace(self, examples=examples, classes=names)
 
     def describe(self, data: Any) -> dict[str, str]:
         """Returns what the plan says of it, as {heading: text}.
@@ -77,8 +134,9 @@ class Generated:
         Args:
           data: `config.data`.
         """
+        of = f" of {', '.join(self.classes)}" if self.classes else ""
         return {
-            "generated": f"{len(self.examples):,} images in {self.folder}: "
+            "generated": f"{len(self.examples):,} images{of} in {self.folder}: "
             f"{data.generated_share:.0%} of what is trained on, weight "
             f"{data.generated_weight:g}"
         }

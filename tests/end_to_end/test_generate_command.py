@@ -10,6 +10,8 @@ from PIL import Image
 
 from run_folder import folds_file
 from training.loop import recorder
+from training.multihost import sharding
+from training.tasks.judge import Judge
 
 RECIPE = f"--config={ROOT / 'tests/end_to_end/generation_recipe.py'}"
 LARGE = f"--config={ROOT / 'configs/flow.py'}"
@@ -130,6 +132,49 @@ def test_a_classifier_trains_on_them(run, tmp_path, capsys, share):
     assert len(folds.ids) == 1437  # No generated row is in a fold.
 
 
+def test_a_classifier_trains_on_those_of_rare_classes(run, capsys):
+    workdir = run.parent / "rare"
+    arguments = (
+        CLASSIFIER,
+        "--config.data.generated=flow",
+        "--config.data.generated_share=0.25",
+        "--config.data.generated_classes=rare",
+    )
+    assert training(workdir, *arguments) == 0
+    told = capsys.readouterr().out
+    (line,) = [line for line in told.splitlines() if "images of" in line]
+    named = line.partition("images of ")[2].partition(" in ")[0].split(", ")
+    counts = json.loads((run / "samples/manifest.json").read_text())["classes"]
+    assert 0 < len(named) < len(counts)
+    assert "25% of what is trained on" in told
+
+
+def test_the_judge_leaves_out_what_it_doubts(run):
+    def opinions(images):
+        pixels = [np.asarray(Image.open(run / i["file"])) for i in images]
+        found = judge.look(np.stack(pixels), mesh).probabilities
+        return found[np.arange(len(images)), [i["label"] for i in images]]
+
+    before, mesh = manifest(run)["images"], sharding.make_mesh()
+    data = json.loads((run / "data.json").read_text())
+    judge = Judge("judge", run, data, fold=0)
+    sure = opinions(before)
+    least = float(np.median(sure))
+    flags = ("--export", "--config.generate.judge=judge")
+    try:
+        doubting = f"--config.generate.filter={least}"
+        assert training(run, RECIPE, *flags, doubting) == 0
+        about = manifest(run)
+        assert about["left_out_by_judge"] >= 15 and len(about["images"]) >= 15
+        assert opinions(about["images"]).min() >= least
+        kept = {image["file"] for image in about["images"]}
+        for image, probability in zip(before, sure, strict=True):
+            assert (image["file"] in kept) == (probability >= least)
+    finally:
+        assert training(run, RECIPE, *flags) == 0
+    assert manifest(run)["images"] == before
+
+
 def test_a_generator_that_saw_validation_photos_is_refused(run, capsys):
     workdir = run.parent / "leak"
     code = training(
@@ -164,6 +209,14 @@ def test_a_judge_of_another_fold_is_refused(judge, capsys):
         ),
         ((LARGE, "--config.model=miniconvnext"), "which generates no images"),
         ((RECIPE, "--config.init_from=x"), "init_from has no effect"),
+        (
+            (RECIPE, "--config.mixing.prob=0.5"),
+            "mixing.prob is 0.5 and has no effect on the generate task",
+        ),
+        (
+            ("--config.data.generated_share=1.0",),
+            "data.generated_share is 1.0 and there are no generated images",
+        ),
         (
             (RECIPE, "--config.generate.filter=0.5"),
             "there is no classifier to filter by",

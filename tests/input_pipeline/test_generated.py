@@ -148,6 +148,47 @@ def test_what_it_is_depends_on_the_content_of_the_images(tmp_path):
     assert one.digest == same.digest != other.digest
 
 
+SHARES = np.array([0.9, 0.1])
+
+
+@pytest.mark.parametrize("wanted", [("rare",), ("b",)])
+def test_of_some_classes_alone(tmp_path, wanted):
+    whole = opened(generator(tmp_path / "flow", SAW))
+    found = whole.of_classes(wanted, ("a", "b"), SHARES)
+    assert found.examples.labels.tolist() == [1, 1, 1]
+    names = [f"samples/b/{index:05d}.png" for index in (1, 3, 5)]
+    assert found.examples.ids.tolist() == names
+    assert found.examples.read(2) == whole.examples.read(5)
+    data = types.SimpleNamespace(generated_share=0.2, generated_weight=1.0)
+    (told,) = found.describe(data).values()
+    assert told.startswith("3 images of b in ")
+
+
+def test_all_classes_unless_some_are_named(tmp_path):
+    whole = opened(generator(tmp_path / "flow", SAW))
+    assert whole.of_classes((), ("a", "b"), SHARES) is whole
+    # Digits may be given as numbers, and a class may be called rare.
+    found = whole.of_classes((7,), ("7", "8"), SHARES)
+    assert found.examples.labels.tolist() == [0, 0, 0]
+    found = whole.of_classes(("rare",), ("rare", "b"), SHARES)
+    assert found.examples.labels.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shares", "told"),
+    [
+        (("bb",), SHARES, r"have no class 'bb' \(did you mean 'b'\?\)"),
+        (("rare", "b"), SHARES, "have no class 'rare'"),
+        (("rare",), np.full(2, 0.5), "all classes have as many photos"),
+        (("b",), SHARES, "has no image of b; export more"),
+    ],
+)
+def test_classes_that_cannot_be_taken(tmp_path, wanted, shares, told):
+    whole = opened(generator(tmp_path / "flow", SAW, count=1))
+    with pytest.raises(UserError, match=told):
+        whole.of_classes(wanted, ("a", "b"), shares)
+
+
 def test_of_a_run_over_all_folds_the_same_fold_is_taken(tmp_path):
     inside = generator(tmp_path / "flow" / "fold-0", SAW)
     assert opened(tmp_path / "flow").folder == inside

@@ -29,6 +29,10 @@ def test_the_recipes_own_fields_are_fine():
         ({"task": "clasify"}, "task is 'clasify': choose one of classify, mae"),
         ({"stages": ()}, "stages is empty: list at least one stage"),
         ({"eval__tta": ()}, "eval.tta is empty: name at least the view"),
+        (
+            {"data__generated_share": 1.0},
+            "data.generated_share is 1.0 and there are no generated images",
+        ),
     ],
 )
 def test_fields_that_do_not_go_together_are_named(fields, message):

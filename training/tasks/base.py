@@ -30,6 +30,7 @@ from training.loop.evaluate import Evaluator
 from training.loop.stages import Stage
 from training.loop.state import AbstractModel, make_abstract_model
 from training.loop.step import Loss
+from training.tasks import unread_fields
 from training.tasks.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -41,20 +42,6 @@ if TYPE_CHECKING:
     from training.photos import PhotoFiles, Photos
 
 Direction = Literal["max", "min"]
-
-# Fields of a stage about the loss. A task lists those that it reads.
-LOSS_FIELDS = (
-    "loss",
-    "label_smoothing",
-    "focal_gamma",
-    "class_weight",
-    "effective_number",
-    "logit_adjustment",
-    "distill_from",
-    "distill_temperature",
-    "distill_alpha",
-    "mixing",
-)
 
 
 class Task(abc.ABC):
@@ -69,7 +56,7 @@ class Task(abc.ABC):
       features: of the examples that it learns from, with their kinds.
       metrics: what an evaluation gives, with the direction of better; the
         first ranks checkpoints unless `checkpoint.metric` names another.
-      loss_fields: those of `LOSS_FIELDS` that its loss reads.
+      loss_fields: those of `unread_fields.LOSS_FIELDS` that its loss reads.
       known_views: test-time views to choose from; validation takes the first.
       chooses_views: whether its export obeys `eval.tta=auto`.
       predicts_files: whether its predictions of photos are files, too.
@@ -173,15 +160,7 @@ class Task(abc.ABC):
         for view in config.eval.tta:
             if view != common.AUTO and (problem := cls.view_problem(view)):
                 yield f"eval.tta: {problem}"
-        default = common.stage()
-        for index, stage in enumerate(config.stages):
-            for field in LOSS_FIELDS:
-                if field in cls.loss_fields or stage[field] == default[field]:
-                    continue
-                yield (
-                    f"stages[{index}].{field} has no effect on the "
-                    f"{cls.name} task: leave it out"
-                )
+        yield from unread_fields.problems(config, cls.name, cls.loss_fields)
 
     @classmethod
     def view_problem(cls, view: str) -> str:

@@ -34,10 +34,11 @@ from training.loop.state import (
 from training.loop.step import Loss
 from training.multihost import comm
 from training.tasks import grad_cam, test_time_views
-from training.tasks.base import LOSS_FIELDS, Direction, Task
+from training.tasks.base import Direction, Task
 from training.tasks.classification_evaluator import ClassificationEvaluator
 from training.tasks.losses import describe_loss, loss_constants, make_loss
 from training.tasks.networks import build_encoder
+from training.tasks.unread_fields import LOSS_FIELDS
 
 if TYPE_CHECKING:
     from reports.page import Section

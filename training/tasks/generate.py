@@ -90,7 +90,21 @@ class Generation(Task):
                         f"{plain} and set generate.augment, which they are "
                         "free of"
                     )
-        if config.init_from:
+        for index, stage in enumerate(config.stages):
+            for name, plain in (("patience", 0), ("layer_decay", 1.0)):
+                if stage[name] != plain:
+                    yield (
+                        f"stages[{index}].{name} has no effect on the "
+                        "generate task, whose weights start from nothing and "
+                        "whose last checkpoint counts: leave it out"
+                    )
+        if config.generate.guidance != 1 and not config.generate.label_drop:
+            yield (
+                f"generate.guidance is {config.generate.guidance:g} and "
+                "generate.label_drop 0: what no class looks like was never "
+                "learned; leave guidance at 1 or train with a label_drop of .1"
+            )
+        if config.init_from or config.init_names:
             yield (
                 "init_from has no effect on the generate task: nothing would "
                 "tell which photos those weights have seen; leave it out"

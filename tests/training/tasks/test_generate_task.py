@@ -14,6 +14,9 @@ import pytest
 
 from configs import flow, generation
 from core.errors import UserError
+from training.loop import optimizer, param_groups
+from training.loop import state as state_lib
+from training.loop import step as step_lib
 from training.loop.stages import Stage
 from training.multihost import sharding
 from training.tasks import generation_export, pca_gaussian
@@ -114,6 +117,68 @@ def test_too_few_images_to_score_are_refused():
         Generation.problems(tiny(count=5, judge="runs/judge"))
     )
     assert list(Generation.problems(tiny(count=1))) == []
+
+
+def test_fields_of_a_stage_that_do_nothing_are_refused():
+    config = tiny()
+    for field, value in (("patience", 3), ("layer_decay", 0.9)):
+        config.stages = (generation.stage(1e-3, **{field: value}),)
+        (told,) = Generation.problems(config)
+        assert told.startswith(f"stages[0].{field} has no effect on the")
+
+
+def test_guidance_needs_a_network_that_knows_no_class_too():
+    (told,) = Generation.problems(tiny(guidance=1.5, label_drop=0.0))
+    assert told.startswith("generate.guidance is 1.5 and generate.label_drop 0")
+    assert list(Generation.problems(tiny(label_drop=0.0))) == []
+
+
+def trained(config, images, labels, steps):
+    """Trains on one batch, step after step: weights and losses."""
+    task, mesh = Generation(config, ("dark", "light")), sharding.make_mesh()
+    stage = Stage(0, config.stages[0], 0, steps, steps, 1)
+    weights = state_lib.init_weights(task.abstract_model, mesh)
+    groups = param_groups.assign(weights[0], stage.config)
+    train_step = step_lib.make_train_step(
+        task.abstract_model,
+        task.loss(stage, mesh),
+        stage.config,
+        optimizer.rate_tables(stage.config, groups, steps, steps),
+        mesh,
+        seed=0,
+        log_every_steps=1,
+    )
+    batch = sharding.put_batch(
+        {
+            "image": images,
+            "label": labels,
+            "weight": np.ones(len(labels), np.float32),
+        },
+        mesh,
+    )
+    now, losses = state_lib.start_stage(0, *weights, stage.config, mesh), []
+    for _ in range(steps):
+        now, measured = train_step(now, batch)
+        losses.append(float(measured["loss"]))
+    return task, now, losses
+
+
+def test_a_transformer_learns_what_a_class_looks_like():
+    config = tiny(flip=0.0, steps=5, guidance=2.0, sampler="euler", chunk=6)
+    config.model_options.update(width=32, patch=16)
+    config.stages = (generation.stage(1e-2, batch_size=16, ema_decay=0.9),)
+    labels = np.arange(16, dtype=np.int32) % 2
+    rng = np.random.default_rng(0)
+    images = np.where(labels[:, None, None, None], 190, 60)
+    images = images + rng.integers(-20, 21, (16, 32, 32, 3))
+    task, now, losses = trained(config, images.astype(np.uint8), labels, 100)
+    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
+    sample = task.sampler_on(sharding.make_mesh())
+    made = sample(*now.weights, labels[:6], np.arange(6))
+    assert made.dtype == np.uint8 and made.shape == (6, 32, 32, 3)
+    means = made.mean((1, 2, 3))
+    np.testing.assert_allclose(means[labels[:6] == 0], 60, atol=20)
+    np.testing.assert_allclose(means[labels[:6] == 1], 190, atol=20)
 
 
 def test_a_judge_that_takes_no_image_is_told():

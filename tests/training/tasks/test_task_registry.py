@@ -16,7 +16,8 @@ from configs import (
 )
 from core.errors import UserError
 from training.tasks import registry
-from training.tasks.base import LOSS_FIELDS, Task
+from training.tasks.base import Task
+from training.tasks.unread_fields import LOSS_FIELDS
 
 # A value of each field that the default is not.
 CHANGED = {
@@ -111,6 +112,23 @@ def test_a_field_that_a_task_does_not_read_must_stay_as_it_is(field):
     message = refusal(config_of("mae", **change))
     assert f"stages[1].{field} has no effect on the mae task" in message
     assert registry.check(config_of("classify", **change)).name == "classify"
+
+
+@pytest.mark.parametrize("task", ["mae", "simclr", "generate"])
+def test_mixing_is_refused_where_nothing_is_mixed(task):
+    config = config_of(task)
+    for field, value in (("prob", 0.5), ("mixup_alpha", 0.3)):
+        changed = config.copy_and_resolve_references()
+        changed.mixing.update({"prob": 0.0, "erase_prob": 0.0, field: value})
+        assert refusal(changed) == (
+            f"mixing.{field} is {value} and has no effect on the {task} task: "
+            "leave it out"
+        )
+    config.mixing.update(prob=0.0, erase_prob=0.0)
+    assert registry.check(config).name == task
+    config = config_of("classify")
+    config.mixing.prob = 0.5
+    assert registry.check(config).name == "classify"
 
 
 def test_a_task_that_chooses_no_views_is_not_asked_to():
