@@ -52,6 +52,9 @@ def generate() -> ConfigDict:
         # ratio, position, brightness, contrast (Karras et al. 2022).
         augment=Field(0.12, share),
         flip=Field(0.5, share),  # probability of a mirror image
+        # Mean of the logit of the times that are trained at. Above 0 more of
+        # them lie near the noise, where a class decides what is to come.
+        time_shift=0.0,
         # Share of the rows that are trained without their class.
         label_drop=Field(0.1, share),
         # From noise to images: `heun` asks the network twice a step.

@@ -114,14 +114,21 @@ def normalize(
     Returns:
       The normalised x, and mean and variance with `axes` of length 1.
     """
+    return normalize_by(x, lambda x: x.mean(axes, keepdims=True), epsilon)
+
+
+def normalize_by(
+    x: jax.Array, mean_of: Callable[[jax.Array], jax.Array], epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same as `normalize` by means that are taken in another way."""
     in_one_pass = x.dtype == jnp.bfloat16 and platform() != "cpu"
     x = at_least_float32(x)
-    mean = x.mean(axes, keepdims=True)
+    mean = mean_of(x)
     if in_one_pass:
-        variance = jnp.square(x).mean(axes, keepdims=True) - jnp.square(mean)
+        variance = mean_of(jnp.square(x)) - jnp.square(mean)
         variance = jnp.maximum(variance, 0)
     else:
-        variance = jnp.square(x - mean).mean(axes, keepdims=True)
+        variance = mean_of(jnp.square(x - mean))
     return (x - mean) * lax.rsqrt(variance + epsilon), mean, variance
 
 

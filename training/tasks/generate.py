@@ -197,7 +197,9 @@ class Generation(Task):
                 images, augment_key, prob=config.augment, flip=config.flip
             )
             count = images.shape[0]
-            time = jax.nn.sigmoid(jax.random.normal(time_key, (count,)))
+            time = jax.nn.sigmoid(
+                jax.random.normal(time_key, (count,)) + config.time_shift
+            )
             noise = jax.random.normal(noise_key, images.shape)
             drop = jax.random.uniform(drop_key, (count,)) < config.label_drop
             return {
@@ -224,7 +226,9 @@ class Generation(Task):
 
     def evaluator(self) -> VelocityEvaluator:
         """Returns what averages the loss."""
-        return VelocityEvaluator(self.config.seed)
+        return VelocityEvaluator(
+            self.config.seed, self.config.generate.time_shift
+        )
 
     def sampler_on(self, mesh: Mesh) -> flow_sampling.Sampler:
         """Returns what makes images as the config says."""
@@ -316,10 +320,11 @@ class VelocityEvaluator:
 
     Args:
       seed: of the noise.
+      shift: of the times, `config.generate.time_shift`.
     """
 
-    def __init__(self, seed: int):
-        self._seed = seed
+    def __init__(self, seed: int, shift: float = 0.0):
+        self._seed, self._shift = seed, shift
 
     def init(self) -> dict[str, np.ndarray]:
         """Returns the sums over no image."""
@@ -355,7 +360,9 @@ class VelocityEvaluator:
             # Of the logit-normal distribution, evenly.
             quantile = (start + index / TIMES) % 1.0
             quantile = jnp.clip(quantile, 1e-4, 1 - 1e-4)
-            time = jax.nn.sigmoid(jax.scipy.special.ndtri(quantile))
+            time = jax.nn.sigmoid(
+                jax.scipy.special.ndtri(quantile) + self._shift
+            )
             found = model(mixed(images, noise, time), time, label)
             errors = jnp.square(found - (noise - images)).mean((1, 2, 3))
             loss = loss + (errors * weights).sum() / TIMES

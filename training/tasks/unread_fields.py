@@ -43,7 +43,7 @@ def problems(
                 )
     if "mixing" not in read:
         default = inputs.mixing()
-        if config.mixing == default:  # A recipe that does not speak of it.
+        if dict(config.mixing) == dict(default):  # A recipe says nothing of it.
             return
         default.update(prob=0.0, erase_prob=0.0)
         for field, value in config.mixing.items():

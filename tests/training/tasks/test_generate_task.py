@@ -68,6 +68,11 @@ def test_the_loss_of_no_velocity_is_the_energy_of_its_target():
     # Half of the logit-normal times lie between sigmoid(+-0.674).
     inside = (prepared["time"] > 0.338) & (prepared["time"] < 0.662)
     assert 0.3 < float(inside.mean()) < 0.7
+    # The same draws, moved towards the noise.
+    later = loss_of(Generation(tiny(augment=0.0, time_shift=1.5), ("a", "b")))
+    moved = later.prepare(batch, {}, jax.random.key(0))["time"]
+    logits = [np.log(t / (1 - t)) for t in (prepared["time"], moved)]
+    np.testing.assert_allclose(logits[1], logits[0] + 1.5, atol=1e-3)
 
 
 def test_labels_are_dropped_as_often_as_asked_and_bad_rows_count_nothing():
@@ -163,22 +168,23 @@ def trained(config, images, labels, steps):
     return task, now, losses
 
 
+@pytest.mark.slow  # Two compilations.
 def test_a_transformer_learns_what_a_class_looks_like():
-    config = tiny(flip=0.0, steps=5, guidance=2.0, sampler="euler", chunk=6)
+    # A picture without detail shows what it is until it is nearly all noise.
+    config = tiny(flip=0.0, steps=5, sampler="euler", chunk=6, time_shift=2.0)
     config.model_options.update(width=32, patch=16)
     config.stages = (generation.stage(1e-2, batch_size=16, ema_decay=0.9),)
     labels = np.arange(16, dtype=np.int32) % 2
     rng = np.random.default_rng(0)
     images = np.where(labels[:, None, None, None], 190, 60)
     images = images + rng.integers(-20, 21, (16, 32, 32, 3))
-    task, now, losses = trained(config, images.astype(np.uint8), labels, 100)
+    task, now, losses = trained(config, images.astype(np.uint8), labels, 150)
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
     sample = task.sampler_on(sharding.make_mesh())
     made = sample(*now.weights, labels[:6], np.arange(6))
     assert made.dtype == np.uint8 and made.shape == (6, 32, 32, 3)
-    means = made.mean((1, 2, 3))
-    np.testing.assert_allclose(means[labels[:6] == 0], 60, atol=20)
-    np.testing.assert_allclose(means[labels[:6] == 1], 190, atol=20)
+    means = made.mean((1, 2, 3)).reshape(3, 2)
+    np.testing.assert_allclose(means, [[60, 190]] * 3, atol=40)
 
 
 def test_a_judge_that_takes_no_image_is_told():
