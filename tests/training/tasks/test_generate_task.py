@@ -168,7 +168,6 @@ def trained(config, images, labels, steps):
     return task, now, losses
 
 
-@pytest.mark.slow  # Two compilations.
 def test_a_transformer_learns_what_a_class_looks_like():
     # A picture without detail shows what it is until it is nearly all noise.
     config = tiny(flip=0.0, steps=5, sampler="euler", chunk=6, time_shift=2.0)
