@@ -140,6 +140,22 @@ def test_one_run_may_know_people_and_another_forgeries(tmp_path):
     )
 
 
+@pytest.mark.parametrize("seed", [10, 20])
+def test_weak_runs_take_nothing_from_a_strong_one(tmp_path, seed):
+    run_of(tmp_path / "strong", person=2.5, forgery=2.5, seed=seed)
+    results, strong = stacked(tmp_path, tmp_path / "strong")
+    alone = hidden_eer(strong)
+    for n, skill in enumerate((0.0, 0.2, 0.0)):
+        weak = tmp_path / f"weak{n}"
+        run_of(weak, person=skill, forgery=skill, seed=seed + n + 1)
+    results, out = stacked(
+        tmp_path, *tmp_path.glob("weak*"), strong.parent / "strong"
+    )
+    scores = results["scores"]
+    assert scores["chosen"]["eer"] < scores["strong"]["eer"] + 0.01
+    assert hidden_eer(out) < alone + 0.01
+
+
 def test_a_run_may_be_called_as_a_way_is(tmp_path):
     names = "all", "a", "cosines+a"
     for seed, name in enumerate(names):
