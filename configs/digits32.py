@@ -3,8 +3,10 @@
 The layout is the street-digits competition's, with the set-up of each picture
 in `train_groups.csv`: pictures of one set-up are near twins, and a fold that
 has some of them tells nothing about new ones. Impulse noise is cleaned
-wherever pictures are read. Digits are turned by up to 12 degrees and never
-mirrored; every epoch draws its changes anew, and the validation part none.
+wherever pictures are read. New set-ups have other colours and typefaces, so
+hues are drawn from the whole circle and RandAugment shears and shifts; digits
+are turned by up to 12 degrees beside it and never mirrored. Every epoch draws
+its changes anew, and the validation part none.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ def base(model: str, **model_options) -> ConfigDict:
         crop_scale=(0.7, 1.0),
         crop_ratio=(0.85, 1.18),
         flip=0.0,
-        randaugment_ops=0,
-        jitter=(0.4, 0.4, 0.2, 0.05),
+        randaugment_ops=2,
+        jitter=(0.4, 0.4, 0.5, 0.5),
+        grayscale=0.1,
         rotate=12.0,
         blur=0.1,
     )

@@ -26,7 +26,7 @@ from core.errors import exit_on_user_error
 from core.hardware import usable_cores
 from core.paths import reaching
 from reports.ensemble import title
-from stacking import boosters, decision_rule, pipeline, submission
+from stacking import blend, boosters, decision_rule, pipeline, submission
 from stacking.argument_types import number, seed
 from stacking.nested_cv import OUTER_FOLDS
 from stacking.score_table import score_table
@@ -103,10 +103,11 @@ def _stack_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--blend",
-        choices=("reference", "auto"),
-        default="reference",
-        help="reference: .4 CatBoost, .3 LightGBM, .3 soft vote; auto: "
-        "chosen on nested folds (default: reference)",
+        choices=blend.KINDS,
+        default=Settings.blend,
+        help="reference: .4 CatBoost, .3 LightGBM, .3 soft vote; guarded: "
+        "the same, or the soft vote where one model alone beats it; auto: "
+        "chosen on nested folds (default: %(default)s)",
     )
     parser.add_argument(
         "--decision",

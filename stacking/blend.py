@@ -7,12 +7,15 @@ mean what they say.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from metrics import classification
-from stacking import greedy
+from stacking import best_member, calibration, greedy
 from stacking.soft_vote import vote
+
+KINDS = ("guarded", "reference", "auto")
 
 # The competition's winning blend.
 REFERENCE = {"catboost": 0.4, "lightgbm": 0.3, "soft_vote": 0.3}
@@ -28,6 +31,41 @@ def reference_weights(fitted: Mapping[str, object]) -> dict[str, float]:
     weights = {k: w for k, w in REFERENCE.items() if k in fitted}
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
+
+
+def weighted(
+    probabilities: Mapping[Any, np.ndarray], weights: Mapping[str, float]
+) -> np.ndarray:
+    """The weighted sum of meta-learners' probabilities, float32 [N, C]."""
+    terms = [
+        probabilities[name] * np.float32(weight)
+        for name, weight in weights.items()
+    ]
+    return sum(terms[1:], start=terms[0])
+
+
+def guarded_weights(
+    out_of_fold: Mapping[str, np.ndarray],
+    models: np.ndarray,
+    labels: np.ndarray,
+) -> dict[str, float]:
+    """The reference blend, or the soft vote where one model beats the blend.
+
+    The soft vote has that guard itself, so it is the better of the two.
+
+    Args:
+      out_of_fold: meta-learner -> calibrated float32 [N, C].
+      models: calibrated probabilities float32 [M, N, C].
+      labels: int [N].
+    """
+    weights = reference_weights(out_of_fold)
+    blended, _ = calibration.recalibrated(
+        weighted(out_of_fold, weights), labels
+    )
+    alone = models[best_member.best_member(models, labels)]
+    if best_member.is_likelier(alone, blended, labels):
+        return {FALLBACK: 1.0}
+    return weights
 
 
 def choose_weights(

@@ -67,3 +67,15 @@ def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
             log_probabilities(probabilities), temperature
         )
     )
+
+
+def recalibrated(
+    probabilities: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Probabilities float32 [N, C] at the temperature that suits `labels`.
+
+    Returns:
+      These probabilities, and the temperature.
+    """
+    temperature = fit_temperature(log_probabilities(probabilities), labels)
+    return calibrated(probabilities, temperature), temperature

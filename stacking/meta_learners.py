@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from metrics import classification
-from stacking import boosters, calibration, greedy, logistic, soft_vote
+from stacking import (
+    best_member,
+    boosters,
+    calibration,
+    greedy,
+    logistic,
+    soft_vote,
+)
 from stacking.features import meta_features
 from stacking.stratified import subsample
 
@@ -99,14 +106,25 @@ def fit_soft_vote(
 ) -> tuple[Vote, np.ndarray]:
     """The searched vote, and its out-of-fold rows float32 [N, C].
 
-    Each inner fold's weights get their share of the trials.
+    Each inner fold's weights get their share of the trials. The best model
+    gets all weight where it alone is likelier than the vote on these rows.
     """
 
     def search(probabilities, labels, share):
         count = max(1, round(trials * share))
         return soft_vote.fit_weights(probabilities, labels, count, seed)
 
-    return _fit_vote(inputs, labels, folds, search)
+    def alone(probabilities, labels, share):
+        del share
+        best = best_member.best_member(probabilities, labels)
+        return np.eye(len(probabilities))[best]
+
+    searched, found = _fit_vote(inputs, labels, folds, search)
+    single, alone_found = _fit_vote(inputs, labels, folds, alone)
+    calibrated, _ = calibration.recalibrated(found, labels)
+    if best_member.is_likelier(alone_found, calibrated, labels):
+        return single, alone_found
+    return searched, found
 
 
 def fit_greedy_vote(

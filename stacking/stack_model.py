@@ -49,7 +49,7 @@ class Settings:
       booster_seeds: fits per inner fold, averaged.
       class_weights: "none", or "balanced" for rows weighted by the inverse
         of their class's frequency.
-      blend: "reference" or "auto".
+      blend: one of `blend.KINDS`.
       decision: one of `decision_rule.RULES`.
       search_seconds: for each search over one booster's parameters; 0 for
         none.
@@ -62,7 +62,7 @@ class Settings:
     boosters: tuple[str, ...] = boosters.KINDS
     booster_seeds: int = 1
     class_weights: str = "none"
-    blend: str = "reference"
+    blend: str = "guarded"
     decision: str = "argmax"
     search_seconds: float = 0.0
     search_storage: str = ""
@@ -125,24 +125,13 @@ class StackModel:
                     learner.predict(inputs, threads),
                     self.meta_learner_temperatures[name],
                 )
-            total = weighted(found, self.blend_weights)
+            total = blend.weighted(found, self.blend_weights)
             found[BLEND] = calibration.calibrated(total, self.blend_temperature)
             yield rows, found
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """The blend's answer for its probabilities, int [N]."""
         return decision_rule.decide(probabilities, self.multipliers)
-
-
-def weighted(
-    probabilities: Mapping[Any, np.ndarray], weights: Mapping[str, float]
-) -> np.ndarray:
-    """The weighted sum of meta-learners' probabilities, float32 [N, C]."""
-    terms = [
-        probabilities[name] * np.float32(weight)
-        for name, weight in weights.items()
-    ]
-    return sum(terms[1:], start=terms[0])
 
 
 def fit_stack_model(
@@ -230,21 +219,21 @@ def fit_stack_model(
     progress("blend")
     meta_learner_temperatures = {}
     for name, probabilities in out_of_fold.items():
-        meta_learner_temperatures[name] = calibration.fit_temperature(
-            calibration.log_probabilities(probabilities), labels
-        )
-        out_of_fold[name] = calibration.calibrated(
-            probabilities, meta_learner_temperatures[name]
+        out_of_fold[name], meta_learner_temperatures[name] = (
+            calibration.recalibrated(probabilities, labels)
         )
     if settings.blend == "auto":
         weights = blend.choose_weights(
             out_of_fold, labels, folds, settings.seed
         )
+    elif settings.blend == "guarded":
+        weights = blend.guarded_weights(
+            out_of_fold, inputs.probabilities, labels
+        )
     else:
-        weights = blend.reference_weights(fitted)
-    total = weighted(out_of_fold, weights)
-    blend_temperature = calibration.fit_temperature(
-        calibration.log_probabilities(total), labels
+        weights = blend.reference_weights(out_of_fold)
+    total, blend_temperature = calibration.recalibrated(
+        blend.weighted(out_of_fold, weights), labels
     )
     return StackModel(
         temperatures=temperatures,
@@ -254,7 +243,7 @@ def fit_stack_model(
         blend_temperature=blend_temperature,
         multipliers=decision_rule.fit_multipliers(
             settings.decision,
-            calibration.calibrated(total, blend_temperature),
+            total,
             labels,
             folds,
         ),

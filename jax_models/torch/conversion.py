@@ -301,41 +301,46 @@ def _complaint(name: str, entry: _Entry, array: np.ndarray) -> str:
     )
 
 
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _transpose(array: np.ndarray) -> np.ndarray:
+    return array.T
+
+
+def _matrix_to_filter(array: np.ndarray) -> np.ndarray:
+    return array.T[:, :, None, None]
+
+
+def _filter_to_matrix(array: np.ndarray) -> np.ndarray:
+    return array[:, :, 0, 0].T
+
+
+def _conv_to_torch(array: np.ndarray) -> np.ndarray:
+    return array.transpose(3, 2, 0, 1)
+
+
+def _conv_from_torch(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0)
+
+
 def _layer_entries(
     module: nnx.Module, path: tuple[str, ...]
 ) -> dict[str, _Entry]:
     """The rules: what PyTorch calls a layer's arrays, how it turns them."""
-
-    def same(array: np.ndarray) -> np.ndarray:
-        return array
-
-    def transpose(array: np.ndarray) -> np.ndarray:
-        return array.T
-
-    def matrix_to_filter(array: np.ndarray) -> np.ndarray:
-        return array.T[:, :, None, None]
-
-    def filter_to_matrix(array: np.ndarray) -> np.ndarray:
-        return array[:, :, 0, 0].T
-
-    def conv_to_torch(array: np.ndarray) -> np.ndarray:
-        return array.transpose(3, 2, 0, 1)
-
-    def conv_from_torch(array: np.ndarray) -> np.ndarray:
-        return array.transpose(2, 3, 1, 0)
-
-    scale = {"scale": ("weight", same, same)}
+    scale = {"scale": ("weight", _same, _same)}
     match module:
         case layers.Linear(torch_conv=True):
-            rules = {"kernel": ("weight", matrix_to_filter, filter_to_matrix)}
+            rules = {"kernel": ("weight", _matrix_to_filter, _filter_to_matrix)}
         case layers.Linear():
-            rules = {"kernel": ("weight", transpose, transpose)}
+            rules = {"kernel": ("weight", _transpose, _transpose)}
         case layers.Conv():
-            rules = {"kernel": ("weight", conv_to_torch, conv_from_torch)}
+            rules = {"kernel": ("weight", _conv_to_torch, _conv_from_torch)}
         case layers.BatchNorm():
             rules = scale | {
-                "mean": ("running_mean", same, same),
-                "var": ("running_var", same, same),
+                "mean": ("running_mean", _same, _same),
+                "var": ("running_var", _same, _same),
             }
         case layers.LayerNorm() | convnext.GlobalResponseNorm():
             rules = scale
@@ -344,7 +349,7 @@ def _layer_entries(
     entries = {}
     for attribute, value in vars(module).items():
         if isinstance(value, (nnx.Param, nnx.BatchStat)):
-            name, there, back = rules.get(attribute, (attribute, same, same))
+            name, there, back = rules.get(attribute, (attribute, _same, _same))
             entries[name] = _Entry((*path, attribute), value, there, back)
     return entries
 

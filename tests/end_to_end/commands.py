@@ -37,6 +37,22 @@ SHORT = (
 )
 
 
+# A program: train.py for each list of words in turn, in one process, for
+# mistakes that are many and quick. Prints (exit code, standard error) of each.
+ONE_BY_ONE = """
+import contextlib, io, json, sys
+import train
+for words in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            code = train.main(words)
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, said.getvalue()]))
+"""
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 

@@ -90,22 +90,35 @@ def test_killed_and_run_again_it_comes_to_the_same_bits(whole, tmp_path):
         np.testing.assert_array_equal(values, expected)
 
 
-@pytest.mark.parametrize(
-    ("override", "answer"),
-    [
-        ("mean_colour.wdith=4", "did you mean config.mean_colour.width"),
-        ("mean_colour.width=1", "mean_colour.width is 1: take 2 or more"),
-        ("mean_colour.width=5", "mean_colour.width is 5: it is odd"),
-        ("stages[0].focal_gamma=1.0", "no effect on the mean_colour task"),
-        ("checkpoint.metric=val_loss", "the mean_colour task has val_error"),
-    ],
-)
-def test_a_wrong_field_is_refused_in_one_sentence(tmp_path, override, answer):
-    done = commands.run(*words(tmp_path / "run", f"--config.{override}"))
-    assert done.returncode == 2
-    assert answer in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+WRONG = {
+    "mean_colour.wdith=4": "did you mean config.mean_colour.width",
+    "mean_colour.width=1": "mean_colour.width is 1: take 2 or more",
+    "mean_colour.width=5": "mean_colour.width is 5: it is odd",
+    "stages[0].focal_gamma=1.0": "no effect on the mean_colour task",
+    "checkpoint.metric=val_loss": "the mean_colour task has val_error",
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """(code, what was said) of each, from one process, and its folder."""
+    workdir = tmp_path_factory.mktemp("wrong") / "run"
+    calls = [words(workdir, f"--config.{field}")[1:] for field in WRONG]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE))
+        done = commands.run("-c", commands.ONE_BY_ONE, json.dumps(calls))
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    return dict(zip(WRONG, answers, strict=True)), workdir
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_wrong_field_is_refused_in_one_sentence(refusals, field):
+    code, said = refusals[0][field]
+    assert code == 2
+    assert WRONG[field] in said
+    assert said.count("\n") == 1
+    assert not refusals[1].exists()
 
 
 def test_a_plan_writes_nothing_but_itself(tmp_path):

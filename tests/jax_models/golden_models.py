@@ -28,17 +28,17 @@ def load(name: str, dtype: jnp.dtype = jnp.float32, **options) -> ImageModel:
     """
     graphdef, state = _split(name, **options)
     if dtype != jnp.float32:
-        graphdef = nnx.graphdef(_shapes(name, dtype, **options))
+        # Not drawn, only shaped: every value comes from the recipe.
+        graphdef = nnx.graphdef(
+            nnx.eval_shape(lambda: _make(name, dtype, **options))
+        )
         state = jax.tree.map(lambda leaf: leaf.astype(dtype), state)
     return nnx.merge(graphdef, state, copy=True)
 
 
-def _shapes(name, dtype, **options):
-    """Not drawn, only shaped: every value comes from the recipe."""
-    return nnx.eval_shape(
-        lambda: jax_models.create_model(
-            name, recipe.CLASSES, dtype=dtype, **drops(name), **options
-        )
+def _make(name, dtype, **options):
+    return jax_models.create_model(
+        name, recipe.CLASSES, dtype=dtype, **drops(name), **options
     )
 
 
@@ -51,13 +51,28 @@ def drops(name, rate=0.0):
 
 @functools.lru_cache(maxsize=4)
 def _split(name, **options):
-    graphdef, state = nnx.split(_shapes(name, jnp.float32, **options))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
-    model = nnx.merge(graphdef, zeros)
-    exported = jax_models.export_torch(model)
-    shapes = {key: value.shape for key, value in exported.items()}
-    jax_models.import_torch(model, recipe.state_dict(shapes))
+    model = blank(lambda: _make(name, jnp.float32, **options))
+    jax_models.import_torch(model, recipe_weights(model))
     return nnx.split(model)
+
+
+def blank(make):
+    """The model of `make()`, all zeros: quickly, for nothing is drawn."""
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+    return nnx.merge(graphdef, jax.tree.map(_zeros, state))
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    # By NumPy: else XLA compiles a program for each shape.
+    return jnp.asarray(np.zeros(leaf.shape, leaf.dtype))
+
+
+def recipe_weights(model) -> dict[str, np.ndarray]:
+    """The recipe's weights for a model, by PyTorch's names."""
+    exported = jax_models.export_torch(model)
+    return recipe.state_dict({k: v.shape for k, v in exported.items()})
 
 
 def compiled_blocks():
@@ -96,17 +111,13 @@ def load_segmentation(
 
 def fill(make, dtype: jnp.dtype = jnp.float32):
     """A model of `make(dtype)` with the recipe's weights."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(dtype)))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
-    model = nnx.merge(graphdef, zeros)
-    exported = jax_models.export_torch(model)
-    shapes = {key: value.shape for key, value in exported.items()}
-    jax_models.import_torch(model, recipe.state_dict(shapes))
+    model = blank(lambda: make(dtype))
+    jax_models.import_torch(model, recipe_weights(model))
     state = jax.tree.map(
         lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf,
         nnx.state(model),
     )
-    return nnx.merge(graphdef, state, copy=True)
+    return nnx.merge(nnx.graphdef(model), state, copy=True)
 
 
 def training_step(

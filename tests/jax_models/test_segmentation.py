@@ -87,7 +87,7 @@ def test_parameters_of_other_forms():
 @pytest.mark.parametrize("network", NETWORKS)
 def test_any_size_over_any_encoder(network, encoder):
     model = nnx.eval_shape(lambda: make(network, encoder))
-    for height, width in ((64, 64), (75, 101), (1, 1), (33, 1), (3, 130)):
+    for height, width in ((75, 101), (1, 1), (3, 130)):
         images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
         logits, maps = nnx.eval_shape(
             lambda m, x: (m(x), m.feature_pyramid(x)), model, images
@@ -103,7 +103,7 @@ def test_any_size_over_any_encoder(network, encoder):
     "encoder",
     [
         name
-        if name in ("resnet_demo", "tinyvit_demo")
+        if name == "resnet_demo"
         else pytest.param(name, marks=pytest.mark.slow)
         for name in DEMOS
     ],
@@ -158,15 +158,24 @@ def test_a_batch_of_one_pixel_trains(network):
     """Where pooled maps have one value, whose variance is 0."""
     model = filled(network)
     model.train()
-    logits = model(jnp.ones((1, 1, 1, 3)))
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def step(state, images):
+        model = nnx.merge(graphdef, state, copy=True)
+        return model(images), nnx.state(model, nnx.BatchStat)
+
+    logits, statistics = step(state, jnp.ones((1, 1, 1, 3)))
     assert np.isfinite(logits).all()
-    for leaf in jax.tree.leaves(nnx.state(model, nnx.BatchStat)):
-        assert np.isfinite(leaf).all()
+    before = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
+    after = jax.tree.leaves(statistics)
+    assert all(np.isfinite(leaf).all() for leaf in after)
+    assert any(np.any(a != b) for a, b in zip(after, before, strict=True))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_weights_go_to_pytorchs_names_and_back(network):
-    model = make(network)
+    model = golden_models.blank(lambda: make(network))
     exported = jax_models.export_torch(model)
     encoder = jax_models.export_torch(model.encoder)
     assert {f"encoder.{name}" for name in encoder} == {
@@ -211,13 +220,13 @@ def test_an_encoder_comes_from_a_classifier():
     """Dilated or not, whatever lies behind the classifier's pyramid."""
     for encoder in ("resnet_demo", "efficientnet_lite_demo"):
         classifier = golden_models.load(encoder)
-        model = make("deeplabv3plus", encoder)
+        model = golden_models.blank(lambda e=encoder: make("deeplabv3plus", e))
         model.load_encoder(classifier)
         theirs = jax_models.export_torch(classifier)
         for key, value in jax_models.export_torch(model.encoder).items():
             np.testing.assert_array_equal(value, theirs[key])
     with pytest.raises(UserError, match="such as stages/0/0/bn1/bias"):
-        make("unet", "resnet_demo").load_encoder(classifier)
+        golden_models.blank(lambda: make("unet")).load_encoder(classifier)
 
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])

@@ -82,6 +82,17 @@ def goldens():
     return lambda name: np.load(GOLDENS / f"{name}.npz")
 
 
+def when(name, size):
+    """Large networks take up to a quarter of a minute at each size."""
+    if name in SIBLINGS:
+        return [pytest.mark.full]
+    # One is compared at the size of its paper, the others at odd ones.
+    quick = size != (224, 224) or name == "tinyvit_11m"
+    if name in MAIN[2:]:
+        quick = size == (96, 160) and name not in SLOW
+    return [] if quick else [pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -89,12 +100,7 @@ def goldens():
             name,
             size,
             id=f"{name}-{size[0]}x{size[1]}",
-            # The large ones take up to a quarter of a minute at each size.
-            marks=[pytest.mark.full]
-            if name in SIBLINGS
-            else [pytest.mark.slow]
-            if name in SLOW or (name in MAIN[2:] and size != (96, 160))
-            else [],
+            marks=when(name, size),
         )
         for name in recipe.MODELS
         for size in recipe.sizes(name)
@@ -187,7 +193,16 @@ def test_training_step(name, goldens):
 
 
 @pytest.mark.parametrize(
-    "name", [*DEMOS, *later(STEPPED - {*DEMOS}, slow=("miniconvnext",))]
+    "name",
+    [
+        # Those that are not compared in float64 above, and one that is.
+        *sorted({*DEMOS} - {*QUICK}),
+        "convnextv2_demo",
+        *later(
+            STEPPED - {*DEMOS} | {*QUICK} - {"convnextv2_demo"},
+            slow=(*DEMOS, "miniconvnext"),
+        ),
+    ],
 )
 def test_training_step_in_float32(name, goldens):
     """The same as it is trained: within what rounding leaves."""

@@ -97,7 +97,9 @@ def test_same_seed_same_numbers_for_any_number_of_threads():
         np.testing.assert_array_equal(one[name].true, two[name].true)
 
 
-@pytest.mark.parametrize("decision", ["argmax", "thresholds"])
+@pytest.mark.parametrize(
+    "decision", [pytest.param("argmax", marks=pytest.mark.slow), "thresholds"]
+)
 def test_classes_of_one_to_three_rows_survive(decision):
     logits, labels = made_up(90, 5, 2, seed=5)
     # Classes 3 and 4 have two rows and one row.

@@ -140,6 +140,19 @@ def test_one_run_may_know_people_and_another_forgeries(tmp_path):
     )
 
 
+def test_weak_runs_take_nothing_from_a_strong_one(tmp_path):
+    runs = [run_of(tmp_path / "strong", person=2.5, forgery=2.5, seed=10)]
+    _, out = stacked(tmp_path, *runs)
+    alone = hidden_eer(out)
+    for n, skill in enumerate((0.0, 0.2, 0.0)):
+        weak = dict(person=skill, forgery=skill, seed=11 + n)
+        runs.append(run_of(tmp_path / f"weak{n}", **weak))
+    results, out = stacked(tmp_path, *runs)
+    scores = results["scores"]
+    assert scores["chosen"]["eer"] < scores["strong"]["eer"] + 0.01
+    assert hidden_eer(out) < alone + 0.01
+
+
 def test_a_run_may_be_called_as_a_way_is(tmp_path):
     names = "all", "a", "cosines+a"
     for seed, name in enumerate(names):

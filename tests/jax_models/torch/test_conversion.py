@@ -10,6 +10,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+import golden_models
 import golden_recipe as recipe
 import ml_dtypes
 import numpy as np
@@ -26,30 +27,31 @@ DEMOS = [name for name in jax_models.list_models() if name.endswith("_demo")]
 
 @pytest.fixture
 def model():
-    return jax_models.create_model("tinyvit_demo", recipe.CLASSES)
+    return blank("tinyvit_demo")
 
 
 @pytest.fixture
 def weights(model):
-    shapes = {
-        key: value.shape
-        for key, value in jax_models.export_torch(model).items()
-    }
-    return recipe.state_dict(shapes)
+    return golden_models.recipe_weights(model)
+
+
+def blank(name, classes=recipe.CLASSES, **options):
+    return golden_models.blank(
+        lambda: jax_models.create_model(name, classes, **options)
+    )
 
 
 @pytest.mark.parametrize("name", DEMOS)
 def test_round_trips_are_bit_exact(name):
-    model = jax_models.create_model(name, recipe.CLASSES)
-    shapes = {k: v.shape for k, v in jax_models.export_torch(model).items()}
-    weights = recipe.state_dict(shapes)
+    model = blank(name)
+    weights = golden_models.recipe_weights(model)
     assert jax_models.import_torch(model, weights) is model
     exported = jax_models.export_torch(model)
     assert set(exported) == set(weights)
     for key, value in weights.items():
         assert exported[key].dtype == value.dtype
         np.testing.assert_array_equal(exported[key], value)
-    other = jax_models.create_model(name, recipe.CLASSES, nnx.Rngs(7))
+    other = blank(name)
     jax_models.import_torch(other, exported)
     kinds = (nnx.Param, nnx.BatchStat)
     for ours, theirs in zip(
@@ -104,15 +106,11 @@ def test_biases_for_other_windows_are_resized_as_timm_does():
     golden = np.load(GOLDENS / "resized_biases.npz")
     for old, new in recipe.RESIZES:
         options = dict(heads=(3, 3, 3, 3), dims=(24, 24, 24, 24))
-        small = jax_models.create_model(
-            "tinyvit_demo", 4, windows=(old,) * 4, **options
-        )
+        small = blank("tinyvit_demo", 4, windows=(old,) * 4, **options)
         weights = jax_models.export_torch(small)
         name = "stages.1.blocks.0.attn.attention_biases"
         weights[name] = recipe.weight("attention_biases", (3, old**2))
-        large = jax_models.create_model(
-            "tinyvit_demo", 4, windows=(new,) * 4, **options
-        )
+        large = blank("tinyvit_demo", 4, windows=(new,) * 4, **options)
         with pytest.warns(UserWarning, match="resized the attention biases"):
             jax_models.import_torch(large, weights)
         resized = jax_models.export_torch(large)[name]

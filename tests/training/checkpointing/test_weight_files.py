@@ -1,5 +1,6 @@
 """Weights to start from: where they land, what is reported and refused."""
 
+import functools
 import json
 
 import jax
@@ -77,21 +78,24 @@ def flat(params, batch_stats):
     }
 
 
+@pytest.fixture(scope="module")
+def source():
+    return jax_models.create_model(LITE, 10, nnx.Rngs(5))
+
+
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path, source):
     """Of a classifier, as PyTorch names its weights."""
-    model = jax_models.create_model(LITE, 10, nnx.Rngs(5))
     path = tmp_path / "lite.safetensors"
-    safetensors.numpy.save_file(jax_models.export_torch(model), path)
+    safetensors.numpy.save_file(jax_models.export_torch(source), path)
     return path
 
 
-def test_a_file_lands_in_the_encoder_and_says_what_is_left(file):
+def test_a_file_lands_in_the_encoder_and_says_what_is_left(file, source):
     model = segmentation()
     before = fill(model, 0)
     opened = weight_files.open_file(file, model)
     *after, told = opened.encoder_into(*before)
-    source = jax_models.create_model(LITE, 10, nnx.Rngs(5))
     names = nnx.to_flat_state(nnx.state(source, nnx.Param))
     right = {tuple(map(str, path)): value[...] for path, value in names}
     old, new = flat(*before), flat(*after)
@@ -166,6 +170,27 @@ def save(folder, model, task, seed):
     return flat(*weights)
 
 
+MODELS = {
+    "classify": classifier,
+    "mae": autoencoder,
+    "simclr": contrastive_model,
+    "segment": segmentation,
+    "verify": embedding,
+}
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """task -> (its run folder, its weights), each saved once."""
+    root = tmp_path_factory.mktemp("others")
+    return functools.cache(
+        lambda task: (
+            root / task,
+            save(root / task, MODELS[task](), task, 1),
+        )
+    )
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours", "prefixes", "anew"),
     [
@@ -184,19 +209,12 @@ def save(folder, model, task, seed):
     ],
 )
 def test_a_run_of_any_task_gives_its_encoder(
-    tmp_path, theirs, ours, prefixes, anew
+    run_of, tmp_path, theirs, ours, prefixes, anew
 ):
-    models = {
-        "classify": classifier,
-        "mae": autoencoder,
-        "simclr": contrastive_model,
-        "segment": segmentation,
-        "verify": embedding,
-    }
-    there = save(tmp_path / "other", models[theirs](), theirs, 1)
+    folder, there = run_of(theirs)
     config = common.base(ours)
-    config.init_from = str(tmp_path / "other")
-    model = models[ours]()
+    config.init_from = str(folder)
+    model = MODELS[ours]()
     run, pin = init_from.find_encoder(
         config, tmp_path / "run", {"rows_hash": ""}, model
     )

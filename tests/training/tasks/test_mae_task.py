@@ -146,6 +146,7 @@ def test_a_mask_does_not_depend_on_the_batch_around_it(task, data):
     batch = data.validation()[0]
     images, rows = batch["image"][:8, 0], batch["row"][:8]
 
+    @jax.jit
     def mask_of(images, rows):
         constants = task.statistics.channels
         paint = task.evaluator().paint
