@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from core import paths
+from core import paths, stratified_split
 from core.errors import UserError
-from input_pipeline import stratified_split
 from input_pipeline.sources.base import Source
 from run_folder import folds_file
 

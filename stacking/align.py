@@ -15,7 +15,7 @@ import numpy as np
 
 from core.errors import UserError
 from run_folder.predictions import Logits
-from stacking.oof_checks import check_held_out, named
+from stacking.oof_checks import check_held_out, groups_of, named
 from stacking.runs import (
     SPLITS,
     Family,
@@ -34,11 +34,13 @@ class Rows:
       ids: str [N].
       logits: float32 [M, N, C].
       labels: int32 [N], -1 where unknown.
+      groups: str [N], rows that folds keep together; None without groups.
     """
 
     ids: np.ndarray
     logits: np.ndarray
     labels: np.ndarray
+    groups: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def _val_rows(families: Sequence[Family]) -> Rows:
             (own_labels, own_fold),
         )
         logits[index] = _mean_over_seeds(family, ids, classes)
-    return Rows(ids, logits, labels)
+    runs = itertools.chain.from_iterable(one.runs for one in families)
+    return Rows(ids, logits, labels, groups_of(runs, ids))
 
 
 def _union(family: Family) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Nested cross-validation: the stack, refitted without the rows it scores.
 
-The rows are dealt to five outer folds. Each fold is predicted by a stack
-whose every part (temperatures, vote weights, penalty, boosters, blend,
-decision) was fitted on the other four.
+The rows are dealt to five outer folds, those of one group together. Each fold
+is predicted by a stack whose every part (temperatures, vote weights, penalty,
+boosters, blend, decision) was fitted on the other four.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def out_of_fold(
     labels: np.ndarray,
     settings: Settings,
     *,
+    groups: np.ndarray | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> dict[Any, Scored]:
     """Predicts every row by a stack that was fitted without it.
@@ -130,12 +131,13 @@ def out_of_fold(
       logits: float32 [M, N, C].
       labels: int [N].
       settings: of the stack.
+      groups: str [N]; a row's stack was fitted without its group, too.
       progress: called with a few words before each slow step.
 
     Returns:
       The predictions, as `predict_scored`.
     """
-    folds = stratified_folds(labels, OUTER_FOLDS, settings.seed)
+    folds = stratified_folds(labels, OUTER_FOLDS, settings.seed, groups)
     found: dict[Any, Scored] = {}
     for fold in np.unique(folds):
         kept = np.flatnonzero(folds != fold)
@@ -145,6 +147,7 @@ def out_of_fold(
             logits[:, kept],
             labels[kept],
             settings,
+            groups=None if groups is None else groups[kept],
             progress=lambda step, name=name: progress(f"{name}: {step}"),
         )
         if not found:

@@ -6,7 +6,7 @@ with its predictions, and with the folds file in its folder if there is one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +43,35 @@ def check_held_out(run: Run) -> None:
                 f"{logits.fold[seen][0]}; export the logits of fold "
                 f"{held_out} alone"
             )
+    path = _folds_path(run)
+    if path is not None:
+        _check_against_file(run, logits, held_out, path)
+
+
+def groups_of(runs: Iterable[Run], ids: np.ndarray) -> np.ndarray | None:
+    """Returns the group of each row as str [N]; None where no run knows any.
+
+    Args:
+      runs: of one set of folds, checked.
+      ids: str [N]; one that no file names is a group of its own.
+    """
+    for path in filter(None, map(_folds_path, runs)):
+        found = read_folds(path)
+        if found.groups is not None:
+            group_of = dict(
+                zip(found.ids.tolist(), found.groups.tolist(), strict=True)
+            )
+            # An id may be spelled like a group.
+            return np.array([group_of.get(i, f"id {i}") for i in ids.tolist()])
+    return None
+
+
+def _folds_path(run: Run) -> Path | None:
+    """The folds file of a run that has one and says each row's fold."""
     path = run.path / "folds.csv"
     # Without a fold for each row, the run does not claim to be of that file.
-    if path.exists() and len(logits) and logits.fold.min() >= 0:
-        _check_against_file(run, logits, held_out, path)
+    claims = len(run.val) and run.val.fold.min() >= 0
+    return path if claims and path.exists() else None
 
 
 def _check_against_file(

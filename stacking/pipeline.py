@@ -104,11 +104,18 @@ def stack(
         search_storage.check_storage(job.settings.search_storage)
 
     logits, labels = table.val.logits, table.val.labels
-    found = out_of_fold(logits, labels, job.settings, progress=progress)
+    groups = table.val.groups
+    if groups is not None:
+        count = len(np.unique(groups))
+        note(f"{count:,} groups of rows, each in one fold of the stack's own")
+    found = out_of_fold(
+        logits, labels, job.settings, groups=groups, progress=progress
+    )
     model = fit_stack_model(
         logits,
         labels,
         job.settings,
+        groups=groups,
         progress=lambda step: progress(f"final fit: {step}"),
     )
     progress("writing")

@@ -139,6 +139,7 @@ def fit_stack_model(
     labels: np.ndarray,
     settings: Settings,
     *,
+    groups: np.ndarray | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> StackModel:
     """Fits every part of the stack on the rows given.
@@ -150,17 +151,19 @@ def fit_stack_model(
       logits: float32 [M, N, C].
       labels: int [N].
       settings: what was chosen.
+      groups: str [N], rows that inner folds keep together; None without.
       progress: called with a few words before each slow step.
     """
     sample = subsample(labels, MAX_ROWS, settings.seed)
     if len(sample) < len(labels):
         logits, labels = logits[:, sample], labels[sample]
+        groups = None if groups is None else groups[sample]
     progress("temperatures")
     temperatures = np.array(
         [calibration.fit_temperature(model, labels) for model in logits]
     )
     inputs = meta_learners.make_inputs(logits, temperatures)
-    folds = stratified_folds(labels, INNER_FOLDS, settings.seed + 1)
+    folds = stratified_folds(labels, INNER_FOLDS, settings.seed + 1, groups)
     row_weights = class_weights(labels, settings.class_weights)
     parameters = {
         kind: _parameters(

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 
+from core.stratified_split import split_groups
 
-def stratified_folds(labels: np.ndarray, k: int, seed: int) -> np.ndarray:
+
+def stratified_folds(
+    labels: np.ndarray, k: int, seed: int, groups: np.ndarray | None = None
+) -> np.ndarray:
     """Deals the rows to `k` folds, class by class.
 
     Each class is shuffled and dealt like cards, the next class going on where
     the last one stopped: classes spread evenly, folds differ in size by one
     row at most. A class with fewer than `k` rows is simply absent from some
-    folds, so no class is too rare.
+    folds, so no class is too rare. Groups stay whole, which classes then
+    follow as far as they can.
 
     Args:
       labels: int [N].
-      k: number of folds.
+      k: number of folds; with fewer groups than that, some are empty.
       seed: of the shuffles.
+      groups: str [N], rows that are alike, or None. A single group is dealt
+        by rows: there is no other to fit on.
 
     Returns:
       int32 [N], the fold of each row.
     """
+    if groups is not None and len(np.unique(groups)) > 1:
+        return split_groups(groups, labels, k, seed)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]

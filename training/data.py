@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from configs import common
 from core import paths
 from core.errors import UserError
+from core.stratified_split import split, split_groups
 from input_pipeline import loader, statistics
 from input_pipeline.folds import check_given_folds, folds_for
 from input_pipeline.samplers import Sampler
@@ -22,7 +23,6 @@ from input_pipeline.sources import open_source
 from input_pipeline.sources.base import Examples, Kind
 from input_pipeline.sources.generated import open_generated
 from input_pipeline.sources.upscaled import without_upscaling
-from input_pipeline.stratified_split import split, split_groups
 from input_pipeline.transforms.policy import Augment, TrainTransform
 from metrics.segmentation import class_shares
 from run_folder import folds_file, layout

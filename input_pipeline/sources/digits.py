@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import stratified_split
+from core import stratified_split
 from input_pipeline.sources.base import ArrayExamples, Source, fingerprint
 
 TEST_SEED = 42

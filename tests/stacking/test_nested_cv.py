@@ -8,7 +8,7 @@ from made_up_runs import made_up
 from sklearn.metrics import log_loss
 
 from metrics import classification
-from stacking import nested_cv
+from stacking import nested_cv, stack_model
 from stacking.nested_cv import out_of_fold, predict_scored
 from stacking.stack_model import BLEND, Settings, fit_stack_model
 from stacking.stratified import stratified_folds
@@ -42,6 +42,30 @@ def test_no_row_is_scored_by_a_stack_that_saw_its_label(monkeypatch, settings):
             )
     # And the other rows do feel the change: the test is not blind itself.
     assert (before[BLEND].confidence != after[BLEND].confidence)[~held].any()
+
+
+def test_no_fit_sees_the_group_that_it_is_judged_on(monkeypatch):
+    logits, labels = made_up(120, 3, 2, seed=3)
+    groups = np.random.default_rng(4).integers(0, 24, 120).astype(str)
+    seen = []
+
+    def fold(labels, k, seed, groups):
+        folds = stratified_folds(labels, k, seed, groups)
+        seen.append((folds, groups))
+        return folds
+
+    for module in (nested_cv, stack_model):
+        monkeypatch.setattr(module, "stratified_folds", fold)
+    settings = Settings(trials=5, boosters=())
+    out_of_fold(logits, labels, settings, groups=groups)
+    (outer, rows), *inner = seen
+    np.testing.assert_array_equal(rows, groups)
+    assert len(inner) == len(np.unique(outer)) == 5
+    for kept, (folds, rows) in zip(range(5), inner, strict=True):
+        np.testing.assert_array_equal(rows, groups[outer != kept])
+        assert not set(rows) & set(groups[outer == kept])
+        for one in np.unique(folds):
+            assert not set(rows[folds == one]) & set(rows[folds != one])
 
 
 @pytest.mark.parametrize("settings", [QUICK, TUNED])

@@ -36,6 +36,16 @@ def test_rows_of_the_folds_file_that_are_never_predicted(tmp_path):
     )
 
 
+def test_groups_of_the_folds_file_are_those_of_the_rows(tmp_path):
+    joined_run(tmp_path)
+    assert table_of(tmp_path).val.groups is None
+    rows = [f"{i:03},{i % 3},{i % 6}" for i in range(30)]
+    text = "\n".join(["id,fold,group", *rows])
+    (tmp_path / "a" / "folds.csv").write_text(text)
+    groups = table_of(tmp_path).val.groups
+    assert groups.tolist() == [str(i % 6) for i in range(30)]
+
+
 def test_row_that_the_folds_file_puts_elsewhere(tmp_path):
     joined_run(tmp_path, fold_of_first=2)
     refused(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from configs.common import AUTO
 from core.errors import UserError
-from input_pipeline.stratified_split import split
+from core.stratified_split import split
 from metrics.classification import macro_f1
 from training.loop.predict import Prediction
 from training.tasks.test_time_views import average
