@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 # Fields that a finished run obeys when it is exported once more.
@@ -71,6 +71,14 @@ FREE_FIELDS = EXPORT_FIELDS | frozenset(
 # Fields of a run's identity in which the seeds and folds of one model differ.
 _FAMILY_FREE_FIELDS = FREE_FIELDS | {"seed", "data.fold"}
 
+# Fields that configs of earlier versions lack, and the values that train as
+# those versions did: a field that is added gets a line here, so that an update
+# leaves runs and studies what they were.
+ADDED_FIELDS: Mapping[str, Any] = {
+    "data.generated_classes": [],
+    "generate.time_shift": 0.0,
+}
+
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Returns a plain config as {dotted name: value}, e.g. `stages.0.epochs`.
@@ -120,14 +128,30 @@ def differences(config: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
       config: of this command.
       earlier: of the run folder.
     """
-    now, before = flatten(config), flatten(earlier)
+    sides = (earlier, config)
+    before, now = (told(side, FREE_FIELDS) for side in sides)
+    values = [flatten(side) for side in sides]
     missing = object()
     return [
-        f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        f"{key}: {' -> '.join(str(side.get(key, 'absent')) for side in values)}"
         for key in sorted(now.keys() | before.keys())
-        if not _is_free(key, FREE_FIELDS)
-        and now.get(key, missing) != before.get(key, missing)
+        if now.get(key, missing) != before.get(key, missing)
     ]
+
+
+def told(config: dict[str, Any], free: Collection[str]) -> dict[str, Any]:
+    """Returns the fields that tell a config from others, flat and sorted.
+
+    Args:
+      config: plain.
+      free: fields that do not, by their generic names.
+    """
+    return {
+        name: value
+        for name, value in sorted(flatten(config).items())
+        if (field := generic(name)) not in free
+        and not (field in ADDED_FIELDS and value == ADDED_FIELDS[field])
+    }
 
 
 def _learned_from(
@@ -145,16 +169,11 @@ def _digest(
     free: frozenset[str],
     learned_from: Iterator[tuple[str, Any]],
 ) -> str:
-    fields = flatten(config)
-    told = {k: v for k, v in fields.items() if not _is_free(k, free)}
-    text = json.dumps(dict(sorted({**told, **dict(learned_from)}.items())))
+    fields = {**told(config, free), **dict(learned_from)}
+    text = json.dumps(dict(sorted(fields.items())))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def generic(key: str) -> str:
     """Returns a field's name as in `FREE_FIELDS`, `stages.*.epochs`."""
     return re.sub(r"\.\d+\.", ".*.", key)
-
-
-def _is_free(key: str, free: frozenset[str]) -> bool:
-    return generic(key) in free

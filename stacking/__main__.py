@@ -52,6 +52,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs",
         nargs="+",
+        action="extend",
         required=True,
         metavar="FOLDER",
         help="run folders with logits/, or globs of them",

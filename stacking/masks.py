@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--runs",
         nargs="+",
+        action="extend",
         required=True,
         metavar="FOLDER",
         help="run folders with probabilities/, or globs of them",

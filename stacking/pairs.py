@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--runs",
         nargs="+",
+        action="extend",
         required=True,
         metavar="FOLDER",
         help="run folders with pairs/, or globs of them",

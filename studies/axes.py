@@ -107,12 +107,7 @@ class Cell:
         return self._digest(_NOT_COMPARED | identity.EXPORT_FIELDS)
 
     def _digest(self, leave_out: frozenset[str]) -> str:
-        fields = identity.flatten(loading.plain(self.config))
-        told = {
-            name: value
-            for name, value in sorted(fields.items())
-            if identity.generic(name) not in leave_out
-        }
+        told = identity.told(loading.plain(self.config), leave_out)
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 

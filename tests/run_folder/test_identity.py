@@ -1,6 +1,7 @@
 """Which fields tell one run from another, and one model from another."""
 
 import copy
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +102,32 @@ def test_every_free_field_is_a_field():
         fields = identity.flatten(loading.plain(config))
         known |= {name.replace(".0.", ".*.") for name in fields}
     assert known >= identity.FREE_FIELDS
+
+
+def test_an_update_leaves_runs_what_they_were():
+    before = copy.deepcopy(CONFIG)
+    now = changed("data.generated_classes", [])
+    assert identity.config_hash(now, {}) == identity.config_hash(before, {})
+    assert identity.differences(now, before) == []
+    other = changed("data.generated_classes", ["crane"])
+    assert identity.config_hash(other, {}) != identity.config_hash(now, {})
+    assert identity.differences(now, other) == [
+        "data.generated_classes: ['crane'] -> []"
+    ]
+
+
+def test_fields_that_were_added_say_how_runs_were_trained_before():
+    """A new field, or a new name, would disown the runs that people have."""
+    root = Path(__file__).parents[2]
+    first = (Path(__file__).parent / "first_fields.txt").read_text().split()
+    known = set()
+    for path in sorted((root / "configs").glob("*.py")):
+        if "\ndef get_config" in path.read_text():
+            fields = identity.flatten(loading.plain(loading.load(str(path))))
+            known |= {identity.generic(name) for name in fields}
+    known = {name for name in known if not name.startswith("model_options.")}
+    without_a_line = known - set(first) - identity.ADDED_FIELDS.keys()
+    assert not without_a_line, (
+        "add them to ADDED_FIELDS, or to first_fields.txt if their task is new"
+    )
+    assert known >= identity.ADDED_FIELDS.keys()

@@ -298,6 +298,10 @@ def test_what_strangers_get_wrong(three_runs, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds logits/val.npz" in refused(*quick(out, tmp_path / "empty"))
     assert "does not exist" in refused(*quick(out, f"{tmp_path}/nothing*"))
+    twice = ("--runs", f"{tmp_path}/nothing*", *quick(out, f"{three_runs}/*"))
+    assert "does not exist" in refused(
+        *twice
+    )  # Neither takes the other's place.
     sample = tmp_path / "no.csv"
     assert f"{sample} does not exist; set --sample-submission" in refused(
         *quick(out, f"{three_runs}/*"), "--sample-submission", sample
