@@ -35,7 +35,6 @@ from training.loop.stages import Stage
 from training.multihost import sharding
 from training.tasks.generate import Generation
 
-FORMS = ("eager", "eager, channels_last", "compiled, channels_last")
 CLASSES = 10
 LOG_EVERY = 50
 LIMIT = 1e-3  # of the difference of two velocities, which are about 1
@@ -152,7 +151,7 @@ def main() -> None:
         __doc__,
         rounds=9,
         recipes=dict(nargs="+", default=("demo", "short")),
-        forms=dict(nargs="+", default=FORMS, help="of PyTorch, to choose from"),
+        forms=pairs.FORMS_FLAG,
     )
     rows = []
     for variant in options.recipes:

@@ -298,7 +298,8 @@ def train_step(
                 clean, generate.augment, generate.flip
             )
             clean = clean.to(memory_format=memory_format)
-            time = torch.randn(len(clean)).sigmoid()
+            time = torch.randn(len(clean)) + generate.time_shift
+            time = time.sigmoid()
             noise = torch.randn_like(clean)
             dropped = torch.rand(len(clean)) < generate.label_drop
             label = torch.where(dropped, classes, known)

@@ -45,7 +45,7 @@ def main() -> None:
         batch=dict(type=int, default=64),
         views=dict(type=int, default=1),
         size=dict(type=int, default=64),
-        forms=dict(nargs="+", default=train_step.FORMS),
+        forms=pairs.FORMS_FLAG,
     )
     batch = options.batch * options.views
     rows, ratios = [], []

@@ -14,6 +14,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -27,6 +28,15 @@ PAGE = ROOT / "docs" / "performance.md"
 # the wall time of a machine without other work, and on a busy machine the
 # only time that means something.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+# The keys of `torch_side.FORMS`, without importing PyTorch.
+FORMS = ("eager", "eager, channels_last", "compiled, channels_last")
+FORMS_FLAG = dict(
+    nargs="+",
+    choices=FORMS,
+    default=FORMS,
+    help="of PyTorch, to choose from",
+)
 
 sys.path.insert(0, str(ROOT))
 
@@ -200,7 +210,7 @@ def publish(
     """
     arguments = [word for word in sys.argv[1:] if word != "--write"]
     script = Path(sys.argv[0]).name
-    command = " ".join(["python", f"benchmarks/{script}", *arguments])
+    command = shlex.join(["python", f"benchmarks/{script}", *arguments])
     text = f"{text}\n\n`{command}`, {machine}"
     print(text, flush=True)
     if write:

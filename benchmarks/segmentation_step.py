@@ -39,7 +39,6 @@ NETWORKS = (
     "deeplabv3plus/resnet50",
     "unet/efficientnet_lite0",
 )
-FORMS = ("eager", "eager, channels_last", "compiled, channels_last")
 # What smp calls encoders of other names than ours.
 ENCODERS = {"efficientnet_lite0": "tu-tf_efficientnet_lite0"}
 SHAPES = ("16x128", "8x256")
@@ -160,7 +159,7 @@ def main() -> None:
         shapes=dict(
             nargs="+", default=SHAPES, help="images of a batch, and their side"
         ),
-        forms=dict(nargs="+", default=FORMS, help="of PyTorch, to choose from"),
+        forms=pairs.FORMS_FLAG,
     )
     rows = []
     for name, shape in itertools.product(options.networks, options.shapes):

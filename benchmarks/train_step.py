@@ -30,7 +30,6 @@ MODELS = (
     "convnextv2_atto",
     "efficientnetv2_s",
 )
-FORMS = ("eager", "eager, channels_last", "compiled, channels_last")
 CLASSES = 16
 RATE, DECAY = 3e-4, 1e-4
 
@@ -85,7 +84,7 @@ def main() -> None:
         models=dict(nargs="+", default=MODELS),
         batch=dict(type=int, default=64),
         size=dict(type=int, default=64),
-        forms=dict(nargs="+", default=FORMS, help="of PyTorch, to choose from"),
+        forms=pairs.FORMS_FLAG,
     )
     rows, ratios = [], []
     for name in options.models:

@@ -38,7 +38,6 @@ from training.loop import optimizer, param_groups, state, step
 from training.multihost import sharding
 from training.tasks import metric_objective
 
-FORMS = ("eager", "eager, channels_last", "compiled, channels_last")
 SHAPES = ("8x4x112",)
 MINERS = ("all", "hard")
 MARGIN, WIDTH = 0.1, 512
@@ -180,7 +179,7 @@ def main() -> None:
             help="identities, pictures of each, and their side",
         ),
         miners=dict(nargs="+", default=MINERS, choices=MINERS),
-        forms=dict(nargs="+", default=FORMS, help="of PyTorch, to choose from"),
+        forms=pairs.FORMS_FLAG,
     )
     rows = []
     for shape, miner in itertools.product(options.shapes, options.miners):

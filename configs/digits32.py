@@ -4,9 +4,9 @@ The layout is the street-digits competition's, with the set-up of each picture
 in `train_groups.csv`: pictures of one set-up are near twins, and a fold that
 has some of them tells nothing about new ones. Impulse noise is cleaned
 wherever pictures are read. New set-ups have other colours and typefaces, so
-hues are drawn from the whole circle and RandAugment shears and shifts; digits
-are turned by up to 12 degrees beside it and never mirrored. Every epoch draws
-its changes anew, and the validation part none.
+hues are drawn from the whole circle and RandAugment makes two changes, such as
+a shear or a shift. Digits are also turned by up to 12 degrees, and are never
+mirrored. Every epoch draws its changes anew; validation has none.
 """
 
 from __future__ import annotations

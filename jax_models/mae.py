@@ -135,12 +135,8 @@ class DecoderLayer(nnx.Module):
         self, x: Float[Array, "B tokens width"]
     ) -> Float[Array, "B tokens width"]:
         """Maps `[B, tokens, width]` to the same, each image on its own."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(self.norm1(x))
-        qkv = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = jnp.moveaxis(qkv, 2, 0)
-        branch = jax.nn.dot_product_attention(query, key, value)
-        x = x + self.proj(branch.reshape(x.shape))
+        branch = functional.attention(self.qkv(self.norm1(x)), self.heads)
+        x = x + self.proj(branch)
         return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
 
 

@@ -210,21 +210,4 @@ class SelfAttention(nnx.Module):
         self, x: Float[Array, "B tokens width"]
     ) -> Float[Array, "B tokens width"]:
         """Maps `[B, tokens, width]` to the same."""
-        batch, tokens, width = x.shape
-        depth = width // self.heads
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, depth)
-        query, key, value = qkv.transpose(2, 0, 3, 1, 4)
-        # As `jax.nn.dot_product_attention` has it, but for the order of axes
-        # and where the weights' sum is divided by: half the time on CPUs.
-        scores = jnp.matmul(
-            query, key.mT, preferred_element_type=jnp.float32
-        ) * (depth**-0.5)
-        highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-        weights = jnp.exp(scores - highest)
-        found = jnp.matmul(
-            weights.astype(value.dtype),
-            value,
-            preferred_element_type=jnp.float32,
-        ) / weights.sum(-1, keepdims=True)
-        found = found.astype(value.dtype).swapaxes(1, 2)
-        return self.proj(found.reshape(x.shape))
+        return self.proj(functional.attention(self.qkv(x), self.heads))

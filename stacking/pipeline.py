@@ -341,6 +341,9 @@ def _results(job, table, model, found, test_found, leak_scores):
             for key, entry in scored.items()
         }
 
+    def by_model(values):
+        return dict(zip(table.names, values.tolist(), strict=True))
+
     labels = table.val.labels
     most_common = np.bincount(labels, minlength=classes).argmax()
     return {
@@ -370,17 +373,9 @@ def _results(job, table, model, found, test_found, leak_scores):
             else summaries(test_found, table.test.labels)
         ),
         "final": {
-            "temperatures": dict(
-                zip(table.names, model.temperatures.tolist(), strict=True)
-            ),
+            "temperatures": by_model(model.temperatures),
             **{
-                f"{vote}_weights": dict(
-                    zip(
-                        table.names,
-                        model.meta_learners[vote].weights.tolist(),
-                        strict=True,
-                    )
-                )
+                f"{vote}_weights": by_model(model.meta_learners[vote].weights)
                 for vote in ("soft_vote", "greedy_vote")
             },
             "meta_learner_temperatures": dict(model.meta_learner_temperatures),

@@ -40,6 +40,15 @@ def test_table_is_aligned_markdown():
     )
 
 
+def test_the_command_that_is_published_can_be_typed(monkeypatch, capsys):
+    words = ["x.py", "--forms", "eager, channels_last", "--write"]
+    monkeypatch.setattr("sys.argv", words)
+    pairs.publish("x", "table", "a machine", write=False)
+    told = capsys.readouterr().out
+    command = "python benchmarks/x.py --forms 'eager, channels_last'"
+    assert told == f"table\n\n`{command}`, a machine\n"
+
+
 def test_section_is_replaced_and_the_rest_stays():
     page = "head\n<!-- x: begin -->\nold\n<!-- x: end -->\ntail\n"
     new = pairs.with_section(page, "x", "new")

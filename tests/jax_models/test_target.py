@@ -89,3 +89,61 @@ def test_patches_are_one_product_where_that_is_faster(
     with cpu_kernels.for_platform(platform, 1):
         program = str(jax.make_jaxpr(lambda *x: conv(*x))(images, kernel))
     assert ("conv_general_dilated" in program) == convolves
+
+
+def attention_by_hand(qkv, heads):
+    """In float64, [B, tokens, 3 * width] to [B, tokens, width]."""
+    found = []
+    for query, key, value in zip(*np.split(qkv, 3, -1), strict=True):
+        parts = (np.split(x, heads, -1) for x in (query, key, value))
+        image = []
+        for q, k, v in zip(*parts, strict=True):
+            scores = q @ k.T / np.sqrt(q.shape[1])
+            weights = np.exp(scores - scores.max(1, keepdims=True))
+            image.append(weights / weights.sum(1, keepdims=True) @ v)
+        found.append(np.concatenate(image, -1))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "error"),
+    [
+        ("cpu", jnp.float32, 1e-6),
+        ("cpu", jnp.bfloat16, 1e-2),
+        ("tpu", jnp.bfloat16, 1e-2),
+    ],
+)
+def test_attention_is_that_of_the_paper(platform, dtype, error):
+    """Also where one score is far above the others."""
+    rng = np.random.default_rng(0)
+    qkv = jnp.asarray(3 * rng.normal(size=(3, 7, 48)), dtype)
+    qkv = qkv.at[0, 0, :8].mul(30)
+    wanted = rng.normal(size=(3, 7, 16))
+
+    @jax.jit
+    def answer(qkv):
+        with cpu_kernels.for_platform(platform, 1):
+            found = functional.attention(qkv, 2)
+        return (found.astype(jnp.float32) * wanted).sum(), found
+
+    gradient, found = jax.grad(answer, has_aux=True)(qkv)
+    assert found.dtype == gradient.dtype == dtype
+    exact = attention_by_hand(np.asarray(qkv, np.float64), 2)
+    found = np.asarray(found, np.float64)
+    assert np.abs(found - exact).max() < error * np.abs(exact).max()
+    # Along some direction, from both sides.
+    step = 1e-3 * rng.normal(size=qkv.shape)
+    sides = [
+        (attention_by_hand(np.asarray(qkv, np.float64) + s, 2) * wanted).sum()
+        for s in (step, -step)
+    ]
+    slope = (np.asarray(gradient, np.float64) * step).sum()
+    size = np.abs(np.asarray(gradient, np.float64) * step).sum()
+    assert abs(slope - (sides[0] - sides[1]) / 2) < max(1e-4, error) * size
+
+
+def test_attention_keeps_the_digits_of_float64():
+    qkv = np.random.default_rng(0).normal(size=(2, 5, 24))
+    with jax.enable_x64(True):
+        found = np.asarray(functional.attention(jnp.asarray(qkv), 2))
+    np.testing.assert_allclose(found, attention_by_hand(qkv, 2), rtol=1e-12)

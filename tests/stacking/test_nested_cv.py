@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from made_up_runs import made_up
@@ -25,9 +27,21 @@ TUNED = Settings(
 )
 
 
-@pytest.mark.parametrize("settings", [QUICK, TUNED])
-def test_no_row_is_scored_by_a_stack_that_saw_its_label(monkeypatch, settings):
+@pytest.mark.parametrize(
+    ("settings", "weak"),
+    [
+        (QUICK, False),
+        (TUNED, False),
+        # Where the best model gets all the weight.
+        (dataclasses.replace(QUICK, boosters=()), True),
+    ],
+)
+def test_no_row_is_scored_by_a_stack_that_saw_its_label(
+    monkeypatch, settings, weak
+):
     logits, labels = made_up(100, 4, 3, seed=0)
+    if weak:
+        logits[1:] = np.random.default_rng(2).normal(size=logits[1:].shape)
     folds = stratified_folds(labels, 5, 0)
     monkeypatch.setattr(nested_cv, "stratified_folds", lambda *_: folds)
     before = out_of_fold(logits, labels, settings)
@@ -40,6 +54,10 @@ def test_no_row_is_scored_by_a_stack_that_saw_its_label(monkeypatch, settings):
             np.testing.assert_array_equal(
                 getattr(found, array)[held], getattr(after[name], array)[held]
             )
+    if weak:
+        stack = fit_stack_model(logits[:, ~held], labels[~held], settings)
+        weights = stack.meta_learners["soft_vote"].weights
+        np.testing.assert_array_equal(weights, [1, 0, 0])
     # And the other rows do feel the change: the test is not blind itself.
     assert (before[BLEND].confidence != after[BLEND].confidence)[~held].any()
 

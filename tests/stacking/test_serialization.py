@@ -76,19 +76,21 @@ def test_probabilities_are_bit_identical_after_loading(stacked):
     np.testing.assert_allclose(some[1], found[0][5:9], rtol=1e-5)
 
 
-def test_description_names_versions_hashes_and_models(stacked):
+def test_description_names_settings_versions_hashes_and_models(stacked):
     _, stack = stacked
-    encode_error = json.loads((stack / "stack.json").read_text())
-    assert encode_error["classes"] == list(CLASSES)
-    assert [f["name"] for f in encode_error["families"]] == [
+    description = json.loads((stack / "stack.json").read_text())
+    assert description["classes"] == list(CLASSES)
+    assert [f["name"] for f in description["families"]] == [
         "first",
         "second",
         "third",
     ]
     assert {"python", "catboost", "lightgbm", "numpy"} <= set(
-        encode_error["versions"]
+        description["versions"]
     )
-    for path in encode_error["sha256"]:
+    assert description["settings"]["blend"] == "guarded"
+    assert description["settings"]["decision"] == "prior"
+    for path in description["sha256"]:
         assert (stack / path).exists()
     assert not list(stack.rglob("*.pkl"))
 

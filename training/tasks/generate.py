@@ -104,11 +104,12 @@ class Generation(Task):
                 "generate.label_drop 0: what no class looks like was never "
                 "learned; leave guidance at 1 or train with a label_drop of .1"
             )
-        if config.init_from or config.init_names:
-            yield (
-                "init_from has no effect on the generate task: nothing would "
-                "tell which photos those weights have seen; leave it out"
-            )
+        for name in ("init_from", "init_names"):
+            if config[name]:
+                yield (
+                    f"{name} has no effect on the generate task: nothing would "
+                    "tell which photos those weights have seen; leave it out"
+                )
         count = config.generate.count
         if config.generate.judge and 0 < count < FEWEST:
             yield (
@@ -156,8 +157,12 @@ class Generation(Task):
 
     def describe_stage(self, stage: Stage) -> str:
         """Returns what the plan says of the loss."""
-        drop = self.config.generate.label_drop
-        return f"mean squared error of velocities, {drop:.0%} without a class"
+        c = self.config.generate
+        shift = f", times shifted by {c.time_shift:g}" if c.time_shift else ""
+        return (
+            f"mean squared error of velocities, {c.label_drop:.0%} without a "
+            f"class{shift}"
+        )
 
     def merit(self, scores: Mapping[str, float], step: int) -> float:
         """Returns the step: the last checkpoint is taken."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from configs import flow, generation
 from core.errors import UserError
+from run_folder import identity
 from training.loop import optimizer, param_groups
 from training.loop import state as state_lib
 from training.loop import step as step_lib
@@ -130,6 +132,38 @@ def test_fields_of_a_stage_that_do_nothing_are_refused():
         config.stages = (generation.stage(1e-3, **{field: value}),)
         (told,) = Generation.problems(config)
         assert told.startswith(f"stages[0].{field} has no effect on the")
+
+
+def test_weights_of_another_run_are_refused_by_the_name_of_their_field():
+    for field, value in (("init_from", "runs/x"), ("init_names", ("a -> b",))):
+        config = tiny()
+        config[field] = value
+        (told,) = Generation.problems(config)
+        assert told.startswith(f"{field} has no effect on the generate task")
+
+
+def test_the_plan_says_whether_times_are_shifted():
+    for shift, told in ((0.0, ""), (-0.5, ", times shifted by -0.5")):
+        task = Generation(tiny(time_shift=shift), ("a", "b"))
+        stage = Stage(0, task.config.stages[0], 0, 10, 5, 5)
+        assert task.describe_stage(stage).endswith(f"without a class{told}")
+
+
+def test_what_training_reads_is_part_of_a_run_and_the_rest_is_not():
+    """As docs/generation.md says: all but the first four rows may change."""
+    page = (ROOT / "docs/generation.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`generate\..*?) \|", page, re.MULTILINE)
+    told = [re.findall(r"`generate\.(\w+)`", row) for row in rows]
+    trained = {"augment", "flip", "label_drop", "time_shift"}
+    assert {name for row in told[:4] for name in row} == trained
+    free = {name for row in told[4:] for name in row}
+    assert free | trained | {"chunk"} == set(generation.generate().keys())
+    assert {f"generate.{name}" for name in free} < identity.EXPORT_FIELDS
+    earlier = {"generate": generation.generate().to_dict()}
+    now = {"generate": {**earlier["generate"], "time_shift": 1.0, "steps": 3}}
+    assert identity.differences(now, earlier) == [
+        "generate.time_shift: 0.0 -> 1.0"
+    ]
 
 
 def test_guidance_needs_a_network_that_knows_no_class_too():
@@ -249,6 +283,7 @@ DEVICES = """
 import json, sys
 import jax, numpy as np
 from configs import generation
+from run_folder import identity
 from training.loop import optimizer, param_groups
 from training.loop import state as state_lib, step as step_lib
 from training.loop.stages import Stage
