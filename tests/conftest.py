@@ -10,10 +10,19 @@ from tests.bucket_emulator import Bucket
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Or a process holds all that its tests compiled, gigabytes in the end."""
+    """Or a process holds all that its tests compiled, gigabytes in the end.
+
+    And a command that ran inside it has all later programs kept on the disk,
+    which takes longer than to compile the small ones of tests.
+    """
     yield
     if "jax" in sys.modules:
-        sys.modules["jax"].clear_caches()
+        from jax.experimental.compilation_cache import compilation_cache
+
+        jax = sys.modules["jax"]
+        jax.clear_caches()
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

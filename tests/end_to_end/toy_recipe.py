@@ -10,6 +10,7 @@ def get_config(variant: str = ""):
     fields = declare("mean_colour", width=Field(8, at_least(2)))
     config = common.base("mean_colour", mean_colour=fields)
     config = common.for_digits(config)
+    config.mixing.update(prob=0.0, erase_prob=0.0)  # The task mixes nothing.
     config.data.folds = 4
     config.eval.every_epochs = 0.1
     config.eval.tta = ("center",)
