@@ -13,7 +13,7 @@ import numpy as np
 
 from core.errors import UserError
 from run_folder.folds_file import read_folds
-from run_folder.layout import logits_path
+from run_folder.layout import FOLD, logits_path
 from run_folder.predictions import Logits
 from stacking.runs import Run, held_out_fold
 
@@ -67,11 +67,18 @@ def groups_of(runs: Iterable[Run], ids: np.ndarray) -> np.ndarray | None:
 
 
 def _folds_path(run: Run) -> Path | None:
-    """The folds file of a run that has one and says each row's fold."""
-    path = run.path / "folds.csv"
+    """The folds file of a run that has one and says each row's fold.
+
+    The runs of single folds inside a run over all of them share its file.
+    """
     # Without a fold for each row, the run does not claim to be of that file.
-    claims = len(run.val) and run.val.fold.min() >= 0
-    return path if claims and path.exists() else None
+    if not len(run.val) or run.val.fold.min() < 0:
+        return None
+    folders = [run.path]
+    if FOLD.match(run.path.name):
+        folders.append(run.path.parent)
+    paths = (folder / "folds.csv" for folder in folders)
+    return next((path for path in paths if path.exists()), None)
 
 
 def _check_against_file(

@@ -42,8 +42,9 @@ def test_groups_of_the_folds_file_are_those_of_the_rows(tmp_path):
     rows = [f"{i:03},{i % 3},{i % 6}" for i in range(30)]
     text = "\n".join(["id,fold,group", *rows])
     (tmp_path / "a" / "folds.csv").write_text(text)
-    groups = table_of(tmp_path).val.groups
-    assert groups.tolist() == [str(i % 6) for i in range(30)]
+    for runs in (tmp_path, tmp_path / "a"):  # Joined, and the folds inside.
+        groups = table_of(runs).val.groups
+        assert groups.tolist() == [str(i % 6) for i in range(30)]
 
 
 def test_row_that_the_folds_file_puts_elsewhere(tmp_path):
