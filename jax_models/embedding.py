@@ -5,7 +5,9 @@ lie is the cosine of their vectors. Pooling and neck are as common in face
 recognition and retrieval: average or generalised-mean pooling (Radenovic et
 al., "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2018,
 arXiv 1711.02512), a linear layer and BatchNorm (Deng et al., "ArcFace", CVPR
-2019, arXiv 1801.07698, its output E), unit length.
+2019, arXiv 1801.07698, its output E), unit length. In aligned pictures a place
+in the map is a part of the face: a grid of cells, each pooled, keeps them apart
+as ArcFace's linear layer over the whole map does.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -40,6 +43,8 @@ class Config:
       encoder: one of `list_models()`.
       encoder_options: of the encoder's own `Config`.
       pooling: "avg", or "gem" with a power that is learned, from 3.
+      grid: cells on a side of the map, each pooled by itself; 1 forgets where
+        in the picture something is. For pictures that are aligned.
       width: of the embedding; 0 takes the pooled features as they are, as
         torchvision's networks without their last layer give them.
       dropout: of the pooled features, before the linear layer.
@@ -53,6 +58,7 @@ class Config:
     encoder: str = "resnet34"
     encoder_options: tuple[tuple[str, Any], ...] = ()
     pooling: str = "avg"
+    grid: int = 1
     width: int = 512
     dropout: float = 0.0
     forgery_head: bool = False
@@ -79,17 +85,41 @@ class Embedded(NamedTuple):
     real_logit: Float[Array, " B"]
 
 
+def cell_means(
+    x: Float[Array, "B h w C"], grid: int
+) -> Float[Array, "B grid grid C"]:
+    """Averages `[B, h, w, C]` over `grid` x `grid` cells that cover the map.
+
+    Cell i covers rows floor(i h / grid) to ceil((i + 1) h / grid), as PyTorch's
+    AdaptiveAvgPool2d: where h is no multiple of `grid` neighbours share a row.
+    """
+    for axis in (1, 2):
+        size = x.shape[axis]
+        x = jnp.stack(
+            [
+                jax.lax.slice_in_dim(
+                    x, i * size // grid, -(-(i + 1) * size // grid), axis=axis
+                ).mean(axis)
+                for i in range(grid)
+            ],
+            axis,
+        )
+    return x
+
+
 class GeneralizedMean(nnx.Module):
-    """`(mean x^p)^(1/p)` over a map, p learned: 1 is the mean, inf the max."""
+    """`(mean x^p)^(1/p)` of each cell: p is learned; 1 is the mean."""
 
     def __init__(self, power: float = 3.0):
         self.power = nnx.Param(jnp.full((), power, jnp.float32))
 
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B C"]:
-        """Maps `[B, h, w, C]` to `[B, C]`."""
+    def __call__(
+        self, x: Float[Array, "B h w C"], grid: int = 1
+    ) -> Float[Array, "B grid grid C"]:
+        """Maps `[B, h, w, C]` to `[B, grid, grid, C]`."""
         power = self.power[...]
         x = jnp.maximum(x, GEM_FLOOR) ** power
-        return x.mean((1, 2)) ** (1 / power)
+        return cell_means(x, grid) ** (1 / power)
 
 
 class Neck(nnx.Module):
@@ -226,15 +256,20 @@ class EmbeddingModel(nnx.Module):
                 f"no embedding has pooling={config.pooling!r}; choose one of "
                 f"{', '.join(POOLINGS)}"
             )
-        if min(config.width, config.memory) < 0 or config.forgery_width < 1:
+        if (
+            min(config.width, config.memory) < 0
+            or min(config.forgery_width, config.grid) < 1
+        ):
             raise UserError(
                 f"no embedding has width={config.width}, memory="
-                f"{config.memory} and forgery_width={config.forgery_width}; "
-                "the first two are 0 or more, the last 1 or more"
+                f"{config.memory}, forgery_width={config.forgery_width} and "
+                f"grid={config.grid}; the first two are 0 or more, the others "
+                "1 or more"
             )
-        channels = encoder.head.fc.in_features
+        channels = encoder.head.fc.in_features * config.grid**2
         del encoder.head
         self.encoder = encoder
+        self.grid = config.grid
         self.pool = GeneralizedMean() if config.pooling == "gem" else None
         # What is pooled is small, and cosines are compared closely.
         options = dict(dtype=jnp.promote_types(dtype, jnp.float32), rngs=rngs)
@@ -269,7 +304,8 @@ class EmbeddingModel(nnx.Module):
         """
         maps = self.encoder.feature_pyramid(images)
         last = at_least_float32(self.encoder.refine(maps[-1]))
-        pooled = last.mean((1, 2)) if self.pool is None else self.pool(last)
+        pool = cell_means if self.pool is None else self.pool
+        pooled = pool(last, self.grid).reshape(len(last), -1)  # [B, grid² C]
         if self.neck is not None:
             pooled = self.neck(pooled)
         embedding, norm = unit(pooled)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import golden_models
 import jax
 import jax.numpy as jnp
@@ -115,7 +118,42 @@ def test_resnet34_has_the_parameters_of_torchvision_without_its_classifier():
 def test_gem_lies_between_mean_and_maximum(power, expected):
     pool = embedding.GeneralizedMean(power)
     x = jnp.asarray([[[[1.0], [2.0]], [[3.0], [4.0]]]])
-    np.testing.assert_allclose(pool(x), [[expected]], rtol=0.03)
+    np.testing.assert_allclose(pool(x), [[[[expected]]]], rtol=0.03)
+
+
+@pytest.mark.parametrize(("height", "width", "grid"), [(7, 5, 3), (2, 3, 4)])
+def test_cells_are_those_of_adaptive_average_pooling(height, width, grid):
+    x = np.random.default_rng(0).normal(size=(2, height, width, 3))
+    expected = np.zeros((2, grid, grid, 3))
+    for i, j in itertools.product(range(grid), repeat=2):
+        rows = slice(
+            math.floor(i * height / grid), math.ceil((i + 1) * height / grid)
+        )
+        columns = slice(
+            math.floor(j * width / grid), math.ceil((j + 1) * width / grid)
+        )
+        expected[:, i, j] = x[:, rows, columns].mean((1, 2))
+    found = embedding.cell_means(jnp.asarray(x, jnp.float32), grid)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cells_side_by_side_average_to_the_whole_map():
+    images = pictures(size=64)
+    whole, cells = (filled(grid=grid, width=0).embed(images) for grid in (1, 2))
+    lengths = cells.norm[:, None]
+    split = (cells.embedding * lengths).reshape(2, 4, -1)
+    # The cells differ: what is where counts.
+    assert np.abs(split - split[:, :1]).max() > 1e-3
+    np.testing.assert_allclose(
+        split.mean(1), whole.embedding * whole.norm[:, None], rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("pooling", ["avg", "gem"])
+def test_a_grid_may_be_finer_than_the_map(pooling):
+    found = make(pooling=pooling, grid=5, width=6).embed(pictures())
+    assert found.embedding.shape == (2, 6)
+    assert np.isfinite(found.embedding).all()
 
 
 def test_gem_has_finite_gradients_where_a_map_is_zero():
@@ -161,6 +199,7 @@ def test_the_class_head_and_its_memory_are_all_under_head():
         {"width": -1},
         {"memory": -1},
         {"forgery_width": 0},
+        {"grid": 0},
     ],
 )
 def test_options_that_cannot_be_are_refused(options):
