@@ -1,8 +1,8 @@
 """Embeddings by classes with a margin, and a second head for forgeries.
 
 CosFace (Wang et al., "CosFace", CVPR 2018, arXiv 1801.09414) over pairs of
-identity and forgery on a ResNet-18 with the stem for small pictures, pooled by
-a learned power mean, 256 dimensions; a second head tells forged pictures from
+identity and forgery on a ResNet-18 with the stem for small pictures, pooled in
+each cell of a grid, 256 dimensions; a second head tells forged pictures from
 real ones by every map of the network. A pair's similarity is what a logistic
 regression on validation pairs makes of the cosine and of both pictures' odds.
 
@@ -10,7 +10,7 @@ regression on validation pairs makes of the cosine and of both pictures' odds.
         --config.data.root=/data/faces --workdir=runs/verify
 
 What lies where: docs/verification.md. Variants: `:short` is a narrow network
-at 80 px for small machines, `:demo` is pairs of digits, minutes on a CPU.
+for small machines, `:demo` is pairs of digits, minutes on a CPU.
 """
 
 from ml_collections import ConfigDict
@@ -21,18 +21,19 @@ from configs import common, verification
 def get_config(variant: str = ""):
     """Returns the recipe; `variant` is '', 'pretrained', 'short' or 'demo'."""
     config = verification.base()
-    config.model_options.update(encoder="resnet18", width=256, pooling="gem")
+    config.image_size = 112
+    config.model_options.update(
+        encoder="resnet18", width=256, pooling="gem", grid=4
+    )
     config.model_options.encoder_options = ConfigDict({"stem": "small"})
     config.verify.update(forgeries="class+head", scale=20.0, class_margin=0.2)
     verification.set_batches(config, 32, 4)
     stage = dict(loss="cosface", weight_decay=5e-2, ema_decay=0.99)
     if variant == "":
-        config.image_size = 112
         config.stages = (
             verification.stage(32, 4, learning_rate=1e-3, epochs=60.0, **stage),
         )
     elif variant == "pretrained":
-        config.image_size = 112
         config.init_from = "imagenet"
         config.model_options.encoder = "efficientnet_lite0"
         config.model_options.encoder_options = ConfigDict(
@@ -51,9 +52,8 @@ def get_config(variant: str = ""):
             ),
         )
     elif variant == "short":
-        config.image_size = 80
-        config.model_options.update(width=128, pooling="avg", dropout=0.0)
-        # 40 M multiply-adds a picture; the small stem would cost 12 times that.
+        config.model_options.update(width=128, pooling="avg")
+        # 78 M multiply-adds a picture; the small stem would cost 12 times that.
         config.model_options.encoder_options = ConfigDict(
             {"width": 32, "depths": (1, 1, 2, 1), "stem": "imagenet"}
         )
@@ -65,7 +65,7 @@ def get_config(variant: str = ""):
         )
     elif variant == "demo":
         config = verification.for_digit_pairs(config)
-        config.model_options.update(encoder="resnet_demo", width=64)
+        config.model_options.update(encoder="resnet_demo", width=64, grid=1)
         verification.set_batches(config, 7, 8)
         config.stages = (
             verification.stage(7, 8, learning_rate=3e-3, epochs=12.0, **stage),
