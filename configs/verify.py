@@ -35,7 +35,8 @@ def get_config(variant: str = ""):
         )
     elif variant == "pretrained":
         config.init_from = "imagenet"
-        config.model_options.encoder = "efficientnet_lite0"
+        # Its 1,280 channels in 16 cells would learn the people by heart.
+        config.model_options.update(encoder="efficientnet_lite0", grid=1)
         config.model_options.encoder_options = ConfigDict(
             {"drop_path_rate": 0.1}
         )
