@@ -12,7 +12,8 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
+from scipy import optimize
 
 from metrics.verification import (
     KINDS,
@@ -63,10 +64,11 @@ def logistic(fit: PairTable) -> Score:
 
 
 def cosines_and(run: int | None, runs: int) -> Fuse:
-    """Returns the log odds of the runs' mean cosine and one forgery score.
+    """Returns p(one identity) p(both real), of mean cosine and forgery score.
 
     As if the runs' embeddings were one, and forgeries were left to the run
-    that finds them best.
+    that finds them best. A pair is positive when both hold: a sum of both
+    scores would let the one make up for the other.
 
     Args:
       run: whose forgery score, counted among the runs that have one; None
@@ -74,16 +76,69 @@ def cosines_and(run: int | None, runs: int) -> Fuse:
       runs: M, how many have cosines: the first columns of the features.
     """
 
-    def two(features: Float64[np.ndarray, "P F"]) -> Float64[np.ndarray, "P 2"]:
+    def two(
+        features: Float64[np.ndarray, "P F"],
+    ) -> tuple[Float64[np.ndarray, " P"], Float64[np.ndarray, " P"]]:
         cosines, real = np.split(features, [runs], axis=1)
         own = real.mean(axis=1) if run is None else real[:, run]
-        return np.stack([cosines.mean(axis=1), own], axis=1)
+        return cosines.mean(axis=1), own
 
     def fuse(fit: PairTable) -> Score:
-        found = fit_logistic(two(fit.features), fit.positive)
-        return lambda table: found.logits(two(table.features))
+        product = fit_product(*two(fit.features), fit.positive)
+        return lambda table: product(*two(table.features))
 
     return fuse
+
+
+def fit_product(
+    cosine: Float64[np.ndarray, " P"],
+    log_real: Float64[np.ndarray, " P"],
+    positive: Bool[np.ndarray, " P"],
+) -> Callable[..., Float64[np.ndarray, " P"]]:
+    """Fits p(positive) = sigmoid(a cosine + b) * exp(log_real)^w.
+
+    By maximum likelihood, with a and w not negative and a slight pull to
+    a = 0, b = 0, w = 1, for which pairs that a score separates have an end.
+
+    Args:
+      cosine: of the pairs.
+      log_real: log-probabilities that both pictures are real, at most 0.
+      positive: which pairs are positive.
+
+    Returns:
+      What maps cosines and log-probabilities of pairs to log-odds.
+    """
+    mean, std = cosine.mean(), cosine.std() or 1.0
+
+    def log_probability(theta, cosine, log_real):
+        slope, bias, power = theta
+        same = -np.logaddexp(0, -(slope * (cosine - mean) / std + bias))
+        # Below 0 by more than rounding: log(1 - p) is needed, too.
+        return np.minimum(same + power * log_real, -1e-12)
+
+    def cost(theta: np.ndarray) -> float:
+        log_p = log_probability(theta, cosine, log_real)
+        fit = np.where(positive, log_p, log_not(log_p)).sum()
+        return 5e-3 * float(((theta - start) ** 2).sum()) - float(fit)
+
+    start = np.array([0.0, 0.0, 1.0])
+    theta = optimize.minimize(
+        cost,
+        start,
+        method="L-BFGS-B",
+        bounds=[(0, None), (None, None), (0, None)],
+    ).x
+
+    def log_odds(cosine, log_real):
+        log_p = log_probability(theta, cosine, log_real)
+        return log_p - log_not(log_p)
+
+    return log_odds
+
+
+def log_not(log_p: Float64[np.ndarray, " P"]) -> Float64[np.ndarray, " P"]:
+    """Returns log(1 - p), exact at both ends."""
+    return np.log(-np.expm1(log_p))
 
 
 def single(column: int) -> Fuse:

@@ -129,15 +129,52 @@ def test_one_run_may_know_people_and_another_forgeries(tmp_path):
     members = find_members(list(map(str, runs)), tmp_path)
     val = make_table([member.val for member in members])
     test = make_table([member.test for member in members])
-    cosine, real = (
+    known, asked = (
         [table.features[:, :3].mean(axis=1), table.features[:, 4]]
         for table in (val, test)
     )
-    found = verification.fit_logistic(np.stack(cosine, 1), val.positive)
     np.testing.assert_allclose(
         pair_fusion.cosines_and(1, 3)(val)(test),
-        found.logits(np.stack(real, 1)),
+        pair_fusion.fit_product(*known, val.positive)(*asked),
     )
+
+
+def draw_pairs(count, slope=2.0, bias=-0.5, power=0.5, seed=0):
+    """Pairs that are positive with the probability of the product."""
+    rng = np.random.default_rng(seed)
+    cosine = rng.normal(0.2, 0.3, count)
+    log_real = -rng.exponential(2.0, count)
+    same = 1 / (1 + np.exp(-(slope * (cosine - 0.2) / 0.3 + bias)))
+    probability = same * np.exp(power * log_real)
+    return cosine, log_real, probability, rng.random(count) < probability
+
+
+def test_a_product_finds_the_probabilities_that_pairs_were_drawn_with():
+    cosine, log_real, probability, positive = draw_pairs(20_000)
+    log_odds = pair_fusion.fit_product(cosine, log_real, positive)
+    found = 1 / (1 + np.exp(-log_odds(cosine, log_real)))
+    assert np.abs(found - probability).max() < 0.05
+    # A sum of both scores cannot be as near.
+    features = np.stack([cosine, log_real], axis=1)
+    logistic = verification.fit_logistic(features, positive)
+    far = np.abs(logistic.probabilities(features) - probability).mean()
+    assert np.abs(found - probability).mean() < far / 3
+
+
+@pytest.mark.parametrize("log_real", [0.0, -1e-30, -1e4])
+def test_a_product_is_finite_at_its_ends(log_real):
+    cosine = np.repeat([-1.0, 1.0], 30)
+    positive = cosine > 0  # A score that separates them, and one of no use.
+    fit = pair_fusion.fit_product(cosine, np.full(60, log_real), positive)
+    found = fit(np.array([-1.0, 1.0]), np.array([log_real, 0.0]))
+    assert np.isfinite(found).all() and found[0] < found[1]
+
+
+def test_where_all_are_real_a_product_ranks_as_the_cosine_does():
+    cosine, _, _, positive = draw_pairs(400, power=0.0)
+    zeros = np.zeros(len(cosine))
+    found = pair_fusion.fit_product(cosine, zeros, positive)(cosine, zeros)
+    np.testing.assert_array_equal(np.argsort(found), np.argsort(cosine))
 
 
 def test_weak_runs_take_nothing_from_a_strong_one(tmp_path):
