@@ -38,7 +38,8 @@ class Estimate:
 
     Attributes:
       value: of the metric, one side minus the other.
-      low, high: of the 95 % interval.
+      low, high: of the 95 % interval; NaN where nothing tells of chance, as
+        one seed without scores of examples.
     """
 
     value: float
@@ -149,9 +150,13 @@ class Scores:
 
         weights = self._seed_weights(len(seeds))
         values = differences(self._values)
-        drawn = np.repeat(values[:, None], self._draws, axis=1)
         if self.examples:
             drawn = differences(self._drawn)
+        else:
+            drawn = np.repeat(values[:, None], self._draws, axis=1)
+            if len(seeds) == 1:
+                # Nothing is drawn: a spread of 0 would look like certainty.
+                drawn = np.full_like(drawn, np.nan)
         classes = {}
         if self.classes:
             by_class = differences(self._class_values)

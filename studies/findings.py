@@ -206,6 +206,8 @@ def _advice(axis: Axis, effects: Sequence[Effect], sign: int) -> list[str]:
 
     def told(effect: Effect) -> str:
         d = effect.difference
+        if not math.isfinite(d.low):
+            return f"{d.value:+.4f} (no interval from so few runs)"
         return f"{d.value:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
 
     shown = [e for e in effects if e.difference.is_shown]

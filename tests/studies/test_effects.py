@@ -92,6 +92,16 @@ def test_one_seed_has_the_uncertainty_of_rows_alone():
     )
 
 
+def test_one_seed_without_rows_tells_nothing_of_chance():
+    """An interval of no width looked like certainty."""
+    found = {
+        (cell, 0): Outcome("m", 0.3 - cell / 10, 1, None) for cell in (0, 1)
+    }
+    contrast = Scores(found).contrast([(1, 0)], [0])
+    assert contrast.estimate.value == pytest.approx(-0.1)
+    assert np.isnan([contrast.estimate.low, contrast.estimate.high]).all()
+
+
 def test_by_class_a_class_without_rows_has_no_interval():
     def of(hits):
         true = np.eye(3)[[0, 0, 0, 1, 1, 1]]
