@@ -1,10 +1,11 @@
-"""Embeddings by classes with a margin, and a second head for forgeries.
+"""Embeddings by pairs that are hard, and a second head for forgeries.
 
-CosFace (Wang et al., "CosFace", CVPR 2018, arXiv 1801.09414) over pairs of
-identity and forgery on a ResNet-18 with the stem for small pictures, pooled in
-each cell of a grid, 256 dimensions; a second head tells forged pictures from
-real ones by every map of the network. A pair's similarity is what a logistic
-regression on validation pairs makes of the cosine and of both pictures' odds.
+The multi-similarity loss (Wang et al., "Multi-Similarity Loss with General
+Pair Weighting", CVPR 2019, arXiv 1904.06627) over pairs of identity and
+forgery on a ResNet-18 with the stem for small pictures, pooled in each cell of
+a grid, 256 dimensions; a second head tells forged pictures from real ones by
+every map of the network. A pair's similarity is what a logistic regression on
+validation pairs makes of the cosine and of both pictures' odds.
 
     python train.py --config=configs/verify.py \\
         --config.data.root=/data/faces --workdir=runs/verify
@@ -26,9 +27,11 @@ def get_config(variant: str = ""):
         encoder="resnet18", width=256, pooling="gem", grid=4
     )
     config.model_options.encoder_options = ConfigDict({"stem": "small"})
-    config.verify.update(forgeries="class+head", scale=20.0, class_margin=0.2)
+    config.verify.forgeries = "class+head"
+    # Of CosFace and ArcFace, for hundreds of people rather than thousands.
+    config.verify.update(scale=20.0, class_margin=0.2)
     verification.set_batches(config, 32, 4)
-    stage = dict(loss="cosface", weight_decay=5e-2, ema_decay=0.99)
+    stage = dict(loss="multi_similarity", weight_decay=5e-2, ema_decay=0.99)
     if variant == "":
         config.stages = (
             verification.stage(32, 4, learning_rate=1e-3, epochs=60.0, **stage),

@@ -305,7 +305,9 @@ class EmbeddingModel(nnx.Module):
         maps = self.encoder.feature_pyramid(images)
         last = at_least_float32(self.encoder.refine(maps[-1]))
         pool = cell_means if self.pool is None else self.pool
-        pooled = pool(last, self.grid).reshape(len(last), -1)  # [B, grid² C]
+        pooled = pool(last, self.grid)  # [B, grid, grid, C]
+        # An exported network has a batch of any size: a shape, no number.
+        pooled = pooled.reshape(last.shape[0], -1)  # [B, grid² C]
         if self.neck is not None:
             pooled = self.neck(pooled)
         embedding, norm = unit(pooled)
