@@ -28,6 +28,9 @@ FOLDS = 5
 # With fewer identities, hardly any pairs are left to fit on.
 MIN_IDENTITIES = 20
 
+# Of the pull that gives pairs which a score separates a finite fit.
+_RIDGE = 1e-2
+
 Score = Callable[[PairTable], Float64[np.ndarray, " P"]]
 # Fits to a table, and returns what scores another one.
 Fuse = Callable[[PairTable], Score]
@@ -98,7 +101,7 @@ def fit_product(
     """Fits p(positive) = sigmoid(a cosine + b) * exp(log_real)^w.
 
     By maximum likelihood, with a and w not negative and a slight pull to
-    a = 0, b = 0, w = 1, for which pairs that a score separates have an end.
+    a = 0, b = 0, w = 1, so that the fit is finite where a score separates them.
 
     Args:
       cosine: of the pairs.
@@ -119,7 +122,7 @@ def fit_product(
     def cost(theta: np.ndarray) -> float:
         log_p = log_probability(theta, cosine, log_real)
         fit = np.where(positive, log_p, log_not(log_p)).sum()
-        return 5e-3 * float(((theta - start) ** 2).sum()) - float(fit)
+        return float(0.5 * _RIDGE * ((theta - start) ** 2).sum() - fit)
 
     start = np.array([0.0, 0.0, 1.0])
     theta = optimize.minimize(

@@ -3,9 +3,9 @@
 python -m stacking.pairs --runs 'runs/*' --out runs/stack
 
 Runs that have compared the same pairs (`pairs/val.npz`, `pairs/test.npz`) are
-fused by z-norm, by ranks or by a logistic regression on their cosines and
-forgery scores or on the mean cosine and one run's forgery scores, or the best
-of them is taken alone. Which, is chosen by
+fused by z-norm, by ranks, by a logistic regression on their cosines and forgery
+scores or by a product of two probabilities, of the mean cosine and of one run's
+forgery scores, or the best of them is taken alone. Which, is chosen by
 cross-validation over identities, and the equal error rate of the choice is
 that of a second one around it.
 """

@@ -153,10 +153,9 @@ class Scores:
         if self.examples:
             drawn = differences(self._drawn)
         else:
-            drawn = np.repeat(values[:, None], self._draws, axis=1)
-            if len(seeds) == 1:
-                # Nothing is drawn: a spread of 0 would look like certainty.
-                drawn = np.full_like(drawn, np.nan)
+            # Of one seed nothing is drawn: no spread would look like certainty.
+            known = values if len(seeds) > 1 else np.full_like(values, np.nan)
+            drawn = np.repeat(known[:, None], self._draws, axis=1)
         classes = {}
         if self.classes:
             by_class = differences(self._class_values)
