@@ -185,7 +185,12 @@ class FlowUNet(nn.Module):
         if patch > 1:
             x = x.unflatten(1, (patch, patch, 3)).permute(0, 3, 4, 1, 5, 2)
             x = x.reshape(noisy.shape)
-        return (noisy - x) / time.clamp(min=0.05)[:, None, None, None]
+        return velocity_to(x, noisy, time)
+
+
+def velocity_to(image, noisy, time):
+    """See `jax_models.velocity.velocity_to`."""
+    return (noisy - image) / time.clamp(min=0.05)[:, None, None, None]
 
 
 def load(model: FlowUNet, params: Mapping[str, Any]) -> None:
@@ -305,7 +310,7 @@ def train_step(
             label = torch.where(dropped, classes, known)
             noisy = torch.lerp(clean, noise, time[:, None, None, None])
         found = call(noisy, time, label, parameters_of)
-        loss = F.mse_loss(found, noise - clean)
+        loss = F.mse_loss(found, velocity_to(clean, noisy, time))
         adam.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, stage.clip_norm)

@@ -76,7 +76,7 @@ def data() -> ConfigDict:
         # A generator's run, to train on its images besides the photos.
         generated="",
         generated_share=Field(0.5, share),
-        generated_weight=Field(1.0, not_negative),  # each counts in the loss
+        generated_weight=Field(1.0, positive),  # each counts in the loss
         # Classes whose images are taken: () all, 'rare' those with fewer
         # photos than a class has on average.
         generated_classes=(),

@@ -89,26 +89,43 @@ class ShuffledSampler(_EpochSampler):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MixedSampler:
-    """Rows of two samplers, evenly spread: each goes on where it was left.
+    """Rows of two samplers in random order: each goes on where it was left.
+
+    Every block of positions has its share of the second, at places drawn anew:
+    evenly spaced they would meet the same neighbours, and MixUp mixes
+    neighbours.
 
     Attributes:
       first: gives the rows of most positions.
       second: gives those of a share of the positions.
       share: of the second, 0 to 1.
       offset: added to the rows of the second.
+      seed: of their places.
     """
 
     first: Sampler
     second: Sampler
     share: float
     offset: int
+    seed: int
 
     def row(self, position: int) -> int:
         """Returns the row at a position of the stream, 0 and on."""
+        block, place = divmod(position, _MIXED_BLOCK)
+        position += int(_places(self.seed, block)[place]) - place
         before = math.floor(position * self.share)
         if math.floor((position + 1) * self.share) > before:
             return self.offset + self.second.row(before)
         return self.first.row(position - before)
+
+
+# Large beside a batch, so that places look independent; small beside an epoch.
+_MIXED_BLOCK = 1024
+
+
+@functools.lru_cache(maxsize=4)
+def _places(seed: int, block: int) -> np.ndarray:
+    return generator(seed, SHUFFLE, block).permutation(_MIXED_BLOCK)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

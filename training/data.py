@@ -106,7 +106,7 @@ class Data:
                 workdir.parent,
                 data.fold,
             ).of_classes(
-                data.generated_classes, self.source.classes, self.class_prior
+                data.generated_classes, self.source.classes, self._photo_prior
             )
         self._validation: list[dict] | None = None
 
@@ -122,7 +122,19 @@ class Data:
 
     @property
     def class_prior(self) -> np.ndarray:
-        """float [C], each class's share of the training rows, or pixels."""
+        """float [C], each class's share of what is trained on, or of pixels."""
+        found, config = self._photo_prior, self._config.data
+        if self.generated is None:
+            return found
+        labels = self.generated.examples.labels
+        images = np.bincount(labels, minlength=len(found)) / len(labels)
+        share = config.generated_share
+        found = (1 - share) * found + share * config.generated_weight * images
+        return found / found.sum()
+
+    @property
+    def _photo_prior(self) -> np.ndarray:
+        """As `class_prior`, of photos alone."""
         if not self.source.classes:
             return np.zeros(0)
         if self.source.mask_pixels is not None:

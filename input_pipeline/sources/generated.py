@@ -162,8 +162,10 @@ class Generated:
         rows = np.arange(len(self.examples))
         # Not in step with the photos, where there are as many of them.
         order = ShuffledSampler(rows, seed + 1)
-        share = data.generated_share
-        return both, MixedSampler(sampler, order, share, len(photos))
+        mixed = MixedSampler(
+            sampler, order, data.generated_share, len(photos), seed + 2
+        )
+        return both, mixed
 
 
 def open_generated(

@@ -206,14 +206,15 @@ def mix(
     kinds: Mapping[str, Kind],
     mixing: Mixing,
     key: Key[Array, ""],
-    weight: Float[AnyArray, " B"] | None = None,
-) -> Features:
+    weight: Float[AnyArray, " B"],
+) -> tuple[Features, Float[Array, " B"]]:
     """MixUp (Zhang et al. 2017) or CutMix (Yun et al. 2019).
 
     An example's partner is its neighbour in the batch, which is a random one
     as batches are shuffled. Every pixel is a weighted mean of the two, and the
     label's lambda is the image's own share of the pixels: for CutMix one minus
-    the area of the box after clipping.
+    the area of the box after clipping. Where the two weigh differently in the
+    loss, so do their shares of the label.
 
     Args:
       features: `image` float32 `[B, H, W, C]`, and perhaps masks int
@@ -221,18 +222,20 @@ def mix(
       kinds: of all features.
       mixing: what to draw.
       key: a JAX random key.
-      weight: of the examples; one is left unmixed where its own or its
-        partner's weight is 0, so that an image that could not be read leaves
-        no trace in a label.
+      weight: of the examples in the loss; one is left unmixed where its own
+        or its partner's weight is 0, so that an image that could not be read
+        leaves no trace in a label.
 
     Returns:
-      The features, of the same shapes.
+      The features, of the same shapes, and float `[B]`, what each weighs: the
+      mean of the two weights by lambda.
 
     Raises:
       UserError: MixUp of masks.
     """
+    weight = jnp.asarray(weight)
     if mixing.prob == 0:
-        return dict(features)
+        return dict(features), weight
     if Kind.MASK in (kinds[name] for name in features) and mixing.mixup_prob:
         raise UserError(
             f"mixing.mixup_prob is {mixing.mixup_prob}, but MixUp leaves no "
@@ -259,10 +262,12 @@ def mix(
     pixels = jnp.where(
         use_mixup[:, None, None], share[:, None, None], ~box
     )  # [1, H, W], the image's own weight at each pixel
-    mixed = whether < mixing.prob
-    if weight is not None:
-        mixed = mixed & (weight > 0) & (jnp.roll(weight, 1) > 0)
-    own = jnp.where(mixed, own, 1.0)[:, None]
+    partner_weight = jnp.roll(weight, 1)
+    mixed = (whether < mixing.prob) & (weight > 0) & (partner_weight > 0)
+    own = jnp.where(mixed, own, 1.0)  # [B]
+    # In this form equal weights stay as they are, to the bit.
+    total = weight + (1.0 - own) * (partner_weight - weight)
+    own = jnp.where(mixed, own * weight / total, 1.0)[:, None]
     pixels = jnp.where(mixed[:, None, None], pixels, 1.0)
     result = dict(features)
     for name, values in features.items():
@@ -274,7 +279,7 @@ def mix(
             result[name] = jnp.where(pixels > 0.5, values, partner)
         elif kinds[name] is Kind.LABEL:
             result[name] = own * values + (1.0 - own) * partner
-    return result
+    return result, total
 
 
 def _lambda(
@@ -359,8 +364,8 @@ def prepare_train(
       key: a JAX random key, another one each step.
 
     Returns:
-      images float32 `[B, H, W, 3]`, targets float32 `[B, C]`, weights float32
-      `[B]` (0 for images that could not be read).
+      images float32 `[B, H, W, 3]`, targets float32 `[B, C]`, and what each
+      weighs, float32 `[B]` (0 for images that could not be read).
     """
     kinds = {"image": Kind.IMAGE, "label": Kind.LABEL}
     features = {
@@ -369,7 +374,7 @@ def prepare_train(
     }
     weights = jnp.asarray(batch["weight"], jnp.float32)
     features = erase(features, kinds, mixing, key)
-    features = mix(features, kinds, mixing, key, weights)
+    features, weights = mix(features, kinds, mixing, key, weights)
     return features["image"], features["label"], weights
 
 
@@ -395,5 +400,5 @@ def prepare_once(
     kinds = {"image": Kind.IMAGE, "mask": Kind.MASK}
     features = {"image": images_of(batch, mean, std), "mask": batch["mask"]}
     features = erase(features, kinds, mixing, key)
-    features = mix(features, kinds, mixing, key, batch["weight"])
+    features, _ = mix(features, kinds, mixing, key, batch["weight"])
     return np.asarray(features["image"]), np.asarray(features["mask"])

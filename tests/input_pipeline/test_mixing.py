@@ -35,8 +35,8 @@ def mixed(settings, key, mask):
     )
     features = {"image": images, "label": jnp.eye(BATCH)}
     kinds = {"image": Kind.IMAGE, "label": Kind.LABEL}
-    found = mixing.mix(features, kinds, settings, key, mask)
-    return found["image"], found["label"]
+    found, weight = mixing.mix(features, kinds, settings, key, mask)
+    return found["image"], found["label"], weight
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,7 +44,8 @@ def mixed(settings, key, mask):
 @settings(max_examples=40, deadline=None)
 def test_labels_sum_to_one_and_lambda_is_the_pixel_share(kind, key, mask):
     mask = np.array(mask, np.float32)
-    images, targets = map(np.asarray, mixed(KINDS[kind], key, mask))
+    images, targets, weight = map(np.asarray, mixed(KINDS[kind], key, mask))
+    np.testing.assert_array_equal(weight, mask)
     np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
     assert targets.min() >= 0
     for row in range(BATCH):
@@ -63,7 +64,7 @@ def test_labels_sum_to_one_and_lambda_is_the_pixel_share(kind, key, mask):
 @given(key=KEYS)
 @settings(max_examples=40, deadline=None)
 def test_cutmix_pastes_one_rectangle(key):
-    images, targets = map(
+    images, targets, _ = map(
         np.asarray, mixed(KINDS["cutmix"], key, np.ones(BATCH, np.float32))
     )
     pasted = images[3, :, :, 0] == 2
@@ -72,6 +73,31 @@ def test_cutmix_pastes_one_rectangle(key):
     rows, columns = pasted.any(axis=1), pasted.any(axis=0)
     np.testing.assert_array_equal(pasted, rows[:, None] & columns)
     assert (np.diff(np.flatnonzero(rows)) == 1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    key=KEYS,
+    weight=st.lists(
+        st.sampled_from((0.0, 0.1, 1.0, 2.0)), min_size=BATCH, max_size=BATCH
+    ),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_each_counts_in_the_loss_goes_with_its_pixels(kind, key, weight):
+    """Of a weighted loss, an image gets its pixels' share of its weight."""
+    weight = np.array(weight, np.float32)
+    images, targets, after = map(np.asarray, mixed(KINDS[kind], key, weight))
+    np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
+    for row in range(BATCH):
+        partner = (row - 1) % BATCH
+        # Image b is constantly b, so its mean tells lambda; 0 has partner 7.
+        share = (images[row].mean() - partner) / (row - partner)
+        counted = np.zeros(BATCH)
+        counted[row] += share * weight[row]
+        counted[partner] += (1 - share) * weight[partner]
+        np.testing.assert_allclose(
+            after[row] * targets[row], counted, atol=1e-4
+        )
 
 
 def draw_many(settings, count=300):
@@ -110,7 +136,7 @@ def test_probabilities_are_kept():
     [Mixing(prob=0.0), Mixing(prob=0.0, erase_prob=1.0)],
 )
 def test_mixing_can_be_turned_off(settings):
-    _, targets = mixed(settings, jax.random.key(0), np.ones(BATCH))
+    _, targets, _ = mixed(settings, jax.random.key(0), np.ones(BATCH))
     np.testing.assert_array_equal(targets, np.eye(BATCH))
 
 
@@ -131,7 +157,7 @@ def segmented_batch():
 @settings(max_examples=30, deadline=None)
 def test_cutmix_pastes_the_same_box_of_image_and_mask(key):
     batch, cutmix = segmented_batch(), Mixing(mixup_prob=0.0)
-    found = mixing.mix(batch, SEGMENTED, cutmix, key, np.ones(BATCH))
+    found, _ = mixing.mix(batch, SEGMENTED, cutmix, key, np.ones(BATCH))
     assert found["mask"].dtype == np.uint8
     for channel in range(3):
         np.testing.assert_array_equal(
@@ -145,8 +171,9 @@ def test_cutmix_of_masks_leaves_unreadable_partners_out():
     weight[3] = 0
     batch, cutmix = segmented_batch(), Mixing(mixup_prob=0.0, cutmix_alpha=9.0)
     key = jax.random.key(1)
-    found = mixing.mix(batch, SEGMENTED, cutmix, key, weight)["mask"]
-    changed = (np.asarray(found) != batch["mask"]).any(axis=(1, 2))
+    found, after = mixing.mix(batch, SEGMENTED, cutmix, key, weight)
+    np.testing.assert_array_equal(after, weight)
+    changed = (np.asarray(found["mask"]) != batch["mask"]).any(axis=(1, 2))
     np.testing.assert_array_equal(
         changed, [row not in (3, 4) for row in range(BATCH)]
     )
@@ -154,7 +181,13 @@ def test_cutmix_of_masks_leaves_unreadable_partners_out():
 
 def test_mixup_of_masks_is_refused_in_one_sentence():
     with pytest.raises(UserError, match=r"--config\.mixing\.mixup_prob=0"):
-        mixing.mix(segmented_batch(), SEGMENTED, Mixing(), jax.random.key(0))
+        mixing.mix(
+            segmented_batch(),
+            SEGMENTED,
+            Mixing(),
+            jax.random.key(0),
+            np.ones(BATCH),
+        )
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])

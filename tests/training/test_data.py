@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import types
 
 import masked_photos
 import numpy as np
@@ -119,6 +120,19 @@ def test_one_fold_validates_and_the_others_train(data):
     labels = data.source.labelled.labels[data.train_rows]
     share = np.bincount(labels) / len(labels)
     np.testing.assert_allclose(data.class_prior, share)
+
+
+def test_the_prior_is_of_all_that_is_trained_on(tmp_path):
+    """Losses that make up for rare classes would do so twice, else."""
+    given = {"data.generated_share": 0.25, "data.generated_weight": 0.5}
+    data = open_data(tmp_path, digits(**given))
+    photos = data.class_prior
+    images = types.SimpleNamespace(labels=np.array([3, 3, 7]))
+    data.generated = types.SimpleNamespace(examples=images)
+    expected = 0.75 * photos
+    expected[3] += 0.125 * 2 / 3
+    expected[7] += 0.125 / 3
+    np.testing.assert_allclose(data.class_prior, expected / 0.875)
 
 
 def test_folds_are_written_only_once_the_run_folder_is_ours(tmp_path, data):

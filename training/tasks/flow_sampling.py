@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Key
 
 from jax_models import cpu_kernels
+from jax_models.velocity import unshortened
 from training.loop.state import AbstractModel
 from training.multihost import sharding
 
@@ -113,14 +114,22 @@ def guided(model, label: Int32[Array, " B"], guidance: float) -> Velocity:
 
     def velocity(x, time):
         if guidance in (0, 1):
-            return model(x, time, label if guidance else anything)
+            found = model(x, time, label if guidance else anything)
+            return unshortened(found, time)
+
+        def side_by_side(one, other):
+            """[B, ...] twice to [2 B, ...]: an image's two stay on its device,
+            where one batch behind the other would send half of each away."""
+            return jnp.stack([one, other], 1).reshape(-1, *one.shape[1:])
+
         both = model(
-            jnp.concatenate([x, x]),
-            jnp.concatenate([time, time]),
-            jnp.concatenate([label, anything]),
+            side_by_side(x, x),
+            side_by_side(time, time),
+            side_by_side(label, anything),
         )
-        known, free = jnp.split(both, 2)
-        return free + guidance * (known - free)
+        both = both.reshape(-1, 2, *both.shape[1:])
+        known, free = both[:, 0], both[:, 1]
+        return unshortened(free + guidance * (known - free), time)
 
     return velocity
 

@@ -25,6 +25,7 @@ from core.errors import UserError
 from input_pipeline.sources.base import Kind, Source
 from input_pipeline.sources.pictures import read_pictures
 from input_pipeline.transforms.views import SquareTransform
+from jax_models.velocity import velocity_to
 from run_folder import layout
 from training.loop.stages import Stage
 from training.loop.step import Loss
@@ -206,10 +207,11 @@ class Generation(Task):
                 jax.random.normal(time_key, (count,)) + config.time_shift
             )
             noise = jax.random.normal(noise_key, images.shape)
+            noisy = mixed(images, noise, time)
             drop = jax.random.uniform(drop_key, (count,)) < config.label_drop
             return {
-                "noisy": mixed(images, noise, time),
-                "velocity": noise - images,
+                "noisy": noisy,
+                "velocity": velocity_to(images, noisy, time),
                 "time": time,
                 "label": jnp.where(drop, anything, batch["label"]),
                 "augmentation": augmentation,
@@ -368,8 +370,10 @@ class VelocityEvaluator:
             time = jax.nn.sigmoid(
                 jax.scipy.special.ndtri(quantile) + self._shift
             )
-            found = model(mixed(images, noise, time), time, label)
-            errors = jnp.square(found - (noise - images)).mean((1, 2, 3))
+            noisy = mixed(images, noise, time)
+            found = model(noisy, time, label)
+            errors = found - velocity_to(images, noisy, time)
+            errors = jnp.square(errors).mean((1, 2, 3))
             loss = loss + (errors * weights).sum() / TIMES
         return {
             "loss": totals["loss"] + loss,

@@ -203,7 +203,9 @@ class Segmentation(Task):
             }
             weight = batch["weight"]
             features = mixing.erase(features, self.features, mix, key)
-            features = mixing.mix(features, self.features, mix, key, weight)
+            features, weight = mixing.mix(
+                features, self.features, mix, key, weight
+            )
             images = jax.lax.optimization_barrier(features["image"])
             return {
                 "image": images,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_models.velocity import velocity_to
 from training.tasks import flow_augmentation, flow_sampling
 
 
@@ -20,6 +21,23 @@ def test_a_straight_flow_is_followed_exactly(sampler):
     for steps in (1, 3):
         end = flow_sampling.follow(velocity, start, sampler, steps)
         np.testing.assert_allclose(end, image, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_a_network_that_knows_the_image_ends_on_it(sampler, guidance):
+    """Also by many steps, of which the last have the shortened velocity."""
+    start, image = normal(), normal(seed=1)
+
+    def model(x, time, label):
+        return velocity_to(jnp.repeat(image, len(x) // 4, axis=0), x, time)
+
+    model.num_classes = 3
+    labels = jnp.zeros(4, jnp.int32)
+    velocity = flow_sampling.guided(model, labels, guidance)
+    for steps in (5, 50, 100):
+        end = flow_sampling.follow(velocity, start, sampler, steps)
+        np.testing.assert_allclose(end, image, atol=1e-4)
 
 
 def gaussian_velocity(deviation):
