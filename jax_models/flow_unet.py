@@ -164,6 +164,12 @@ class FlowUNet(VelocityModel):
             patch=config.patch,
             multipliers=min(config.multipliers, default=0),
         )
+        levels = range(len(config.multipliers))
+        if beyond := [n for n in config.attention if n not in levels]:
+            raise UserError(
+                f"flow_unet has attention={tuple(config.attention)} and "
+                f"{len(levels)} levels, from 0 on; leave {beyond} out"
+            )
         if config.width % _GROUP_WIDTH:
             raise UserError(
                 f"flow_unet has width={config.width}; take a multiple of "

@@ -77,6 +77,13 @@ def _scores(scores: dict[str, Any]) -> Section:
     ]
     made = scores["sets"]["generated"]
     classes = scores["accuracy_of_class"]
+    chosen = ""
+    if scores.get("filter"):
+        chosen = (
+            " It also chose the generated ones, those of their class with a "
+            f"probability of {scores['filter']:g} or more, so its scores of "
+            "them flatter."
+        )
     return Section(
         "Scores of the images",
         template(_TEMPLATE).scores(rows, classes),
@@ -85,7 +92,7 @@ def _scores(scores: dict[str, Any]) -> Section:
         f"{judge['step']}, {judge['fingerprint'][:12]}), which was trained on "
         "the same fold. They compare only within these features: FD is no "
         "FID. The judge is right about "
-        f"{scores['held_out_accuracy']:.1%} of the photos held out.",
+        f"{scores['held_out_accuracy']:.1%} of the photos held out.{chosen}",
         figures=(
             Figure("KID", f"{made['kid']:.4f}", f"± {made['kid_std']:.4f}"),
             Figure(

@@ -98,7 +98,11 @@ class Data:
         _check_batches(config, mesh)
         self.generated = None
         if data.generated:
-            _check_generated(task)
+            if not task.takes_generated:
+                raise UserError(
+                    "data.generated gives images and their classes, on which "
+                    f"the {task.name} task cannot train; leave it out"
+                )
             self.generated = open_generated(
                 data.generated,
                 self.source,
@@ -123,14 +127,9 @@ class Data:
     @property
     def class_prior(self) -> np.ndarray:
         """float [C], each class's share of what is trained on, or of pixels."""
-        found, config = self._photo_prior, self._config.data
         if self.generated is None:
-            return found
-        labels = self.generated.examples.labels
-        images = np.bincount(labels, minlength=len(found)) / len(labels)
-        share = config.generated_share
-        found = (1 - share) * found + share * config.generated_weight * images
-        return found / found.sum()
+            return self._photo_prior
+        return self.generated.prior(self._photo_prior, self._config.data)
 
     @property
     def _photo_prior(self) -> np.ndarray:
@@ -199,7 +198,8 @@ class Data:
         """Returns what the plan says of the data, as {heading: text}."""
         source, config = self.source, self._config.data
         test = f"{len(source.test):,} to predict" if source.test else "no test"
-        notes = "; ".join(self._folds_notes)
+        notes, generated = "; ".join(self._folds_notes), self.generated
+        rows_hash = self.identity()["rows_hash"]
         division = f"fold {config.fold} of {config.folds}"
         if source.given_folds is not None:
             division = "as the folders say"
@@ -212,7 +212,7 @@ class Data:
             "images": f"{len(self.train_rows):,} to train, "
             f"{len(self.val_rows):,} to validate ({division}), {test}",
             **({"folds": notes} if notes else {}),
-            **(self.generated.describe(config) if self.generated else {}),
+            **(generated.describe(config, rows_hash) if generated else {}),
             **source.describe(),
         }
 
@@ -376,15 +376,6 @@ def _check_features(
             f"the task learns from {', '.join(features)}, and data.source "
             f"'{source}' has no {' and no '.join(lacking)}; set "
             "--config.data.source to one that has"
-        )
-
-
-def _check_generated(task: type[Task]) -> None:
-    """Refuses tasks that learn more from a photo than its class."""
-    if task.name == "generate" or set(task.features) - {"image", "label"}:
-        raise UserError(
-            f"data.generated gives images and their classes, on which the "
-            f"{task.name} task cannot train; leave it out"
         )
 
 

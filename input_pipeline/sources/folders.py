@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from input_pipeline.sources.base import (
     Source,
     fingerprint,
 )
+from run_folder import layout
 
 
 def open_folders(data: Any, root: Path) -> Source:
@@ -79,7 +81,7 @@ def open_folders(data: Any, root: Path) -> Source:
             "class; set --config.data.root, or --config.data.answers if the "
             "csv has another name"
         )
-    notes = _check_below(train, names, set(folders))
+    notes = _check_below(train, names, set(folders)) + _generated(train)
     targets, note = labels_lib.without_fractions(targets)
     classes, labels = labels_lib.encode(targets)
     if len(classes) < 2:
@@ -112,6 +114,21 @@ def open_folders(data: Any, root: Path) -> Source:
             *map(str, labels_lib.doubts(classes)),
         ],
     )
+
+
+def _generated(train: Path) -> list[str]:
+    """Says that images are not photos, where a generator has left them."""
+    try:
+        manifest = json.loads(
+            (train / Path(layout.SAMPLES).name).read_text("utf-8")
+        )
+        _ = manifest["saw"], manifest["images"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [
+        "a generator made these images, so scores tell how well they are known "
+        "and not photos: data.generated trains on them and validates on photos"
+    ]
 
 
 def _folders(root: Path, *others: Path | None) -> list[listing.Folder]:

@@ -70,12 +70,14 @@ class Generated:
       folder: of its run.
       examples: the images.
       digest: names their content.
+      rows_hash: of the photos that the generator saw, and the others.
       classes: whose images these are, where others are left out.
     """
 
     folder: Path
     examples: FileExamples
     digest: str
+    rows_hash: str
     classes: tuple[str, ...] = ()
 
     def of_classes(
@@ -128,18 +130,38 @@ class Generated:
         )
         return dataclasses.replace(self, examples=examples, classes=names)
 
-    def describe(self, data: Any) -> dict[str, str]:
+    def describe(self, data: Any, rows_hash: str) -> dict[str, str]:
         """Returns what the plan says of it, as {heading: text}.
 
         Args:
           data: `config.data`.
+          rows_hash: of the data.
         """
+        doubt = ""
+        if rows_hash != self.rows_hash:
+            doubt = (
+                "; its generator learned from other data, so if photos that "
+                "validate here were among them by other ids, scores are too "
+                "high"
+            )
         of = f" of {', '.join(self.classes)}" if self.classes else ""
         return {
             "generated": f"{len(self.examples):,} images{of} in {self.folder}: "
             f"{data.generated_share:.0%} of what is trained on, weight "
-            f"{data.generated_weight:g}"
+            f"{data.generated_weight:g}{doubt}"
         }
+
+    def prior(self, photos: np.ndarray, data: Any) -> np.ndarray:
+        """Returns each class's share of a loss over both: float [C].
+
+        Args:
+          photos: float [C], of the photos.
+          data: `config.data`, the share and the weight of these images.
+        """
+        labels, share = self.examples.labels, data.generated_share
+        images = np.bincount(labels, minlength=len(photos)) / len(labels)
+        both = (1 - share) * photos + share * data.generated_weight * images
+        return both / both.sum()
 
     def mixed(
         self, photos: Examples, sampler: Sampler, data: Any, seed: int
@@ -208,16 +230,19 @@ def open_generated(
         files = [image["file"] for image in manifest["images"]]
         labels = [int(image["label"]) for image in manifest["images"]]
         digests = {file: written["files"][file]["sha256"] for file in files}
+        rows_hash = manifest["rows_hash"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"data.generated names {folder}, which has no finished export of "
             "generated images; name the --workdir of a run of "
             "configs/flow.py that has come to its end"
         ) from error
-    if not files or not artifacts.is_complete(folder):
+    complete = bool(files) and artifacts.is_complete(folder)
+    # Their content names them in this run's identity, so it must be theirs.
+    if not complete or any(_sha256(folder / f) != digests[f] for f in files):
         raise UserError(
-            f"data.generated names {folder}, some of whose images are gone; "
-            "run its training's command again with --export"
+            f"data.generated names {folder}, some of whose images are gone or "
+            "have changed; run its training's command again with --export"
         )
     if tuple(classes) != tuple(source.classes):
         raise UserError(
@@ -246,4 +271,9 @@ def open_generated(
     )
     text = json.dumps([digests, labels], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Generated(folder, examples, digest)
+    return Generated(folder, examples, digest, rows_hash)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

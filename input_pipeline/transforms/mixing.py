@@ -207,14 +207,13 @@ def mix(
     mixing: Mixing,
     key: Key[Array, ""],
     weight: Float[AnyArray, " B"],
-) -> tuple[Features, Float[Array, " B"]]:
+) -> tuple[Features, Float[AnyArray, " B"]]:
     """MixUp (Zhang et al. 2017) or CutMix (Yun et al. 2019).
 
-    An example's partner is its neighbour in the batch, which is a random one
-    as batches are shuffled. Every pixel is a weighted mean of the two, and the
-    label's lambda is the image's own share of the pixels: for CutMix one minus
-    the area of the box after clipping. Where the two weigh differently in the
-    loss, so do their shares of the label.
+    An example's partner is its neighbour in the batch, a random one as batches
+    are shuffled. Every pixel is a weighted mean of the two, and lambda is the
+    image's own share of the pixels: for CutMix one minus the area of the box
+    after clipping. Labels are mixed by lambda and the weights in the loss.
 
     Args:
       features: `image` float32 `[B, H, W, C]`, and perhaps masks int
@@ -222,18 +221,15 @@ def mix(
       kinds: of all features.
       mixing: what to draw.
       key: a JAX random key.
-      weight: of the examples in the loss; one is left unmixed where its own
-        or its partner's weight is 0, so that an image that could not be read
-        leaves no trace in a label.
+      weight: of the examples in the loss; where it or its partner's is 0, one
+        is left unmixed: an unreadable image leaves no trace in a label.
 
     Returns:
-      The features, of the same shapes, and float `[B]`, what each weighs: the
-      mean of the two weights by lambda.
+      The features, of the same shapes, and what each weighs, float `[B]`.
 
     Raises:
       UserError: MixUp of masks.
     """
-    weight = jnp.asarray(weight)
     if mixing.prob == 0:
         return dict(features), weight
     if Kind.MASK in (kinds[name] for name in features) and mixing.mixup_prob:
@@ -265,7 +261,7 @@ def mix(
     partner_weight = jnp.roll(weight, 1)
     mixed = (whether < mixing.prob) & (weight > 0) & (partner_weight > 0)
     own = jnp.where(mixed, own, 1.0)  # [B]
-    # In this form equal weights stay as they are, to the bit.
+    # So written, equal weights stay as they are to the bit.
     total = weight + (1.0 - own) * (partner_weight - weight)
     own = jnp.where(mixed, own * weight / total, 1.0)[:, None]
     pixels = jnp.where(mixed[:, None, None], pixels, 1.0)

@@ -1,5 +1,6 @@
 """A generator through the real command: its images, what it saw, their use."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -188,6 +189,15 @@ def test_a_generator_that_saw_validation_photos_is_refused(run, capsys):
     assert not workdir.exists()
 
 
+def test_a_judge_that_learned_from_generated_images_is_refused(run, capsys):
+    mixed = run.parent / "mixed-judge"
+    learned = (CLASSIFIER, "--config.data.generated=flow")
+    assert training(mixed, *learned, "--config.data.generated_share=0.5") == 0
+    judged = "--config.generate.judge=mixed-judge"
+    assert training(run.parent / "other", RECIPE, judged) == 2
+    assert "which learned from generated images" in said(capsys)
+
+
 def test_a_judge_of_another_fold_is_refused(judge, capsys):
     code = training(
         judge.parent / "other",
@@ -233,6 +243,17 @@ def test_a_judge_of_another_fold_is_refused(judge, capsys):
         (("--config.model=dit",), "the classify task cannot train"),
         (("--config.data.generated=nowhere",), "has no finished export"),
         (
+            (
+                f"--config={ROOT / 'configs/tinyvit_simclr.py'}:demo",
+                "--config.data.generated=nowhere",
+            ),
+            "the simclr task cannot train",
+        ),
+        (
+            (f"{LARGE}:demo", "--config.model_options.attention=(1,2)"),
+            "has attention=(1, 2) and 2 levels",
+        ),
+        (
             (RECIPE, "--config.data.generated=nowhere"),
             "the generate task cannot train",
         ),
@@ -256,10 +277,15 @@ def test_the_images_of_a_run_cannot_be_exchanged(run, capsys):
         arguments = (CLASSIFIER, "--config.data.generated=flow")
         assert training(workdir, *arguments) == 2
         assert "some of whose images are gone" in said(capsys)
-        first.write_bytes(kept)
+        # Another picture, and an export that says so.
+        Image.new("RGB", (32, 32), "white").save(first)
+        content = first.read_bytes()
         name = manifest(run)["images"][0]["file"]
         changed = json.loads(json.dumps(artifacts))
-        changed["files"][name]["sha256"] = "0" * 64
+        changed["files"][name] = {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
         (run / "artifacts.json").write_text(json.dumps(changed))
         assert training(workdir, *arguments) == 2
         assert "generated of the data" in said(capsys)

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from configs import inputs
 from core.errors import UserError
 from input_pipeline import loader, samplers
 from input_pipeline.samplers import MixedSampler, ShuffledSampler
 from input_pipeline.sources.base import ArrayExamples, Source
+from input_pipeline.sources.folders import open_folders
 from input_pipeline.sources.generated import open_generated
 from input_pipeline.transforms.policy import Augment, TrainTransform
 
@@ -59,7 +61,13 @@ def generator(folder, saw, classes=("a", "b"), count=6):
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         images.append({"file": name, "label": index % 2})
-    about = {"classes": classes, "images": images, "saw": saw, "fold": 0}
+    about = {
+        "classes": classes,
+        "images": images,
+        "saw": saw,
+        "fold": 0,
+        "rows_hash": "same",
+    }
     (folder / "samples/manifest.json").write_text(json.dumps(about))
     (folder / "artifacts.json").write_text(json.dumps({"files": files}))
     return folder
@@ -163,6 +171,15 @@ def test_a_damaged_generated_image_counts_nothing(tmp_path, capsys):
     assert "bad image" in capsys.readouterr().err
 
 
+def test_as_folders_they_are_no_photos_and_it_is_said(tmp_path):
+    folder = generator(tmp_path / "flow", SAW) / "samples"
+    data = inputs.data()
+    (told,) = open_folders(data, folder).notes
+    assert "a generator made these images" in told
+    (folder / "manifest.json").write_text('{"images": []}')
+    assert open_folders(data, folder).notes == []
+
+
 def test_what_it_is_depends_on_the_content_of_the_images(tmp_path):
     one = opened(generator(tmp_path / "one", SAW))
     same = opened(generator(tmp_path / "same", SAW))
@@ -182,8 +199,11 @@ def test_of_some_classes_alone(tmp_path, wanted):
     assert found.examples.ids.tolist() == names
     assert found.examples.read(2) == whole.examples.read(5)
     data = types.SimpleNamespace(generated_share=0.2, generated_weight=1.0)
-    (told,) = found.describe(data).values()
+    (told,) = found.describe(data, "same").values()
     assert told.startswith("3 images of b in ")
+    assert told.endswith("weight 1")
+    (told,) = found.describe(data, "another").values()
+    assert "learned from other data" in told
 
 
 def test_all_classes_unless_some_are_named(tmp_path):
@@ -235,8 +255,14 @@ def test_leaks_and_strangers_are_refused(tmp_path):
     other = generator(tmp_path / "other", SAW, classes=("a", "c"))
     with pytest.raises(UserError, match="other classes"):
         opened(other)
-    next(folder.glob("samples/*/*.png")).unlink()
-    with pytest.raises(UserError, match="images are gone"):
+    image = next(folder.glob("samples/*/*.png"))
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1  # Of the same size.
+    image.write_bytes(content)
+    with pytest.raises(UserError, match="gone or have changed"):
+        opened(folder)
+    image.unlink()
+    with pytest.raises(UserError, match="gone or have changed"):
         opened(folder)
     with pytest.raises(UserError, match="no finished export"):
         opened(tmp_path / "nothing")

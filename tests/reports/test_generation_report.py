@@ -92,6 +92,16 @@ def test_the_report_tells_scores_grids_and_pairs(run):
     assert page.count('alt="generated"') == 1 and "gone" in page
 
 
+def test_a_judge_that_chose_the_images_flatters_them(run):
+    def told():
+        return generation_sections(run, pictures)[0].note
+
+    assert "flatter" not in told()
+    chosen = {**SCORES, "filter": 0.6}
+    (run / "samples/scores.json").write_text(json.dumps(chosen))
+    assert "probability of 0.6 or more, so its scores of them flatter" in told()
+
+
 def test_without_scores_or_grids_there_is_less(run):
     (run / "samples/scores.json").unlink()
     assert [s.title for s in generation_sections(run)] == [

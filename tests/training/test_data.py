@@ -12,6 +12,7 @@ from configs import common
 from core.errors import UserError
 from input_pipeline.samplers import ShuffledSampler
 from input_pipeline.sources.base import Kind
+from input_pipeline.sources.generated import Generated
 from run_folder import folds_file
 from training import data as data_lib
 from training.loop import stages
@@ -128,7 +129,7 @@ def test_the_prior_is_of_all_that_is_trained_on(tmp_path):
     data = open_data(tmp_path, digits(**given))
     photos = data.class_prior
     images = types.SimpleNamespace(labels=np.array([3, 3, 7]))
-    data.generated = types.SimpleNamespace(examples=images)
+    data.generated = Generated(None, images, "", "")
     expected = 0.75 * photos
     expected[3] += 0.125 * 2 / 3
     expected[7] += 0.125 / 3

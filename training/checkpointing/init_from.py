@@ -177,7 +177,7 @@ def open_encoder(
             "from other weights; name those, or choose another --workdir"
         )
     if path:
-        _caution(path)
+        caution(path)
         return opened
     run = open_run(
         config.init_from, workdir, config.data.fold, "init_from", pin
@@ -187,16 +187,28 @@ def open_encoder(
         nnx.to_pure_dict(abstract_model.params),
         nnx.to_pure_dict(abstract_model.batch_stats),
     )
+    fold = config.data.fold
     same_rows = run.identity["rows_hash"] == identity["rows_hash"]
     if registry.get(run.config.task).learns_labels:
         if same_rows:
-            refuse_leak(run, identity, config.data.fold, "init_from")
+            refuse_leak(run, identity, fold, "init_from")
         else:
-            _caution(run.folder)
+            caution(run.folder)
+    elif same_rows and not _same_fold(run, identity, fold):
+        print(
+            f"note: {run.folder} has seen images that validate here, without "
+            "their labels, so scores may be a little too high; a run over the "
+            f"same folds with --config.data.fold={fold} has not"
+        )
     return run
 
 
-def _caution(source: Path) -> None:
+def _same_fold(run: Run, identity: Mapping[str, Any], fold: int) -> bool:
+    same_folds = run.identity["folds_hash"] == identity["folds_hash"]
+    return same_folds and run.config.data.fold == fold
+
+
+def caution(source: Path) -> None:
     """Says that nobody can tell whether scores are honest."""
     print(
         f"note: if images that validate here were among those that {source} "
@@ -218,8 +230,7 @@ def refuse_leak(
     Raises:
       UserError: its folds are others.
     """
-    same_folds = run.identity["folds_hash"] == identity["folds_hash"]
-    if not same_folds or run.config.data.fold != fold:
+    if not _same_fold(run, identity, fold):
         raise UserError(
             f"{field} names {run.folder}, which was trained on rows that "
             "validate here, so scores would be too high; take a run over the "

@@ -63,6 +63,7 @@ class Task(abc.ABC):
       explains: whether it can draw where in a photo it looked.
       answers: {name: what it is} of an exported model's arrays, if not logits.
       learns_labels: whether rows that validate elsewhere must be kept from it.
+      takes_generated: whether it trains on generated images (`data.generated`).
       abstract_model: the model without its numbers.
       views: test-time views for new images; under `eval.tta=auto` the first
         alone, until `export` has chosen.
@@ -83,6 +84,7 @@ class Task(abc.ABC):
     explains: ClassVar[bool] = False
     answers: ClassVar[Mapping[str, str]] = {}
     learns_labels: ClassVar[bool] = False
+    takes_generated: ClassVar[bool] = False
     known_views: ClassVar[Sequence[str]] = VIEWS
 
     statistics: Statistics

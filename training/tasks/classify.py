@@ -69,6 +69,7 @@ class Classification(Task):
     chooses_views: ClassVar[bool] = True
     explains: ClassVar[bool] = True
     learns_labels: ClassVar[bool] = True
+    takes_generated: ClassVar[bool] = True
 
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
         super().__init__(config, classes)
@@ -134,7 +135,7 @@ class Classification(Task):
             run = init_from.open_run(
                 name, workdir, fold, "distill_from", pins.get(place)
             )
-            _check_teacher(run, identity, fold)
+            _check_teacher(run, identity, fold, self.config.image_size)
             self._teachers[name] = run, self._abstract_model_of(run)
             self._teacher_channels[name] = run.channels
             found[place] = run.pin
@@ -347,9 +348,11 @@ def make_prepare(mix: mixing.Mixing):
 
 
 def _check_teacher(
-    teacher: init_from.Run, identity: Mapping[str, Any], fold: int
+    teacher: init_from.Run, identity: Mapping[str, Any], fold: int, size: int
 ) -> None:
     """Refuses a teacher of other classes, or that saw validation rows.
+
+    Says so where it learned from images of another size.
 
     Raises:
       UserError: what differs.
@@ -365,3 +368,9 @@ def _check_teacher(
             "from a run over the same data"
         )
     init_from.refuse_leak(teacher, identity, fold, "distill_from")
+    if teacher.config.image_size != size:
+        print(
+            f"note: the teacher in {teacher.folder} learned from images of "
+            f"{teacher.config.image_size} px and sees those of {size} here, as "
+            "its student does"
+        )

@@ -134,8 +134,8 @@ def guided(model, label: Int32[Array, " B"], guidance: float) -> Velocity:
     return velocity
 
 
-# (params, batch_stats, labels, indices) -> uint8 [N, H, W, 3]
-Sampler = Callable[[dict, dict, np.ndarray, np.ndarray], np.ndarray]
+# (params, batch_stats, labels [N], indices [N]) -> N times uint8 [H, W, 3]
+Sampler = Callable[[dict, dict, np.ndarray, np.ndarray], Iterator[np.ndarray]]
 
 
 def make_sampler(
@@ -166,14 +166,10 @@ def make_sampler(
             jnp.uint8
         )
 
-    def sample(params, batch_stats, labels, indices) -> np.ndarray:
-        found = [
-            sharding.to_host(make(params, batch_stats, batch))[:count]
-            for batch, count in _batches(labels, indices, how.chunk, mesh)
-        ]
-        if not found:
-            return np.zeros((0, size, size, 3), np.uint8)
-        return np.concatenate(found)
+    def sample(params, batch_stats, labels, indices) -> Iterator[np.ndarray]:
+        for batch, count in _batches(labels, indices, how.chunk, mesh):
+            images = make(params, batch_stats, batch)
+            yield from sharding.to_host(images)[:count]
 
     return sample
 

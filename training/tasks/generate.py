@@ -22,6 +22,7 @@ import jax_models
 from configs.generation import UNCHANGED
 from core.atomic_files import atomic_write
 from core.errors import UserError
+from input_pipeline.parallel_scan import with_progress
 from input_pipeline.sources.base import Kind, Source
 from input_pipeline.sources.pictures import read_pictures
 from input_pipeline.transforms.views import SquareTransform
@@ -262,7 +263,7 @@ class Generation(Task):
         labels = np.repeat(np.arange(rows), GRID_COLUMNS)
         indices = np.tile(np.arange(GRID_COLUMNS), rows)
         images = self.sampler_on(mesh)(params, batch_stats, labels, indices)
-        picture = grid(images, GRID_COLUMNS)
+        picture = grid(np.stack(list(images)), GRID_COLUMNS)
 
         def write() -> None:
             from PIL import Image
@@ -288,7 +289,10 @@ class Generation(Task):
         make = self.sampler_on(data.mesh)
 
         def sample(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
-            return make(params, batch_stats, labels, indices)
+            images = make(params, batch_stats, labels, indices)
+            if comm.is_primary():
+                images = with_progress(images, len(labels), "generating")
+            return np.stack(list(images))
 
         return export_samples(self.config, data, writer, sample, self._judge)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +61,9 @@ def export_samples(
       UserError: the judge leaves too few images.
     """
     known, rows = data.source.labelled, data.train_rows
+    classes = data.source.classes
     labels, indices = wanted(known.labels[rows], config.generate.count)
+    wanted_of_class = np.bincount(labels, minlength=len(classes))
     images = sample(labels, indices)
     dropped = 0
     if config.generate.filter and judge is not None:
@@ -72,7 +76,8 @@ def export_samples(
                 "--config.generate.filter lower and give --export, or train "
                 "longer"
             )
-    names = folder_names(data.source.classes)
+    lacking = wanted_of_class - np.bincount(labels, minlength=len(classes))
+    names = folder_names(classes)
     files = [
         f"samples/{names[label]}/{index:05d}.png"
         for label, index in zip(labels, indices, strict=True)
@@ -84,7 +89,7 @@ def export_samples(
             writer.image(name, image)
         c = config.generate
         manifest = {
-            "classes": list(data.source.classes),
+            "classes": list(classes),
             "images": [
                 {"file": name, "label": int(label)}
                 for name, label in zip(files, labels, strict=True)
@@ -95,6 +100,10 @@ def export_samples(
             "guidance": c.guidance,
             "sample_seed": c.sample_seed,
             "left_out_by_judge": dropped,
+            "lacking": {
+                classes[label]: int(lacking[label])
+                for label in np.flatnonzero(lacking)
+            },
             "fold": data.fold,
             **{
                 name: data.identity()[name]
@@ -103,7 +112,15 @@ def export_samples(
             "saw": known.ids[rows].tolist(),
         }
         path = writer.json(layout.SAMPLES, manifest)
-        return f"{len(files):,} images in {path.parent}"
+        told = f"{len(files):,} images in {path.parent}"
+        if manifest["lacking"]:
+            fewer = (f"{n:,} of {c}" for c, n in manifest["lacking"].items())
+            told += (
+                f", fewer than asked for by {', '.join(fewer)}: the judge took "
+                f"too few in {_ROUNDS} rounds; set --config.generate.filter "
+                "lower"
+            )
+        return told
 
     told = comm.run_on_primary(write)
     if judge is None:
@@ -144,6 +161,9 @@ def folder_names(classes: tuple[str, ...]) -> list[str]:
     """Returns a folder for each class: its name, where that can be one."""
     plain = re.compile(r"[\w-][\w .-]{0,99}")
     fine = all(plain.fullmatch(name) for name in classes)
+    # The names of the files beside the folders.
+    taken = {Path(layout.SAMPLES).name, Path(layout.SAMPLE_SCORES).name}
+    fine &= not taken.intersection(name.casefold() for name in classes)
     fine &= len({name.casefold() for name in classes}) == len(classes)
     if fine:
         return list(classes)
@@ -206,6 +226,9 @@ def _remove_stale(writer: ArtifactWriter, files: set[str]) -> None:
         name = f"samples/{path.parent.name}/{path.name}"
         if name not in files and path.stem.isdigit():
             path.unlink(missing_ok=True)
+            # A class without an image would be no class of a folder of photos.
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
 
 def _scores(
@@ -261,6 +284,7 @@ def _scores(
     right = made.probabilities.argmax(1) == labels
     return {
         "judge": judge.about,
+        "filter": config.generate.filter,
         "folds_hash": data.folds_hash,
         "fold": data.fold,
         "images": count,

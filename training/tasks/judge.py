@@ -54,8 +54,8 @@ class Judge:
       about: what names the weights, for the scores.
 
     Raises:
-      UserError: it is no classifier, of other classes, or has seen rows that
-        validate here.
+      UserError: it is no classifier, of other classes, has learned from
+        generated images, or has seen rows that validate here.
     """
 
     def __init__(
@@ -71,6 +71,12 @@ class Judge:
             raise UserError(
                 f"{_FIELD} names {run.folder}, which knows other classes; "
                 "name a classifier of the same data"
+            )
+        if run.identity.get("generated"):
+            raise UserError(
+                f"{_FIELD} names {run.folder}, which learned from generated "
+                "images, so its features would flatter such images; name a "
+                "classifier that learned from photos alone"
             )
         init_from.refuse_leak(run, identity, fold, _FIELD)
         self._run, self._spec = run, inference.read(run.folder)

@@ -45,6 +45,7 @@ class MaskedAutoencoding(Task):
 
     name: ClassVar[str] = "mae"
     metrics: ClassVar[Mapping[str, Direction]] = {"val_loss": "min"}
+    takes_generated: ClassVar[bool] = True
 
     @classmethod
     def problems(cls, config: ConfigDict) -> Iterator[str]:

@@ -81,11 +81,6 @@ class ContrastiveLearning(Task):
                     "loss compares all views of a batch with each other; "
                     "leave it at 1, and set remat to save memory"
                 )
-        if config.data.generated:
-            yield (
-                "data.generated would come between the two views of a photo: "
-                "leave it out"
-            )
 
     def build(self) -> nnx.Module:
         """Returns the freshly initialised encoder with its projector."""

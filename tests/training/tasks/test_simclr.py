@@ -296,13 +296,6 @@ def test_stages_that_cannot_be_are_refused(change, words):
         registry.check(config)
 
 
-def test_generated_images_would_part_the_views():
-    config = small()
-    config.data.generated = "runs/flow"
-    with pytest.raises(UserError, match="between the two views"):
-        registry.check(config)
-
-
 def test_the_encoder_is_the_classifier_without_its_head(task):
     model = nnx.eval_shape(task.build)
     assert not hasattr(model.encoder, HEAD)
