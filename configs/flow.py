@@ -9,7 +9,8 @@ Karras et al., "Elucidating the Design Space", 2022. U-Net of 64 channels.
         --config.generate.judge=runs/miniconvnext
 
 The judge, a classifier over the same fold, gives the features of the scores.
-A transformer instead of the U-Net: --config.model=dit_small.
+A transformer instead of the U-Net: --config.model=dit_small (but for `:demo`,
+whose options are the U-Net's).
 
 Variants: `:short` is a network of 32 channels at 32 px, for small machines;
 `:demo` are the digits, minutes on a CPU.

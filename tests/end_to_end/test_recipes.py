@@ -174,6 +174,10 @@ def test_a_teacher_must_not_have_seen_the_validation_rows(folds, tmp_path):
     process = train(student, "--config.data.fold=1", *options)
     assert process.returncode == 0, process.stderr
     assert f"distilled from {folds[0]}" in process.stdout
+    assert "note: the teacher" not in process.stdout
+    small = ("--config.image_size=48", "--config.data.fold=1", "--plan")
+    process = train(tmp_path / "small", *options, *small)
+    assert "learned from images of 32 px and sees those of 48" in process.stdout
     leaking = train(
         tmp_path / "leak",
         "--config.data.fold=1",

@@ -177,7 +177,7 @@ def open_encoder(
             "from other weights; name those, or choose another --workdir"
         )
     if path:
-        caution(path)
+        _caution(path)
         return opened
     run = open_run(
         config.init_from, workdir, config.data.fold, "init_from", pin
@@ -193,7 +193,7 @@ def open_encoder(
         if same_rows:
             refuse_leak(run, identity, fold, "init_from")
         else:
-            caution(run.folder)
+            _caution(run.folder)
     elif same_rows and not _same_fold(run, identity, fold):
         print(
             f"note: {run.folder} has seen images that validate here, without "
@@ -208,7 +208,7 @@ def _same_fold(run: Run, identity: Mapping[str, Any], fold: int) -> bool:
     return same_folds and run.config.data.fold == fold
 
 
-def caution(source: Path) -> None:
+def _caution(source: Path) -> None:
     """Says that nobody can tell whether scores are honest."""
     print(
         f"note: if images that validate here were among those that {source} "

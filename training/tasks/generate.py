@@ -124,6 +124,17 @@ class Generation(Task):
                 "no classifier to filter by; set generate.judge"
             )
 
+    def attach(self, data: Data) -> dict[str, Any]:
+        """Refuses photos too few for the scores, before the training."""
+        halves = np.bincount(data.halves(data.train_rows), minlength=2)
+        if self.config.generate.judge and halves.min() < FEWEST:
+            raise UserError(
+                f"the scores compare halves of the {halves.sum()} training "
+                f"images, and one has {halves.min()}, fewer than {FEWEST}; "
+                "leave generate.judge empty or take more images"
+            )
+        return {}
+
     @classmethod
     def eval_transform(
         cls, config: ConfigDict, source: Source | None, views: Sequence[str]

@@ -308,6 +308,13 @@ def test_a_caution_is_told_once_where_images_may_have_been_seen(
     identity = {"rows_hash": ""}
     init_from.find_encoder(config, tmp_path / "run", identity, classifier())
     assert capsys.readouterr().out == ""
+    # It has seen these photos, and whether they validated cannot be known.
+    identity = {"rows_hash": "mae", "folds_hash": "others"}
+    init_from.find_encoder(config, tmp_path / "run", identity, classifier())
+    assert "validate here, without their labels" in capsys.readouterr().out
+    identity = {"rows_hash": "mae", "folds_hash": ""}
+    init_from.find_encoder(config, tmp_path / "run", identity, classifier())
+    assert capsys.readouterr().out == ""
     save(tmp_path / "third", classifier(), "classify", 1)
     config.init_from = str(tmp_path / "third")
     init_from.find_encoder(config, tmp_path / "run", identity, classifier())

@@ -118,6 +118,19 @@ def test_too_few_images_to_score_are_refused():
     assert list(Generation.problems(tiny(count=1))) == []
 
 
+@pytest.mark.parametrize("judge", ["", "runs/judge"])
+def test_photos_too_few_to_score_are_told_before_the_training(judge):
+    data = SimpleNamespace(
+        train_rows=np.arange(11), halves=lambda rows: np.arange(len(rows)) % 2
+    )
+    task = Generation(tiny(judge=judge), ("a", "b"))
+    if judge:
+        with pytest.raises(UserError, match="of the 11 training images"):
+            task.attach(data)
+        data.train_rows = np.arange(12)
+    assert task.attach(data) == {}
+
+
 def test_fields_of_a_stage_that_do_nothing_are_refused():
     config = tiny()
     for field, value in (("patience", 3), ("layer_decay", 0.9)):
