@@ -9,7 +9,7 @@ import numpy as np
 from core.errors import UserError
 from input_pipeline.decoding import BadImage
 from input_pipeline.sources.base import Examples, Source
-from input_pipeline.transforms.views import EvalTransform
+from input_pipeline.transforms.views import AlignedTransform
 from input_pipeline.validation_pairs import validation_pairs
 from metrics.verification import KINDS
 from run_folder.pair_files import PairList
@@ -39,12 +39,13 @@ def pair_lines(
             seed,
             negative_shares=(1.0, 1.0, 1.0),
         )
-    except UserError:  # Without negatives: a training will say so.
-        return
-    for number, name in enumerate(KINDS):
-        rows = np.flatnonzero(pairs.kind == number)
-        title = f"pairs: {name.replace('_', ' ')}"
-        yield _line(title, known, pairs, rows, size, each, seed)
+    except UserError:
+        pass  # Without negatives: a training will say so.
+    else:
+        for number, name in enumerate(KINDS):
+            rows = np.flatnonzero(pairs.kind == number)
+            title = f"pairs: {name.replace('_', ' ')}"
+            yield _line(title, known, pairs, rows, size, each, seed)
     if source.test_pairs is not None:
         rows = np.arange(len(source.test_pairs))
         yield _line(
@@ -69,7 +70,7 @@ def _line(
 ) -> Line:
     """Some of the pairs, drawn."""
     rng = np.random.default_rng(seed)
-    transform = EvalTransform(("center",), size)
+    transform = AlignedTransform(size)
     images, captions = [], []
     for pair in rng.permutation(rows)[:count]:
         for row in (pairs.first[pair], pairs.second[pair]):

@@ -119,7 +119,10 @@ class GeneralizedMean(nnx.Module):
         """Maps `[B, h, w, C]` to `[B, grid, grid, C]`."""
         power = self.power[...]
         x = jnp.maximum(x, GEM_FLOOR) ** power
-        return cell_means(x, grid) ** (1 / power)
+        # A high power of a map of zeros underflows, and the root has no
+        # gradient at 0.
+        means = jnp.maximum(cell_means(x, grid), jnp.finfo(x.dtype).tiny)
+        return means ** (1 / power)
 
 
 class Neck(nnx.Module):

@@ -41,6 +41,10 @@ _LOOKS = (
     ("var(--second)", True),
     ("var(--faint)", False),
     ("var(--wrong)", True),
+    ("var(--accent)", True),
+    ("var(--second)", False),
+    ("var(--faint)", True),
+    ("var(--wrong)", False),
 )
 
 
@@ -177,7 +181,7 @@ def score_charts(
     for group, names in groups.items():
         lines = [
             line
-            for name, look in zip(names, _LOOKS, strict=False)
+            for name, look in zip(names, itertools.cycle(_LOOKS), strict=False)
             for line in _lines(evaluations, name, title(name), *look)
         ]
         marks = bests(histories, metric) if metric in names else ()
@@ -219,7 +223,9 @@ def value_chart(
     train = _train(histories)
     lines = [
         line
-        for (name, label), look in zip(names.items(), _LOOKS, strict=False)
+        for (name, label), look in zip(
+            names.items(), itertools.cycle(_LOOKS), strict=False
+        )
         for line in _lines(train, name, label, *look)
     ]
     return _charts(histories, lines, what, WHOLE)

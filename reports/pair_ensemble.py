@@ -28,22 +28,31 @@ def pair_ensemble_report(
       The path of the html file.
     """
     count = len(results["runs"])
+    if results["nested"]:
+        fitted = "each by what was fitted without either of its identities"
+        expect = (
+            "What to expect of it is 'chosen': fit and choice were made anew "
+            "without the pairs that it scores, and so are all sections below."
+        )
+    else:
+        fitted = "too few to hold any out"
+        expect = (
+            "The runs' own similarities were fitted to these pairs: expect "
+            "lower scores of others."
+        )
     return write_page(
         workdir / layout.REPORT,
         "Pairs of several models" if count > 1 else "Pairs of a model",
         f"{count} model{'s' * (count > 1)}, one similarity per pair. Scores "
         f"are of {results['pairs']:,} validation pairs of "
-        f"{results['identities']:,} identities, each by what was fitted "
-        "without either of its identities.",
+        f"{results['identities']:,} identities, {fitted}.",
         [
             Section(
                 "Ways to fuse",
                 template("pair_ensemble.html").ways(
                     results["scores"], results["choice"]
                 ),
-                f"The submission is of '{results['choice']}'. What to expect "
-                "of it is 'chosen': fit and choice were made anew without the "
-                "pairs that it scores, and so are all sections below.",
+                f"The submission is of '{results['choice']}'. {expect}",
             ),
             *verification_sections(workdir, pictures),
         ],

@@ -294,7 +294,7 @@ def _training(workdir: Path) -> list[Section]:
         (title, chart)
         for title, names in (
             ("Mean distance in a batch", distances),
-            ("Share of triplets or pairs with a gradient", active),
+            ("Share of mined triplets or pairs within the margin", active),
         )
         for chart in curves.value_chart(histories, names, title.lower())
     ]

@@ -134,7 +134,8 @@ def stack(
         folds = pair_fusion.folds_of(table.identities, seed)
         nested = pair_fusion.nested_scores(table, fuses, folds)
         chosen = pair_fusion.nested_choice(table, fuses, folds)
-    if nested is None or chosen is None:
+    is_nested = nested is not None and chosen is not None
+    if not is_nested:
         # What is fitted to nothing needs no folds to be scored.
         kept = (*names, "rank")
         fuses = {way: fuse for way, fuse in fuses.items() if way in kept}
@@ -157,6 +158,7 @@ def stack(
         "test_pairs": 0,
         "runs": {member.name: str(member.path) for member in members},
         "choice": name,
+        "nested": is_nested,
         "scores": {
             way: _scores(own, table)
             for way, own in {**nested, CHOSEN: chosen}.items()
@@ -273,10 +275,16 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
             f"{name:{width}}  {own['eer']:.4f}  {low:.4f} to {high:.4f}  "
             f"{own['auc']:.4f}  {by_kind}"
         )
-    yield (
-        f"the submission is of '{results['choice']}'; '{CHOSEN}' is what to "
-        "expect of it: pairs that neither fit nor choice has seen"
-    )
+    if results["nested"]:
+        yield (
+            f"the submission is of '{results['choice']}'; '{CHOSEN}' is what "
+            "to expect of it: pairs that neither fit nor choice has seen"
+        )
+    else:
+        yield (
+            f"the submission is of '{results['choice']}'; no pair was held "
+            "out, so expect lower scores of it"
+        )
 
 
 if __name__ == "__main__":

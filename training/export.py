@@ -117,7 +117,11 @@ def torch_weights(exported: Exported) -> Path:
       UserError: the architecture has no counterpart in PyTorch.
     """
     arrays = conversion.export_torch(exported.model)
-    whole = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    whole = {
+        name: np.ascontiguousarray(array)
+        for name, array in arrays.items()
+        if name.split(".")[0] not in exported.task.not_exported
+    }
     path = exported.folder / "model.safetensors"
     _write(path, safetensors.numpy.save(whole))
     return path

@@ -77,9 +77,11 @@ def initial_state(run: Run, stage: Stage) -> TrainState:
     """
     model = run.task.abstract_model
     if stage.index > 0:
-        _, *weights = resume.restore_best_weights(
+        _, params, batch_stats = resume.restore_best_weights(
             run.checkpoints, run.stages, model, run.mesh
         )
+        batch_stats = run.task.statistics_of_later_stages(batch_stats)
+        weights = params, batch_stats
     else:
         weights = state_lib.init_weights(model, run.mesh)
         if run.encoder is not None:

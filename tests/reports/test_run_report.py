@@ -14,6 +14,7 @@ from reports.curves import loss_chart, ranking_metric, score_charts
 from run_folder.history import read_history
 from run_folder.layout import logits_path
 from run_folder.predictions import Logits, write_logits
+from training.tasks import registry
 
 CLASSES = ["cat", "dog & co", "<b>bird</b>"]
 
@@ -164,6 +165,20 @@ def test_accuracy_shows_where_macro_f1_is_the_same(tmp_path):
         ("macro-F1", False),
         ("accuracy", True),
     ]
+
+
+def test_every_score_of_a_task_is_in_a_key(tmp_path):
+    for task in registry.names():
+        metrics = registry.get(task).metrics
+        run = tmp_path / task
+        run.mkdir()
+        histories = evaluations(run, **dict.fromkeys(metrics, 0.5))
+        charts = score_charts(histories, next(iter(metrics)))
+        lines = [line for chart in charts for line in chart.key]
+        shown = len(set(metrics) - {"val_loss"})
+        assert len({line.name for line in lines}) == shown, task
+        looks = {(line.colour, line.dashed) for line in lines}
+        assert len(looks) == shown, task
 
 
 def test_a_score_that_is_no_share_has_a_chart_of_its_own(tmp_path):

@@ -276,6 +276,9 @@ def test_few_identities_fit_nothing(tmp_path):
     results, out = stacked(tmp_path, *runs, lines=lines)
     assert results["choice"] == "rank"
     assert "too few to fit" in lines[0]
+    assert "no pair was held out" in " ".join(lines)
+    page = (out / "report.html").read_text()
+    assert "too few to hold any out" in page and "made anew" not in page
     assert len(submission_of(out)[1]) == 4 * 24
 
 

@@ -62,6 +62,7 @@ class Task(abc.ABC):
       predicts_files: whether its predictions of photos are files, too.
       explains: whether it can draw where in a photo it looked.
       answers: {name: what it is} of an exported model's arrays, if not logits.
+      not_exported: parts of the model that no answer needs.
       learns_labels: whether rows that validate elsewhere must be kept from it.
       takes_generated: whether it trains on generated images (`data.generated`).
       abstract_model: the model without its numbers.
@@ -83,6 +84,7 @@ class Task(abc.ABC):
     predicts_files: ClassVar[bool] = False
     explains: ClassVar[bool] = False
     answers: ClassVar[Mapping[str, str]] = {}
+    not_exported: ClassVar[Sequence[str]] = ()
     learns_labels: ClassVar[bool] = False
     takes_generated: ClassVar[bool] = False
     known_views: ClassVar[Sequence[str]] = VIEWS
@@ -203,6 +205,16 @@ class Task(abc.ABC):
           UserError: the data are not what the task can learn from.
         """
         return {}
+
+    def statistics_of_later_stages(
+        self, batch_stats: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the statistics that a stage after the first begins with.
+
+        Args:
+          batch_stats: of the best weights so far, perhaps moving averages.
+        """
+        return batch_stats
 
     def advice(self, stage: Stage, measured: Mapping[str, float]) -> str:
         """Returns a sentence where a logged step shows a training that fails.

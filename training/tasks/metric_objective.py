@@ -139,7 +139,8 @@ def make_metric_loss(loss: str, options: Mapping[str, Any]) -> MetricLoss:
       None, memory or None) -> (loss, diagnostics). Diagnostics are scalars
       without gradient, the same names at every step: `positive_distance` and
       `negative_distance`, means over all pairs of the batch; of losses over
-      triplets or mined pairs `<loss>_active`, the share that has a gradient;
+      triplets or mined pairs `<loss>_active`, the share of the mined that lie
+      within the margin (of `soft_triplet`, whose positive is further away);
       in a sum `<loss>_loss`.
     """
     names, options = terms_of(loss), {**OPTIONS, **options}
@@ -187,10 +188,12 @@ def collapse_value(loss: str, options: Mapping[str, Any]) -> float | None:
     names = terms_of(loss)
     if len(names) != 1 or names[0] not in _MARGINS:
         return None
+    options = {**OPTIONS, **options}
+    if options["miner"] == "semi_hard":
+        return 0.0  # It takes negatives that lie further away than positives.
     if names[0] == "soft_triplet":
         return math.log(2)
-    margin = {**OPTIONS, **options}["margin"]
-    return _or_default(margin, _MARGINS[names[0]])
+    return _or_default(options["margin"], _MARGINS[names[0]])
 
 
 def problems(loss: str, options: Mapping[str, Any]) -> Iterator[str]:

@@ -190,6 +190,7 @@ def join(workdir: Path, runs: Sequence[Path], writer: ArtifactWriter) -> str:
         for name in ("cosine", "log_real", "similarity")
     }
     answer = PairScores(**{**vars(answers[0]), **mean})
+    answer.metadata.update(val_fold=-1, similarity=None)
     writer.pairs("test", answer)
     return f"{told}; {write_submission(writer, answer)}"
 
@@ -203,7 +204,7 @@ def _joined(found: Sequence[PairScores]) -> PairScores:
     }
     joined = PairScores(**arrays, metadata=dict(found[0].metadata))
     joined.metadata["pairs_hash"] = joined.pairs_hash
-    joined.metadata["val_fold"] = -1
+    joined.metadata.update(val_fold=-1, similarity=None)  # Of no one fold.
     return joined
 
 

@@ -71,6 +71,16 @@ def problems(config: ConfigDict) -> Iterator[str]:
                 "mixing.prob is not 0: a mixed picture shows no single "
                 "identity; set it to 0"
             )
+    beside = (own.pictures - 1, size - own.pictures)
+    ranges = ("hard_positives", "hard_negatives")
+    for name, most in zip(ranges, beside, strict=True):
+        first = own[name][0]
+        if own.miner == "n_hard" and first > most + own.memory:
+            yield (
+                f"verify.{name} is {tuple(own[name])}, and a picture has "
+                f"{most + own.memory} of them at the most: begin lower, or "
+                "nothing is trained on"
+            )
     losses = dict.fromkeys(map(name_of, config.stages))
     if own.memory and not any(
         metric_objective.looks_at_memory(loss, options) for loss in losses

@@ -75,13 +75,17 @@ class Verification(Task):
         "real_logit": "log-odds of a picture that is not forged; 0 if the "
         "model does not look for forgeries",
     }
+    # Classes and a memory of training pictures: of no use to others, and the
+    # pictures of people may not be theirs.
+    not_exported: ClassVar[Sequence[str]] = ("head",)
     learns_labels: ClassVar[bool] = True
     known_views: ClassVar[Sequence[str]] = tuple(WHOLE_VIEWS)
 
     def __init__(self, config: ConfigDict, classes: Sequence[str] = ()):
         super().__init__(config, classes)
         self.resize = "whole"
-        self.similarity = similarity.Similarity()
+        # Fitted by the export.
+        self.similarity: similarity.Similarity | None = None
         self._step = None
         # Embedding and log-odds that predict compares with, over all calls.
         self._first: tuple[np.ndarray, np.ndarray] | None = None
@@ -180,7 +184,7 @@ class Verification(Task):
     @property
     def similarity_weights(self) -> tuple[float, ...]:
         """See `Task.similarity_weights`."""
-        return dataclasses.astuple(self.similarity)
+        return dataclasses.astuple(self.similarity) if self.similarity else ()
 
     def restore(self, spec: InferenceSpec) -> None:
         """See `Task.restore`."""
@@ -222,6 +226,20 @@ class Verification(Task):
                 "used": self._used,
             },
         )
+
+    def statistics_of_later_stages(
+        self, batch_stats: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Empties the memory; see `Task.statistics_of_later_stages`.
+
+        Averaged weights have averaged its embeddings, classes and place, too.
+        """
+        head = batch_stats.get("head", {})
+        if "memory" not in head:
+            return batch_stats
+        # Times 0, so that arrays stay where they are.
+        empty = jax.tree.map(lambda x: 0 * x, head["memory"])
+        return {**batch_stats, "head": {**head, "memory": empty}}
 
     def advice(self, stage: Stage, measured: Mapping[str, float]) -> str:
         """Says when all pictures have become one point; see `Task.advice`."""
@@ -297,15 +315,14 @@ class Verification(Task):
         ):
             if self._first is None and not bad:
                 self._first = vector, logit
-            alike = 0.5
-            if self._first is not None and not bad:
-                other, others = self._first
-                cosine = np.array([vector @ other])
-                alike = float(
-                    self.probability(
-                        cosine, np.array([logit]), np.array([others])
-                    )[0]
-                )
+            other, others = self._first or (vector, logit)
+            # Unreadable, it is at cosine 0 to all, as in an export.
+            cosine = 0.0 if bad else vector @ other
+            alike = float(
+                self.probability(
+                    np.array([cosine]), np.array([logit]), np.array([others])
+                )[0]
+            )
             record: dict[str, Any] = {"similarity": alike}
             if self._has_head:
                 record["real"] = float(np.exp(similarity.log_sigmoid(logit)))
@@ -317,7 +334,17 @@ class Verification(Task):
     def probability(
         self, cosine: np.ndarray, one: np.ndarray, other: np.ndarray
     ) -> np.ndarray:
-        """See `training.gallery.Embeds`."""
+        """See `training.gallery.Embeds`.
+
+        Raises:
+          UserError: the run's export has not fitted it yet.
+        """
+        if self.similarity is None:
+            raise UserError(
+                "this run's last export has not come to its end, which fits "
+                "how cosines become probabilities; run its training's command "
+                "again, with --export if it is finished"
+            )
         log_real = similarity.log_sigmoid(one) + similarity.log_sigmoid(other)
         log_odds = self.similarity(
             cosine, log_real if self._has_head else np.zeros(0)

@@ -69,7 +69,10 @@ def test_nothing_makes_a_loss_or_a_gradient_infinite(what):
                     assert not any(np.any(grad) for grad in grads), key
 
 
-@pytest.mark.parametrize("miner", ["all", "hard", "hard_cluster"])
+@pytest.mark.parametrize(
+    "miner",
+    ["all", "hard", "hard_cluster", "semi_hard", "semi_hard_facenet"],
+)
 @pytest.mark.parametrize("name", ["triplet", "soft_triplet", "cosine_triplet"])
 def test_a_collapsed_model_is_at_the_collapse_value(name, miner):
     embeddings, labels, weight, weights = batch()

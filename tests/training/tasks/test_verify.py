@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import loading
+from core.errors import UserError
 from jax_models.embedding import Embedded
 from metrics import verification
 from run_folder.pair_files import PairList
+from training import train_loop
 from training.tasks import similarity, verification_loss
 from training.tasks.verification_evaluator import (
     ValidationPairs,
@@ -208,8 +210,67 @@ def test_a_collapse_is_told_in_one_sentence():
     assert task.advice(stage, {"negative_distance": 1.2}) == ""
     assert task.advice(stage, {"loss": 1.0}) == ""
     told = task.advice(stage, {"negative_distance": 0.001})
-    assert "have collapsed" in told and "(the loss of which is 0.2)" in told
+    # Its miner, semi_hard, takes no triplet of a single point.
+    assert "have collapsed" in told and "(the loss of which is 0)" in told
     assert "\n" not in told
+    task.config.verify.miner = "all"
+    told = task.advice(stage, {"negative_distance": 0.001})
+    assert "(the loss of which is 0.2)" in told
+
+
+def test_a_later_stage_begins_with_an_empty_memory(monkeypatch):
+    """A moving average of places and classes would be none of either."""
+    task = object.__new__(Verification)
+    task.abstract_model = None
+    memory = {
+        "embeddings": jnp.full((4, 2), 0.3),
+        "labels": jnp.full(4, 5.5),
+        "filled": jnp.full(4, 0.7),
+        "next": jnp.float32(2.4),
+    }
+    mean = {"mean": jnp.ones(3)}
+    stats = {"neck": mean, "head": {"memory": memory}}
+    monkeypatch.setattr(
+        train_loop.resume, "restore_best_weights", lambda *_: (7, {}, stats)
+    )
+    begun = []
+    monkeypatch.setattr(
+        train_loop.state_lib, "start_stage", lambda *given: begun.append(given)
+    )
+    run = SimpleNamespace(task=task, checkpoints=None, stages=(), mesh=None)
+    stage = SimpleNamespace(index=1, start=9, config=None)
+    train_loop.initial_state(run, stage)
+    ((start, _, found, _, _),) = begun
+    assert start == 9 and found["neck"] is mean
+    for name, array in found["head"]["memory"].items():
+        assert array.shape == memory[name].shape and not array.any(), name
+    assert stats["head"]["memory"]["next"] == jnp.float32(2.4)
+    assert task.statistics_of_later_stages({"neck": mean}) == {"neck": mean}
+
+
+def test_cosines_are_no_probabilities_until_an_export_has_fitted_them():
+    task = object.__new__(Verification)
+    task.similarity = None
+    assert task.similarity_weights == ()
+    with pytest.raises(UserError, match="has not come to its end"):
+        task.probability(*np.zeros((3, 1)))
+
+
+def test_a_range_of_negatives_beyond_the_batch_is_refused():
+    config = loading.load("configs/verify_resnet34.py")
+    config.verify.miner = "n_hard"
+    own = config.verify
+    count = (own.identities - 1) * own.pictures
+    own.hard_negatives = (count, count)
+    assert not list(verification_loss.problems(config))
+    own.hard_negatives = (count + 1, count + 3)
+    own.hard_positives = (own.pictures, own.pictures)
+    both = list(verification_loss.problems(config))
+    assert [told.partition(" is ")[0] for told in both] == [
+        "verify.hard_positives",
+        "verify.hard_negatives",
+    ]
+    assert f"has {count} of them at the most" in both[1]
 
 
 def test_a_memory_may_be_looked_at_by_one_stage_alone():
