@@ -110,7 +110,7 @@ def train(arguments: cli.Arguments, resources: contextlib.ExitStack) -> int:
     plan.show(arguments, task, data, schedule, here.step, mesh)
     finished = here.step == schedule[-1].end
     if finished and finish.is_exported(workdir) and not arguments.export:
-        print("this run is finished; --export writes its predictions once more")
+        print("this run is finished; --export makes what it exports once more")
         return 0
     measured = Statistics.of(data, *data.prepare(cache))
     # Weights from elsewhere go on with images as they know them.

@@ -75,9 +75,11 @@ def with_progress(answers: Iterator[T], total: int, title: str) -> Iterator[T]:
     for done, answer in enumerate(answers, 1):
         yield answer
         now = time.monotonic()
+        if done == 1:  # What is compiled before it comes once.
+            start = last = now
         if now - last > _SILENCE_SECONDS and done < total:
             last = now
-            left = (now - start) / done * (total - done)
+            left = (now - start) / (done - 1) * (total - done)
             print(
                 f"{title}: {done} of {total} images, {left:.0f} s left",
                 file=sys.stderr,

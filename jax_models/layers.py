@@ -24,7 +24,7 @@ from core import counter_rng
 from core.errors import UserError
 from jax_models import cpu_kernels, initializers
 from jax_models.functional import Activation, at_least_float32, layer_norm
-from jax_models.target import two_axes
+from jax_models.target import platform, two_axes
 
 
 class Linear(nnx.Linear):
@@ -357,6 +357,10 @@ class Head(nnx.Module):
         self, features: Float[Array, "B h w C"]
     ) -> Float[Array, "B num_classes"]:
         """Maps `[B, h, w, C]` to logits `[B, num_classes]`, float32."""
+        if features.dtype.itemsize < 4 and platform() == "cpu":
+            # jaxlib 0.11.2 fuses a sum of two convolutions, ReLU and this
+            # mean in bfloat16, and gets NaN.
+            features = lax.optimization_barrier(features)
         x = at_least_float32(features).mean((1, 2))
         if self.norm is not None:
             x = self.norm(x)

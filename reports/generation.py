@@ -15,7 +15,7 @@ from PIL import Image
 from core.errors import UserError
 from reports.page import Figure, Section, template
 from reports.thumbnails import Pictures
-from run_folder import layout
+from run_folder import layout, sample_manifest
 
 _TEMPLATE = "generation.html"
 _SHOWN = 8  # grids
@@ -41,6 +41,15 @@ def generation_sections(
       UserError: the scores are damaged.
     """
     sections = []
+    if manifest := _read(workdir / layout.SAMPLES):
+        sections.append(
+            Section(
+                "Images",
+                note=f"{len(manifest['images']):,} in samples/. The training's "
+                "command makes them again with "
+                f"{sample_manifest.flags(manifest)}",
+            )
+        )
     scores = _read(workdir / layout.SAMPLE_SCORES)
     if scores is not None:
         sections.append(_scores(scores))
@@ -49,8 +58,9 @@ def generation_sections(
             Section(
                 "Images over the training",
                 template(_TEMPLATE).grids(grids),
-                "Under each evaluation's averaged weights: a row for each "
-                "class, from the same noise every time.",
+                "Under each evaluation's averaged weights: a row for each of "
+                "the first ten classes, in their order, from the same noise "
+                "every time.",
             )
         )
     if scores is not None:

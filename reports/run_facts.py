@@ -111,7 +111,12 @@ def augment_section(config: Mapping[str, Any] | None) -> list[Section]:
         if any(_is_on(name, stage) for stage in stages)
     }
     if not groups:
-        return [Section("Augmentation", note="None: images are as they are.")]
+        return [
+            Section(
+                "Augmentation",
+                note="None by the loader, which leaves images as they are.",
+            )
+        ]
     heads = [f"stage {index + 1}" for index in range(len(stages))]
     note = (
         "Fields that are on. python -m input_pipeline with the same --config "

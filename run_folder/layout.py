@@ -214,12 +214,24 @@ def claim(
     ]
     if changed:
         raise UserError(
-            f"{' and '.join(changed)} of the data are not those that the run "
-            f"in {workdir} began with; restore the data, the folds file and "
-            "the runs that it learns from, choose another --workdir, or "
-            "delete the folder to start over"
+            f"{' and '.join(_IDENTITY.get(n, n) for n in changed)} are not "
+            f"those that the run in {workdir} began with; restore the data, "
+            "the folds file and the runs that it learns from, choose another "
+            "--workdir, or delete the folder to start over"
         )
     return held
+
+
+# Of a run's identity, for people.
+_IDENTITY = {
+    "classes": "the classes",
+    "folds_hash": "the folds",
+    "generated": "the images of data.generated",
+    "init_from": "the weights of init_from",
+    "pairs_hash": "the validation pairs",
+    "rows_hash": "the labelled rows",
+    "teachers": "the weights of distill_from",
+}
 
 
 def _lock(

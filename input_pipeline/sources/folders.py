@@ -23,6 +23,11 @@ from input_pipeline.sources.base import (
 )
 from run_folder import layout
 
+# What lies beside the classes of generated images.
+_OF_GENERATORS = {
+    Path(name).name for name in (layout.SAMPLES, layout.SAMPLE_SCORES)
+}
+
 
 def open_folders(data: Any, root: Path) -> Source:
     """Opens one folder per class, or those in `train/` beside a `test/`.
@@ -54,7 +59,9 @@ def open_folders(data: Any, root: Path) -> Source:
     left_out += [
         LeftOut("train", entry.path, _loose(entry))
         for entry in listing.entries(train).values()
-        if not listing.is_folder(entry) and listing.kind_of(entry)
+        if not listing.is_folder(entry)
+        and listing.kind_of(entry)
+        and entry.name not in _OF_GENERATORS
     ]
     for name, folder in folders.items():
         found = sorted(folder.image_names())

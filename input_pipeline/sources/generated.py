@@ -20,7 +20,7 @@ from core.csv_table import did_you_mean
 from core.errors import UserError
 from input_pipeline.samplers import MixedSampler, Sampler, ShuffledSampler
 from input_pipeline.sources.base import Examples, FileExamples, Source
-from run_folder import artifacts, layout
+from run_folder import layout, sample_manifest
 
 # In `data.generated_classes`: those of fewer photos than the mean.
 RARE = "rare"
@@ -220,6 +220,12 @@ def open_generated(
             f"data.generated names {folder}, in a bucket: copy its samples/ "
             f"and {layout.ARTIFACTS} into a folder here, and name that"
         )
+    if not folder.is_dir():
+        raise UserError(
+            f"data.generated is {name}, and there is no such folder, neither "
+            f"here nor in {beside}; name the --workdir of a run of "
+            "configs/flow.py"
+        )
     if (within := layout.fold_folder(folder, fold)).is_dir():
         folder = within
     folder = folder.absolute()
@@ -229,20 +235,24 @@ def open_generated(
         saw, classes = set(manifest["saw"]), manifest["classes"]
         files = [image["file"] for image in manifest["images"]]
         labels = [int(image["label"]) for image in manifest["images"]]
+        _ = files[0]
         digests = {file: written["files"][file]["sha256"] for file in files}
         rows_hash = manifest["rows_hash"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"data.generated names {folder}, which has no finished export of "
-            "generated images; name the --workdir of a run of "
-            "configs/flow.py that has come to its end"
+            "generated images; run its training's command again, with "
+            "--export if it is finished, or name a run of configs/flow.py"
         ) from error
-    complete = bool(files) and artifacts.is_complete(folder)
     # Their content names them in this run's identity, so it must be theirs.
-    if not complete or any(_sha256(folder / f) != digests[f] for f in files):
+    changed = (
+        file for file in files if _sha256(folder / file) != digests[file]
+    )
+    if first := next(changed, ""):
         raise UserError(
-            f"data.generated names {folder}, some of whose images are gone or "
-            "have changed; run its training's command again with --export"
+            f"data.generated names {folder}, whose image {first} is gone or "
+            "has changed; make the same ones again by its training's command "
+            f"with {sample_manifest.flags(manifest)}"
         )
     if tuple(classes) != tuple(source.classes):
         raise UserError(
@@ -261,7 +271,8 @@ def open_generated(
             f"data.generated names {folder}, whose generator was trained on "
             f"photos that validate here ({len(leaked):,} of them, such as "
             f"'{leaked[0]}'), so scores would be too high; take a generator "
-            f"of this fold, that one is of fold {manifest.get('fold')}"
+            f"over the same folds and of fold {fold}; that one is of fold "
+            f"{manifest.get('fold')} of its own"
         )
     examples = FileExamples(
         np.array(files),
@@ -275,5 +286,9 @@ def open_generated(
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of a file; '' where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

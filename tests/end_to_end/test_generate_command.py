@@ -241,7 +241,7 @@ def test_a_judge_of_another_fold_is_refused(judge, capsys):
         ),
         ((RECIPE, "--config.generate.judge=nowhere"), "which is no run folder"),
         (("--config.model=dit",), "the classify task cannot train"),
-        (("--config.data.generated=nowhere",), "has no finished export"),
+        (("--config.data.generated=nowhere",), "there is no such folder"),
         (
             (
                 f"--config={ROOT / 'configs/tinyvit_simclr.py'}:demo",
@@ -276,7 +276,11 @@ def test_the_images_of_a_run_cannot_be_exchanged(run, capsys):
         first.unlink()
         arguments = (CLASSIFIER, "--config.data.generated=flow")
         assert training(workdir, *arguments) == 2
-        assert "some of whose images are gone" in said(capsys)
+        error = said(capsys)
+        assert f"{first.name} is gone or has changed" in error
+        # What was exported with other fields than the training's command has.
+        for words in ("--export", "generate.count=30", "generate.judge=judge"):
+            assert words in error
         # Another picture, and an export that says so.
         Image.new("RGB", (32, 32), "white").save(first)
         content = first.read_bytes()
@@ -288,7 +292,7 @@ def test_the_images_of_a_run_cannot_be_exchanged(run, capsys):
         }
         (run / "artifacts.json").write_text(json.dumps(changed))
         assert training(workdir, *arguments) == 2
-        assert "generated of the data" in said(capsys)
+        assert "the images of data.generated are not those" in said(capsys)
     finally:
         first.write_bytes(kept)
         (run / "artifacts.json").write_text(json.dumps(artifacts))

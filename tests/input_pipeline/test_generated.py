@@ -259,10 +259,13 @@ def test_leaks_and_strangers_are_refused(tmp_path):
     content = bytearray(image.read_bytes())
     content[-1] ^= 1  # Of the same size.
     image.write_bytes(content)
-    with pytest.raises(UserError, match="gone or have changed"):
+    with pytest.raises(UserError, match="is gone or has changed"):
         opened(folder)
     image.unlink()
-    with pytest.raises(UserError, match="gone or have changed"):
+    with pytest.raises(UserError, match="is gone or has changed"):
         opened(folder)
+    (folder / "artifacts.json").unlink()
     with pytest.raises(UserError, match="no finished export"):
+        opened(folder)
+    with pytest.raises(UserError, match="there is no such folder"):
         opened(tmp_path / "nothing")

@@ -254,7 +254,7 @@ def test_augmentations_that_are_on_by_stage(tmp_path):
     config["stages"] = [{}]
     config["augment"] = {"flip": 0.0}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "images are as they are" in read(run_report(tmp_path)).text
+    assert "leaves images as they are" in read(run_report(tmp_path)).text
 
 
 def test_an_augmentation_of_no_probability_is_not_on(tmp_path):

@@ -38,11 +38,12 @@ def test_a_begun_run_keeps_its_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("classes", ["b", "a"]), ("folds_hash", "9")]
+    ("name", "value", "told"),
+    [("classes", ["b", "a"], "the classes"), ("folds_hash", "9", "the folds")],
 )
-def test_a_begun_run_keeps_its_data(tmp_path, name, value):
+def test_a_begun_run_keeps_its_data(tmp_path, name, value, told):
     begin(tmp_path)
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(UserError, match=f"{told} are not those"):
         layout.claim(tmp_path, config(), {**IDENTITY, name: value})
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from core.errors import UserError
 from metrics import generation
-from run_folder import layout
+from run_folder import layout, sample_manifest
 from training.multihost import comm, sharding
 from training.tasks import pca_gaussian
 from training.tasks.judge import Judge, Opinion
@@ -87,7 +87,6 @@ def export_samples(
         _remove_stale(writer, set(files))
         for name, image in zip(files, images, strict=True):
             writer.image(name, image)
-        c = config.generate
         manifest = {
             "classes": list(classes),
             "images": [
@@ -95,10 +94,7 @@ def export_samples(
                 for name, label in zip(files, labels, strict=True)
             ],
             "image_size": config.image_size,
-            "sampler": c.sampler,
-            "steps": c.steps,
-            "guidance": c.guidance,
-            "sample_seed": c.sample_seed,
+            **sample_manifest.kept(config.generate),
             "left_out_by_judge": dropped,
             "lacking": {
                 classes[label]: int(lacking[label])
@@ -114,11 +110,11 @@ def export_samples(
         path = writer.json(layout.SAMPLES, manifest)
         told = f"{len(files):,} images in {path.parent}"
         if manifest["lacking"]:
-            fewer = (f"{n:,} of {c}" for c, n in manifest["lacking"].items())
             told += (
-                f", fewer than asked for by {', '.join(fewer)}: the judge took "
-                f"too few in {_ROUNDS} rounds; set --config.generate.filter "
-                "lower"
+                f", {lacking.sum():,} fewer than asked for, of "
+                f"{(lacking > 0).sum()} classes: the judge took {len(files):,} "
+                f"of {len(files) + dropped:,} in {_ROUNDS} rounds; set "
+                "--config.generate.filter lower"
             )
         return told
 
@@ -132,10 +128,10 @@ def export_samples(
     comm.run_on_primary(lambda: str(writer.json(layout.SAMPLE_SCORES, scores)))
     made = scores["sets"]["generated"]
     return (
-        f"{told}; kernel distance {made['kid']:.4f} (real halves "
-        f"{scores['sets']['real']['kid']:.4f}, blurred "
-        f"{scores['sets']['blurred']['kid']:.4f}), the judge takes "
-        f"{made['accuracy']:.1%} for their class"
+        f"{told}; KID of {scores['images']:,} of them {made['kid']:.4f} (real "
+        f"photos {scores['sets']['real']['kid']:.4f}, blurred "
+        f"{scores['sets']['blurred']['kid']:.4f}), the judge agrees with "
+        f"{scores['accuracy']:.1%} of all"
     )
 
 
