@@ -157,7 +157,11 @@ def told(config: dict[str, Any], free: Collection[str]) -> dict[str, Any]:
 def _learned_from(
     data: Mapping[str, Any], what: str
 ) -> Iterator[tuple[str, Any]]:
-    """What data.json says of the runs that this one took weights from."""
+    """What data.json says of the runs that this one learned from."""
+    if "generated" in data:
+        # Each fold has a generator of its own.
+        images = {"fingerprint": data["generated"], "family": "of its fold"}
+        yield "data.generated", images[what]
     if "init_from" in data:
         yield "init_from", data["init_from"].get(what)
     for stage, pin in sorted(data.get("teachers", {}).items()):

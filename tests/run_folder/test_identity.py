@@ -94,6 +94,17 @@ def test_folds_that_learned_from_the_folds_of_one_model_are_one_model():
     assert len(set(hashes)) == 3
 
 
+def test_a_run_on_generated_images_is_no_run_on_photos():
+    """Whose share is the default's: nothing else of the config tells."""
+
+    photos, one, other = {}, {"generated": "1a"}, {"generated": "2b"}
+    hashes = [identity.config_hash(CONFIG, of) for of in (photos, one, other)]
+    assert len(set(hashes)) == 3
+    # Each fold has a generator of its own.
+    families = [identity.family_hash(CONFIG, of) for of in (photos, one, other)]
+    assert families[0] != families[1] == families[2]
+
+
 def test_every_free_field_is_a_field():
     """A renamed field would silently become part of the identity."""
     known = set()
