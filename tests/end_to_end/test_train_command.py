@@ -195,7 +195,7 @@ def test_other_data_in_the_same_folder_are_refused(whole, tmp_path):
     other.write_text("id,fold\n" + "\n".join(swapped) + "\n")
     process = train(workdir, "--export", f"--config.data.folds_file={other}")
     assert process.returncode == 2
-    assert "folds_hash" in process.stderr
+    assert "the folds are not those" in process.stderr
 
 
 def test_another_config_in_the_same_folder_is_refused(whole):
