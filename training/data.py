@@ -199,7 +199,7 @@ class Data:
         source, config = self.source, self._config.data
         test = f"{len(source.test):,} to predict" if source.test else "no test"
         notes, generated = "; ".join(self._folds_notes), self.generated
-        rows_hash = self.identity()["rows_hash"]
+        rows_hash = generated and self.identity()["rows_hash"]
         division = f"fold {config.fold} of {config.folds}"
         if source.given_folds is not None:
             division = "as the folders say"
